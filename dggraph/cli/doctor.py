@@ -1,0 +1,40 @@
+"""`dggraph doctor`: what is installed, what is missing, and the command that brings it."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from dggraph.cli.options import as_json
+
+PACKAGES = ("torch", "torchvision", "networkx", "graphviz", "safetensors", "pydantic")
+EXTRAS = {"timm": "pip install 'dggraph[timm]'", "graphviz-pure": "pip install 'dggraph[dot]'"}
+
+
+@click.command()
+@as_json
+def command(as_json: bool) -> None:
+    """Check this installation."""
+    import torch
+
+    from dggraph.views.drawing import dot_command
+
+    facts: dict[str, str] = {"python": platform.python_version(), "dggraph": _version("dggraph") or "?"}
+    facts |= {name: _version(name) or "missing" for name in PACKAGES}
+    facts |= {name: _version(name) or f"not installed ({how})" for name, how in EXTRAS.items()}
+    facts["drawing program"] = dot_command() or "none: install graphviz, or pip install 'dggraph[dot]'"
+    facts["threads"] = str(torch.get_num_threads())
+    facts["accelerator"] = "cuda" if torch.cuda.is_available() else "none"
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        width = max(map(len, facts))
+        click.echo("\n".join(f"{name:{width}}  {value}" for name, value in facts.items()))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,73 @@
+"""The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document) and an exit code.
+
+Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive. Subcommands are imported when called: `--help` needs no torch.
+"""
+
+import difflib
+import json
+import sys
+from importlib import import_module
+
+import click
+
+from dggraph.errors import DggraphError, LoweringError
+
+COMMANDS = {
+    "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
+    "convert": "Convert a backbone and save the archive.",
+    "paths": "Draw the path that each image takes.",
+    "models": "List the model names.",
+    "doctor": "Say what is installed, and what is missing.",
+    "demo": "Convert, inspect and draw, without network.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"No such command {cmd_name!r}.{hint}")
+        command: click.Command = import_module(f"dggraph.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dggraph")
+def cli() -> None:
+    """Turn any static vision backbone into a dynamic graph network.
+
+    MODEL is `resnet50` (torchvision), `timm:regnety_008`, `package.module:function`, or an archive folder.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the `dggraph` script."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        code = cli.main(arguments, prog_name="dggraph", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _report(arguments, "UsageError", error.format_message())
+        sys.exit(2)
+    except DggraphError as error:
+        _report(arguments, type(error).__name__, str(error))
+        sys.exit(3 if isinstance(error, LoweringError) else 4)
+
+
+def _report(arguments: list[str], kind: str, message: str) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"type": kind, "message": message}}))
+    else:
+        click.echo(f"dggraph: {message}", err=True)

@@ -1,0 +1,18 @@
+"""`dggraph models`: the names that can be built here."""
+
+import json
+
+import click
+
+from dggraph.cli.options import as_json
+
+
+@click.command()
+@click.argument("pattern", default="")
+@as_json
+def command(pattern: str, as_json: bool) -> None:
+    """List model names that contain PATTERN: torchvision's classifiers, and timm's where timm is installed."""
+    from dggraph.runtime.models import model_names
+
+    names = [name for name in model_names() if pattern in name]
+    click.echo(json.dumps({"models": names}) if as_json else "\n".join(names))

@@ -1,0 +1,92 @@
+"""From discovery to the static `DynamicGraph`: names, nodes, the edges the backbone already has, and which stages are lifted."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.regions import Flow
+from dggraph.compiler.residuals import identity_adds
+from dggraph.errors import WiringError
+from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph, NodeKind, Residual, Stage
+
+ResidualChoice = Literal["auto", "keep", "lift"]
+
+
+def build_graph(name: str, found: Sequence[FoundStage], residuals: Sequence[Residual]) -> DynamicGraph:
+    """The graph of the backbone itself: every edge is static.
+
+    A kept stage is a chain; a lifted or concat stage is complete, since its skips or operands are the edges.
+    """
+    stages: list[Stage] = []
+    nodes: list[BlockNode] = []
+    edges: list[CandidateEdge] = []
+    taken: set[str] = set()
+    for stage_name, stage, residual in zip(stage_names(found), found, residuals, strict=True):
+        stages.append(Stage(name=stage_name, residual=residual, channel_axis=stage.channel_axis))
+        entry = stage.entry_block
+        entry_name = _identifier(entry.path) if entry is not None else f"{stage_name}_in"
+        vertices: list[tuple[str, NodeKind, tuple[int, ...], int, str]] = [
+            (entry_name, "entry", stage.entry_shape, entry.macs if entry else 0, entry.path if entry else stage.entry),
+            *((_identifier(block.path), "block", block.shape, block.macs, block.path) for block in stage.blocks),
+            (f"{stage_name}_out", "out", stage.output_shape, 0, ""),
+        ]
+        names: list[str] = []
+        for node_name, kind, shape, macs, path in vertices:
+            names.append(_unique(node_name, taken))
+            nodes.append(BlockNode(name=names[-1], stage=stage_name, kind=kind, shape=shape, macs=macs, module_path=path))
+        is_complete = residual == "lift" or stage.kind == "concat"
+        for target in range(1, len(names)):
+            for source in range(0 if is_complete else target - 1, target):
+                kind_of_edge = "concat" if stage.kind == "concat" else "add"
+                edges.append(
+                    CandidateEdge(source=names[source], target=names[target], is_static=True, kind=kind_of_edge)  # type: ignore[arg-type]
+                )
+    return DynamicGraph(name, stages=stages, nodes=nodes, edges=edges)
+
+
+def choose_residuals(flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool) -> tuple[Residual, ...]:
+    """Which stages to lift.
+
+    `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the wiring is complete. `lift` takes
+    several adds a block too.
+
+    Raises:
+        WiringError: `lift` under a wiring that is not complete; the lifted skips are all the edges there are.
+    """
+    if choice == "lift" and not is_complete:
+        raise WiringError(
+            'residual="lift" turns the skips into a complete graph, so it needs wiring="complete". '
+            'Use residual="keep" (or "auto") with another wiring.'
+        )
+    chosen: list[Residual] = []
+    for stage in found:
+        adds = [len(identity_adds(flow, block)) for block in stage.blocks]
+        can_lift = stage.kind == "add" and is_complete and (min(adds) >= 1 if choice == "lift" else set(adds) == {1})
+        chosen.append("lift" if choice != "keep" and can_lift else "keep")
+    return tuple(chosen)
+
+
+def stage_names(found: Sequence[FoundStage]) -> list[str]:
+    """The path that a stage's blocks share; its first block's where that is empty or shared by two stages."""
+    paths = [stage.path for stage in found]
+    taken: set[str] = set()
+    names: list[str] = []
+    for stage in found:
+        first = (stage.entry_block or stage.blocks[0]).path
+        path = stage.path if stage.path and paths.count(stage.path) == 1 else first
+        names.append(_unique(_identifier(path), taken))
+    return names
+
+
+def _identifier(path: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_]", "_", path)
+    return name if re.match(r"[A-Za-z_]", name) else f"m{name}"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    taken.add(unique)
+    return unique

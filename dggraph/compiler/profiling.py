@@ -1,0 +1,89 @@
+"""Shapes and multiply-accumulates of every fx node, by running the graph on fake tensors: no memory, no arithmetic.
+
+MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two FLOPs a MAC).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)  # private, torch 2.10 to 2.15; the public way needs torch.export
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dggraph.errors import InputError
+
+TRACED_BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one forward pass at batch 2 showed."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Per fx node that returns a tensor: its shape, with the batch axis."""
+    macs: dict[str, int]
+    """Per fx node: multiply-accumulates of one instance."""
+
+
+def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profile:
+    """Run `graph` once on `example_input`, repeated to a batch of 2.
+
+    Raises:
+        InputError: the backbone cannot run on an input of this shape.
+    """
+    batch = example_input[:1].expand(TRACED_BATCH, *example_input.shape[1:])
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            return _run(module, graph, mode.from_tensor(batch))
+    except Exception:
+        try:
+            return _run(module, graph, batch.clone())
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the backbone cannot run on an input of shape {tuple(batch.shape)}: {reason}. "
+                "Pass an `example_input` (or --input-size) of the shape it was made for."
+            ) from error
+
+
+def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
+    profiler = _Profiler(module, graph)
+    with torch.no_grad(), _counted_attention(), profiler.counter:
+        profiler.run(batch)
+    return Profile(profiler.shapes, profiler.macs)
+
+
+@contextmanager
+def _counted_attention() -> Iterator[None]:
+    """Attention as plain matrix products: its fused kernels hide their MACs from the counter."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+class _Profiler(fx.Interpreter):
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.counter = FlopCounterMode(display=False)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.macs: dict[str, int] = {}
+        self._flops = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n.name] = tuple(result.shape)
+        flops = self.counter.get_total_flops()
+        self.macs[n.name] = (flops - self._flops) // (2 * TRACED_BATCH)
+        self._flops = flops
+        return result

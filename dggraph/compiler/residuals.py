@@ -1,0 +1,74 @@
+"""Identity residuals, found by structure and never by values: a zero-initialised branch makes any rewrite look exact.
+
+A block whose output is `x + F(x)` can be lifted: it becomes F alone and its identity skip becomes edges. The static network is
+then exactly the complete graph with every weight 1.
+"""
+
+import operator
+
+import torch
+from torch import fx
+
+from dggraph.compiler.regions import Flow, Region
+
+_ADDS = {operator.add, operator.iadd, torch.add}
+_ADD_METHODS = {"add", "add_"}
+_IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv}
+
+
+def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
+    """The residual adds that lead from the block's input straight to its output, first one first.
+
+    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled (`alpha`), or where an op inside
+    overwrites a tensor that the identity still needs.
+    """
+    source, current = flow.by_name[region.input], flow.by_name[region.output]
+    inside = {flow.by_name[name] for name in region.fx_nodes}
+    adds: list[fx.Node] = []
+    while current is not source:
+        if current not in inside or not _is_add(current):
+            return ()
+        candidates = [operand for operand in current.args if operand is source or _leads_to(operand, source, inside)]
+        if len(candidates) != 1 or len(set(current.args)) != 2:
+            return ()
+        adds.append(current)
+        (current,) = candidates
+    carried = {source, *adds[1:]}
+    if any(
+        is_in_place(flow, user) and user.all_input_nodes[:1] and user.all_input_nodes[0] in carried for user in inside - set(adds)
+    ):
+        return ()
+    return tuple(reversed(adds))
+
+
+def branch(add: fx.Node, identity: fx.Node) -> fx.Node:
+    """The operand of `add` that is not the identity: F(x)."""
+    return next(operand for operand in add.args if operand is not identity)  # type: ignore[return-value]
+
+
+def is_in_place(flow: Flow, fx_node: fx.Node) -> bool:
+    """True for an op that may overwrite its first operand."""
+    if fx_node.op == "call_function":
+        return fx_node.target in _IN_PLACE or bool(fx_node.kwargs.get("inplace"))
+    if fx_node.op == "call_method":
+        return str(fx_node.target).endswith("_") and not str(fx_node.target).endswith("__")
+    if fx_node.op == "call_module":
+        return bool(getattr(flow.module.get_submodule(str(fx_node.target)), "inplace", False))
+    return False
+
+
+def _is_add(fx_node: fx.Node) -> bool:
+    is_add = (fx_node.op == "call_function" and fx_node.target in _ADDS) or (
+        fx_node.op == "call_method" and fx_node.target in _ADD_METHODS
+    )
+    return is_add and not fx_node.kwargs and len(fx_node.args) == 2 and all(isinstance(arg, fx.Node) for arg in fx_node.args)
+
+
+def _leads_to(operand: object, source: fx.Node, inside: set[fx.Node]) -> bool:
+    """True where `operand` is itself an add on the identity line."""
+    return (
+        isinstance(operand, fx.Node)
+        and operand in inside
+        and _is_add(operand)
+        and any(arg is source or _leads_to(arg, source, inside) for arg in operand.args)
+    )

@@ -1,0 +1,45 @@
+"""Every error dggraph raises on purpose: one class per meaning, each message says what, why and how to fix it."""
+
+
+class DggraphError(Exception):
+    """Root of all dggraph errors; the command line turns it into one line and exit code 4."""
+
+
+class InputError(DggraphError):
+    """A model, an input tensor, an image or an option is not something dggraph can work with."""
+
+
+class TraceError(DggraphError):
+    """`torch.fx` could not trace the backbone; the message names the module, the line and the way out."""
+
+
+class DiscoveryError(DggraphError):
+    """The stages asked for do not describe single-entry, single-exit blocks of the backbone."""
+
+
+class NothingToRouteError(DggraphError):
+    """The backbone has no block with a candidate edge around it."""
+
+
+class GraphError(DggraphError):
+    """A `DynamicGraph` breaks one of the invariants that `verify` checks."""
+
+
+class WiringError(DggraphError):
+    """A wiring names an edge that cannot exist."""
+
+
+class LoweringError(DggraphError):
+    """The lowered network does not equal the backbone, so it is not handed out."""
+
+
+class GateError(DggraphError):
+    """A gate produced something that is not a weight, for example NaN."""
+
+
+class ArchiveError(DggraphError):
+    """An archive is damaged, foreign, newer than this version, or cannot be written."""
+
+
+class MissingExtraError(DggraphError):
+    """An optional dependency is needed; the message names the extra that brings it."""

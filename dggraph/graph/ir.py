@@ -1,0 +1,252 @@
+"""The graph: what may connect (`DynamicGraph`), and what did connect for one instance (`ActivatedPath`).
+
+Each stage is a DAG over its vertices v0, v1 .. vN, out. `v0` is the stage's entry (the output of the block that changes
+shape), v1 .. vN are routed blocks, and `out` is the stage's output, an aggregation without a block of its own.
+
+The order of a stage's edges is fixed: by target, then by source, both in vertex order. Tensors with an edge axis and
+archives depend on it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import networkx as nx
+
+from dggraph.errors import GraphError
+
+NodeKind = Literal["entry", "block", "out"]
+EdgeKind = Literal["add", "concat", "adapter"]
+Residual = Literal["keep", "lift"]
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockNode:
+    """One vertex of a stage: a block of the backbone that an instance may or may not pass through."""
+
+    name: str
+    """Unique in the graph and a valid identifier, for example `layer1_0`."""
+    stage: str
+    """Name of the stage it belongs to."""
+    kind: NodeKind
+    """`entry` (v0), `block` (v1 .. vN) or `out`."""
+    shape: tuple[int, ...]
+    """Output shape of one instance, without the batch axis."""
+    macs: int
+    """Multiply-accumulates of one instance; 0 for `out` and for an entry that is no block."""
+    module_path: str
+    """Where the block lives in the backbone, for example `layer1.0`; empty for `out`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateEdge:
+    """A connection that a router may open."""
+
+    source: str
+    target: str
+    is_static: bool
+    """True for an edge the backbone had."""
+    kind: EdgeKind = "add"
+    """`add` (one shape), `concat` (an operand of a growing concat) or `adapter` (channels padded or cropped)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Facts about one stage that belong to no single node."""
+
+    name: str
+    residual: Residual = "keep"
+    """`keep`: blocks hold their own `x + F(x)`. `lift`: blocks are F alone and the identity skips are edges."""
+    channel_axis: int = 1
+    """Axis of the channels in a batched feature: 1 for NCHW, -1 for NHWC and tokens."""
+
+
+class DynamicGraph:
+    """Stages of blocks and their candidate edges, held in one `networkx.DiGraph`.
+
+    Nodes carry a `BlockNode` under the key `block`, edges a `CandidateEdge` under the key `edge`. A graph is never
+    changed: a pass returns a new one.
+
+    Args:
+        name: what was converted, for the printed form.
+        stages: the stages in the order the backbone runs them.
+        nodes: every vertex, in vertex order within its stage.
+        edges: every candidate edge, in any order.
+
+    Raises:
+        GraphError: an invariant of `verify` does not hold.
+    """
+
+    def __init__(self, name: str, *, stages: Iterable[Stage], nodes: Iterable[BlockNode], edges: Iterable[CandidateEdge]) -> None:
+        self.name = name
+        self.stages: Mapping[str, Stage] = {stage.name: stage for stage in stages}
+        self.nx: nx.DiGraph[str] = nx.DiGraph()
+        for node in nodes:
+            if node.name in self.nx:
+                raise GraphError(f"node {node.name!r} appears twice; names must be unique in the graph.")
+            self.nx.add_node(node.name, block=node)
+        position = {node: index for index, node in enumerate(self.nx)}
+        for edge in edges:
+            for end in (edge.source, edge.target):
+                if end not in position:
+                    raise GraphError(f"edge {edge.source} -> {edge.target} names {end!r}, which is no node of the graph.")
+            if self.nx.has_edge(edge.source, edge.target):
+                raise GraphError(f"edge {edge.source} -> {edge.target} appears twice; keep one of them.")
+            self.nx.add_edge(edge.source, edge.target, edge=edge)
+        self._nodes: dict[str, tuple[BlockNode, ...]] = {
+            stage: tuple(data["block"] for _, data in self.nx.nodes(data=True) if data["block"].stage == stage)
+            for stage in self.stages
+        }
+        self._edges: dict[str, tuple[CandidateEdge, ...]] = {
+            stage: tuple(
+                sorted(
+                    (data["edge"] for node in members for *_, data in self.nx.in_edges(node.name, data=True)),
+                    key=lambda edge: (position[edge.target], position[edge.source]),
+                )
+            )
+            for stage, members in self._nodes.items()
+        }
+        verify(self)
+
+    def nodes(self, stage: str) -> tuple[BlockNode, ...]:
+        """The vertices of `stage`: v0, v1 .. vN, out."""
+        return self._nodes[stage]
+
+    def edges(self, stage: str) -> tuple[CandidateEdge, ...]:
+        """The candidate edges of `stage` in their fixed order: by target, then by source."""
+        return self._edges[stage]
+
+    def incoming(self, node: str) -> tuple[CandidateEdge, ...]:
+        """The candidate edges into `node`, by source in vertex order."""
+        stage = self.nx.nodes[node]["block"].stage
+        return tuple(edge for edge in self._edges[stage] if edge.target == node)
+
+    def outgoing(self, node: str) -> tuple[CandidateEdge, ...]:
+        """The candidate edges out of `node`, by target in vertex order: its row of the adjacency matrix."""
+        stage = self.nx.nodes[node]["block"].stage
+        return tuple(edge for edge in self._edges[stage] if edge.source == node)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DynamicGraph):
+            return NotImplemented
+        mine, theirs = (
+            (g.name, tuple(g.stages.values()), tuple(g._nodes.values()), tuple(g._edges.values())) for g in (self, other)
+        )
+        return mine == theirs
+
+    __hash__ = None  # type: ignore[assignment]  # equal graphs may be different objects; nobody keys on them
+
+    def __str__(self) -> str:
+        return format_graph(self)
+
+    def __repr__(self) -> str:
+        return f"<DynamicGraph {self.name}: {_counts(self)}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivatedPath:
+    """What did connect for one instance: the weight of every candidate edge, 0 where it was dropped."""
+
+    weights: Mapping[str, tuple[float, ...]]
+    """Per stage, one weight per candidate edge, in the order of `DynamicGraph.edges`. 0 means inactive."""
+    macs: int
+    """Multiply-accumulates this instance needed, routers and aggregation included."""
+    margin: float
+    """Smallest distance of any edge weight from the threshold; at 0 another batch may take another path."""
+
+    def active_edges(self, graph: DynamicGraph) -> dict[CandidateEdge, float]:
+        """The active edges with their weights."""
+        return {
+            edge: weight
+            for stage, weights in self.weights.items()
+            for edge, weight in zip(graph.edges(stage), weights, strict=True)
+            if weight != 0
+        }
+
+    def live_nodes(self, graph: DynamicGraph) -> frozenset[str]:
+        """Nodes the instance reached: every v0, and every node with an active edge from a live node."""
+        entries = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "entry"}
+        return frozenset(_reach(entries, {(e.source, e.target) for e in self.active_edges(graph)}))
+
+    def useful_nodes(self, graph: DynamicGraph) -> frozenset[str]:
+        """Live nodes whose output reaches their stage's `out`; the other live ones are computed, but unused."""
+        outs = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"}
+        return self.live_nodes(graph) & _reach(outs, {(e.target, e.source) for e in self.active_edges(graph)})
+
+
+def verify(graph: DynamicGraph) -> None:
+    """Check every invariant; run between passes.
+
+    Raises:
+        GraphError: names the first stage, node or edge that breaks one.
+    """
+    for name in [*graph.stages, *graph.nx]:
+        if not IDENTIFIER.fullmatch(name):
+            raise GraphError(f"{name!r} is not an identifier; stage and node names become code, use letters, digits, _.")
+    for name in graph.nx:
+        stage = graph.nx.nodes[name]["block"].stage
+        if stage not in graph.stages:
+            raise GraphError(f"node {name!r} belongs to stage {stage!r}, which the graph does not have.")
+    for stage in graph.stages:
+        members = graph.nodes(stage)
+        kinds = [node.kind for node in members]
+        if len(kinds) < 3 or kinds != ["entry", *["block"] * (len(kinds) - 2), "out"]:
+            raise GraphError(f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, blocks, then one out.")
+        position = {node.name: index for index, node in enumerate(members)}
+        shapes = {node.name: node.shape for node in members}
+        for edge in graph.edges(stage):
+            label = f"edge {edge.source} -> {edge.target}"
+            if edge.source not in position:
+                raise GraphError(f"{label} joins two stages; wire inside a stage.")
+            if position[edge.source] >= position[edge.target]:
+                raise GraphError(f"{label} runs backward; a source must come before its target.")
+        for node in members[1:]:
+            if not any(edge.is_static for edge in graph.incoming(node.name)):
+                raise GraphError(f"node {node.name!r} has no static edge into it; the backbone always feeds a block.")
+            expected = input_shape(graph, node.name)
+            for edge in graph.incoming(node.name):
+                if edge.kind == "add" and shapes[edge.source] != expected:
+                    raise GraphError(
+                        f"edge {edge.source} -> {edge.target} adds shape {shapes[edge.source]} to an input of shape {expected}."
+                    )
+
+
+def input_shape(graph: DynamicGraph, node: str) -> tuple[int, ...]:
+    """Shape that the features summed into `node` must have: that of its static source, without the batch axis."""
+    static = next(edge for edge in graph.incoming(node) if edge.is_static)
+    shape: tuple[int, ...] = graph.nx.nodes[static.source]["block"].shape
+    return shape
+
+
+def format_graph(graph: DynamicGraph) -> str:
+    """A short, stable text: one line a stage and one a node, with the sources that may feed it (static ones bare)."""
+    lines = [f"{graph.name}: {_counts(graph)}"]
+    for stage in graph.stages.values():
+        edges = graph.edges(stage.name)
+        lines.append(f"{stage.name}: {stage.residual}, {len(edges)} edges")
+        for index, node in enumerate(graph.nodes(stage.name)):
+            label = {"entry": "v0", "block": f"v{index}", "out": "out"}[node.kind]
+            names = [f"v{i}" for i in range(len(graph.nodes(stage.name)))]
+            short = {member.name: names[i] for i, member in enumerate(graph.nodes(stage.name))}
+            sources = " ".join(
+                short[edge.source] + ("" if edge.is_static else "?") + ("" if edge.kind == "add" else f":{edge.kind}")
+                for edge in graph.incoming(node.name)
+            )
+            shape = "x".join(str(size) for size in node.shape)
+            lines.append(f"  {label} {node.name} {shape} {node.macs}" + (f" <- {sources}" if sources else ""))
+    return "\n".join(lines)
+
+
+def _counts(graph: DynamicGraph) -> str:
+    edges = sum(len(graph.edges(stage)) for stage in graph.stages)
+    blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
+    return f"{len(graph.stages)} stages, {blocks} routed blocks, {edges} candidate edges"
+
+
+def _reach(start: set[str], pairs: set[tuple[str, str]]) -> set[str]:
+    reach: nx.DiGraph[str] = nx.DiGraph(pairs)
+    reach.add_nodes_from(start)
+    return start.union(*(nx.descendants(reach, node) for node in start))

@@ -1,0 +1,153 @@
+"""Wirings: which pairs of a stage's vertices become candidate edges. Every wiring is united with the static edges."""
+
+import ast
+import difflib
+import re
+from collections.abc import Callable, Iterable
+
+import networkx as nx
+
+from dggraph.errors import WiringError
+from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
+
+Wiring = Callable[[int], Iterable[tuple[int, int]]]
+"""Number of vertices of a stage (v0 .. vN, out) to pairs (source, target) of indices, source < target."""
+
+
+def complete() -> Wiring:
+    """Every pair: the paper's complete DAG."""
+    return lambda size: ((i, j) for j in range(size) for i in range(j))
+
+
+def chain() -> Wiring:
+    """Nothing beyond the static edges."""
+    return lambda size: ()
+
+
+def window(reach: int) -> Wiring:
+    """Pairs at most `reach` apart, so that edges grow linearly with depth."""
+    _require(reach >= 1, f"window({reach}): the reach must be at least 1.")
+    return lambda size: ((i, j) for j in range(size) for i in range(max(0, j - reach), j))
+
+
+def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
+    """A small world: `k` neighbours each, rewired with probability `p` (networkx), edges oriented forward."""
+    _require(k >= 2 and 0 <= p <= 1, f"watts_strogatz({k}, {p}): needs k >= 2 and 0 <= p <= 1.")
+    return lambda size: _forward(nx.watts_strogatz_graph(size, min(k, size - 1), p, seed=seed))
+
+
+def erdos_renyi(p: float, seed: int = 0) -> Wiring:
+    """Every pair with probability `p` (networkx), edges oriented forward."""
+    _require(0 <= p <= 1, f"erdos_renyi({p}): needs 0 <= p <= 1.")
+    return lambda size: _forward(nx.gnp_random_graph(size, p, seed=seed))
+
+
+def barabasi_albert(m: int, seed: int = 0) -> Wiring:
+    """Preferential attachment, `m` edges a new vertex (networkx), edges oriented forward."""
+    _require(m >= 1, f"barabasi_albert({m}): needs m >= 1.")
+    return lambda size: _forward(nx.barabasi_albert_graph(size, min(m, size - 1), seed=seed))
+
+
+WIRINGS: dict[str, Callable[..., Wiring]] = {
+    "complete": complete,
+    "chain": chain,
+    "window": window,
+    "watts_strogatz": watts_strogatz,
+    "erdos_renyi": erdos_renyi,
+    "barabasi_albert": barabasi_albert,
+}
+
+
+def parse_wiring(text: str) -> Wiring:
+    """`complete`, `window(4)` or `watts_strogatz(4, 0.5, 0)` as a `Wiring`.
+
+    Raises:
+        WiringError: no such wiring, or arguments it does not take.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    name = match.group(1) if match else text
+    if match is None or name not in WIRINGS:
+        close = difflib.get_close_matches(name, WIRINGS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise WiringError(f"no wiring is called {name!r}; there are {', '.join(WIRINGS)}.{hint}")
+    try:
+        arguments = ast.literal_eval(f"({match.group(2)},)") if (match.group(2) or "").strip() else ()
+        if not all(type(argument) in (int, float) for argument in arguments):
+            raise ValueError("arguments must be numbers")
+        return WIRINGS[name](*arguments)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise WiringError(f"wiring {text!r}: {error}. Write for example window(4) or watts_strogatz(4, 0.5, 0).") from error
+
+
+def wire(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]") -> DynamicGraph:
+    """Add the candidate edges of `wiring` to a graph of static edges.
+
+    Args:
+        graph: holds the static edges alone.
+        wiring: a name with arguments, a `Wiring`, an edge list of node names, or a networkx graph of them.
+
+    Raises:
+        WiringError: an edge runs backward, joins stages or shapes, or names an unknown node.
+    """
+    if isinstance(wiring, str):
+        wiring = parse_wiring(wiring)
+    if isinstance(wiring, nx.DiGraph):
+        wiring = list(wiring.edges)
+    names = (
+        [
+            (graph.nodes(stage)[i].name, graph.nodes(stage)[j].name)
+            for stage in graph.stages
+            for i, j in wiring(len(graph.nodes(stage)))
+        ]
+        if callable(wiring)
+        else list(wiring)
+    )
+    known = {(edge.source, edge.target) for stage in graph.stages for edge in graph.edges(stage)}
+    added = [_candidate(graph, source, target) for source, target in dict.fromkeys(names) if (source, target) not in known]
+    return DynamicGraph(
+        graph.name,
+        stages=graph.stages.values(),
+        nodes=[node for stage in graph.stages for node in graph.nodes(stage)],
+        edges=[*(edge for stage in graph.stages for edge in graph.edges(stage)), *added],
+    )
+
+
+def _candidate(graph: DynamicGraph, source: str, target: str) -> CandidateEdge:
+    label = f"edge {source} -> {target}"
+    for end in (source, target):
+        if end not in graph.nx:
+            close = difflib.get_close_matches(str(end), graph.nx, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else " print(graph) lists them."
+            raise WiringError(f"{label} names {end!r}, which is no node of the graph.{hint}")
+    first, last = graph.nx.nodes[source]["block"], graph.nx.nodes[target]["block"]
+    if first.stage != last.stage:
+        raise WiringError(f"{label} joins stages {first.stage} and {last.stage}; their shapes differ. Wire inside a stage.")
+    order = [node.name for node in graph.nodes(first.stage)]
+    if order.index(source) >= order.index(target):
+        raise WiringError(f"{label} runs backward; the source must come first. Turn the edge around or drop it.")
+    return CandidateEdge(source=source, target=target, is_static=False, kind=_kind(graph, source, target))
+
+
+def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
+    if graph.incoming(target)[0].kind == "concat":
+        return "concat"
+    block = graph.nx.nodes[source]["block"]
+    have, want = block.shape, input_shape(graph, target)
+    if have == want:
+        return "add"
+    axis = 0 if graph.stages[block.stage].channel_axis == 1 else len(have) - 1
+    if len(have) == len(want) and all(a == b for i, (a, b) in enumerate(zip(have, want, strict=True)) if i != axis):
+        return "adapter"
+    raise WiringError(
+        f"edge {source} -> {target} joins shapes {have} and {want}; aggregation adds features, so both ends need one shape. "
+        "Leave the edge out."
+    )
+
+
+def _forward(graph: "nx.Graph[int]") -> list[tuple[int, int]]:
+    return [(min(edge), max(edge)) for edge in graph.edges]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise WiringError(message)

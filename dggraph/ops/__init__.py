@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: routing, gating, aggregation. Knows no graph."""

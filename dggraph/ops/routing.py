@@ -1,0 +1,42 @@
+"""Routers: features to logits, one a candidate edge.
+
+`node` routers look at one node's output and fill its adjacency row as the pass reaches it, the paper's "updated in the forward pass".
+A `stage` router looks at the stage's entry and fills the whole matrix. Both pool, then apply one linear layer, in at least float32
+and outside autocast. Router form is our choice, not the paper's.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearRouter(nn.Module):
+    """Global average pool, then linear. Zero-initialised: an anchored gate then starts as the backbone.
+
+    Args:
+        num_channels: channels of the features it sees.
+        num_edges: logits to give.
+        channel_axis: 1 for NCHW, -1 for NHWC and tokens.
+    """
+
+    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
+        super().__init__()
+        self.channel_axis = channel_axis
+        self.weight = nn.Parameter(torch.zeros(num_edges, num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_edges))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, E), float32 or wider."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            axes = [axis for axis in range(1, features.ndim) if axis != self.channel_axis % features.ndim]
+            pooled_BC = features.mean(dim=axes, dtype=dtype) if axes else features.to(dtype)
+            return nn.functional.linear(pooled_BC, self.weight.to(dtype), self.bias.to(dtype))
+
+
+Router = Callable[[int, int, int], nn.Module]
+"""(channels, edges, channel axis) to a module from features to logits (B, edges)."""
+
+ROUTERS: dict[str, tuple[str, Router]] = {"node": ("node", LinearRouter), "stage": ("stage", LinearRouter)}
+"""Per name: whether one router serves each `node` or the whole `stage`, and its factory."""

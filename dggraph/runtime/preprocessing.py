@@ -1,0 +1,87 @@
+"""From an image file to the tensor a backbone expects. Image files are hostile: a 48 KB PNG can hold 400 megapixels."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+from torchvision.transforms import functional
+
+from dggraph.errors import InputError
+
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """Resize the short side, crop the centre, normalise."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    crop_fraction: float = 0.875
+    """Crop over resized short side."""
+    antialias: bool = True
+
+
+def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preprocess:
+    """What `model` says of itself (timm), else ImageNet's usual."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if not isinstance(config, dict):
+        return Preprocess(input_size=input_size)
+    return Preprocess(
+        input_size=input_size,
+        mean=tuple(config.get("mean", (0.485, 0.456, 0.406))),
+        std=tuple(config.get("std", (0.229, 0.224, 0.225))),
+        interpolation=config.get("interpolation", "bicubic"),
+        crop_fraction=float(config.get("crop_pct", 0.875)),
+    )
+
+
+def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """`image` as a float32 batch of one, (1, C, H, W)."""
+    _, height, width = preprocess.input_size
+    side = int(min(height, width) / preprocess.crop_fraction + 0.5)
+    resized = functional.resize(
+        image.convert("RGB" if preprocess.input_size[0] == 3 else "L"),
+        [side],
+        interpolation=functional.InterpolationMode(preprocess.interpolation),
+        antialias=preprocess.antialias,
+    )
+    pixels = functional.pil_to_tensor(functional.center_crop(resized, [height, width]))
+    scaled = functional.convert_image_dtype(pixels, torch.float32)
+    batch: Tensor = functional.normalize(scaled, mean=list(preprocess.mean), std=list(preprocess.std))[None]
+    return batch
+
+
+def open_image(file: str | os.PathLike[str]) -> Image.Image:
+    """The first frame of an image file, upright, in RGB.
+
+    Raises:
+        InputError: no image, a damaged one, or one of more than 100 megapixels; names the file.
+    """
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{os.fspath(file)!r} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down."
+                )
+            if image.mode.startswith("I;16"):
+                image = image.convert("I").point(lambda value: value / 256)
+            upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
+            return upright
+    except InputError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise InputError(f"{os.fspath(file)!r} is no image that can be read: {error}.") from error

@@ -1,0 +1,159 @@
+"""Record what every instance did: its adjacency matrices, its path and its MACs. Outside the model, so training sees none of it.
+
+Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dggraph.errors import GateError, InputError
+from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.ops.routing import ROUTERS
+from dggraph.runtime.network import DynamicNetwork, Gates
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What `record` saw, in input order."""
+
+    output: Any
+    """The backbone's output for the whole batch."""
+    adjacency: dict[str, Tensor]
+    """Per stage (B, V, V): row = source, column = target, 0 where an edge is inactive."""
+    paths: tuple[ActivatedPath, ...]
+    """One per instance."""
+    macs: Tensor
+    """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation included."""
+
+
+def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
+    """Run `x` through `net` in eval mode without gradients and note every instance's path.
+
+    Args:
+        net: a converted network; its mode is restored.
+        x: (B, C, H, W).
+        batch_size: instances a forward pass; 1 by default, because a weight at the threshold may fall differently in another batch.
+
+    Raises:
+        InputError: `x` is no image batch, or `batch_size` is not positive.
+        GateError: an edge weight is NaN; names stage, edge and instance.
+    """
+    if x.ndim != 4 or batch_size < 1:
+        raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
+    modes = {module: module.training for module in net.modules()}
+    outputs: list[Any] = []
+    parts: list[Gates] = []
+    net.eval()
+    try:
+        with torch.no_grad():
+            for chunk in torch.split(x, batch_size):
+                output, gates = net(chunk, return_gates=True)
+                outputs.append(output)
+                parts.append(gates)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    stages = list(net.graph.stages)
+    weights = {stage: torch.cat([part.weights[stage] for part in parts]) for stage in stages}
+    raw = {stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages}
+    _refuse_nan(net.graph, raw)
+    macs = path_macs(net, weights)
+    margins = _margins(net, raw, weights)
+    lists = {stage: weights[stage].tolist() for stage in stages}
+    paths = tuple(
+        ActivatedPath(
+            weights={stage: tuple(lists[stage][index]) for stage in stages},
+            macs=int(macs[index]),
+            margin=margins[index],
+        )
+        for index in range(x.shape[0])
+    )
+    adjacency = {stage: adjacency_matrix(net.graph, stage, weights[stage]) for stage in stages}
+    return Recording(_join(outputs), adjacency, paths, macs)
+
+
+def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Tensor:
+    """(B, E) edge weights as (B, V, V) matrices: row = source, column = target."""
+    place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
+    rows = [place[edge.source] for edge in graph.edges(stage)]
+    columns = [place[edge.target] for edge in graph.edges(stage)]
+    adjacency_BVV = weights_BE.new_zeros((weights_BE.shape[0], len(place), len(place)))
+    adjacency_BVV[:, rows, columns] = weights_BE
+    return adjacency_BVV
+
+
+def path_macs(net: DynamicNetwork, weights: dict[str, Tensor]) -> Tensor:
+    """MACs of each instance, (B,) int64: what an executor that skips dead nodes has to compute.
+
+    The fixed part of the backbone, every live block, the routers, and one MAC an element for each active edge. With `stage` routers
+    a block must also reach `out` to be computed.
+    """
+    graph = net.graph
+    routed = sum(node.macs for stage in graph.stages for node in graph.nodes(stage) if node.kind == "block")
+    scope = ROUTERS[net.recipe.router][0]
+    total_B: Tensor | None = None
+    for stage, weights_BE in weights.items():
+        nodes, edges = graph.nodes(stage), graph.edges(stage)
+        channel = 0 if graph.stages[stage].channel_axis == 1 else -1
+        active_BE = weights_BE != 0
+        runs = {nodes[0].name: torch.ones_like(active_BE[:, 0])}
+        for node in nodes[1:]:
+            runs[node.name] = torch.stack([active_BE[:, i] for i, e in enumerate(edges) if e.target == node.name]).any(0)
+        if scope == "stage":
+            for node in reversed(nodes[1:-1]):
+                onward = [active_BE[:, i] & runs[e.target] for i, e in enumerate(edges) if e.source == node.name]
+                runs[node.name] = runs[node.name] & torch.stack(onward).any(0)
+        macs_B = torch.zeros_like(active_BE[:, 0], dtype=torch.int64)
+        for index, node in enumerate(nodes[:-1]):
+            outgoing = len(graph.outgoing(node.name))
+            router = node.shape[channel] * (outgoing if scope == "node" else len(edges) if index == 0 else 0)
+            macs_B += runs[node.name] * (node.macs * (node.kind == "block") + router)
+        for i, edge in enumerate(edges):
+            source = next(node for node in nodes if node.name == edge.source)
+            macs_B += (active_BE[:, i] & runs[edge.target]) * math.prod(source.shape)
+        total_B = macs_B if total_B is None else total_B + macs_B
+    if total_B is None:
+        raise InputError("this network has no stages, so there are no paths to record.")
+    return total_B + net.report.total_macs - routed
+
+
+def _margins(net: DynamicNetwork, raw: dict[str, Tensor], weights: dict[str, Tensor]) -> list[float]:
+    """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges of dead sources cannot flip."""
+    smallest: Tensor | None = None
+    for stage, raw_BE in raw.items():
+        edges, nodes = net.graph.edges(stage), net.graph.nodes(stage)
+        live = {nodes[0].name: torch.ones_like(raw_BE[:, 0], dtype=torch.bool)}
+        for node in nodes[1:]:
+            into = [i for i, edge in enumerate(edges) if edge.target == node.name]
+            live[node.name] = (weights[stage][:, into] != 0).any(1)
+        threshold = net.lowered.get_submodule(f"dg_{stage}").get_buffer("threshold").to(raw_BE.dtype)
+        live_BE = torch.stack([live[edge.source] for edge in edges], 1)
+        margin_B = (raw_BE - threshold).abs().masked_fill(~live_BE, torch.inf).amin(1)
+        smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
+    return [] if smallest is None else smallest.tolist()
+
+
+def _refuse_nan(graph: DynamicGraph, raw: dict[str, Tensor]) -> None:
+    for stage, raw_BE in raw.items():
+        for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
+            edge = graph.edges(stage)[place]
+            raise GateError(
+                f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the features of node "
+                f"{edge.source!r} or its router are not finite. Look for a diverged training run or a broken input."
+            )
+
+
+def _join(outputs: list[Any]) -> Any:
+    """Outputs of several passes as one; mappings and sequences part by part."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)
+    if isinstance(first, dict):
+        return type(first)((key, _join([output[key] for output in outputs])) for key in first)
+    if isinstance(first, list | tuple):
+        return type(first)(_join(list(parts)) for parts in zip(*outputs, strict=True))
+    return first

@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests: a fixed seed, the real MobileNetV2 checkpoint, real photos."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mobilenet_checkpoint() -> Path:
+    """torchvision's IMAGENET1K_V1 weights, as `tests/fetch_real_inputs.sh` fetches them."""
+    cache = Path(os.environ.get("DGGRAPH_INPUTS", Path.home() / ".cache/dggraph/inputs"))
+    found = sorted(cache.glob("mobilenet/**/mobilenet_v2-*.pth"))
+    if not found:
+        pytest.skip("the real MobileNetV2 checkpoint is not here: run tests/fetch_real_inputs.sh")
+    return found[0]

@@ -1,0 +1,192 @@
+"""The graph, its wirings and its JSON, without torch."""
+
+import json
+from itertools import pairwise
+
+import networkx as nx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dggraph.errors import ArchiveError, GraphError, WiringError
+from dggraph.graph.ir import ActivatedPath, BlockNode, CandidateEdge, DynamicGraph, Stage, format_graph
+from dggraph.graph.schema import from_json, to_json
+from dggraph.graph.wiring import WIRINGS, parse_wiring, wire
+
+
+def static_chain(num_blocks: int, name: str = "s", shape: tuple[int, ...] = (4, 8, 8)) -> DynamicGraph:
+    names = [f"{name}_{i}" for i in range(num_blocks + 1)] + [f"{name}_out"]
+    kinds = ["entry", *["block"] * num_blocks, "out"]
+    return DynamicGraph(
+        "net",
+        stages=[Stage(name=name)],
+        nodes=[
+            BlockNode(name=n, stage=name, kind=k, shape=shape, macs=10, module_path=n) for n, k in zip(names, kinds, strict=True)
+        ],
+        edges=[CandidateEdge(source=a, target=b, is_static=True) for a, b in pairwise(names)],
+    )
+
+
+def test_printed_form() -> None:
+    assert format_graph(wire(static_chain(2), "complete")) == (
+        "net: 1 stages, 2 routed blocks, 6 candidate edges\n"
+        "s: keep, 6 edges\n"
+        "  v0 s_0 4x8x8 10\n"
+        "  v1 s_1 4x8x8 10 <- v0\n"
+        "  v2 s_2 4x8x8 10 <- v0? v1\n"
+        "  out s_out 4x8x8 10 <- v0? v1? v2"
+    )
+
+
+@pytest.mark.parametrize(("num_blocks", "edges"), [(2, 6), (3, 10), (5, 21)])
+def test_complete_has_every_pair(num_blocks: int, edges: int) -> None:
+    graph = wire(static_chain(num_blocks), "complete")
+    assert len(graph.edges("s")) == edges == (num_blocks + 2) * (num_blocks + 1) // 2
+
+
+def test_edges_are_ordered_by_target_then_source() -> None:
+    graph = wire(static_chain(2), "complete")
+    assert [(e.source, e.target) for e in graph.edges("s")] == [
+        ("s_0", "s_1"),
+        ("s_0", "s_2"),
+        ("s_1", "s_2"),
+        ("s_0", "s_out"),
+        ("s_1", "s_out"),
+        ("s_2", "s_out"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["complete", "chain", "window(2)", "watts_strogatz(4, 0.5, 1)", "erdos_renyi(0.3, 1)", "barabasi_albert(2)"]
+)
+@pytest.mark.parametrize("num_blocks", [1, 2, 7])
+def test_every_wiring_keeps_the_static_edges_and_runs_forward(text: str, num_blocks: int) -> None:
+    static = static_chain(num_blocks)
+    graph = wire(static, text)
+    assert set(static.edges("s")) <= set(graph.edges("s"))
+    assert graph == wire(static, text)
+    assert nx.is_directed_acyclic_graph(graph.nx)
+    if text == "chain":
+        assert graph == static
+    if text == "window(2)":
+        order = [node.name for node in graph.nodes("s")]
+        assert {(order.index(e.source), order.index(e.target)) for e in graph.edges("s")} == {
+            (i, j) for j in range(num_blocks + 2) for i in range(max(0, j - 2), j)
+        }
+
+
+def test_every_registered_wiring_is_tried_above() -> None:
+    assert set(WIRINGS) == {"complete", "chain", "window", "watts_strogatz", "erdos_renyi", "barabasi_albert"}
+
+
+def test_own_edges_as_list_and_as_networkx_graph() -> None:
+    edges = [("s_0", "s_2"), ("s_1", "s_out")]
+    assert wire(static_chain(2), edges) == wire(static_chain(2), nx.DiGraph(edges))
+    assert [(e.source, e.target) for e in wire(static_chain(2), edges).edges("s") if not e.is_static] == edges
+
+
+@pytest.mark.parametrize(
+    ("wiring", "message"),
+    [
+        ([("s_2", "s_1")], "s_2 -> s_1 runs backward"),
+        ([("s_1", "s_1")], "s_1 -> s_1 runs backward"),
+        ([("s_1", "s_uot")], "Did you mean 's_out'"),
+        ("windwo(2)", "Did you mean 'window'"),
+        ("window(0)", "reach must be at least 1"),
+        ("window('a')", "arguments must be numbers"),
+        ("window(__import__('os'))", "window"),
+        ("erdos_renyi(2)", "0 <= p <= 1"),
+    ],
+)
+def test_impossible_wirings(wiring: object, message: str) -> None:
+    with pytest.raises(WiringError) as error:
+        wire(static_chain(2), wiring)  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+def test_edges_across_stages_and_shapes() -> None:
+    first, second = static_chain(1, "a"), static_chain(1, "b", (8, 4, 4))
+    both = DynamicGraph(
+        "net",
+        stages=[*first.stages.values(), *second.stages.values()],
+        nodes=[*first.nodes("a"), *second.nodes("b")],
+        edges=[*first.edges("a"), *second.edges("b")],
+    )
+    with pytest.raises(WiringError, match="a_0 -> b_1 joins stages a and b"):
+        wire(both, [("a_0", "b_1")])
+
+
+def test_channels_that_change_get_an_adapter() -> None:
+    nodes = [("v", "entry", (4, 8, 8)), ("w", "block", (6, 8, 8)), ("o", "out", (6, 8, 8))]
+    graph = DynamicGraph(
+        "net",
+        stages=[Stage(name="s")],
+        nodes=[BlockNode(name=n, stage="s", kind=k, shape=shape, macs=1, module_path=n) for n, k, shape in nodes],  # type: ignore[arg-type]
+        edges=[CandidateEdge(source="v", target="w", is_static=True), CandidateEdge(source="w", target="o", is_static=True)],
+    )
+    assert [e.kind for e in wire(graph, "complete").edges("s")] == ["add", "adapter", "add"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "s_9"}, "names 's_9'"),
+        ({"source": "s_2", "target": "s_1"}, "runs backward"),
+        ({"source": "s_0", "target": "s_1"}, "appears twice"),
+    ],
+)
+def test_verify_names_the_edge(change: dict[str, str], message: str) -> None:
+    graph = static_chain(2)
+    extra = CandidateEdge(**({"source": "s_0", "target": "s_2", "is_static": False} | change))  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=message):
+        DynamicGraph("net", stages=graph.stages.values(), nodes=graph.nodes("s"), edges=[*graph.edges("s"), extra])
+
+
+def test_live_and_useful_nodes_by_hand() -> None:
+    """v0 -> v1 active, v2 fed by nobody, out fed by v0: v1 is computed but unused, v2 is dead."""
+    graph = wire(static_chain(2), "complete")
+    path = ActivatedPath(weights={"s": (1.0, 0.0, 0.0, 0.7, 0.0, 0.0)}, macs=5, margin=0.2)
+    assert path.live_nodes(graph) == {"s_0", "s_1", "s_out"}
+    assert path.useful_nodes(graph) == {"s_0", "s_out"}
+    assert {(e.source, e.target): w for e, w in path.active_edges(graph).items()} == {("s_0", "s_1"): 1.0, ("s_0", "s_out"): 0.7}
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> DynamicGraph:
+    base = static_chain(draw(st.integers(1, 6)))
+    names = [node.name for node in base.nodes("s")]
+    pairs = [(a, b) for j, b in enumerate(names) for a in names[:j]]
+    return wire(base, draw(st.lists(st.sampled_from(pairs), unique=True)))
+
+
+@given(graphs())
+@settings(max_examples=300, deadline=None)
+def test_json_round_trip(graph: DynamicGraph) -> None:
+    assert from_json(to_json(graph)) == graph
+    assert to_json(from_json(to_json(graph))) == to_json(graph)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "upgrade dggraph"),
+        ({"schema_version": 0}, "foreign"),
+        ({"extra": 1}, "extra"),
+        ({"name": 3}, "name"),
+        ({"nodes": []}, "no valid graph"),
+    ],
+)
+def test_foreign_json(change: dict[str, object], message: str) -> None:
+    document = json.loads(to_json(static_chain(1))) | change
+    with pytest.raises(ArchiveError, match=message):
+        from_json(json.dumps(document))
+
+
+def test_code_in_names_is_refused() -> None:
+    text = to_json(static_chain(1)).replace("s_1", "s_1); import os; (")
+    with pytest.raises(ArchiveError, match="not an identifier"):
+        from_json(text)
+
+
+def test_parse_wiring_takes_numbers_alone() -> None:
+    assert list(parse_wiring("window(1)")(3)) == [(0, 1), (1, 2)]
