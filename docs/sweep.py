@@ -1,0 +1,175 @@
+"""Convert every torchvision classifier, or one small model of each timm file, and write what holds as a table.
+
+    python docs/sweep.py torchvision        writes docs/tables/torchvision.md
+    python docs/sweep.py timm               writes docs/tables/timm.md
+
+Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and `keep` (fresh routers, a batch size that
+was not traced), `lift` within 1e-5 max |y|, seeded random routers against the original modules run through hooks (torchvision), and whether
+opening each non-static edge (up to 40 a model, spread evenly) changes the output. Results are appended to a .jsonl as they come; run again to
+continue.
+"""
+
+import gc
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from reference import hooked, randomise, randomise_routers
+
+import dggraph
+from dggraph.errors import DggraphError, NothingToRouteError
+from dggraph.runtime.models import build_trusted, model_names
+from dggraph.runtime.network import pinned_gates, static_weights
+
+TABLES = Path(__file__).resolve().parent / "tables"
+MAX_OPENED = 40
+SMALL_PARAMETERS = 60e6
+
+
+def torchvision_models() -> Iterator[tuple[str, str]]:
+    """(label, MODEL name) of every torchvision classifier."""
+    for name in model_names():
+        if not name.startswith("timm:"):
+            yield name, name
+
+
+def timm_models() -> Iterator[tuple[str, str]]:
+    """(file, MODEL name) of the smallest model that each timm file registers, by parameters on the meta device."""
+    import timm
+
+    for file in timm.list_modules():
+        sizes: dict[str, int] = {}
+        for name in timm.list_models(module=file):
+            try:
+                with torch.device("meta"):
+                    model = timm.create_model(name)
+                size = (model.default_cfg.get("input_size") or (3, 224, 224))[-1]
+                sizes[name] = sum(p.numel() for p in model.parameters()) * (1 if size <= 256 else 4)
+            except Exception:
+                continue
+            if min(sizes.values()) < 8e6 and len(sizes) >= 6:
+                break
+        if sizes:
+            yield file, f"timm:{min(sizes, key=sizes.__getitem__)}"
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Every fact of one model's row."""
+    model = randomise(build_trusted(name)).eval()
+    config = getattr(model, "default_cfg", None) or {}
+    side = config["input_size"][-1] if config else 299 if name == "inception_v3" else int(getattr(model, "image_size", 224))
+    example = torch.zeros(1, 3, side, side)
+    start = time.perf_counter()
+    net = dggraph.convert(model, example)
+    row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 2), "covered": round(net.report.covered_fraction, 4)}
+    row |= {"depths": [stage.depth for stage in net.report.stages], "blocks": [stage.num_blocks for stage in net.report.stages]}
+    row |= {"edges": net.report.num_edges, "residuals": sorted({stage.residual for stage in net.report.stages})}
+    row |= {"opaque": list(net.report.opaque), "static": [f"{p.module_path}: {p.reason}" for p in net.report.static[:2]]}
+    x = torch.randn(3, 3, side, side)
+    with torch.no_grad():
+        expected = model(x)
+        row["auto"] = bool(torch.equal(net(x), expected))
+        row["keep"] = bool(torch.equal(dggraph.convert(model, example, residual="keep").eval()(x), expected))
+        lifted = dggraph.convert(model, example, residual="lift").eval()(x)
+        row["lift"] = float((lifted - expected).abs().max() / expected.abs().max())
+        row["opens"] = _opens(net, x[:1])
+    if not name.startswith("timm:"):
+        randomise_routers(net)
+        recording = dggraph.record(net, x[:2])
+        outputs, _ = hooked(net, model, x[:2])
+        row["reference"] = max(
+            float((a - b).abs().max() / b.abs().max()) for a, b in zip(recording.output.split(1), outputs, strict=True)
+        )
+        row["margin"] = min(path.margin for path in recording.paths)
+    return row
+
+
+def _opens(net: nn.Module, x: torch.Tensor) -> str:
+    """How many of the non-static edges tried change the output when opened (in a net all of whose edges are static: closed)."""
+    edges = [(stage, i, edge) for stage in net.graph.stages for i, edge in enumerate(net.graph.edges(stage))]
+    others = [one for one in edges if not one[2].is_static] or edges
+    tried = others[:: max(1, len(others) // MAX_OPENED)]
+    base, changed = net(x), 0
+    for stage, place, edge in tried:
+        weights = static_weights(net.graph)[stage]
+        weights[place] = 0.0 if edge.is_static else 1.0
+        with pinned_gates(net, {stage: weights}):
+            changed += not torch.equal(net(x), base)
+    return f"{changed}/{len(tried)}"
+
+
+def table(rows: list[dict[str, Any]], kind: str) -> str:
+    """The rows as markdown, with what they add up to."""
+    good = [row for row in rows if "error" not in row]
+    mean = sum(row["covered"] for row in good) / max(len(good), 1)
+    exact = sum(row["auto"] and row["keep"] for row in good)
+    lines = [
+        f"# {kind}",
+        "",
+        f"Made by `python docs/sweep.py {kind}` with torch {torch.__version__.split('+')[0]}: {len(good)} of {len(rows)} converted, "
+        f"{exact} equal to the bit under "
+        f"`auto` and `keep`, largest `lift` difference {max((row['lift'] for row in good), default=0):.1e} of max |y|, "
+        f"mean share of MACs inside stages {mean:.3f}; {sum(row['covered'] >= 0.5 for row in good)} have at least half of them there.",
+        "",
+        "| model | depths (entry block counted) | routed | edges | residual | MACs in stages | to the bit | lift "
+        "| hooked reference | edges that matter | why static |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['name']} | | | | | | | | | | {row['error'].replace('|', '/')[:160]} |")
+            continue
+        why = "; ".join(row["static"]) if row["covered"] < 0.5 else ""
+        reference = f"{row['reference']:.0e}" if "reference" in row else ""
+        cells = [
+            row["name"],
+            _numbers(row["depths"]),
+            _numbers(row["blocks"]),
+            row["edges"],
+            " ".join(row["residuals"]),
+            f"{row['covered']:.2f}",
+        ]
+        cells += ["yes" if row["auto"] and row["keep"] else "no", f"{row['lift']:.0e}", reference, row["opens"], why]
+        lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: list[int]) -> str:
+    return " ".join(map(str, values[:12])) + (" ..." if len(values) > 12 else "")
+
+
+def main(kind: str) -> None:
+    """Examine what is not in the .jsonl yet, then write the table."""
+    warnings.simplefilter("ignore")
+    TABLES.mkdir(exist_ok=True)
+    log = TABLES / f"{kind}.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {row["label"] for row in rows}
+    for label, name in torchvision_models() if kind == "torchvision" else timm_models():
+        if label in done:
+            continue
+        try:
+            row = examine(name)
+        except NothingToRouteError as error:
+            row = {"error": f"nothing to route: {error}"}
+        except DggraphError as error:
+            row = {"error": f"{type(error).__name__}: {error}"}
+        except Exception as error:
+            row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        rows.append({"label": label, "name": name, **row})
+        with log.open("a") as stream:
+            stream.write(json.dumps(rows[-1]) + "\n")
+        gc.collect()
+        (TABLES / f"{kind}.md").write_text(table(sorted(rows, key=lambda row: row["label"]), kind))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
