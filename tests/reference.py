@@ -17,7 +17,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim >= 2:
+        if tensor.ndim >= 2 and tensor.numel() == tensor.shape[0]:
+            tensor.data = 0.2 * noise
+        elif tensor.ndim >= 2:
             tensor.data = noise * math.sqrt(1.5 / max(1, tensor[0].numel()))
         elif name.endswith("running_var"):
             tensor.data = 1 + 0.1 * noise.abs()
