@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dggraph.runtime.archive import load, save
-    from dggraph.runtime.network import convert
+    from dggraph.runtime.conversion import convert
     from dggraph.runtime.recording import record
     from dggraph.views.drawing import render
 
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["convert", "load", "record", "render", "save"]
 
 _HOMES = {
-    "convert": "dggraph.runtime.network",
+    "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
     "record": "dggraph.runtime.recording",
     "render": "dggraph.views.drawing",

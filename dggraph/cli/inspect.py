@@ -9,7 +9,7 @@ import click
 from dggraph.cli.options import as_json, model_options, open_network
 
 if TYPE_CHECKING:
-    from dggraph.runtime.network import ConversionReport
+    from dggraph.runtime.report import ConversionReport
 
 
 @click.command()

@@ -51,8 +51,8 @@ def open_network(
 ) -> "DynamicNetwork":
     """An archive folder loaded, or a MODEL built and converted."""
     from dggraph.runtime.archive import MANIFEST, load
+    from dggraph.runtime.conversion import convert
     from dggraph.runtime.models import load_model
-    from dggraph.runtime.network import convert
 
     if (Path(model) / MANIFEST).is_file():
         with working(f"Loading {model}"):

@@ -1,13 +1,11 @@
 """Find stages: runs of like blocks with one output shape, from the fx graph and the module tree together.
 
-1. Every module call that is a single-entry, single-exit region is a candidate, the coarsest first.
-2. A candidate is a block if one like it (same class; for a Sequential, the same child classes) follows it directly with an
-   equal output shape. A class once recognised counts everywhere: the first block of a stage learns from its siblings.
-3. Blocks whose output is the next one's input form chains; weightless glue between them joins the block before it.
-4. A stage is a run of blocks in a chain with equal input and output shape. Its entry v0 is the output that feeds the run.
-5. Where no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the run is one stage with adapters.
-6. Growing concats (DenseNet) are stages of their own kind.
-7. Where all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm and activation is a block.
+1. Blocks are found by `blocks`: module calls that repeat.
+2. Blocks whose output is the next one's input form chains; weightless glue between them joins the block before it.
+3. A stage is a run of blocks in a chain with equal input and output shape. Its entry v0 is the output that feeds the run.
+4. Where no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the run is one stage with adapters.
+5. Growing concats (DenseNet) are stages of their own kind.
+6. Where all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm and activation is a block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +13,16 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
 from dggraph.compiler.profiling import Profile
-from dggraph.compiler.regions import Call, Flow, Region, module_calls, signature
+from dggraph.compiler.regions import Call, Flow, Region, module_calls
 from dggraph.compiler.residuals import identity_adds
 from dggraph.compiler.tracing import Trace
 from dggraph.errors import DiscoveryError
 from dggraph.graph.ir import EdgeKind
 
 MIN_MODULE_COVERAGE = 0.3
-HOMOGENEOUS_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,82 +75,27 @@ def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]]
     """
     flow = Flow(trace, profile)
     calls = module_calls(flow.order)
-    regions = {key: region for key, call in calls.items() if (region := _region(flow, call)) is not None}
+    regions = {key: region for key, call in calls.items() if (region := call_region(flow, call)) is not None}
     total = sum(profile.macs.values())
     if stages is not None:
         found = [_asked_stage(flow, calls, regions, name, paths) for name, paths in stages.items()]
         return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, ()))
-    blocks = _select(flow, calls, regions)
+    blocks = repeated_blocks(flow, calls, regions)
     growths = [_growth_stage(flow, growth) for growth in find_growths(flow)]
     grown = {name for growth in growths for block in growth.blocks for name in block.fx_nodes}
     blocks = [block for block in blocks if not grown.intersection(block.fx_nodes)]
     found = growths + [stage for chain in _chains(flow, blocks) for stage in _stages(flow, chain)]
     if sum(stage.macs for stage in found) < MIN_MODULE_COVERAGE * total:
         taken = {name for stage in found for block in _members(stage) for name in block.fx_nodes}
-        units = [unit for unit in _conv_units(flow) if not taken.intersection(unit.fx_nodes)]
+        units = [unit for unit in conv_units(flow) if not taken.intersection(unit.fx_nodes)]
         found += [stage for chain in _chains(flow, units) for stage in _stages(flow, chain)]
         blocks += units
     found.sort(key=lambda stage: flow.order[flow.by_name[stage.blocks[0].fx_nodes[0]]])
     return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, blocks))
 
 
-def _region(flow: Flow, call: Call) -> Region | None:
-    module = flow.module.get_submodule(call.path)
-    if type(module).__module__.startswith("torch.nn") and not any(True for _ in module.children()):
-        return None
-    return flow.region(call.fx_nodes, call.path, signature(module))
-
-
-def _select(flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region]) -> list[Region]:
-    """Steps 1 and 2: the coarsest regions whose signature repeats somewhere."""
-    candidates = {key: region for key, region in regions.items() if region.num_mac_ops >= 2}
-    by_output: dict[str, list[Region]] = {}
-    containers = {key for key in candidates if _is_container(flow, key, calls, candidates)}
-    for key, region in candidates.items():
-        if key not in containers:
-            by_output.setdefault(region.output, []).append(region)
-    known = {
-        region.signature
-        for key, region in candidates.items()
-        if key not in containers
-        for fx_node in flow.glue_back(flow.by_name[region.input])
-        for before in by_output.get(fx_node.name, ())
-        if before.signature == region.signature and before.shape == region.shape
-    }
-    chosen: set[str] = set()
-    for key, region in candidates.items():
-        if region.signature in known and key not in containers and chosen.isdisjoint(calls[key].ancestors):
-            chosen.add(key)
-    return [candidates[key] for key in chosen]
-
-
-def _is_container(flow: Flow, key: str, calls: Mapping[str, Call], candidates: Mapping[str, Region]) -> bool:
-    """True for a module that only strings like, branching blocks together: its children are the blocks, not itself."""
-    children = [region for other, region in candidates.items() if key in calls[other].ancestors and _branches(flow, region)]
-    for like in {child.signature for child in children}:
-        alike = [child for child in children if child.signature == like and child.signature != candidates[key].signature]
-        chained = {child.output for child in alike}
-        linked = sum(any(fx_node.name in chained for fx_node in flow.glue_back(flow.by_name[child.input])) for child in alike)
-        share = sum(child.macs for child in alike) / max(candidates[key].macs, 1)
-        if linked == len(alike) - 1 >= 1 and share >= HOMOGENEOUS_SHARE and not _branches(flow, candidates[key], alike):
-            return True
-    return False
-
-
-def _branches(flow: Flow, region: Region, apart_from: Sequence[Region] = ()) -> bool:
-    """True where some tensor inside (or the input) has two readers: a residual or parallel branch."""
-    hidden = {name for inner in apart_from for name in inner.fx_nodes} | {inner.input for inner in apart_from}
-    inside = {flow.by_name[name] for name in region.fx_nodes}
-    points = [flow.by_name[region.input], *inside - {flow.by_name[region.output]}]
-    return any(
-        len([reader for reader in flow.readers(point) if reader in inside]) > 1
-        for point in points
-        if point in flow.activations and point.name not in hidden
-    )
-
-
 def _chains(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
-    """Step 3: blocks in the order they feed each other, glue taken in."""
+    """Step 2: blocks in the order they feed each other, glue taken in."""
     by_output = {block.output: block for block in blocks}
     previous: dict[str, str] = {}
     for block in blocks:
@@ -176,7 +119,7 @@ def _chains(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
 
 
 def _stages(flow: Flow, chain: Sequence[Region]) -> list[FoundStage]:
-    """Steps 4 and 5: cut a chain into stages."""
+    """Steps 3 and 4: cut a chain into stages."""
     runs: list[list[Region]] = []
     for block in chain:
         if runs and _same_grid(runs[-1][-1], block) and not _is_tapped(flow, runs[-1][-1], block):
@@ -262,21 +205,6 @@ def _asked_stage(
     if not found:
         raise DiscoveryError(f"stage {name!r}: {paths[0]!r} changes the shape, so it is the entry and no block is left.")
     return replace(found[0], path=name)
-
-
-def _conv_units(flow: Flow) -> list[Region]:
-    """Step 7: each MAC op on features with the norm and activation that follow it."""
-    units: list[Region] = []
-    for fx_node in flow.order:
-        if not flow.num_mac_ops(fx_node) or fx_node not in flow.activations or not flow.has_batch(fx_node):
-            continue
-        members = [fx_node]
-        while len(readers := flow.readers(members[-1])) == 1 and flow.is_glue(readers[0], weighted=True):
-            members.append(readers[0])
-        unit = flow.region(members, str(fx_node.target), nn.Conv2d)
-        if unit is not None:
-            units.append(unit)
-    return units
 
 
 def _same_grid(before: Region, after: Region) -> bool:

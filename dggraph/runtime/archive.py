@@ -29,8 +29,9 @@ from dggraph.graph.ir import EdgeKind
 from dggraph.graph.schema import from_json, to_json
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
+from dggraph.runtime.conversion import assemble
 from dggraph.runtime.models import build_trusted
-from dggraph.runtime.network import DynamicNetwork, Recipe, assemble
+from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess
 
 SCHEMA_VERSION = 1
