@@ -7,18 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dggraph.graph.wiring import register_wiring
+    from dggraph.ops.gating import register_gate
+    from dggraph.ops.routing import register_router
     from dggraph.runtime.archive import load, save
     from dggraph.runtime.conversion import convert
     from dggraph.runtime.recording import record
     from dggraph.views.drawing import render
 
 __version__ = "0.1.0"
-__all__ = ["convert", "load", "record", "render", "save"]
+__all__ = ["convert", "load", "record", "register_gate", "register_router", "register_wiring", "render", "save"]
 
 _HOMES = {
     "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
     "record": "dggraph.runtime.recording",
+    "register_gate": "dggraph.ops.gating",
+    "register_router": "dggraph.ops.routing",
+    "register_wiring": "dggraph.graph.wiring",
     "render": "dggraph.views.drawing",
     "save": "dggraph.runtime.archive",
 }

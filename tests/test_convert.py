@@ -1,6 +1,7 @@
 """Conversion: exact, alive, routed as an independent reference routes, and safe to copy, move and train."""
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import DiscoveryError, GateError, InputError, LoweringError, NothingToRouteError, TraceError, WiringError
+from dggraph.graph.wiring import WIRINGS
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import ROUTERS
 from dggraph.runtime.network import pinned_gates, static_weights
 
 LAYOUTS = {
@@ -260,6 +264,99 @@ def test_bad_models_and_options() -> None:
         dggraph.convert(build("resnet18"), image, stages={"layer1": ["layer1.7"]})
     with pytest.raises(DiscoveryError, match="do not feed each other"):
         dggraph.convert(build("resnet18"), image, stages={"layer1": ["layer1.1", "layer3.0"]})
+
+
+class Text(nn.Module):
+    """No image model: token ids in, one vector a sentence out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.encoder(self.words(ids))
+        return hidden.mean(1)
+
+
+def test_models_that_take_no_images() -> None:
+    with pytest.raises(InputError, match="image batch is a float tensor"):
+        dggraph.convert(Text(), torch.zeros(1, 5, dtype=torch.long))
+    with pytest.raises(InputError, match="cannot run on an input of shape"):
+        dggraph.convert(Text(), torch.rand(1, 3, 32, 32))
+    with pytest.raises(InputError, match="cannot run on an input of shape"):
+        dggraph.convert(torchvision.models.video.r3d_18(), torch.rand(1, 3, 32, 32))
+
+
+def test_wrong_inputs_at_run_time() -> None:
+    net = dggraph.convert(build("resnet18"), torch.rand(1, 3, 64, 64)).eval()
+    for wrong in (torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), torch.rand(1, 64, 64, 3)):
+        with pytest.raises(InputError, match=r"\(B, 3, H, W\)"):
+            net(wrong)
+    assert net(torch.rand(2, 3, 50, 70)).shape == (2, 1000)
+    with pytest.raises(InputError, match="converted already"):
+        dggraph.convert(net, torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+@pytest.mark.parametrize("name", KINDS)
+def test_device_moves(name: str, router: str) -> None:
+    """Nothing made inside the forward stays on the device it was converted on."""
+    net = dggraph.convert(build(name), torch.rand(1, 3, 64, 64), router=router).to("meta")
+    for mode in (True, False):
+        output, gates = net.train(mode)(torch.rand(2, 3, 64, 64, device="meta"), return_gates=True)
+        assert output.device.type == "meta" and {one.device.type for one in gates.weights.values()} == {"meta"}
+
+
+class MaxRouter(nn.Module):
+    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_channels, num_edges)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features.amax((2, 3)))  # type: ignore[no-any-return]
+
+
+class ClampedGate(nn.Module):
+    def __init__(self, static: Sequence[bool]) -> None:
+        super().__init__()
+        self.register_buffer("static", torch.tensor(static, dtype=torch.float32))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return (self.static + logits).clamp(0, 2)  # type: ignore[no-any-return, operator]
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    saved = [(registry, dict(registry)) for registry in (ROUTERS, GATES, WIRINGS)]
+    yield
+    for registry, before in saved:
+        registry.clear()
+        registry.update(before)  # type: ignore[arg-type]
+
+
+def test_registered_router_gate_and_wiring(registries: None, tmp_path: Any) -> None:
+    """A user's own parts work like ours: exact at the start, routed afterwards, kept by an archive."""
+    dggraph.register_router("max", MaxRouter)
+    dggraph.register_gate("clamped", ClampedGate)
+    dggraph.register_wiring("gap", lambda gap: lambda size: ((i, i + gap) for i in range(size - gap)))
+    model = randomise(build("resnet18")).eval()
+    net = dggraph.convert(model, torch.rand(1, 3, 64, 64), router="max", gate="clamped", wiring="gap(2)")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net(x), model(x))
+    assert [stage.num_edges for stage in net.report.stages] == [5, 3, 3, 3]
+    randomise_routers(net)
+    assert not torch.equal(net(x), model(x))
+    dggraph.save(net, tmp_path / "a")
+    assert torch.equal(dggraph.load(tmp_path / "a", model=model)(x), net(x))
+    with pytest.raises(InputError, match="router 'max' already"):
+        dggraph.register_router("max", MaxRouter)
+    with pytest.raises(InputError, match="gate 'clamped' already"):
+        dggraph.register_gate("clamped", ClampedGate)
+    with pytest.raises(WiringError, match="'gap'"):
+        dggraph.register_wiring("gap", lambda: lambda size: ())
 
 
 class CountsCalls(nn.Module):

@@ -72,10 +72,12 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right" if heading in ("MACs kept", "active edges") else "left", overflow="fold")
     for row in rows:
         prediction = f"{row.get('label', '-')} {row.get('probability', 0):.2f}"
-        cells = (row["image"], prediction, f"{row['kept']:.3f}", str(row["active_edges"]), row["picture"])
+        names = (Path(row["image"]).name, Path(row["picture"]).name)
+        cells = (names[0], prediction, f"{row['kept']:.3f}", str(row["active_edges"]), names[1])
         table.add_row(*(escape(str(cell)) for cell in cells))
     console = Console()
     console.print(table)
+    console.print(escape(f"pictures are in {Path(rows[0]['picture']).parent}"), soft_wrap=True)
     if all(row["is_static_path"] for row in rows):
         console.print("Every image took the backbone's own path: untrained routers send every image along the static edges.")
 

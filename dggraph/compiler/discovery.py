@@ -223,15 +223,18 @@ def _is_tapped(flow: Flow, before: Region, after: Region) -> bool:
 
 
 def _channel_axis(flow: Flow, block: Region) -> int:
-    """1 for NCHW, -1 for NHWC and tokens: what the first op that knows its number of channels says."""
+    """1 for NCHW, -1 for NHWC and tokens: what the first module that knows its number of channels says.
+
+    Modules that read the block's input come first, then (where that input goes into plain functions, as in Swin V2's attention)
+    any that read a tensor of its shape.
+    """
     shape = flow.shape(flow.by_name[block.input])
     if len(shape) != 3:
         return -1
-    inside = [flow.by_name[name] for name in block.fx_nodes]
-    for fx_node in inside:
-        if fx_node.op != "call_module" or flow.by_name[block.input] not in fx_node.all_input_nodes:
-            continue
-        module = flow.module.get_submodule(str(fx_node.target))
+    calls = [fx_node for name in block.fx_nodes if (fx_node := flow.by_name[name]).op == "call_module"]
+    alike = [call for call in calls if any(flow.shape(source) == shape for source in flow.inputs(call))]
+    for call in sorted(alike, key=lambda call: flow.by_name[block.input] not in call.all_input_nodes):
+        module = flow.module.get_submodule(str(call.target))
         if isinstance(module, nn.Linear) or type(module) is nn.LayerNorm:
             return -1
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):

@@ -58,6 +58,20 @@ WIRINGS: dict[str, Callable[..., Wiring]] = {
 }
 
 
+def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
+    """Make `name` usable as `wiring=` and `--wiring`.
+
+    Args:
+        name: an identifier that is not taken.
+        make: takes the numbers written in brackets after the name, returns a `Wiring`.
+
+    Raises:
+        WiringError: the name is taken or no identifier.
+    """
+    _require(name.isidentifier() and name not in WIRINGS, f"cannot register a wiring as {name!r}: taken, or no identifier.")
+    WIRINGS[name] = make
+
+
 def parse_wiring(text: str) -> Wiring:
     """`complete`, `window(4)` or `watts_strogatz(4, 0.5, 0)` as a `Wiring`.
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dggraph.errors import InputError
+
 SCRATCH_OFFSET = 1.0
 
 
@@ -42,6 +44,22 @@ class SigmoidGate(nn.Module):
 
 
 GATES: dict[str, Callable[[Sequence[bool]], nn.Module]] = {"anchored": AnchoredGate, "sigmoid": SigmoidGate}
+
+
+def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> None:
+    """Make `name` usable as `gate=`.
+
+    Args:
+        name: not taken.
+        make: takes, for each edge of a row, whether the backbone had it; returns a module from logits to weights, both (B, E).
+            For `init="preserve"` zero logits must give weight 1 on those edges and at most the threshold on the others.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in GATES:
+        raise InputError(f"there is a gate {name!r} already; choose another name.")
+    GATES[name] = make
 
 
 def column(rows: Sequence[Tensor], picks: Sequence[tuple[int, int]]) -> Tensor:

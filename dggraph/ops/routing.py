@@ -6,9 +6,13 @@ and outside autocast. Router form is our choice, not the paper's.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from dggraph.errors import InputError
 
 
 class LinearRouter(nn.Module):
@@ -29,7 +33,8 @@ class LinearRouter(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, E), float32 or wider."""
         dtype = torch.promote_types(features.dtype, torch.float32)
-        with torch.autocast(features.device.type, enabled=False):
+        device = features.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             axes = [axis for axis in range(1, features.ndim) if axis != self.channel_axis % features.ndim]
             pooled_BC = features.mean(dim=axes, dtype=dtype) if axes else features.to(dtype)
             return nn.functional.linear(pooled_BC, self.weight.to(dtype), self.bias.to(dtype))
@@ -38,5 +43,23 @@ class LinearRouter(nn.Module):
 Router = Callable[[int, int, int], nn.Module]
 """(channels, edges, channel axis) to a module from features to logits (B, edges)."""
 
-ROUTERS: dict[str, tuple[str, Router]] = {"node": ("node", LinearRouter), "stage": ("stage", LinearRouter)}
+Scope = Literal["node", "stage"]
+
+ROUTERS: dict[str, tuple[Scope, Router]] = {"node": ("node", LinearRouter), "stage": ("stage", LinearRouter)}
 """Per name: whether one router serves each `node` or the whole `stage`, and its factory."""
+
+
+def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
+    """Make `name` usable as `router=`.
+
+    Args:
+        name: not taken.
+        make: takes (channels, edges, channel axis), returns a module from features (B, ...) to logits (B, edges).
+        scope: `node`: one router per node, deciding its outgoing edges; `stage`: one at the stage's entry, deciding all.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in ROUTERS:
+        raise InputError(f"there is a router {name!r} already; choose another name.")
+    ROUTERS[name] = (scope, make)

@@ -72,6 +72,8 @@ def convert(
     if isinstance(model, str):
         loaded = load_model(model)
         model, source, preprocess, labels = loaded.model, loaded.source, loaded.preprocess, loaded.labels
+    if isinstance(model, DynamicNetwork):
+        raise InputError("this network is converted already. To wire it differently, convert its backbone again.")
     example = _example_input(model, example_input, preprocess)
     traced = trace(model, leaves)
     shapes = profile(traced.module, traced.graph, example)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.lowering import BlockPlan, LoweredModule
+from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
@@ -78,7 +79,16 @@ class DynamicNetwork(nn.Module):
         Args:
             x: (B, C, H, W).
             return_gates: also return the `Gates` of this pass.
+
+        Raises:
+            InputError: `x` is no image batch with the backbone's number of channels.
         """
+        channels = self.recipe.input_shape[0]
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise InputError(
+                f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
+                "Add the batch axis with x[None], or convert the channels."
+            )
         output, gates = self.lowered(x)
         if not return_gates:
             return output
