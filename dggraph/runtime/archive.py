@@ -1,8 +1,8 @@
 """Archives: a converted network in a folder, without pickle.
 
-`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written last: a SHA-256 of each, the MODEL name,
-the trace's fingerprint, where blocks sit in it, preprocessing and labels). Loading never runs code that an archive names: a backbone is
-rebuilt from torchvision's or timm's registry, or the caller brings it, and its trace must have the stored fingerprint.
+`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written last: a SHA-256 of each and of itself,
+the MODEL name, the trace's fingerprint, where blocks sit in it, preprocessing and labels). Loading never runs code that an archive names: a
+backbone is rebuilt from torchvision's or timm's registry, or the caller brings it, and its trace must have the stored fingerprint.
 """
 
 import hashlib
@@ -139,7 +139,7 @@ def save(
                 labels=list(labels) if labels is not None else None,
                 sha256={name: _digest(parts / name) for name in (GRAPH, WEIGHTS)},
             )
-            _write(parts / MANIFEST, manifest.model_dump_json(indent=1).encode())
+            _write(parts / MANIFEST, _seal(manifest).model_dump_json(indent=1).encode())
             if folder.exists():
                 os.rename(folder, Path(scratch) / "old")
                 try:
@@ -238,13 +238,23 @@ def _read_manifest(folder: Path) -> _Manifest:
         version = document.get("schema_version") if isinstance(document, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ArchiveError(f"{folder} has schema version {version}, this dggraph reads {SCHEMA_VERSION}; upgrade dggraph.")
-        return _Manifest.model_validate_json(json.dumps(document))
+        manifest = _Manifest.model_validate_json(json.dumps(document))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ArchiveError(f"{file}: {where or 'document'}: {first['msg']}; the manifest is damaged or foreign.") from None
         raise ArchiveError(f"{file} is no JSON: {error}.") from None
+    if _seal(manifest) != manifest:
+        raise ArchiveError(f"{file} is not what was written: its own SHA-256 differs; copy the archive again.")
+    return manifest
+
+
+def _seal(manifest: _Manifest) -> _Manifest:
+    """`manifest` with the SHA-256 of everything else in it."""
+    parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
+    content = manifest.model_copy(update={"sha256": parts}).model_dump_json()
+    return manifest.model_copy(update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}})
 
 
 def _check_found(folder: Path, flow: Flow, found: Sequence[FoundStage]) -> None:
