@@ -37,6 +37,10 @@ class GateError(DggraphError):
     """A gate produced something that is not a weight, for example NaN."""
 
 
+class GradientError(DggraphError):
+    """A derivative was asked for that the fast backward does not have."""
+
+
 class ArchiveError(DggraphError):
     """An archive is damaged, foreign, newer than this version, or cannot be written."""
 

@@ -13,8 +13,10 @@ from torch import nn
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and norm statistics, scaled so that activations neither die nor explode."""
     generator = torch.Generator().manual_seed(seed)
+    buffers = dict(model.named_buffers())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point():
+        is_constant = name in buffers and not name.endswith(("running_mean", "running_var"))
+        if is_constant or not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2 and tensor.numel() == tensor.shape[0]:

@@ -1,7 +1,7 @@
 """Lower a wired graph into one flat `fx.GraphModule`: ops stay where they are, only the inputs of blocks are rewired.
 
 In front of block j, the pass puts, in this order:
-1. the router and gate of node j-1 (with a `stage` router: once, at the stage's entry), its adjacency row;
+1. `share`, node j-1 as later nodes read it; its router and gate (with a `stage` router: once, at the stage's entry), its adjacency row;
 2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold and dead sources;
 3. `aggregate` (or `concatenate`), the block's new input, and `is_live`.
 `out` is the same without a block, and `open_output` sees that something reaches it. The module returns the backbone's output and,
@@ -21,7 +21,7 @@ from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.ops.aggregation import adapt, aggregate, concatenate
+from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
 from dggraph.ops.gating import column, is_live, open_edges, open_output
 from dggraph.ops.routing import Router
 
@@ -139,6 +139,7 @@ class _StageWriter:
         self.graph, self.name, self.deciders, self.owner, self.training = graph, name, deciders, owner, training
         self.vertices = graph.nodes(name)
         self.values = [by_name[stage.entry]]
+        self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
         self.live: list[fx.Node | None] = [None]
         self.raw: list[fx.Node] = []
@@ -158,6 +159,7 @@ class _StageWriter:
             if index == 1:
                 with self.lowered.inserting_before(first):
                     self.threshold = self._node("get_attr", f"dg_{self.name}.threshold", (), "threshold")
+                    self.cache = self._call(stage_cache, (), "cache")
             with self.lowered.inserting_before(first):
                 new_input = self._write_vertex(index)
             for fx_node in inside:
@@ -185,6 +187,7 @@ class _StageWriter:
         vertex = self.vertices[index]
         incoming = self.graph.incoming(vertex.name)
         sources = [next(i for i, node in enumerate(self.vertices) if node.name == edge.source) for edge in incoming]
+        self.shared.append(self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}"))
         self._write_row(index - 1)
         raw = self._call(column, (self.rows, tuple(self._pick(edge) for edge in incoming)), f"raw_{index}")
         live = [self.live[source] for source in sources]
@@ -198,14 +201,15 @@ class _StageWriter:
         axis = self.stage.channel_axis
         wanted = self.vertices[index - 1].shape[0 if axis == 1 else -1]
         features = [
-            self._call(adapt, (self.values[source], wanted, axis), f"adapted_{source}_{index}")
+            self._call(adapt, (self.shared[source], wanted, axis), f"adapted_{source}_{index}")
             if edge.kind == "adapter"
-            else self.values[source]
+            else self.shared[source]
             for source, edge in zip(sources, incoming, strict=True)
         ]
         if incoming[0].kind == "concat":
             return self._call(concatenate, (features, weights, axis), f"input_{index}")
-        return self._call(aggregate, (features, weights), f"input_{index}")
+        marks = tuple(None if edge.kind == "adapter" else source for source, edge in zip(sources, incoming, strict=True))
+        return self._call(aggregate, (features, weights, self.cache, marks, index), f"input_{index}")
 
     def _write_row(self, index: int) -> None:
         """The adjacency row of vertex `index`, or all rows at once from the entry."""
@@ -217,7 +221,7 @@ class _StageWriter:
         num_channels = self.vertices[index].shape[0 if axis == 1 else -1]
         self.owner.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
         self.owner.add_module(f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges]))
-        logits = self._node("call_module", f"dg_{self.name}.router_{index}", (self.values[index],), f"logits_{index}")
+        logits = self._node("call_module", f"dg_{self.name}.router_{index}", (self.shared[index],), f"logits_{index}")
         self.rows.append(self._node("call_module", f"dg_{self.name}.gate_{index}", (logits,), f"row_{index}"))
 
     def _pick(self, edge: Any) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profil
     """
     batch = example_input[:1].expand(TRACED_BATCH, *example_input.shape[1:])
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with _restored(module), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             return _run(module, graph, mode.from_tensor(batch))
     except Exception:
         try:
@@ -57,6 +57,21 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     with torch.no_grad(), _counted_attention(), profiler.counter:
         profiler.run(batch)
     return Profile(profiler.shapes, profiler.macs)
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Take back what leaf modules note on themselves (ConViT caches an index tensor): it would be fake."""
+    before = {
+        inner: {name: dict(value) if type(value) is dict else value for name, value in vars(inner).items()}
+        for inner in module.modules()
+    }
+    try:
+        yield
+    finally:
+        for inner, attributes in before.items():
+            vars(inner).clear()
+            vars(inner).update(attributes)
 
 
 @contextmanager

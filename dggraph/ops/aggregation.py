@@ -1,17 +1,86 @@
-"""Aggregation: the weighted sum (or concat) of the features that reach a node.
+"""Aggregation: the weighted sum (or concat) of the features that reach a node, and its gradient in pull form.
 
 Shape suffixes: B instances, E incoming edges. An edge of weight 0 contributes exactly nothing, even where its source holds inf or
 nan, and every result is a fresh tensor: the first op of a block may overwrite it.
+
+The backward of a stage caches the adjacency with what flows back into each node:
+1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`, and returns dA_ij = <dz_j, x_i> for the weights;
+   to the features it returns nothing.
+2. `share` of node i, which autograd reaches once all its consumers are done, pulls dx_i = sum_j A_ij dz_j: one weighted sum, the same
+   arithmetic as forward, instead of one gradient tensor per edge.
+Compilers, exporters and functorch see the plain expression instead, whose gradient is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dggraph.errors import GradientError
+from dggraph.ops.weighted_sum import inner_products, masked, spread, weighted_sum
 
-def aggregate(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
+_plain = ContextVar("plain_aggregation", default=False)
+
+
+@contextmanager
+def plain_aggregation() -> Iterator[None]:
+    """Use the plain expression within this context: slower, and differentiable twice."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+class Cache:
+    """What one stage's backward pass holds: per node the gradient that reached it, and its adjacency column."""
+
+    def __init__(self) -> None:
+        self._task = -1
+        self._columns: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
+
+    def put(self, target: int, grad: Tensor, column: dict[int, Tensor]) -> None:
+        """Store dz of `target` for the sources in `column`, {source: weight (B,)}."""
+        self._enter()
+        self._columns[target] = (grad, column)
+
+    def pull(self, source: int) -> list[tuple[Tensor, Tensor]]:
+        """(dz, weight) of every target that reads `source`; each is forgotten after its last source."""
+        self._enter()
+        found: list[tuple[Tensor, Tensor]] = []
+        for target, (grad, column) in list(self._columns.items()):
+            if source in column:
+                found.append((grad, column.pop(source)))
+            if not column:
+                del self._columns[target]
+        return found
+
+    def _enter(self) -> None:
+        """Forget what an earlier backward pass left, if it ended early or went through a part of the stage."""
+        task = torch._C._current_graph_task_id()  # private, torch 2.10 to 2.15; torch.utils.checkpoint relies on it too
+        if task != self._task:
+            self._task = task
+            self._columns.clear()
+
+
+def stage_cache() -> Cache:
+    """A new cache, for one stage and one forward pass."""
+    return Cache()
+
+
+def share(features: Tensor, cache: Cache, index: int) -> Tensor:
+    """`features` of node `index`, as the nodes after it read them: the same values, and the place where their gradients meet."""
+    if _is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
+        return features
+    return _Share.apply(features, cache, index)  # type: ignore[no-any-return]
+
+
+def aggregate(
+    features: Sequence[Tensor], weights_BE: Tensor, cache: Cache | None = None, sources: Sequence[int | None] = (), target: int = 0
+) -> Tensor:
     """Sum `features`, each scaled per instance, left to right.
 
     Weight 1 is exact: with one open edge of weight 1 the result is that feature to the bit.
@@ -19,15 +88,22 @@ def aggregate(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     Args:
         features: E tensors (B, ...) of one shape.
         weights_BE: one weight per instance and edge; 0 is inactive.
+        cache: the stage's; without it the plain expression is used.
+        sources: per feature the index it was shared under, or None for one that was changed on its way (an adapter's).
+        target: index of the node that reads the sum.
 
     Returns:
         A fresh (B, ...) tensor. Backward, x_i gets gradient through active edges alone; every weight gets
         dA_ij = <dz_j, x_i>, non-finite elements of x_i taken as 0, so that a closed edge can open again.
     """
-    total, *others = [gated(x, weights_BE[:, edge]) for edge, x in enumerate(features)]
-    for term in others:
-        total = total + term
-    return total
+    if _is_plain() or (cache is None and torch.is_grad_enabled()):
+        total, *others = [gated(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
+        for term in others:
+            total = total + term
+        return total
+    if not torch.is_grad_enabled():
+        return weighted_sum(features, weights_BE)
+    return _Aggregate.apply(cache, tuple(sources), target, weights_BE, *features)  # type: ignore[no-any-return]
 
 
 def concatenate(features: Sequence[Tensor], weights_BE: Tensor, channel_axis: int) -> Tensor:
@@ -51,12 +127,74 @@ def gated(features: Tensor, weight_B: Tensor) -> Tensor:
     return _Gated.apply(features, weight_B)  # type: ignore[no-any-return]
 
 
+def _is_plain() -> bool:
+    """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and `plain_aggregation`."""
+    # Private, torch 2.10 to 2.15; autograd.Function asks the same.
+    return torch.compiler.is_compiling() or _plain.get() or torch._C._are_functorch_transforms_active()
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise GradientError(
+            "aggregation in pull form has no second derivative: backward ran with create_graph=True. Run the forward pass within "
+            "dggraph.ops.aggregation.plain_aggregation()."
+        )
+
+
+class _Share(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, cache: Cache, index: int) -> Tensor:
+        ctx.cache, ctx.index, ctx.dtype = cache, index, features.dtype
+        ctx.set_materialize_grads(False)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        _refuse_double_backward()
+        pulled = ctx.cache.pull(ctx.index)
+        if not pulled:
+            return grad, None, None
+        grads, weights = [one for one, _ in pulled], [weight_B for _, weight_B in pulled]
+        if grad is not None:
+            grads, weights = [*grads, grad], [*weights, torch.ones_like(weights[0])]
+        return weighted_sum(grads, torch.stack(weights, dim=1)).to(ctx.dtype), None, None
+
+
+class _Aggregate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, cache: Cache, sources: tuple[int | None, ...], target: int, weights_BE: Tensor, *features: Tensor
+    ) -> Tensor:
+        ctx.cache, ctx.sources, ctx.target = cache, sources, target
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights_BE, *features)
+        return weighted_sum(features, weights_BE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        weights_BE, *features = ctx.saved_tensors
+        grads: list[Tensor | None] = [None] * len(features)
+        if grad is None:
+            return None, None, None, None, *grads
+        column: dict[int, Tensor] = {}
+        for edge, (source, feature) in enumerate(zip(ctx.sources, features, strict=True)):
+            if not ctx.needs_input_grad[4 + edge]:
+                continue
+            if source is None:
+                grads[edge] = masked(grad, weights_BE[:, edge]).to(feature.dtype)
+            else:
+                column[source] = weights_BE[:, edge]
+        if column:
+            ctx.cache.put(ctx.target, grad, column)
+        grad_weights = inner_products(features, grad).to(weights_BE.dtype) if ctx.needs_input_grad[3] else None
+        return None, None, None, grad_weights, *grads
+
+
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(features: Tensor, weight_B: Tensor) -> Tensor:
-        weight = _spread(weight_B, features)
-        # -0.0 is the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0.
-        return torch.where(weight != 0, features * weight, -0.0)
+        return masked(features, weight_B)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -67,7 +205,7 @@ class _Gated(torch.autograd.Function):
         features, weight_B = ctx.saved_tensors
         grad_features = grad_weight = None
         if ctx.needs_input_grad[0]:
-            weight = _spread(weight_B, features)
+            weight = spread(weight_B, grad)
             grad_features = torch.where(weight != 0, grad * weight, 0.0)
         if ctx.needs_input_grad[1]:
             finite = torch.where(torch.isfinite(features), features, 0.0)
@@ -75,8 +213,3 @@ class _Gated(torch.autograd.Function):
             wide = torch.promote_types(features.dtype, weight_B.dtype)
             grad_weight = (grad.to(wide) * finite.to(wide)).sum(dim=axes).to(weight_B.dtype)
         return grad_features, grad_weight
-
-
-def _spread(weight_B: Tensor, features: Tensor) -> Tensor:
-    """(B,) to (B, 1, ..., 1) in the features' dtype."""
-    return weight_B.to(features.dtype).reshape(-1, *[1] * (features.ndim - 1))
