@@ -148,7 +148,7 @@ def test_deepcopy_keeps_a_swapped_head_tied_weights_and_flags() -> None:
         twin.lowered.conv1.weight.mul_(2)
     assert not torch.equal(net(x), twin(x))
     names = {fx_node.name for fx_node in twin.lowered.graph.nodes}
-    assert all({*block.fx_nodes, block.input, block.output} <= names for block in twin.plan)
+    assert all({*block.fx_nodes, block.input, block.output} <= names for stage in twin.plan for block in stage.blocks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -9,6 +9,7 @@ per stage, the edge weights after and before the threshold, in the graph's edge 
 """
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,13 +48,17 @@ class LoweredModule(fx.GraphModule):
         )
 
 
+ReadKind = Literal["constant", "rows", "batched", "unknown"]
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """A value that a block reads from outside besides its input."""
 
     fx_node: str
-    kind: Literal["constant", "size", "batched"]
-    """`constant`: the same for every batch. `size`: numbers read off a tensor. `batched`: rows to gather with the block's own."""
+    kind: ReadKind
+    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with the block's own. `unknown`: a
+    number that may depend on the batch size in another way; such a block runs on whole batches only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +72,28 @@ class BlockPlan:
     reads: tuple[Read, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage as it stands in the lowered graph, by fx names."""
+
+    name: str
+    entry: str
+    output: str
+    weights: str
+    raw: str
+    own: tuple[str, ...]
+    """Every fx node that lowering wrote for the stage: routers, gates, aggregation."""
+    blocks: tuple[BlockPlan, ...]
+    dense_only: str
+    """Why the stage's blocks cannot run on some rows of the batch; empty where they can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """A lowered network and how its blocks can run alone."""
 
     module: LoweredModule
-    plan: tuple[BlockPlan, ...]
+    plan: tuple[StagePlan, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +127,15 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
     with lowered.inserting_after(next(n for n in lowered.nodes if n.op == "placeholder")):
         training = lowered.create_node("get_attr", "training", name="dg_training")
     gates: dict[str, Any] = {}
-    plan: list[BlockPlan] = []
+    plan: list[StagePlan] = []
     for name, stage in zip(graph.stages, found, strict=True):
         owner = f"dg_{name}"
         if hasattr(root, owner):
             raise LoweringError(f"the backbone already has an attribute {owner!r}; rename it, routers are kept there.")
         root.add_module(owner, nn.Module())
         writer = _StageWriter(flow, lowered, by_name, stage, graph, name, deciders, root.get_submodule(owner), training)
-        gates[name] = writer.write()
-        plan += writer.plan
+        plan.append(writer.write())
+        gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
     output = next(iter(reversed(lowered.nodes)))
     output.args, output.type = ((output.args[0], gates),), None
     return Lowered(LoweredModule(root, lowered), tuple(plan))
@@ -144,11 +165,12 @@ class _StageWriter:
         self.live: list[fx.Node | None] = [None]
         self.raw: list[fx.Node] = []
         self.weights: list[fx.Node] = []
-        self.plan: list[BlockPlan] = []
+        self.blocks: list[BlockPlan] = []
+        self.own: list[fx.Node] = []
         owner.register_buffer("threshold", torch.tensor(float(deciders.threshold)))
 
-    def write(self) -> tuple[fx.Node, fx.Node]:
-        """Rewire the stage; returns the fx nodes of its weights after and before the threshold."""
+    def write(self) -> StagePlan:
+        """Rewire the stage; returns where everything is."""
         is_lifted = self.graph.stages[self.name].residual == "lift"
         spent: list[fx.Node] = []
         for index, block in enumerate(self.stage.blocks, start=1):
@@ -165,7 +187,7 @@ class _StageWriter:
             for fx_node in inside:
                 fx_node.replace_input_with(source, new_input)
             self.values.append(self._lift(adds, block, spent) if adds else self.by_name[block.output])
-            self.plan.append(self._plan(block, new_input, index))
+            self.blocks.append(self._plan(block, new_input, index))
         last = self.by_name[self.stage.output]
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
         outside = [user for user in last.users if user.name not in inside_stage and not user.name.startswith("dg_")]
@@ -180,7 +202,29 @@ class _StageWriter:
             user.replace_input_with(last, new_output)
         self._erase([*spent, last])
         self.by_name[self.stage.output] = new_output
-        return weights, raw
+        self.by_name |= {weights.name: weights, raw.name: raw}
+        return StagePlan(
+            name=self.name,
+            entry=self.values[0].name,
+            output=new_output.name,
+            weights=weights.name,
+            raw=raw.name,
+            own=tuple(fx_node.name for fx_node in self.own if fx_node is not anchor),
+            blocks=tuple(self.blocks),
+            dense_only=self._why_dense(),
+        )
+
+    def _why_dense(self) -> str:
+        for block in self.blocks:
+            for read in block.reads:
+                if read.kind == "unknown":
+                    return f"{block.node} reads {read.fx_node}, a number computed outside it"
+        for value in self.values[1:]:
+            inside = {*self.own, *(self.by_name.get(name) for block in self.blocks for name in block.fx_nodes)}
+            for user in value.users:
+                if user not in inside:
+                    return f"{user.name} reads {value.name}, a node's output, from outside the stage"
+        return ""
 
     def _write_vertex(self, index: int) -> fx.Node:
         """Router, gate, column, threshold and aggregation in front of vertex `index`; returns its new input."""
@@ -250,14 +294,7 @@ class _StageWriter:
             for read in fx_node.all_input_nodes:
                 if read in inside or read is new_input:
                     continue
-                original = self.flow.by_name.get(read.name)
-                if read.op == "get_attr":
-                    kind = "constant"
-                elif original in self.flow.activations or original is None:
-                    kind = "batched"
-                else:
-                    kind = "size" if read.name not in self.flow.profile.shapes else "constant"
-                reads[read.name] = Read(read.name, kind)  # type: ignore[arg-type]
+                reads[read.name] = Read(read.name, self._kind_of(read))
         return BlockPlan(
             node=self.vertices[index].name,
             input=new_input.name,
@@ -265,6 +302,16 @@ class _StageWriter:
             fx_nodes=tuple(fx_node.name for fx_node in inside),
             reads=tuple(reads.values()),
         )
+
+    def _kind_of(self, read: fx.Node) -> ReadKind:
+        original = self.flow.by_name.get(read.name)
+        if read.op == "get_attr":
+            return "constant"
+        if original is None or original in self.flow.activations:
+            return "batched"
+        if read.name in self.flow.profile.shapes:
+            return "constant"
+        return _size_kind(read)
 
     def _erase(self, candidates: Sequence[fx.Node]) -> None:
         """Remove what lost its last reader: the adds of lifted blocks, the concats of growth stages."""
@@ -278,7 +325,28 @@ class _StageWriter:
         return self._node("call_function", function, args, name)
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
-        return self.lowered.create_node(op, target, args, {}, name=f"dg_{self.name}_{name}")
+        self.own.append(self.lowered.create_node(op, target, args, {}, name=f"dg_{self.name}_{name}"))
+        return self.own[-1]
+
+
+def _size_kind(fx_node: fx.Node) -> ReadKind:
+    """What a number computed from shapes says of the batch: nothing (`constant`), its size (`rows`), or who knows."""
+    is_size = fx_node.op == "call_method" and fx_node.target == "size"
+    axis: Any = fx_node.args[1] if is_size and len(fx_node.args) == 2 else None
+    if fx_node.op == "call_function" and fx_node.target is operator.getitem and _is_shape(fx_node.args[0]):
+        axis = fx_node.args[1]
+    if isinstance(axis, int):
+        return "rows" if axis == 0 else "constant" if axis > 0 or axis == -1 else "unknown"
+    if fx_node.op == "call_function" and fx_node.all_input_nodes and fx_node.target is not getattr:
+        return "constant" if all(_size_kind(source) == "constant" for source in fx_node.all_input_nodes) else "unknown"
+    return "unknown"
+
+
+def _is_shape(value: Any) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
+    return by_method or (value.op == "call_function" and value.target is getattr and str(value.args[1]) == "shape")
 
 
 def _owned(module: nn.Module) -> nn.Module:

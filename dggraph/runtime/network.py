@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.lowering import BlockPlan, LoweredModule
+from dggraph.compiler.lowering import LoweredModule, StagePlan
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.runtime.preprocessing import Preprocess
@@ -43,7 +43,7 @@ class DynamicNetwork(nn.Module):
     Attributes:
         graph: what may connect.
         lowered: the fx.GraphModule that runs; it holds the backbone's weights under their original names.
-        plan: per routed block, what a sparse executor needs.
+        plan: per stage, what a sparse executor needs.
         report: what conversion found.
         recipe: what an archive keeps.
         source: the MODEL name it was built from, or None for a bare module.
@@ -56,7 +56,7 @@ class DynamicNetwork(nn.Module):
         lowered: LoweredModule,
         *,
         graph: DynamicGraph,
-        plan: tuple[BlockPlan, ...],
+        plan: tuple[StagePlan, ...],
         report: ConversionReport,
         recipe: Recipe,
         source: str | None = None,
