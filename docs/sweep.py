@@ -5,7 +5,8 @@
 
 Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and `keep` (fresh routers, a batch size that
 was not traced), `lift` within 1e-5 max |y|, seeded random routers against the original modules run through hooks (in float64 where float32
-differs by more than 5e-5), and whether opening each non-static edge (up to 40 a model, spread evenly) changes the output. Results are
+differs by more than 5e-5), and whether opening each non-static edge (40 a model, spread evenly; fewer where a pass takes seconds) changes the
+output. Results are
 appended to a .jsonl as they come; run again to continue.
 """
 
@@ -30,7 +31,7 @@ from dggraph.runtime.models import build_trusted, model_names
 from dggraph.runtime.network import pinned_gates, static_weights
 
 TABLES = Path(__file__).resolve().parent / "tables"
-MAX_OPENED = 40
+MAX_OPENED, MIN_OPENED, OPENING_SECONDS = 40, 6, 40
 REFERENCE_TOLERANCE = 5e-5
 
 
@@ -115,8 +116,10 @@ def _opens(net: nn.Module, x: torch.Tensor) -> str:
     """How many of the non-static edges tried change the output when opened (in a net all of whose edges are static: closed)."""
     edges = [(stage, i, edge) for stage in net.graph.stages for i, edge in enumerate(net.graph.edges(stage))]
     others = [one for one in edges if not one[2].is_static] or edges
-    tried = others[:: max(1, len(others) // MAX_OPENED)]
+    start = time.perf_counter()
     base, changed = net(x), 0
+    affordable = int(OPENING_SECONDS / (time.perf_counter() - start))
+    tried = others[:: max(1, len(others) // max(MIN_OPENED, min(MAX_OPENED, affordable)))]
     for stage, place, edge in tried:
         weights = static_weights(net.graph)[stage]
         weights[place] = 0.0 if edge.is_static else 1.0

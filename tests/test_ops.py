@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dggraph.ops.aggregation import adapt, aggregate, concatenate
-from dggraph.ops.gating import AnchoredGate, SigmoidGate, column, is_live, open_edges, open_output
+from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
+from dggraph.ops.liveness import is_live, open_edges, open_output
 from dggraph.ops.routing import LinearRouter
 
 HALF = torch.tensor(0.5)

@@ -1,29 +1,31 @@
 """Lower a wired graph into one flat `fx.GraphModule`: ops stay where they are, only the inputs of blocks are rewired.
 
 In front of block j, the pass puts, in this order:
-1. `share`, node j-1 as later nodes read it; its router and gate (with a `stage` router: once, at the stage's entry), its adjacency row;
-2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold and dead sources;
-3. `aggregate` (or `concatenate`), the block's new input, and `is_live`.
-`out` is the same without a block, and `open_output` sees that something reaches it. The module returns the backbone's output and,
-per stage, the edge weights after and before the threshold, in the graph's edge order.
+1. `share`, node j-1 as later nodes read it; with `node` routers its router and gate, which give its adjacency row;
+2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold and dead sources; `is_live`;
+3. `aggregate` (or `concatenate`), the block's new input.
+`out` is the same without a block, and `open_output` sees that something reaches it. A `stage` router decides all edges at the stage's
+entry, so `settle` stands in for step 2 once. The module returns the backbone's output and, per stage, the edge weights after and before
+the threshold, in the graph's edge order.
 """
 
 import copy
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.planning import BlockPlan, StagePlan, may_overwrite, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.errors import LoweringError
-from dggraph.graph.ir import DynamicGraph
+from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
-from dggraph.ops.gating import column, is_live, open_edges, open_output
+from dggraph.ops.gating import column
+from dggraph.ops.liveness import Layout, is_live, open_edges, open_output, settle
 from dggraph.ops.routing import Router
 
 
@@ -46,46 +48,6 @@ class LoweredModule(fx.GraphModule):
             "a lowered network is never pickled: torch regenerates its code on loading and may change in-place ops "
             "(pytorch #198077). Use dggraph.save(net, folder), or its state_dict()."
         )
-
-
-ReadKind = Literal["constant", "rows", "batched", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A value that a block reads from outside besides its input."""
-
-    fx_node: str
-    kind: ReadKind
-    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with the block's own. `unknown`: a
-    number that may depend on the batch size in another way; such a block runs on whole batches only."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockPlan:
-    """What a sparse executor needs to run one block on some rows of the batch; fx names are those of the lowered graph."""
-
-    node: str
-    input: str
-    output: str
-    fx_nodes: tuple[str, ...]
-    reads: tuple[Read, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StagePlan:
-    """One stage as it stands in the lowered graph, by fx names."""
-
-    name: str
-    entry: str
-    output: str
-    weights: str
-    raw: str
-    own: tuple[str, ...]
-    """Every fx node that lowering wrote for the stage: routers, gates, aggregation."""
-    blocks: tuple[BlockPlan, ...]
-    dense_only: str
-    """Why the stage's blocks cannot run on some rows of the batch; empty where they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +121,7 @@ class _StageWriter:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
         self.graph, self.name, self.deciders, self.owner, self.training = graph, name, deciders, owner, training
         self.vertices = graph.nodes(name)
+        self.layout = stage_layout(graph, name)
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
@@ -186,8 +149,13 @@ class _StageWriter:
                 new_input = self._write_vertex(index)
             for fx_node in inside:
                 fx_node.replace_input_with(source, new_input)
-            self.values.append(self._lift(adds, block, spent) if adds else self.by_name[block.output])
-            self.blocks.append(self._plan(block, new_input, index))
+            output = self.by_name[block.output]
+            if adds:
+                terms = self._lift(adds, block)
+                spent.append(output)
+                inside, output = [*(fx_node for fx_node in inside if fx_node is not output), *terms[1:]], terms[-1]
+            self.values.append(output)
+            self.blocks.append(plan_block(self.flow, self.vertices[index].name, inside, new_input, output))
         last = self.by_name[self.stage.output]
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
         outside = [user for user in last.users if user.name not in inside_stage and not user.name.startswith("dg_")]
@@ -195,8 +163,11 @@ class _StageWriter:
             anchor = self.lowered.create_node("get_attr", "training", name=f"dg_{self.name}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)
-            weights = self._call(torch.cat, (self.weights, 1), "weights")
-            raw = self._call(torch.cat, (self.raw, 1), "raw")
+            if self.deciders.scope == "node":
+                weights = self._call(torch.cat, (self.weights, 1), "weights")
+                raw = self._call(torch.cat, (self.raw, 1), "raw")
+            else:
+                weights, raw = self.settled, self.rows[0]
         self.lowered.erase_node(anchor)
         for user in outside:
             user.replace_input_with(last, new_output)
@@ -209,39 +180,18 @@ class _StageWriter:
             output=new_output.name,
             weights=weights.name,
             raw=raw.name,
-            own=tuple(fx_node.name for fx_node in self.own if fx_node is not anchor),
+            own=tuple(fx_node.name for fx_node in self.own),
             blocks=tuple(self.blocks),
-            dense_only=self._why_dense(),
+            writes_output=may_overwrite(self.flow, new_output),
+            dense_only=why_dense(self.flow, self.blocks, self.values, self.own),
         )
 
-    def _why_dense(self) -> str:
-        for block in self.blocks:
-            for read in block.reads:
-                if read.kind == "unknown":
-                    return f"{block.node} reads {read.fx_node}, a number computed outside it"
-        for value in self.values[1:]:
-            inside = {*self.own, *(self.by_name.get(name) for block in self.blocks for name in block.fx_nodes)}
-            for user in value.users:
-                if user not in inside:
-                    return f"{user.name} reads {value.name}, a node's output, from outside the stage"
-        return ""
-
     def _write_vertex(self, index: int) -> fx.Node:
-        """Router, gate, column, threshold and aggregation in front of vertex `index`; returns its new input."""
-        vertex = self.vertices[index]
-        incoming = self.graph.incoming(vertex.name)
-        sources = [next(i for i, node in enumerate(self.vertices) if node.name == edge.source) for edge in incoming]
+        """What stands in front of vertex `index`; returns its new input."""
+        incoming = self.graph.incoming(self.vertices[index].name)
+        sources = self.layout.sources[self.layout.incoming(index)]
         self.shared.append(self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}"))
-        self._write_row(index - 1)
-        raw = self._call(column, (self.rows, tuple(self._pick(edge) for edge in incoming)), f"raw_{index}")
-        live = [self.live[source] for source in sources]
-        weights = self._call(open_edges, (raw, live, self.threshold, self.training), f"weights_{index}")
-        if vertex.kind == "out":
-            weights = self._call(open_output, (weights, raw, live, self.training), f"weights_{index}_open")
-        else:
-            self.live.append(self._call(is_live, (weights,), f"live_{index}"))
-        self.raw.append(raw)
-        self.weights.append(weights)
+        weights = self._write_weights(index, sources) if self.deciders.scope == "node" else self._take_weights(index)
         axis = self.stage.channel_axis
         wanted = self.vertices[index - 1].shape[0 if axis == 1 else -1]
         features = [
@@ -255,12 +205,31 @@ class _StageWriter:
         marks = tuple(None if edge.kind == "adapter" else source for source, edge in zip(sources, incoming, strict=True))
         return self._call(aggregate, (features, weights, self.cache, marks, index), f"input_{index}")
 
-    def _write_row(self, index: int) -> None:
-        """The adjacency row of vertex `index`, or all rows at once from the entry."""
-        is_stage_wide = self.deciders.scope == "stage"
-        if is_stage_wide and index > 0:
-            return
-        edges = self.graph.edges(self.name) if is_stage_wide else self.graph.outgoing(self.vertices[index].name)
+    def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
+        """With `node` routers: the row of the vertex before, then the column of this one, settled."""
+        self._write_row(index - 1, self.graph.outgoing(self.vertices[index - 1].name))
+        edges = self.graph.incoming(self.vertices[index].name)
+        picks = tuple((source, self.graph.outgoing(edge.source).index(edge)) for source, edge in zip(sources, edges, strict=True))
+        self.raw.append(self._call(column, (self.rows, picks), f"raw_{index}"))
+        live = [self.live[source] for source in sources]
+        weights = self._call(open_edges, (self.raw[-1], live, self.threshold, self.training), f"weights_{index}")
+        if index == len(self.vertices) - 1:
+            weights = self._call(open_output, (weights, self.raw[-1], live, self.training), f"weights_{index}_open")
+        else:
+            self.live.append(self._call(is_live, (weights,), f"live_{index}"))
+        self.weights.append(weights)
+        return weights
+
+    def _take_weights(self, index: int) -> fx.Node:
+        """With a `stage` router: this vertex' columns of what the router decided at the entry."""
+        if index == 1:
+            self._write_row(0, self.graph.edges(self.name))
+            self.settled = self._call(settle, (self.rows[0], self.layout, self.threshold, self.training), "weights")
+        place = self.layout.incoming(index)
+        return self._call(torch.narrow, (self.settled, 1, place.start, place.stop - place.start), f"weights_{index}")
+
+    def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
+        """Router and gate at vertex `index`, deciding `edges`."""
         axis = self.stage.channel_axis
         num_channels = self.vertices[index].shape[0 if axis == 1 else -1]
         self.owner.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
@@ -268,50 +237,17 @@ class _StageWriter:
         logits = self._node("call_module", f"dg_{self.name}.router_{index}", (self.shared[index],), f"logits_{index}")
         self.rows.append(self._node("call_module", f"dg_{self.name}.gate_{index}", (logits,), f"row_{index}"))
 
-    def _pick(self, edge: Any) -> tuple[int, int]:
-        """Where the weight of `edge` is: which row, which place in it."""
-        if self.deciders.scope == "stage":
-            return 0, self.graph.edges(self.name).index(edge)
-        row = next(i for i, node in enumerate(self.vertices) if node.name == edge.source)
-        return row, self.graph.outgoing(edge.source).index(edge)
-
-    def _lift(self, adds: tuple[fx.Node, ...], block: Region, spent: list[fx.Node]) -> fx.Node:
-        """F alone: the sum of the block's branches. Its last add is left without readers and goes to `spent`."""
+    def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
+        """F alone: the sum of the block's branches. Returns the first branch and the sums; the block's last add loses its readers."""
         lines = [self.flow.by_name[block.input], *adds]
         branches = [self.by_name[branch(add, line).name] for add, line in zip(adds, lines, strict=False)]
         last = self.by_name[block.output]
-        spent.append(last)
-        total = branches[0]
+        terms = branches[:1]
         with self.lowered.inserting_before(last):
             for number, term in enumerate(branches[1:], start=1):
-                total = self._call(torch.add, (total, term), f"branches_{last.name}_{number}")
-        return total
-
-    def _plan(self, block: Region, new_input: fx.Node, index: int) -> BlockPlan:
-        inside = [self.by_name[name] for name in block.fx_nodes]
-        reads: dict[str, Read] = {}
-        for fx_node in inside:
-            for read in fx_node.all_input_nodes:
-                if read in inside or read is new_input:
-                    continue
-                reads[read.name] = Read(read.name, self._kind_of(read))
-        return BlockPlan(
-            node=self.vertices[index].name,
-            input=new_input.name,
-            output=self.values[index].name,
-            fx_nodes=tuple(fx_node.name for fx_node in inside),
-            reads=tuple(reads.values()),
-        )
-
-    def _kind_of(self, read: fx.Node) -> ReadKind:
-        original = self.flow.by_name.get(read.name)
-        if read.op == "get_attr":
-            return "constant"
-        if original is None or original in self.flow.activations:
-            return "batched"
-        if read.name in self.flow.profile.shapes:
-            return "constant"
-        return _size_kind(read)
+                name = f"dg_{self.name}_branches_{last.name}_{number}"
+                terms.append(self.lowered.create_node("call_function", torch.add, (terms[-1], term), {}, name=name))
+        return terms
 
     def _erase(self, candidates: Sequence[fx.Node]) -> None:
         """Remove what lost its last reader: the adds of lifted blocks, the concats of growth stages."""
@@ -329,24 +265,11 @@ class _StageWriter:
         return self.own[-1]
 
 
-def _size_kind(fx_node: fx.Node) -> ReadKind:
-    """What a number computed from shapes says of the batch: nothing (`constant`), its size (`rows`), or who knows."""
-    is_size = fx_node.op == "call_method" and fx_node.target == "size"
-    axis: Any = fx_node.args[1] if is_size and len(fx_node.args) == 2 else None
-    if fx_node.op == "call_function" and fx_node.target is operator.getitem and _is_shape(fx_node.args[0]):
-        axis = fx_node.args[1]
-    if isinstance(axis, int):
-        return "rows" if axis == 0 else "constant" if axis > 0 or axis == -1 else "unknown"
-    if fx_node.op == "call_function" and fx_node.all_input_nodes and fx_node.target is not getattr:
-        return "constant" if all(_size_kind(source) == "constant" for source in fx_node.all_input_nodes) else "unknown"
-    return "unknown"
-
-
-def _is_shape(value: Any) -> bool:
-    if not isinstance(value, fx.Node):
-        return False
-    by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
-    return by_method or (value.op == "call_function" and value.target is getattr and str(value.args[1]) == "shape")
+def stage_layout(graph: DynamicGraph, stage: str) -> Layout:
+    """The edges of `stage` as vertex indices."""
+    place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
+    edges = graph.edges(stage)
+    return Layout(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
 
 
 def _owned(module: nn.Module) -> nn.Module:

@@ -73,7 +73,7 @@ def stage_cache() -> Cache:
 
 def share(features: Tensor, cache: Cache, index: int) -> Tensor:
     """`features` of node `index`, as the nodes after it read them: the same values, and the place where their gradients meet."""
-    if _is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
+    if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
         return features
     return _Share.apply(features, cache, index)  # type: ignore[no-any-return]
 
@@ -96,7 +96,7 @@ def aggregate(
         A fresh (B, ...) tensor. Backward, x_i gets gradient through active edges alone; every weight gets
         dA_ij = <dz_j, x_i>, non-finite elements of x_i taken as 0, so that a closed edge can open again.
     """
-    if _is_plain() or (cache is None and torch.is_grad_enabled()):
+    if is_plain() or (cache is None and torch.is_grad_enabled()):
         total, *others = [gated(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
         for term in others:
             total = total + term
@@ -127,10 +127,11 @@ def gated(features: Tensor, weight_B: Tensor) -> Tensor:
     return _Gated.apply(features, weight_B)  # type: ignore[no-any-return]
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
     """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and `plain_aggregation`."""
-    # Private, torch 2.10 to 2.15; autograd.Function asks the same.
-    return torch.compiler.is_compiling() or _plain.get() or torch._C._are_functorch_transforms_active()
+    # Two private names, torch 2.10 to 2.15; autograd.Function and torch.jit.is_tracing ask the same.
+    is_traced = torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or _plain.get() or is_traced
 
 
 def _refuse_double_backward() -> None:

@@ -1,7 +1,6 @@
-"""Gates: router logits to bounded edge weights, then which edges are open, and which nodes an instance reaches.
+"""Gates: router logits to bounded edge weights. Which of them are open is for `liveness` to say.
 
-Shape suffixes: B instances, E edges of one step, N source nodes. A weight of exactly 0 means an inactive edge, everywhere after
-`open_edges`: thresholds are never negative, so an active weight is never 0.
+Shape suffixes: B instances, E edges that one router decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,76 +72,3 @@ def column(rows: Sequence[Tensor], picks: Sequence[tuple[int, int]]) -> Tensor:
         (B, E), one column of the adjacency matrix.
     """
     return torch.stack([rows[row][:, place] for row, place in picks], dim=1)
-
-
-def open_edges(raw_BE: Tensor, live: Sequence[Tensor | None], threshold: Tensor, training: bool) -> Tensor:
-    """Drop edges at or below the threshold and edges whose source is dead for the instance.
-
-    Args:
-        raw_BE: bounded weights as the gate gave them.
-        live: per edge, (B,) bool of its source node, or None for the entry, which is always live.
-        threshold: 0-d, not negative. NaN weights stay open and visible.
-        training: straight-through: the gradient passes dropped edges too, if their source is live.
-
-    Returns:
-        (B, E), 0 where an edge is inactive.
-    """
-    source_live_BE = torch.stack(
-        [raw_BE.new_ones(raw_BE.shape[0], dtype=torch.bool) if one is None else one for one in live], dim=1
-    )
-    active_BE = source_live_BE & ~(raw_BE <= threshold)
-    weights_BE = torch.where(active_BE, raw_BE, 0.0)
-    if not training:
-        return weights_BE
-    return _straight_through(weights_BE, torch.where(source_live_BE, raw_BE, 0.0))
-
-
-def open_output(weights_BE: Tensor, raw_BE: Tensor, live: Sequence[Tensor | None], training: bool) -> Tensor:
-    """Where nothing reaches `out`, open the live edge of largest weight (ties: the later node), at weight 1.
-
-    Where a wiring gives no live node an edge to `out` at all, nothing opens and the stage's output is zeros; the complete wiring, and
-    any with v0 -> out, rules that out.
-
-    Args:
-        weights_BE: what `open_edges` left of the edges into `out`.
-        raw_BE: their weights before.
-        live: as in `open_edges`.
-        training: pass the gradient straight through to the raw weight.
-
-    Returns:
-        (B, E) with at least one active edge for every instance that has a live source.
-    """
-    is_cut_B = ~(weights_BE != 0).any(dim=1)
-    dead_BE = torch.stack([torch.zeros_like(is_cut_B) if one is None else ~one for one in live], dim=1)
-    reachable_BE = raw_BE.masked_fill(dead_BE, -torch.inf)
-    later_first_B = reachable_BE.flip(1).argmax(dim=1)
-    chosen_BE = torch.nn.functional.one_hot(raw_BE.shape[1] - 1 - later_first_B, raw_BE.shape[1]).bool()
-    opens_BE = chosen_BE & is_cut_B[:, None] & ~dead_BE
-    opened_BE = torch.where(opens_BE, 1.0, weights_BE)
-    if not training:
-        return opened_BE
-    return _straight_through(opened_BE, torch.where(opens_BE, raw_BE, weights_BE))
-
-
-def is_live(weights_BE: Tensor) -> Tensor:
-    """(B,) bool: an active edge leads into the node. `open_edges` closed those of dead sources, so one pass suffices."""
-    return (weights_BE.detach() != 0).any(dim=1)
-
-
-def _straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:
-    """`value` forward, to the bit; the gradient of `gradient_of` backward."""
-    return _StraightThrough.apply(value.detach(), gradient_of)  # type: ignore[no-any-return]
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(value: Tensor, gradient_of: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: object, output: Tensor) -> None:
-        return None
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[None, Tensor]:
-        return None, grad

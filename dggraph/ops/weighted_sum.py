@@ -5,19 +5,17 @@ source holds inf or nan.
 """
 
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
+
+from dggraph.ops.rows import sum_rows
 
 LARGE_INSTANCE = 1 << 16
 
 
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """sum_e weights[:, e] * features[e], left to right, as a fresh tensor laid out like the first open feature.
-
-    On the CPU edges that are closed for the whole batch cost nothing, and the others one pass each into one output. Where instances
-    differ, 0 * x is added; should that leave something that is not finite, the sum is made again with masks.
+    """sum_e weights[:, e] * features[e], left to right, as a fresh tensor. On the CPU closed edges cost nothing.
 
     Args:
         features: E tensors (B, ...) of one shape.
@@ -25,23 +23,12 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     """
     if features[0].device.type != "cpu":
         return masked_sum(features, weights_BE)
-    dtype = reduce(torch.promote_types, (feature.dtype for feature in features))
-    is_open_BE = weights_BE != 0
-    used = [edge for edge, is_used in enumerate(is_open_BE.any(0).tolist()) if is_used]
-    if not used:
-        return torch.zeros_like(features[0], dtype=dtype)
-    first, *others = used
-    total = torch.empty_like(features[first], dtype=dtype)
-    torch.mul(features[first], spread(weights_BE[:, first], features[first]), out=total)
-    for edge in others:
-        total.addcmul_(features[edge], spread(weights_BE[:, edge], features[edge]))
-    if bool(is_open_BE[:, used].all()) or bool(total.sum(dtype=torch.promote_types(dtype, torch.float32)).isfinite()):
-        return total
-    return masked_sum(features, weights_BE)
+    known = weights_BE.detach()
+    return sum_rows(features, None, (known.float() if known.dtype == torch.bfloat16 else known).numpy(), may_alias=False)
 
 
 def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """The same as one expression, for compilers and devices where looking at values would wait."""
+    """The same as one expression, for compilers, and for devices where looking at values would wait."""
     total, *others = [masked(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
     for term in others:
         total = total + term

@@ -3,17 +3,25 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dggraph.compiler.cutting import Program, cut
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.lowering import LoweredModule, StagePlan
+from dggraph.compiler.lowering import LoweredModule
+from dggraph.compiler.planning import StagePlan
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.aggregation import is_plain
+from dggraph.ops.routing import ROUTERS
+from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
+
+Executor = Literal["auto", "sparse", "dense"]
+EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
 
 
 class Gates(NamedTuple):
@@ -46,6 +54,8 @@ class DynamicNetwork(nn.Module):
         plan: per stage, what a sparse executor needs.
         report: what conversion found.
         recipe: what an archive keeps.
+        executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
+            closed edges masked). In training, with gradients, under compilers and exporters always dense.
         source: the MODEL name it was built from, or None for a bare module.
         preprocess: how images become its input, where known.
         labels: class names, where known.
@@ -72,6 +82,19 @@ class DynamicNetwork(nn.Module):
         self.source = source
         self.preprocess = preprocess
         self.labels = labels
+        self._executor: Executor = "auto"
+        self._program: Program | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """How it runs in eval mode without gradients."""
+        return self._executor
+
+    @executor.setter
+    def executor(self, name: Executor) -> None:
+        if name not in EXECUTORS:
+            raise InputError(f"executor={name!r} is not one of {', '.join(EXECUTORS)}.")
+        self._executor = name
 
     def forward(self, x: Tensor, *, return_gates: bool = False) -> Any:
         """Run the backbone along each instance's own path.
@@ -89,10 +112,19 @@ class DynamicNetwork(nn.Module):
                 f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
                 "Add the batch axis with x[None], or convert the channels."
             )
-        output, gates = self.lowered(x)
+        output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
         if not return_gates:
             return output
         return output, Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()})
+
+    def _is_sparse(self, x: Tensor) -> bool:
+        is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"
+        return self._executor != "dense" and not is_dense
+
+    def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
+        if self._program is None or self._program.code != self.lowered.code:
+            self._program = cut(self.lowered, self.graph, self.plan)
+        return run_sparse(self._program, self.lowered, self.graph, ROUTERS[self.recipe.router][0], x)
 
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
@@ -102,7 +134,10 @@ def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
 
 @contextmanager
 def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say."""
+    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say.
+
+    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the same instance.
+    """
     handles = []
     for stage, pinned in weights.items():
         edges = net.graph.edges(stage)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dggraph.errors import GateError, InputError
+from dggraph.errors import InputError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.runtime.cost import path_macs
+from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.network import DynamicNetwork, Gates
 
 
@@ -59,7 +60,8 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
     stages = list(net.graph.stages)
     weights = {stage: torch.cat([part.weights[stage] for part in parts]) for stage in stages}
     raw = {stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages}
-    _refuse_nan(net.graph, raw)
+    for stage in stages:
+        refuse_nan(net.graph, stage, raw[stage])
     macs = path_macs(net, weights)
     margins = _margins(net, raw, weights)
     lists = {stage: weights[stage].tolist() for stage in stages}
@@ -99,16 +101,6 @@ def _margins(net: DynamicNetwork, raw: dict[str, Tensor], weights: dict[str, Ten
         margin_B = (raw_BE - threshold).abs().masked_fill(~live_BE, torch.inf).amin(1)
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()
-
-
-def _refuse_nan(graph: DynamicGraph, raw: dict[str, Tensor]) -> None:
-    for stage, raw_BE in raw.items():
-        for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
-            edge = graph.edges(stage)[place]
-            raise GateError(
-                f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the features of node "
-                f"{edge.source!r} or its router are not finite. Look for a diverged training run or a broken input."
-            )
 
 
 def _join(outputs: list[Any]) -> Any:

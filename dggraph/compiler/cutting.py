@@ -1,0 +1,185 @@
+"""Cut a lowered graph into a program: functions for what lies outside the stages, and one function a block.
+
+The functions take the LoweredModule as their first argument, so hooks, swapped heads and new weights count, and nothing is registered
+twice. Steps stand in an order in which every value is there before it is read.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from dggraph.compiler.lowering import LoweredModule, stage_layout
+from dggraph.compiler.planning import BlockPlan, StagePlan
+from dggraph.errors import LoweringError
+from dggraph.graph.ir import DynamicGraph, EdgeKind
+from dggraph.ops.liveness import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some fx nodes as a function of the LoweredModule and the values of `inputs`; it returns those of `outputs`."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageProgram:
+    """One stage whose blocks run alone."""
+
+    plan: StagePlan
+    layout: Layout
+    kinds: tuple[EdgeKind, ...]
+    """Per edge."""
+    channel_axis: int
+    num_channels: tuple[int, ...]
+    """Per vertex: channels of what is aggregated into it; 0 for v0."""
+    blocks: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A lowered graph, cut."""
+
+    steps: tuple[tuple[Piece | StageProgram, tuple[str, ...]], ...]
+    """What to run, each with the values that nobody reads afterwards."""
+    input: str
+    output: Piece
+    """Puts the backbone's output together."""
+    code: str
+    """The generated code it was cut from; another one asks for another cut."""
+
+
+def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) -> Program:
+    """Cut `lowered` along `plan`. Stages that are `dense_only` stay with what lies outside."""
+    by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
+    stages = [stage for stage in plan if not stage.dense_only]
+    programs = {stage.name: _stage_program(by_name, graph, stage) for stage in stages}
+    members = {name for stage in stages for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))}
+    reads = {stage.name: _reads(stage, by_name) for stage in stages}
+    made_by = {stage.output: stage.name for stage in stages}
+    kept_gates = [name for stage in plan if stage.dense_only for name in (stage.weights, stage.raw)]
+    output = _output(by_name["output"])
+    wanted = [*output.inputs, *kept_gates]
+    outside = _needed(wanted, by_name, made_by, reads) - members
+    (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
+    ordered: list[list[fx.Node] | StagePlan] = []
+    ready, left, waiting = {start.name}, [n for n in by_name.values() if n.name in outside and n is not start], list(stages)
+    while left or waiting:
+        segment: list[fx.Node] = []
+        for fx_node in left:
+            if all(source.name in ready for source in fx_node.all_input_nodes):
+                segment.append(fx_node)
+                ready.add(fx_node.name)
+        left = [fx_node for fx_node in left if fx_node.name not in ready]
+        free = [stage for stage in waiting if reads[stage.name] <= ready]
+        if not segment and not free:
+            raise LoweringError(f"stages {[stage.name for stage in waiting]} wait for each other; run with executor='dense'.")
+        if segment:
+            ordered.append(segment)
+        for stage in free[:1]:
+            ordered.append(stage)
+            ready.add(stage.output)
+            waiting.remove(stage)
+    return Program(_steps(ordered, programs, reads, wanted), start.name, output, lowered.code)
+
+
+def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()) -> Piece:
+    """`fx_nodes` as a function.
+
+    Args:
+        fx_nodes: in execution order.
+        outputs: names among them whose values it returns.
+        first: values from outside that come first in `inputs`.
+    """
+    graph, twins = fx.Graph(), dict[fx.Node, fx.Node]()
+    inside = set(fx_nodes)
+    reads = [*first, *(read for fx_node in fx_nodes for read in fx_node.all_input_nodes if read not in inside)]
+    values = [read for read in dict.fromkeys(reads) if read.op != "get_attr"]
+    for read in values:
+        twins[read] = graph.placeholder(read.name)
+    for fx_node in [*(read for read in dict.fromkeys(reads) if read.op == "get_attr"), *fx_nodes]:
+        twins[fx_node] = graph.node_copy(fx_node, twins.__getitem__)
+    by_name = {fx_node.name: twin for fx_node, twin in twins.items()}
+    names = tuple(outputs)
+    graph.output(tuple(by_name[name] for name in names))
+    return Piece(tuple(read.name for read in values), names, _function(graph))
+
+
+def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: StagePlan) -> StageProgram:
+    axis = graph.stages[stage.name].channel_axis
+    shapes = [node.shape for node in graph.nodes(stage.name)]
+    return StageProgram(
+        plan=stage,
+        layout=stage_layout(graph, stage.name),
+        kinds=tuple(edge.kind for edge in graph.edges(stage.name)),
+        channel_axis=axis,
+        num_channels=(0, *(shape[0 if axis == 1 else -1] for shape in shapes[:-1])),
+        blocks=tuple(_block(by_name, block) for block in stage.blocks),
+    )
+
+
+def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> Piece:
+    return piece([by_name[name] for name in block.fx_nodes], (block.output,), first=[by_name[block.input]])
+
+
+def _reads(stage: StagePlan, by_name: dict[str, fx.Node]) -> set[str]:
+    """What a stage needs from outside, `get_attr`s apart."""
+    names = {stage.entry, *(read.fx_node for block in stage.blocks for read in block.reads if read.kind != "rows")}
+    return {name for name in names if by_name[name].op != "get_attr"}
+
+
+def _output(output_node: fx.Node) -> Piece:
+    """From the values that the backbone returns to the structure it returns them in."""
+    structure = output_node.args[0][0]  # type: ignore[index]
+    found: list[fx.Node] = []
+    fx.map_arg(structure, found.append)
+    graph = fx.Graph()
+    twins = {fx_node: graph.placeholder(fx_node.name) for fx_node in dict.fromkeys(found)}
+    graph.output(fx.map_arg(structure, twins.__getitem__))
+    return Piece(tuple(fx_node.name for fx_node in twins), (), _function(graph))
+
+
+def _function(graph: fx.Graph) -> Callable[..., Any]:
+    """`graph` as a function of the module that owns its targets, and its inputs."""
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<dggraph>", "exec"), scope)
+    function: Callable[..., Any] = scope["forward"]
+    return function
+
+
+def _needed(wanted: Iterable[str], by_name: dict[str, fx.Node], made_by: dict[str, str], reads: dict[str, set[str]]) -> set[str]:
+    """Everything outside the stages that leads to `wanted`."""
+    needed, open_ends = set[str](), list(wanted)
+    for names in reads.values():
+        open_ends += names
+    while open_ends:
+        name = open_ends.pop()
+        if name in needed or name in made_by:
+            continue
+        needed.add(name)
+        open_ends += [source.name for source in by_name[name].all_input_nodes]
+    return needed
+
+
+def _steps(
+    ordered: Sequence["list[fx.Node] | StagePlan"], programs: dict[str, StageProgram], reads: dict[str, set[str]], wanted: list[str]
+) -> tuple[tuple[Piece | StageProgram, tuple[str, ...]], ...]:
+    """Pieces for the segments, walked backward so that each knows which of its values are read later, and which are done with."""
+    needed = set(wanted)
+    steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
+    for part in reversed(ordered):
+        if isinstance(part, StagePlan):
+            step: Piece | StageProgram = programs[part.name]
+            inputs, made = reads[part.name], {part.output}
+        else:
+            made = {fx_node.name for fx_node in part}
+            step = piece(part, [fx_node.name for fx_node in part if fx_node.name in needed])
+            inputs = set(step.inputs)
+        steps.append((step, tuple(sorted(inputs - needed))))
+        needed = (needed - made) | inputs
+    return tuple(reversed(steps))

@@ -1,0 +1,121 @@
+"""Weighted sums over rows, the arithmetic of aggregation wherever the host knows the weights: closed edges cost nothing.
+
+The sparse executor's nodes hold only the instances that reached them, so each edge says in which row of its source it finds an instance.
+
+Shape suffixes: R rows of the result, E edges. `places_RE` are row numbers, or None where every source holds the same R instances;
+`weights_RE` is 0 where an edge is closed, whose place means nothing. No gradients.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Places = npt.NDArray[np.int64]
+Weights = npt.NDArray[Any]
+
+LARGE_ROW = 1 << 14
+"""Elements an instance, above which one pass an open edge and row is cheaper than gathering rows first."""
+
+
+def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weights_RE: Weights, *, may_alias: bool) -> Tensor:
+    """Row r of the result is the sum over e of weights[r, e] * features[e][places[r, e]], closed edges left out.
+
+    Args:
+        features: per edge (rows of its source, ...), or None where no instance reached it; not all None.
+        places_RE: row numbers.
+        weights_RE: 0 where an edge is closed.
+        may_alias: the caller never writes to the result, so a source taken as it is may be returned itself.
+    """
+    is_open_RE = weights_RE != 0
+    opened = [(edge, feature) for edge, feature in enumerate(features) if feature is not None and is_open_RE[:, edge].any()]
+    if not opened:
+        like = next(feature for feature in features if feature is not None)
+        return like.new_zeros((len(weights_RE), *like.shape[1:]))
+    first, like = opened[0]
+    columns = [None if places_RE is None else places_RE[:, edge] for edge in range(len(features))]
+    if may_alias and len(opened) == 1 and _is_whole(like, columns[first]) and bool((weights_RE[:, first] == 1).all()):
+        return like
+    dtype = reduce(torch.promote_types, (feature.dtype for _, feature in opened))
+    total = _empty_rows(len(weights_RE), like, dtype)
+    if like.device.type == "cpu" and like[:1].numel() >= LARGE_ROW:
+        _sum_each_row(total, opened, columns, weights_RE)
+        return total
+    if not is_open_RE[:, first].all():
+        total.fill_(-0.0)  # the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0
+    for edge, feature in opened:
+        rows, places = np.flatnonzero(is_open_RE[:, edge]), columns[edge]
+        weights = torch.as_tensor(weights_RE[rows, edge], dtype=dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+        if len(rows) < len(weights_RE):
+            taken = take_rows(feature, rows if places is None else places[rows])
+            total.index_add_(0, _index(rows, like), (taken * weights).to(dtype))
+        elif edge == first:
+            torch.mul(take_rows(feature, places), weights, out=total)
+        else:
+            total.addcmul_(take_rows(feature, places).to(dtype), weights)
+    return total
+
+
+def concatenate_rows(
+    features: Sequence[Tensor | None], channels: Sequence[int], places_RE: Places, weights_RE: Weights, channel_axis: int
+) -> Tensor:
+    """The same for a growing concat: one operand of `channels[e]` channels per edge, zeros where it is closed."""
+    like = next(feature for feature in features if feature is not None)
+    operands: list[Tensor] = []
+    for edge, feature in enumerate(features):
+        if feature is None or not (weights_RE[:, edge] != 0).any():
+            shape = [len(weights_RE), *like.shape[1:]]
+            shape[channel_axis] = channels[edge]
+            operands.append(like.new_zeros(shape))
+        else:
+            operands.append(sum_rows([feature], places_RE[:, edge : edge + 1], weights_RE[:, edge : edge + 1], may_alias=True))
+    return torch.cat(operands, dim=channel_axis)
+
+
+def take_rows(value: Tensor, places: Places | None) -> Tensor:
+    """Rows `places` of `value`; `value` itself where that is all of it, in order."""
+    return value if places is None or _is_whole(value, places) else value.index_select(0, _index(places, value))
+
+
+def _sum_each_row(
+    total: Tensor, opened: Sequence[tuple[int, Tensor]], columns: Sequence[Places | None], weights_RE: Weights
+) -> None:
+    """One row at a time, which stays in the cache."""
+    weights = weights_RE.tolist()
+    places = [range(len(total)) if (column := columns[edge]) is None else column.tolist() for edge, _ in opened]
+    sources = [feature.unbind(0) for _, feature in opened]
+    for r, row in enumerate(total.unbind(0)):
+        is_empty = True
+        for (edge, _), place, source in zip(opened, places, sources, strict=True):
+            weight = weights[r][edge]
+            if weight == 0:
+                continue
+            if not is_empty:
+                row.add_(source[place[r]], alpha=weight)
+            elif weight == 1:
+                row.copy_(source[place[r]])
+            else:
+                torch.mul(source[place[r]], weight, out=row)
+            is_empty = False
+        if is_empty:
+            row.zero_()
+
+
+def _is_whole(feature: Tensor, places: Places | None) -> bool:
+    return places is None or (len(places) == len(feature) and bool((places == np.arange(len(places))).all()))
+
+
+def _index(places: Places, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(places)).to(like.device)
+
+
+def _empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """(num_rows, ...) laid out as `like` is."""
+    if like.is_contiguous():
+        return torch.empty((num_rows, *like.shape[1:]), dtype=dtype, device=like.device)
+    row = torch.empty_like(like[:1], dtype=dtype)
+    return torch.empty_strided((num_rows, *like.shape[1:]), (row.numel(), *row.stride()[1:]), dtype=dtype, device=like.device)
