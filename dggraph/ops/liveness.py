@@ -115,25 +115,38 @@ def is_live(weights_BE: Tensor) -> Tensor:
     return (weights_BE.detach() != 0).any(dim=1)
 
 
-def live_vertices(weights_BE: Tensor, layout: Layout) -> Tensor:
-    """(B, V) bool: which vertices each instance reaches from v0, given settled weights."""
-    active_BE = weights_BE != 0
-    reached = [active_BE[:, layout.incoming(vertex)].any(dim=1) for vertex in range(1, layout.num_vertices)]
-    return torch.stack([torch.ones_like(reached[0]), *reached], dim=1)
+def live_vertices(open_BE: Tensor, layout: Layout) -> Tensor:
+    """(B, V): which vertices each instance reaches from v0.
+
+    Args:
+        open_BE: bool or 0 / 1, which edges are open; or probabilities, taken as independent, and then so is the result.
+    """
+    open_BE = open_BE.to(torch.promote_types(open_BE.dtype, torch.float32))
+    live = [torch.ones_like(open_BE[:, 0])]
+    for vertex in range(1, layout.num_vertices):
+        place = layout.incoming(vertex)
+        sources_BE = torch.stack([live[source] for source in layout.sources[place]], dim=1)
+        live.append(1 - (1 - open_BE[:, place] * sources_BE).prod(dim=1))
+    live[-1] = torch.ones_like(live[-1])
+    return torch.stack(live, dim=1)
 
 
-def useful_vertices(weights_BE: Tensor, layout: Layout) -> Tensor:
-    """(B, V) bool: the live vertices from which active edges lead on to `out`; with a `stage` router only these are computed."""
-    active_BE = weights_BE != 0
-    useful = list(live_vertices(weights_BE, layout).unbind(1))
-    for vertex in range(layout.num_vertices - 2, 0, -1):
+def leads_to_out(open_BE: Tensor, layout: Layout) -> Tensor:
+    """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live nodes that do are computed.
+
+    Args:
+        open_BE: as for `live_vertices`.
+    """
+    open_BE = open_BE.to(torch.promote_types(open_BE.dtype, torch.float32))
+    leads: dict[int, Tensor] = {layout.num_vertices - 1: torch.ones_like(open_BE[:, 0])}
+    for vertex in range(layout.num_vertices - 2, -1, -1):
         onward = [
-            active_BE[:, edge] & useful[target]
+            1 - open_BE[:, edge] * leads[target]
             for edge, (source, target) in enumerate(zip(layout.sources, layout.targets, strict=True))
             if source == vertex
         ]
-        useful[vertex] = useful[vertex] & torch.stack(onward).any(0) if onward else torch.zeros_like(useful[vertex])
-    return torch.stack(useful, dim=1)
+        leads[vertex] = 1 - torch.stack(onward).prod(dim=0)
+    return torch.stack([leads[vertex] for vertex in range(layout.num_vertices)], dim=1)
 
 
 def _straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:

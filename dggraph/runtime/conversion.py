@@ -20,6 +20,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, wire
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
+from dggraph.runtime.cost import tabulate_macs
 from dggraph.runtime.models import load_model
 from dggraph.runtime.network import DynamicNetwork, Recipe, pinned_gates, static_weights
 from dggraph.runtime.preprocessing import Preprocess
@@ -115,7 +116,8 @@ def assemble(
         opaque=tuple(leaf.__name__ for leaf in traced.leaves),
         max_difference=0.0,
     )
-    return DynamicNetwork(lowered.module, graph=graph, plan=lowered.plan, report=report, recipe=recipe)
+    table = tabulate_macs(graph, lowered.module, scope, found.total_macs)
+    return DynamicNetwork(lowered.module, graph=graph, plan=lowered.plan, report=report, macs_table=table, recipe=recipe)
 
 
 def check_static(net: DynamicNetwork, model: nn.Module, example: Tensor) -> DynamicNetwork:

@@ -1,48 +1,86 @@
-"""What an instance's path costs, in multiply-accumulates.
-
-Shape suffixes: B instances, E candidate edges of a stage.
-"""
+"""What a network's paths cost: the table of its parts, and the paths of a set in numbers."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from dggraph.compiler.lowering import LoweredModule, stage_layout
 from dggraph.errors import InputError
-from dggraph.ops.routing import ROUTERS
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.macs import MacsTable, StageMacs
 
 
-def path_macs(net: DynamicNetwork, weights: dict[str, Tensor]) -> Tensor:
-    """MACs of each instance, (B,) int64: what an executor that skips dead nodes has to compute.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacsSummary:
+    """Multiply-accumulates per instance over a set; `kept` is their share of the static network's and may exceed 1."""
 
-    The fixed part of the backbone, every live block, the routers, and one MAC an element for each active edge. With `stage` routers
-    a block must also reach `out` to be computed.
+    num_instances: int
+    mean: float
+    kept: float
+    """Mean, as a fraction of the static network's MACs."""
+    percentiles: dict[int, float]
+    """5, 25, 50, 75 and 95: kept fractions."""
+
+
+def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int) -> MacsTable:
+    """The cost of every part of `graph`: blocks as profiled, routers as counted, one MAC an element for each edge.
+
+    Args:
+        graph: what may connect.
+        lowered: owns the routers.
+        scope: `node` or `stage`.
+        total_macs: MACs of the backbone, one instance.
     """
-    graph = net.graph
-    routed = sum(node.macs for stage in graph.stages for node in graph.nodes(stage) if node.kind == "block")
-    scope = ROUTERS[net.recipe.router][0]
-    total_B: Tensor | None = None
-    for stage, weights_BE in weights.items():
-        nodes, edges = graph.nodes(stage), graph.edges(stage)
-        channel = 0 if graph.stages[stage].channel_axis == 1 else -1
-        active_BE = weights_BE != 0
-        runs = {nodes[0].name: torch.ones_like(active_BE[:, 0])}
-        for node in nodes[1:]:
-            runs[node.name] = torch.stack([active_BE[:, i] for i, e in enumerate(edges) if e.target == node.name]).any(0)
-        if scope == "stage":
-            for node in reversed(nodes[1:-1]):
-                onward = [active_BE[:, i] & runs[e.target] for i, e in enumerate(edges) if e.source == node.name]
-                runs[node.name] = runs[node.name] & torch.stack(onward).any(0)
-        macs_B = torch.zeros_like(active_BE[:, 0], dtype=torch.int64)
-        for index, node in enumerate(nodes[:-1]):
-            outgoing = len(graph.outgoing(node.name))
-            router = node.shape[channel] * (outgoing if scope == "node" else len(edges) if index == 0 else 0)
-            macs_B += runs[node.name] * (node.macs * (node.kind == "block") + router)
-        for i, edge in enumerate(edges):
-            source = next(node for node in nodes if node.name == edge.source)
-            macs_B += (active_BE[:, i] & runs[edge.target]) * math.prod(source.shape)
-        total_B = macs_B if total_B is None else total_B + macs_B
-    if total_B is None:
-        raise InputError("this network has no stages, so there are no paths to record.")
-    return total_B + net.report.total_macs - routed
+    stages: dict[str, StageMacs] = {}
+    for name in graph.stages:
+        nodes, owner = graph.nodes(name), lowered.get_submodule(f"dg_{name}")
+        routers = [
+            _router_macs(owner.get_submodule(f"router_{index}"), node.shape) if scope == "node" or index == 0 else 0
+            for index, node in enumerate(nodes[:-1])
+        ]
+        blocks = [node.macs if node.kind == "block" else 0 for node in nodes]
+        shapes = {node.name: node.shape for node in nodes}
+        stages[name] = StageMacs(
+            layout=stage_layout(graph, name),
+            vertices=tuple(block + router for block, router in zip(blocks, [*routers, 0], strict=True)),
+            edges=tuple(math.prod(shapes[edge.source]) for edge in graph.edges(name)),
+        )
+    routed = sum(node.macs for name in graph.stages for node in graph.nodes(name) if node.kind == "block")
+    return MacsTable(fixed=total_macs - routed, static=total_macs, is_useful_only=scope == "stage", stages=stages)
+
+
+def summarise_macs(macs: Iterable[Tensor], table: MacsTable) -> MacsSummary:
+    """Mean and percentiles over the instances of a set.
+
+    Args:
+        macs: (B,) tensors, as `Recording.macs`.
+
+    Raises:
+        InputError: there are no instances.
+    """
+    parts = [part.to(torch.float64).flatten().cpu() for part in macs]
+    all_macs = torch.cat(parts) if parts else torch.zeros(0)
+    if not len(all_macs):
+        raise InputError("there are no instances to summarise; record at least one image.")
+    shares = (5, 25, 50, 75, 95)
+    values = torch.quantile(all_macs / table.static, torch.tensor([share / 100 for share in shares], dtype=torch.float64))
+    mean = float(all_macs.mean())
+    return MacsSummary(
+        num_instances=len(all_macs),
+        mean=mean,
+        kept=mean / table.static,
+        percentiles=dict(zip(shares, values.tolist(), strict=True)),
+    )
+
+
+def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
+    parameter = next(router.parameters(), torch.zeros(()))
+    was_training = router.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
+    router.train(was_training)
+    return int(counter.get_total_flops()) // 2

@@ -21,7 +21,7 @@ from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.gating import column
-from dggraph.ops.liveness import Layout, is_live, open_edges, open_output, settle, useful_vertices
+from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows
 
 
@@ -133,7 +133,8 @@ class _StageRouter:
         self.raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry)).cpu()
         check(self.raw_BE)
         self.weights_BE = settle(self.raw_BE, layout, owner.get_buffer("threshold").cpu(), False)
-        self.useful_BV = useful_vertices(self.weights_BE, layout).numpy()
+        open_BE = self.weights_BE != 0
+        self.useful_BV = (live_vertices(open_BE, layout) * leads_to_out(open_BE, layout)).numpy()
 
     def weights_into(self, vertex: int) -> Weights:
         """(B, E) of the edges into `vertex`."""

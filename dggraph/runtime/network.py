@@ -15,6 +15,7 @@ from dggraph.compiler.planning import StagePlan
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import is_plain
+from dggraph.ops.macs import MacsTable
 from dggraph.ops.routing import ROUTERS
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
@@ -30,7 +31,11 @@ class Gates(NamedTuple):
     weights: dict[str, Tensor]
     """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
     raw: dict[str, Tensor]
-    """Before the threshold and liveness."""
+    """Before the threshold and liveness; what it says of edges that leave a dead node means nothing."""
+    thresholds: dict[str, Tensor]
+    """Per stage, 0-d."""
+    table: MacsTable
+    """What the network's parts cost, for a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ class DynamicNetwork(nn.Module):
         lowered: the fx.GraphModule that runs; it holds the backbone's weights under their original names.
         plan: per stage, what a sparse executor needs.
         report: what conversion found.
+        macs_table: what its parts cost, in multiply-accumulates.
         recipe: what an archive keeps.
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
             closed edges masked). In training, with gradients, under compilers and exporters always dense.
@@ -68,6 +74,7 @@ class DynamicNetwork(nn.Module):
         graph: DynamicGraph,
         plan: tuple[StagePlan, ...],
         report: ConversionReport,
+        macs_table: MacsTable,
         recipe: Recipe,
         source: str | None = None,
         preprocess: Preprocess | None = None,
@@ -78,6 +85,7 @@ class DynamicNetwork(nn.Module):
         self.graph = graph
         self.plan = plan
         self.report = report
+        self.macs_table = macs_table
         self.recipe = recipe
         self.source = source
         self.preprocess = preprocess
@@ -115,7 +123,8 @@ class DynamicNetwork(nn.Module):
         output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
         if not return_gates:
             return output
-        return output, Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()})
+        thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}
+        return output, Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
 
     def _is_sparse(self, x: Tensor) -> bool:
         is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.runtime.cost import path_macs
+from dggraph.ops.liveness import live_vertices
+from dggraph.ops.macs import path_macs
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.network import DynamicNetwork, Gates
 
@@ -42,6 +43,8 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         InputError: `x` is no image batch, or `batch_size` is not positive.
         GateError: an edge weight is NaN; names stage, edge and instance.
     """
+    if not net.graph.stages:
+        raise InputError("this network has no stages, so there are no paths to record.")
     if x.ndim != 4 or batch_size < 1:
         raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
     modes = {module: module.training for module in net.modules()}
@@ -62,7 +65,7 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
     raw = {stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages}
     for stage in stages:
         refuse_nan(net.graph, stage, raw[stage])
-    macs = path_macs(net, weights)
+    macs = path_macs({stage: weights[stage] != 0 for stage in stages}, net.macs_table).long()
     margins = _margins(net, raw, weights)
     lists = {stage: weights[stage].tolist() for stage in stages}
     paths = tuple(
@@ -91,13 +94,9 @@ def _margins(net: DynamicNetwork, raw: dict[str, Tensor], weights: dict[str, Ten
     """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges of dead sources cannot flip."""
     smallest: Tensor | None = None
     for stage, raw_BE in raw.items():
-        edges, nodes = net.graph.edges(stage), net.graph.nodes(stage)
-        live = {nodes[0].name: torch.ones_like(raw_BE[:, 0], dtype=torch.bool)}
-        for node in nodes[1:]:
-            into = [i for i, edge in enumerate(edges) if edge.target == node.name]
-            live[node.name] = (weights[stage][:, into] != 0).any(1)
+        layout = net.macs_table.stages[stage].layout
         threshold = net.lowered.get_submodule(f"dg_{stage}").get_buffer("threshold").to(raw_BE.dtype)
-        live_BE = torch.stack([live[edge.source] for edge in edges], 1)
+        live_BE = live_vertices(weights[stage] != 0, layout)[:, list(layout.sources)] > 0
         margin_B = (raw_BE - threshold).abs().masked_fill(~live_BE, torch.inf).amin(1)
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()

@@ -1,0 +1,65 @@
+"""Multiply-accumulates of an instance's path, as a function of which edges are open: one function for the meter and for the budget.
+
+With edges that are open (1) or closed (0) it counts exactly what the sparse executor computes. With probabilities it is the expected
+count, edges taken as independent, and has a gradient: `ops/liveness` then gives the probability that a node is reached.
+
+Shape suffixes: B instances, E edges of a stage, V vertices of a stage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dggraph.ops.liveness import Layout, leads_to_out, live_vertices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMacs:
+    """What the parts of one stage cost, in multiply-accumulates of one instance."""
+
+    layout: Layout
+    vertices: tuple[int, ...]
+    """Per vertex: its block and, with `node` routers, its router; 0 for `out`. v0 counts its router alone."""
+    edges: tuple[int, ...]
+    """Per edge: one for every element of the feature it hands on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacsTable:
+    """What a network's paths are made of."""
+
+    fixed: int
+    """Outside the routed blocks: what every instance computes."""
+    static: int
+    """The backbone, for `kept` fractions."""
+    is_useful_only: bool
+    """True with `stage` routers: a block that does not lead on to `out` is not computed."""
+    stages: Mapping[str, StageMacs]
+
+
+def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
+    """MACs of each instance, (B,) float64: exact for 0 and 1, expected for what lies between.
+
+    Args:
+        opens: per stage (B, E), how open each edge is. Edges that leave a dead node may say anything.
+        table: what the parts cost.
+    """
+    total_B: Tensor | None = None
+    for name, stage in table.stages.items():
+        open_BE = opens[name].to(torch.float64)
+        runs_BV = live_BV = live_vertices(open_BE, stage.layout)
+        used_BE = open_BE * live_BV[:, list(stage.layout.sources)]
+        if table.is_useful_only:
+            leads_BV = leads_to_out(open_BE, stage.layout)
+            # v0's router runs whether or not anything but v0 leads on.
+            runs_BV = torch.cat([live_BV[:, :1], live_BV[:, 1:] * leads_BV[:, 1:]], dim=1)
+            used_BE = used_BE * leads_BV[:, list(stage.layout.targets)]
+        vertices_V = open_BE.new_tensor(stage.vertices)
+        edges_E = open_BE.new_tensor(stage.edges)
+        macs_B = runs_BV @ vertices_V + used_BE @ edges_E
+        total_B = macs_B if total_B is None else total_B + macs_B
+    if total_B is None:
+        raise ValueError("a network without stages has no paths")
+    return total_B + table.fixed
