@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
+    "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
     "doctor": "Say what is installed, and what is missing.",
     "demo": "Convert, inspect and draw, without network.",
