@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dggraph.errors import InputError
 from dggraph.ops.aggregation import adapt, aggregate, concatenate
 from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
-from dggraph.ops.liveness import is_live, open_edges, open_output
-from dggraph.ops.routing import LinearRouter
+from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.routing import LinearRouter, find_router
 
 HALF = torch.tensor(0.5)
 
@@ -129,3 +130,42 @@ def test_router_stays_float32_under_autocast_and_in_half() -> None:
         assert router(torch.randn(1, 3, 2, 2)).dtype == torch.float32
     assert router.bfloat16()(torch.randn(1, 3, 2, 2).bfloat16()).dtype == torch.float32
     assert router.double()(torch.randn(1, 3, 2, 2).double()).dtype == torch.float64
+
+
+def test_a_hidden_layer_by_hand() -> None:
+    """ReLU(x W1 + b1) W2 + b2 on the pooled channels; zero logits at the start."""
+    _, make = find_router("node(2)")
+    router: LinearRouter = make(3, 2, 1)  # type: ignore[assignment]
+    x = torch.tensor([[1.0, 2.0, 3.0]])[:, :, None, None].expand(1, 3, 2, 2)
+    assert router(x).tolist() == [[0, 0]]
+    assert router.hidden is not None
+    with torch.no_grad():
+        router.hidden.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]))
+        router.hidden.bias.copy_(torch.tensor([0.5, 1.0]))
+        router.weight.copy_(torch.tensor([[2.0, 5.0], [-1.0, 5.0]]))
+        router.bias.copy_(torch.tensor([0.0, 0.25]))
+    assert router(x).tolist() == [[3.0, -1.25]]
+
+
+@pytest.mark.parametrize("text", ["nod", "node(a)", "node(1", "no.de", "stages"])
+def test_unknown_routers(text: str) -> None:
+    with pytest.raises(InputError, match="node, stage"):
+        find_router(text)
+
+
+def test_temperature_sharpens_and_stays_exact_at_the_start() -> None:
+    gate = AnchoredGate([True, False])
+    gate.temperature.fill_(0.1)
+    assert gate(torch.zeros(1, 2)).tolist() == [[1, 0]]
+    assert gate(torch.tensor([[0.05, -0.2]])).tolist()[0] == pytest.approx([1 + math.tanh(0.5), math.tanh(-2)])
+
+
+def test_settle_equals_the_steps_one_by_one() -> None:
+    """By hand on v0, v1, v2, out: v1 closed, so v1 -> v2 and v1 -> out close too; v2 lives by v0."""
+    layout = Layout((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
+    raw = torch.tensor([[0.4, 0.9, 0.8, 0.2, 0.9, 0.3], [0.6, 0.1, 0.2, 0.6, 0.1, 0.9]])
+    settled = settle(raw, layout, HALF, False)
+    assert settled[0].tolist() == pytest.approx([0, 0.9, 0, 0, 0, 1])
+    assert settled[1].tolist() == pytest.approx([0.6, 0, 0, 0.6, 0, 0])
+    assert live_vertices(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 1, 0, 1]]
+    assert leads_to_out(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 0, 0, 1]]

@@ -14,32 +14,39 @@ SCRATCH_OFFSET = 1.0
 
 
 class AnchoredGate(nn.Module):
-    """weight = static + tanh(logit): logit 0 is the backbone itself, and the gradient there is 1. Our choice, not the paper's.
+    """weight = static + tanh(logit / temperature): logit 0 is the backbone itself. Our choice, not the paper's.
 
     Args:
         static: for each edge of the row, 1 where the backbone had it, else 0.
     """
 
     anchor_E: Tensor
+    temperature: Tensor
+    """0-d buffer, 1 at the start; smaller makes decisions sharper (`DynamicNetwork.set_temperature`)."""
 
     def __init__(self, static: Sequence[bool]) -> None:
         super().__init__()
+        self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("anchor_E", torch.tensor(static, dtype=torch.float32), persistent=False)
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Weights in (-1, 2), shape (B, E)."""
-        return self.anchor_E.to(logits_BE.dtype) + torch.tanh(logits_BE)
+        return self.anchor_E.to(logits_BE.dtype) + torch.tanh(logits_BE / self.temperature)
 
 
 class SigmoidGate(nn.Module):
-    """weight = sigmoid(logit + 1): every edge starts open at 0.73, for training from nothing."""
+    """weight = sigmoid(logit / temperature + 1): every edge starts open at 0.73, for training from nothing."""
+
+    temperature: Tensor
+    """As for `AnchoredGate`."""
 
     def __init__(self, static: Sequence[bool]) -> None:
         super().__init__()
+        self.register_buffer("temperature", torch.tensor(1.0))
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Weights in (0, 1), shape (B, E)."""
-        return torch.sigmoid(logits_BE + SCRATCH_OFFSET)
+        return torch.sigmoid(logits_BE / self.temperature + SCRATCH_OFFSET)
 
 
 GATES: dict[str, Callable[[Sequence[bool]], nn.Module]] = {"anchored": AnchoredGate, "sigmoid": SigmoidGate}

@@ -1,10 +1,12 @@
 """Routers: features to logits, one a candidate edge.
 
 `node` routers look at one node's output and fill its adjacency row as the pass reaches it, the paper's "updated in the forward pass".
-A `stage` router looks at the stage's entry and fills the whole matrix. Both pool, then apply one linear layer, in at least float32
-and outside autocast. Router form is our choice, not the paper's.
+A `stage` router looks at the stage's entry and fills the whole matrix. Both pool, then apply one linear layer, or with a hidden width
+(`node(16)`) two, in at least float32 and outside autocast. Router form is our choice, not the paper's.
 """
 
+import difflib
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal
@@ -22,12 +24,15 @@ class LinearRouter(nn.Module):
         num_channels: channels of the features it sees.
         num_edges: logits to give.
         channel_axis: 1 for NCHW, -1 for NHWC and tokens.
+        num_hidden: width of a hidden layer with ReLU; 0 for none. Its own weights get a gradient from the second step on, since the last
+            layer starts at zero.
     """
 
-    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
+    def __init__(self, num_channels: int, num_edges: int, channel_axis: int, num_hidden: int = 0) -> None:
         super().__init__()
         self.channel_axis = channel_axis
-        self.weight = nn.Parameter(torch.zeros(num_edges, num_channels))
+        self.hidden = nn.Linear(num_channels, num_hidden) if num_hidden else None
+        self.weight = nn.Parameter(torch.zeros(num_edges, num_hidden or num_channels))
         self.bias = nn.Parameter(torch.zeros(num_edges))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -37,6 +42,8 @@ class LinearRouter(nn.Module):
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             axes = [axis for axis in range(1, features.ndim) if axis != self.channel_axis % features.ndim]
             pooled_BC = features.mean(dim=axes, dtype=dtype) if axes else features.to(dtype)
+            if self.hidden is not None:
+                pooled_BC = nn.functional.linear(pooled_BC, self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)).relu()
             return nn.functional.linear(pooled_BC, self.weight.to(dtype), self.bias.to(dtype))
 
 
@@ -45,8 +52,25 @@ Router = Callable[[int, int, int], nn.Module]
 
 Scope = Literal["node", "stage"]
 
-ROUTERS: dict[str, tuple[Scope, Router]] = {"node": ("node", LinearRouter), "stage": ("stage", LinearRouter)}
+ROUTERS: dict[str, tuple[Scope, Callable[..., nn.Module]]] = {"node": ("node", LinearRouter), "stage": ("stage", LinearRouter)}
 """Per name: whether one router serves each `node` or the whole `stage`, and its factory."""
+
+
+def find_router(text: str) -> tuple[Scope, Router]:
+    """`node`, `stage`, `node(16)` or a registered name, numbers in brackets being further arguments of its factory.
+
+    Raises:
+        InputError: no such router, or arguments that are no integers.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([\d\s,]*)\))?\s*", text)
+    name = match.group(1) if match else text
+    if match is None or name not in ROUTERS:
+        close = difflib.get_close_matches(name, ROUTERS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Write for example node, stage or node(16)."
+        raise InputError(f"router={text!r} is not one of {', '.join(ROUTERS)}.{hint}")
+    scope, make = ROUTERS[name]
+    numbers = [int(part) for part in (match.group(2) or "").split(",") if part.strip()]
+    return scope, lambda channels, edges, axis: make(channels, edges, axis, *numbers)
 
 
 def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:

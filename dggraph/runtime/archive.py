@@ -28,7 +28,7 @@ from dggraph.errors import ArchiveError, DggraphError, InputError
 from dggraph.graph.ir import EdgeKind
 from dggraph.graph.schema import from_json, to_json
 from dggraph.ops.gating import GATES
-from dggraph.ops.routing import ROUTERS
+from dggraph.ops.routing import find_router
 from dggraph.runtime.conversion import assemble
 from dggraph.runtime.models import build_trusted
 from dggraph.runtime.network import DynamicNetwork, Recipe
@@ -172,8 +172,12 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
         if not (folder / name).is_file() or _digest(folder / name) != manifest.sha256.get(name):
             raise ArchiveError(f"{folder / name} is missing or not what the manifest recorded; copy the archive again.")
     graph = from_json((folder / GRAPH).read_text(encoding="utf-8"))
-    if manifest.router not in ROUTERS or manifest.gate not in GATES:
-        raise ArchiveError(f"{folder} needs router {manifest.router!r} and gate {manifest.gate!r}; register them before loading.")
+    try:
+        find_router(manifest.router)
+    except InputError as error:
+        raise ArchiveError(f"{folder} needs router {manifest.router!r}; register it before loading.") from error
+    if manifest.gate not in GATES:
+        raise ArchiveError(f"{folder} needs gate {manifest.gate!r}; register it before loading.")
     if model is None:
         if manifest.source is None:
             raise ArchiveError(f"{folder} was converted from a bare module; pass it: load(folder, model=...).")

@@ -19,7 +19,7 @@ from dggraph.errors import InputError, LoweringError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, wire
 from dggraph.ops.gating import GATES
-from dggraph.ops.routing import ROUTERS
+from dggraph.ops.routing import find_router
 from dggraph.runtime.cost import tabulate_macs
 from dggraph.runtime.models import load_model
 from dggraph.runtime.network import DynamicNetwork, Recipe, pinned_gates, static_weights
@@ -51,7 +51,7 @@ def convert(
         example_input: (1 or more, C, H, W); by default 224 pixels (torchvision; 299 for Inception) or timm's own input size.
         wiring: a name, a `Wiring`, an edge list of node names, or a networkx graph of them; united with the static edges.
         residual: `keep` leaves `x + F(x)` in the block, `lift` turns the skip into edges, `auto` lifts where that is exact.
-        router: `node`, `stage`, or a registered one.
+        router: `node`, `stage`, with a hidden layer `node(16)`, or a registered one.
         gate: `anchored`, `sigmoid`, or a registered one; None is `anchored`, with `init="scratch"` `sigmoid`.
         threshold: weights at or below it are dropped; from 0 up to, but not, 1.
         init: `preserve` starts as the backbone; `scratch` is for training from nothing.
@@ -100,7 +100,7 @@ def assemble(
     flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, found: Discovery, *, threshold: float
 ) -> DynamicNetwork:
     """Lower `graph` and wrap the result; the last step of `convert` and of `load`."""
-    scope, make_router = ROUTERS[recipe.router]
+    scope, make_router = find_router(recipe.router)
     deciders = Deciders(scope=scope, router=make_router, gate=GATES[recipe.gate], threshold=threshold)
     lowered = lower(flow, recipe.found, graph, deciders)
     parameter = next((p for p in traced.module.parameters() if p.is_floating_point()), None)
@@ -156,8 +156,8 @@ def check_static(net: DynamicNetwork, model: nn.Module, example: Tensor) -> Dyna
 
 
 def _check_options(*, router: str, gate: str, residual: str, init: str, threshold: float) -> None:
+    find_router(router)
     choices = {
-        "router": (router, tuple(ROUTERS)),
         "gate": (gate, tuple(GATES)),
         "residual": (residual, ("auto", "keep", "lift")),
         "init": (init, ("preserve", "scratch")),

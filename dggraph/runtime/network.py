@@ -16,7 +16,7 @@ from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
-from dggraph.ops.routing import ROUTERS
+from dggraph.ops.routing import find_router
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
@@ -133,7 +133,7 @@ class DynamicNetwork(nn.Module):
     def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
         if self._program is None or self._program.code != self.lowered.code:
             self._program = cut(self.lowered, self.graph, self.plan)
-        return run_sparse(self._program, self.lowered, self.graph, ROUTERS[self.recipe.router][0], x)
+        return run_sparse(self._program, self.lowered, self.graph, find_router(self.recipe.router)[0], x)
 
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
