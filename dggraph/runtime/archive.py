@@ -30,7 +30,7 @@ from dggraph.graph.schema import from_json, to_json
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
 from dggraph.runtime.conversion import assemble
-from dggraph.runtime.models import build_trusted
+from dggraph.runtime.models import build_trusted, is_registered
 from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess
 
@@ -127,7 +127,7 @@ def save(
             manifest = _Manifest(
                 format="dggraph",
                 schema_version=SCHEMA_VERSION,
-                source=net.source if _is_registered(net.source) else None,
+                source=net.source if net.source is not None and is_registered(net.source) else None,
                 num_classes=_num_classes(net),
                 fingerprint=net.recipe.fingerprint,
                 router=net.recipe.router,
@@ -312,11 +312,6 @@ def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             first[id(tensor)] = key
             state[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
     return state, tied
-
-
-def _is_registered(source: str | None) -> bool:
-    """True for names that `build_trusted` knows; `package.module:function` is code, and only a caller may run code."""
-    return source is not None and (source.startswith("timm:") or ":" not in source)
 
 
 def _num_classes(net: DynamicNetwork) -> int | None:

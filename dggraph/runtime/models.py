@@ -15,6 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from dggraph.errors import InputError, MissingExtraError
+from dggraph.runtime.backbones import NAMES as SMALL_NAMES
+from dggraph.runtime.backbones import build_small
 from dggraph.runtime.preprocessing import Preprocess, preprocess_of
 
 IMAGENET_CLASSES = 1000
@@ -34,13 +36,18 @@ class LoadedModel:
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name that can be built here: torchvision's classifiers, and timm's where it is installed."""
-    names = torchvision.models.list_models(module=torchvision.models)
+    """Names that can be built here: torchvision's classifiers, some of our own, and timm's where it is installed."""
+    names = (*torchvision.models.list_models(module=torchvision.models), *SMALL_NAMES)
     try:
         import timm
     except ImportError:
-        return tuple(names)
+        return names
     return (*names, *(f"timm:{name}" for name in timm.list_models()))
+
+
+def is_registered(name: str) -> bool:
+    """True for names that `build_trusted` may know; `package.module:function` is code, and only a caller may run code."""
+    return ":" not in name or name.startswith(("timm:", "dggraph:"))
 
 
 def load_model(
@@ -62,23 +69,24 @@ def load_model(
         InputError: no such model, or a checkpoint that does not fit.
         MissingExtraError: a timm name without timm.
     """
-    is_registered = ":" not in name or name.startswith("timm:")
-    model = build_trusted(name, num_classes=num_classes) if is_registered else _call(name, num_classes)
+    model = build_trusted(name, num_classes=num_classes) if is_registered(name) else _call(name, num_classes)
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint)
     size = _input_size(model, name, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
-    labels = _imagenet_labels() if is_registered and num_classes in (None, IMAGENET_CLASSES) else None
+    labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
     return LoadedModel(model.eval(), name, preprocess, labels)
 
 
 def build_trusted(name: str, *, num_classes: int | None = None) -> nn.Module:
-    """Build from a closed registry (torchvision or timm), never from code that `name` points at.
+    """Build from a closed registry (torchvision, timm or our own), never from code that `name` points at.
 
     Raises:
         InputError: the name is in neither registry.
     """
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if name.startswith("dggraph:"):
+        return build_small(name, **options)
     if name.startswith("timm:"):
         try:
             import timm
@@ -156,6 +164,10 @@ def _input_size(model: nn.Module, name: str, side: int | None) -> tuple[int, int
         side = 299 if name == "inception_v3" else int(getattr(model, "image_size", 224))
         return 3, side, side
     return None
+
+
+def _is_imagenet(name: str) -> bool:
+    return is_registered(name) and not name.startswith("dggraph:")
 
 
 def _imagenet_labels() -> tuple[str, ...]:

@@ -1,0 +1,58 @@
+"""Inference of every executor over the static backbone, at kept MACs .5, .75 and 1.0 of the whole network.
+
+    python benchmarks/inference.py [--rounds 15] [--output FILE.jsonl]
+
+Paths are random per instance (`dggraph.runtime.timing.sample_paths`), every edge between the nodes that are kept is open. `dense` is masked
+execution. Where the C++ kernel is built, each case is measured with and without it.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+import dggraph
+from dggraph.ops import kernels
+from dggraph.runtime.backbones import SmallResNet
+from dggraph.runtime.timing import time_inference
+
+CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "stage"),
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 1, "stage"),
+    ("cifar resnet56", lambda: SmallResNet(56, 16), 32, 16, "stage"),
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "node"),
+    ("cifar resnet56", lambda: SmallResNet(56, 16), 32, 16, "node"),
+    ("mobilenet_v2 160 px", torchvision.models.mobilenet_v2, 160, 16, "stage"),
+]
+
+
+def main(rounds: int, output: Path | None) -> None:
+    for name, build, side, batch, router in CASES:
+        torch.manual_seed(0)
+        backbone = build().eval()
+        x = torch.randn(batch, 3, side, side)
+        net = dggraph.convert(backbone, x[:1], router=router).eval()
+        for is_on in (False, True):
+            with kernels.enabled(is_on):
+                if is_on and not kernels.is_loaded():
+                    continue
+                for kept in (0.5, 0.75, 1.0):
+                    realised, timings = time_inference(net, backbone, x, kept, rounds=rounds)
+                    row = {"case": name, "batch": batch, "router": router, "kernel": is_on, "kept": round(realised, 3)}
+                    row |= {t.name: [round(t.ratio, 3), round(t.low, 3), round(t.high, 3), t.is_reliable] for t in timings[1:]}
+                    print(json.dumps(row), flush=True)
+                    if output:
+                        with output.open("a") as stream:
+                            stream.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.output)
