@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from dggraph.runtime.archive import load, save
     from dggraph.runtime.conversion import convert
     from dggraph.runtime.recording import record
+    from dggraph.training import losses
     from dggraph.views.drawing import render
 
 __version__ = "0.1.0"
-__all__ = ["convert", "load", "record", "register_gate", "register_router", "register_wiring", "render", "save"]
+__all__ = ["convert", "load", "losses", "record", "register_gate", "register_router", "register_wiring", "render", "save"]
 
 _HOMES = {
     "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
+    "losses": "dggraph.training",
     "record": "dggraph.runtime.recording",
     "register_gate": "dggraph.ops.gating",
     "register_router": "dggraph.ops.routing",

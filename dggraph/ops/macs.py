@@ -3,6 +3,10 @@
 With edges that are open (1) or closed (0) it counts exactly what the sparse executor computes. With probabilities it is the expected
 count, edges taken as independent, and has a gradient: `ops/liveness` then gives the probability that a node is reached.
 
+The expected count takes the sources of a node as independent of each other. That is exact where no two of them depend on the same uncertain
+edge: in chains and trees, and under the complete wiring for stages of up to two blocks. Elsewhere paths share edges, being reached is
+positively correlated, and the count is an upper bound (Harris' inequality; `live * leads` adds no error, since they share no edge).
+
 Shape suffixes: B instances, E edges of a stage, V vertices of a stage.
 """
 
@@ -13,6 +17,10 @@ import torch
 from torch import Tensor
 
 from dggraph.ops.liveness import Layout, leads_to_out, live_vertices
+
+TEMPERATURE = 0.2
+"""Width of the step from closed to open, in units of edge weight. An anchored net starts 0.5 away from its threshold on both sides; there
+0.2 gives a gradient of 0.35, the peak being 1.25 at the threshold; 0.05 would give 0.001, and 1 would not know open from closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +48,7 @@ class MacsTable:
 
 
 def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
-    """MACs of each instance, (B,) float64: exact for 0 and 1, expected for what lies between.
+    """MACs of each instance, (B,) float64: exact for 0 and 1, expected (see the top of this file) for what lies between.
 
     Args:
         opens: per stage (B, E), how open each edge is. Edges that leave a dead node may say anything.
@@ -63,3 +71,33 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
     if total_B is None:
         raise ValueError("a network without stages has no paths")
     return total_B + table.fixed
+
+
+def open_probabilities(
+    weights: Mapping[str, Tensor], raw: Mapping[str, Tensor], thresholds: Mapping[str, Tensor], table: MacsTable
+) -> dict[str, Tensor]:
+    """How probably each edge would be open were its weight a little different: sigmoid((raw - threshold) / TEMPERATURE).
+
+    Two kinds of edges are not asked about their weight. With `node` routers an edge that leaves a dead node is closed, without gradient: its
+    router never saw a feature of that node. An edge that the output rule opened is open, and its weight still gets the gradient.
+
+    Args:
+        weights: per stage (B, E), as settled: 0 where an edge is inactive.
+        raw: per stage (B, E), before the threshold and liveness; gets the gradient. NaN propagates.
+        thresholds: per stage, 0-d.
+        table: layouts, and where routers stand.
+
+    Returns:
+        Per stage (B, E) float64, for `path_macs`.
+    """
+    probabilities: dict[str, Tensor] = {}
+    for name, raw_BE in raw.items():
+        layout = table.stages[name].layout
+        raw_BE, threshold, open_BE = raw_BE.to(torch.float64), thresholds[name].to(torch.float64), weights[name].detach() != 0
+        if not table.is_useful_only:
+            live_BE = live_vertices(open_BE, layout)[:, list(layout.sources)] > 0
+            raw_BE = torch.where(live_BE, raw_BE, -torch.inf)
+        chance_BE = torch.sigmoid((raw_BE - threshold) / TEMPERATURE)
+        by_rule_BE = open_BE & (raw_BE <= threshold)
+        probabilities[name] = torch.where(by_rule_BE, chance_BE + (1 - chance_BE).detach(), chance_BE)
+    return probabilities
