@@ -16,8 +16,11 @@ from torch import nn
 import dggraph
 from dggraph.errors import ArchiveError
 from dggraph.runtime import archive as archive_module
+from dggraph.runtime.manifest import Manifest, seal
 from dggraph.runtime.models import load_model
 from dggraph.runtime.preprocessing import Preprocess, preprocess_image
+
+LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def made(tmp_path_factory: Any) -> tuple[nn.Module, Path]:
     net.source = "shufflenet_v2_x0_5"
     randomise_routers(net)
     folder = tmp_path_factory.mktemp("made") / "archive"
-    dggraph.save(net, folder, preprocess=Preprocess(input_size=(3, 64, 64)), labels=["<b>", "[/b]"])
+    dggraph.save(net, folder, preprocess=Preprocess(input_size=(3, 64, 64)), labels=LABELS)
     return net.eval(), folder
 
 
@@ -36,7 +39,7 @@ def rewrite(folder: Path, change: dict[str, Any]) -> None:
     file = folder / "manifest.json"
     document = json.loads(file.read_text()) | change
     with contextlib.suppress(ValueError):  # fields that no manifest may have are refused before the digest is looked at
-        document = archive_module._seal(archive_module._Manifest.model_validate_json(json.dumps(document))).model_dump()
+        document = seal(Manifest.model_validate_json(json.dumps(document))).model_dump()
     file.write_text(json.dumps(document))
 
 
@@ -53,7 +56,7 @@ def test_load_of_save(made: Any) -> None:
     x = torch.randn(3, 3, 64, 64)
     assert torch.equal(net(x), twin(x))
     assert dggraph.record(net, x).paths == dggraph.record(twin, x).paths
-    assert twin.graph == net.graph and twin.labels == ("<b>", "[/b]") and twin.preprocess == Preprocess(input_size=(3, 64, 64))
+    assert twin.graph == net.graph and twin.labels == tuple(LABELS) and twin.preprocess == Preprocess(input_size=(3, 64, 64))
     assert {file.name for file in folder.iterdir()} == {"graph.json", "model.safetensors", "manifest.json"}
 
 

@@ -50,8 +50,9 @@ def open_network(
     router: str = "node",
 ) -> "DynamicNetwork":
     """An archive folder loaded, or a MODEL built and converted."""
-    from dggraph.runtime.archive import MANIFEST, load
+    from dggraph.runtime.archive import load
     from dggraph.runtime.conversion import convert
+    from dggraph.runtime.manifest import MANIFEST
     from dggraph.runtime.models import load_model
 
     if (Path(model) / MANIFEST).is_file():

@@ -45,8 +45,8 @@ def build_graph(name: str, found: Sequence[FoundStage], residuals: Sequence[Resi
     return DynamicGraph(name, stages=stages, nodes=nodes, edges=edges)
 
 
-def choose_residuals(flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool) -> tuple[Residual, ...]:
-    """Which stages to lift.
+def choose_residuals(flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool) -> tuple[str, ...]:
+    """Per stage, why its residuals are kept; empty where it is lifted.
 
     `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the wiring is complete. `lift` takes
     several adds a block too.
@@ -59,12 +59,21 @@ def choose_residuals(flow: Flow, found: Sequence[FoundStage], choice: ResidualCh
             'residual="lift" turns the skips into a complete graph, so it needs wiring="complete". '
             'Use residual="keep" (or "auto") with another wiring.'
         )
-    chosen: list[Residual] = []
-    for stage in found:
-        adds = [len(identity_adds(flow, block)) for block in stage.blocks]
-        can_lift = stage.kind == "add" and is_complete and (min(adds) >= 1 if choice == "lift" else set(adds) == {1})
-        chosen.append("lift" if choice != "keep" and can_lift else "keep")
-    return tuple(chosen)
+    return tuple(_why_kept(flow, stage, choice, is_complete) for stage in found)
+
+
+def _why_kept(flow: Flow, stage: FoundStage, choice: ResidualChoice, is_complete: bool) -> str:
+    if choice == "keep":
+        return "asked for"
+    if stage.kind != "add":
+        return "its edges are concat operands" if stage.kind == "concat" else "its channels change"
+    for block in stage.blocks:
+        adds = len(identity_adds(flow, block))
+        if not adds:
+            return f"{block.path} does not end in an identity add"
+        if adds > 1 and choice == "auto":
+            return f"{block.path} has {adds} identity adds, which only residual=lift takes"
+    return "" if is_complete else "the wiring is not complete"
 
 
 def stage_names(found: Sequence[FoundStage]) -> list[str]:

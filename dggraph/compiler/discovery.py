@@ -20,7 +20,7 @@ from dggraph.compiler.regions import Call, Flow, Region, module_calls
 from dggraph.compiler.residuals import identity_adds
 from dggraph.compiler.tracing import Trace
 from dggraph.errors import DiscoveryError
-from dggraph.graph.ir import EdgeKind
+from dggraph.graph.ir import IDENTIFIER, EdgeKind
 
 MIN_MODULE_COVERAGE = 0.3
 
@@ -71,15 +71,16 @@ def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]]
             is the stage's entry.
 
     Raises:
-        DiscoveryError: a path in `stages` is no single-entry, single-exit call, or the blocks do not follow each other.
+        DiscoveryError: a path in `stages` is no single-entry, single-exit call, the blocks do not follow each other, or two stages
+            share a module.
     """
     flow = Flow(trace, profile)
     calls = module_calls(flow.order)
     regions = {key: region for key, call in calls.items() if (region := call_region(flow, call)) is not None}
     total = sum(profile.macs.values())
     if stages is not None:
-        found = [_asked_stage(flow, calls, regions, name, paths) for name, paths in stages.items()]
-        return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, ()))
+        found = _asked_stages(flow, calls, regions, stages)
+        return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, None))
     blocks = repeated_blocks(flow, calls, regions)
     growths = [_growth_stage(flow, growth) for growth in find_growths(flow)]
     grown = {name for growth in growths for block in growth.blocks for name in block.fx_nodes}
@@ -90,8 +91,12 @@ def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]]
         units = [unit for unit in conv_units(flow) if not taken.intersection(unit.fx_nodes)]
         found += [stage for chain in _chains(flow, units) for stage in _stages(flow, chain)]
         blocks += units
-    found.sort(key=lambda stage: flow.order[flow.by_name[stage.blocks[0].fx_nodes[0]]])
-    return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, blocks))
+    return Discovery(stages=tuple(_in_order(flow, found)), total_macs=total, static=_static(flow, calls, found, blocks))
+
+
+def _in_order(flow: Flow, found: Sequence[FoundStage]) -> list[FoundStage]:
+    """Stages in the order the backbone runs them: lowering rewires one after the other."""
+    return sorted(found, key=lambda stage: min(flow.order[flow.by_name[name]] for name in stage.blocks[0].fx_nodes))
 
 
 def _chains(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
@@ -179,6 +184,31 @@ def _growth_stage(flow: Flow, growth: tuple[str, tuple[Region, ...], str, int]) 
     )
 
 
+def _asked_stages(
+    flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region], stages: Mapping[str, Sequence[str]]
+) -> list[FoundStage]:
+    if not isinstance(stages, Mapping):
+        raise DiscoveryError(f"stages={stages!r} is no mapping; write {{'layer1': ['layer1.1', 'layer1.2']}}.")
+    found: list[FoundStage] = []
+    owner: dict[str, tuple[str, str]] = {}
+    for name, paths in stages.items():
+        if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+            raise DiscoveryError(f"stage {name!r} is not an identifier; stage names become code, use letters, digits, _.")
+        if isinstance(paths, str) or not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
+            raise DiscoveryError(f"stage {name!r}: {paths!r} is no list of module paths; write ['{name}.0', '{name}.1'].")
+        found.append(_asked_stage(flow, calls, regions, name, paths))
+        for block in _members(found[-1]):
+            for taken in block.fx_nodes:
+                other, path = owner.setdefault(taken, (name, block.path))
+                if (other, path) != (name, block.path):
+                    raise DiscoveryError(
+                        f"stages {other!r} and {name!r} share {block.path!r} ({path!r} is in the first); a module belongs to one block."
+                        if other != name
+                        else f"stage {name!r}: {path!r} and {block.path!r} share ops; a module belongs to one block."
+                    )
+    return _in_order(flow, found)
+
+
 def _asked_stage(
     flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region], name: str, paths: Sequence[str]
 ) -> FoundStage:
@@ -189,10 +219,11 @@ def _asked_stage(
         keys = [key for key, call in calls.items() if call.path == path]
         if not keys:
             raise DiscoveryError(f"stage {name!r}: {path!r} is no module that the backbone calls; see `named_modules()`.")
-        if len(keys) > 1 or keys[0] not in regions:
-            why = "is called more than once" if len(keys) > 1 else "has more than one input or output"
-            raise DiscoveryError(f"stage {name!r}: {path!r} {why}; a block needs one tensor in and one out, once.")
-        asked.append(regions[keys[0]])
+        region = regions.get(keys[0]) or flow.region(calls[keys[0]].fx_nodes, path, path)
+        if len(keys) > 1 or region is None:
+            why = "is called more than once" if len(keys) > 1 else "has no single input and output with the batch first"
+            raise DiscoveryError(f"stage {name!r}: {path!r} {why}; a block takes one feature map and gives one, once.")
+        asked.append(region)
     chains = _chains(flow, asked)
     if len(chains) != 1 or [block.path for block in chains[0]] != list(paths):
         raise DiscoveryError(f"stage {name!r}: the blocks {list(paths)} do not feed each other in this order.")
@@ -260,11 +291,11 @@ def _members(stage: FoundStage) -> tuple[Region, ...]:
 
 
 def _static(
-    flow: Flow, calls: Mapping[str, Call], found: Sequence[FoundStage], blocks: Sequence[Region]
+    flow: Flow, calls: Mapping[str, Call], found: Sequence[FoundStage], blocks: Sequence[Region] | None
 ) -> tuple[tuple[str, int, str], ...]:
-    """MACs outside every stage, by the coarsest module that holds no stage, largest first."""
+    """MACs outside every stage, by the coarsest module that holds no stage, largest first. `blocks` is None where the caller chose."""
     taken = {name for stage in found for block in _members(stage) for name in block.fx_nodes}
-    lonely = {name: block.path for block in blocks for name in block.fx_nodes}
+    lonely = {name: block.path for block in blocks or () for name in block.fx_nodes}
     macs: dict[tuple[str, str], int] = {}
     for fx_node in flow.order:
         count = flow.profile.macs.get(fx_node.name, 0)
@@ -276,7 +307,7 @@ def _static(
             place, reason = lonely[fx_node.name], "the only block at its shape"
         else:
             place = calls[free[0]].path if free else _last_path(fx_node)
-            reason = "part of no repeated block with one input and one output"
+            reason = "not named in `stages`" if blocks is None else "part of no repeated block with one input and one output"
         macs[place, reason] = macs.get((place, reason), 0) + count
     return tuple((path, count, reason) for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1]))
 

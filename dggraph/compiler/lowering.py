@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.planning import BlockPlan, StagePlan, may_overwrite, plan_block, why_dense
+from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.errors import LoweringError
@@ -79,8 +80,9 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
         deciders: routers, gates and threshold.
 
     Raises:
-        LoweringError: the backbone already has an attribute that a stage's routers need.
+        LoweringError: the backbone has a name that a GraphModule or a stage's routers need.
     """
+    _refuse_taken_names(flow.module)
     source_graph = next(iter(flow.order)).graph
     lowered = copy.deepcopy(source_graph)
     root = nn.Module()
@@ -120,7 +122,7 @@ class _StageWriter:
     ) -> None:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
         self.graph, self.name, self.deciders, self.owner, self.training = graph, name, deciders, owner, training
-        self.vertices = graph.nodes(name)
+        self.vertices, self.channel_position = graph.nodes(name), graph.stages[name].channel_position
         self.layout = stage_layout(graph, name)
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
@@ -158,7 +160,7 @@ class _StageWriter:
             self.blocks.append(plan_block(self.flow, self.vertices[index].name, inside, new_input, output))
         last = self.by_name[self.stage.output]
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
-        outside = [user for user in last.users if user.name not in inside_stage and not user.name.startswith("dg_")]
+        outside = [user for user in last.users if user.name in self.flow.by_name and user.name not in inside_stage]
         with self.lowered.inserting_after(last):
             anchor = self.lowered.create_node("get_attr", "training", name=f"dg_{self.name}_end")
         with self.lowered.inserting_before(anchor):
@@ -193,7 +195,7 @@ class _StageWriter:
         self.shared.append(self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}"))
         weights = self._write_weights(index, sources) if self.deciders.scope == "node" else self._take_weights(index)
         axis = self.stage.channel_axis
-        wanted = self.vertices[index - 1].shape[0 if axis == 1 else -1]
+        wanted = self.vertices[index - 1].shape[self.channel_position]
         features = [
             self._call(adapt, (self.shared[source], wanted, axis), f"adapted_{source}_{index}")
             if edge.kind == "adapter"
@@ -231,7 +233,7 @@ class _StageWriter:
     def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
         """Router and gate at vertex `index`, deciding `edges`."""
         axis = self.stage.channel_axis
-        num_channels = self.vertices[index].shape[0 if axis == 1 else -1]
+        num_channels = self.vertices[index].shape[self.channel_position]
         self.owner.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
         self.owner.add_module(f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges]))
         logits = self._node("call_module", f"dg_{self.name}.router_{index}", (self.shared[index],), f"logits_{index}")
@@ -270,6 +272,17 @@ def stage_layout(graph: DynamicGraph, stage: str) -> Layout:
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
     return Layout(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
+
+
+def _refuse_taken_names(root: nn.Module) -> None:
+    """A child that is called as something every GraphModule has would be shadowed by it."""
+    empty = fx.GraphModule(nn.Module(), fx.Graph())
+    for name in (*root._modules, *root._parameters, *root._buffers):
+        if hasattr(empty, name):
+            raise LoweringError(
+                f"the backbone's {name!r} is named as an attribute that every torch.fx.GraphModule has, which would hide it. Rename "
+                "it, or convert nn.Sequential(backbone): only the outermost names clash."
+            )
 
 
 def _owned(module: nn.Module) -> nn.Module:

@@ -1,26 +1,16 @@
 """The plan: what an executor must know to run a stage's blocks alone, on some rows of the batch. All by fx names of the lowered graph."""
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import fx, nn
+from torch import fx
 
+from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.regions import Flow
-from dggraph.compiler.residuals import is_in_place
 
 ReadKind = Literal["constant", "rows", "batched", "unknown"]
-
-_FRESH_MODULES = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-_FRESH_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.add, torch.mul, torch.matmul, torch.cat,
-    nn.functional.softmax, nn.functional.gelu,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +88,6 @@ def why_dense(flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node]
     if may_overwrite(flow, values[0], apart_from=inside):
         return f"something outside the stage may overwrite its input {values[0].name}"
     return ""
-
-
-def may_overwrite(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
-    """True unless it is proved that no reader of `value`, or of a view of it, works in place.
-
-    Convolutions, norms and sums make tensors of their own; leaf modules that torch does not ship may do anything. What lowering wrote
-    never works in place, nor count the readers named in `apart_from`.
-    """
-    seen, open_ends = set[fx.Node](), [value]
-    while open_ends:
-        current = open_ends.pop()
-        for user in current.users:
-            if user in seen or user.op == "output" or user.target in ("size", "dim") or user.name.startswith("dg_"):
-                continue
-            if current is value and user.name in apart_from:
-                continue
-            seen.add(user)
-            module = flow.module.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if is_in_place(flow, user) and user.all_input_nodes[0] is current:
-                return True
-            if module is not None and not type(module).__module__.startswith("torch.nn."):
-                return True
-            if not isinstance(module, _FRESH_MODULES) and user.target not in _FRESH_FUNCTIONS:
-                open_ends.append(user)
-    return False
 
 
 def _kind_of(flow: Flow, read: fx.Node) -> ReadKind:

@@ -9,11 +9,11 @@ import operator
 import torch
 from torch import fx
 
+from dggraph.compiler.aliasing import overwritten, writers
 from dggraph.compiler.regions import Flow, Region
 
 _ADDS = {operator.add, operator.iadd, torch.add}
 _ADD_METHODS = {"add", "add_"}
-_IN_PLACE = {operator.iadd, operator.imul, operator.isub, operator.itruediv}
 
 
 def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
@@ -33,28 +33,16 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
             return ()
         adds.append(current)
         (current,) = candidates
-    carried = {source, *adds[1:]}
-    if any(
-        is_in_place(flow, user) and user.all_input_nodes[:1] and user.all_input_nodes[0] in carried for user in inside - set(adds)
-    ):
-        return ()
+    ends = {fx_node.name for fx_node in adds}
+    for carried in (source, *adds[1:]):
+        if any(writer in inside and overwritten(flow, writer) for writer in writers(flow, carried, apart_from=ends)):
+            return ()
     return tuple(reversed(adds))
 
 
 def branch(add: fx.Node, identity: fx.Node) -> fx.Node:
     """The operand of `add` that is not the identity: F(x)."""
     return next(operand for operand in add.args if operand is not identity)  # type: ignore[return-value]
-
-
-def is_in_place(flow: Flow, fx_node: fx.Node) -> bool:
-    """True for an op that may overwrite its first operand."""
-    if fx_node.op == "call_function":
-        return fx_node.target in _IN_PLACE or bool(fx_node.kwargs.get("inplace"))
-    if fx_node.op == "call_method":
-        return str(fx_node.target).endswith("_") and not str(fx_node.target).endswith("__")
-    if fx_node.op == "call_module":
-        return bool(getattr(flow.module.get_submodule(str(fx_node.target)), "inplace", False))
-    return False
 
 
 def _is_add(fx_node: fx.Node) -> bool:

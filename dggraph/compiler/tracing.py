@@ -4,11 +4,15 @@ Default `fx` traces 240 of 279 small timm models. Four things close most of the 
 their Python defaults instead of becoming placeholders (`if mask is not None` would take the wrong branch silently); timm's own
 registries name what must stay a leaf; modules that act differently in training stay leaves, so that tracing in eval mode does not
 erase them; and a module that cannot be traced becomes a leaf, deepest first, until the rest goes through.
+
+`self.training` handed on to a function is followed, a constant is not: while tracing, `training` is a false number that knows its
+module, and where it turns up among an op's arguments the graph reads the module's flag.
 """
 
 import copy
 import hashlib
 import inspect
+import re
 import sys
 import traceback
 import warnings
@@ -18,11 +22,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
-from dggraph.errors import TraceError
+from dggraph.errors import InputError, TraceError
 
 MAX_ADAPTIVE_LEAVES = 16
 TENSOR_CONSTANT = "_tensor_constant"
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class Trace:
     """Every fx node's `meta["nn_module_stack"]` maps call keys to (module path, class), outermost first."""
     leaves: tuple[type[nn.Module], ...]
     """Classes that became leaves because they could not be traced."""
+    hooks: tuple[str, ...] = ()
+    """Paths of modules (empty: the backbone itself) whose hooks the graph does not run and the copy no longer has."""
 
 
 def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
@@ -46,18 +57,19 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
 
     Raises:
         TraceError: the backbone's own forward has data-dependent control flow; names module, line, reason and way out.
+        InputError: the backbone cannot be copied, or is no longer made of modules.
     """
-    module = copy.deepcopy(model).eval()
+    module = copy_model(model).eval()
+    _refuse_foreign(module)
     if isinstance(module, fx.GraphModule) and any("nn_module_stack" in fx_node.meta for fx_node in module.graph.nodes):
         graph = copy.deepcopy(module.graph)
-        _follow_training(graph)
-        return Trace(module, graph, ())
+        return Trace(module, graph, (), _drop_hooks(module, graph))
     adaptive: list[type[nn.Module]] = []
     while True:
         # Tracing runs the model's own Python: anything it caches holds proxies, so each try gets a copy of its own.
-        attempt = copy.deepcopy(module)
         failures: list[Exception] = []
         for buffers_as_proxies in (True, False):
+            attempt = _marked(module)
             tracer = _BackboneTracer({*leaves, *adaptive}, buffers_as_proxies)
             try:
                 with warnings.catch_warnings():
@@ -65,24 +77,49 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
                     graph = tracer.trace(attempt)
             except Exception as error:
                 failures.append(error)
-                attempt = copy.deepcopy(module)
                 continue
             for name, value in vars(attempt).items():
                 if name.startswith(TENSOR_CONSTANT):
                     module.register_buffer(name, value, persistent=False)
             _follow_training(graph)
-            return Trace(module, graph, tuple(adaptive))
+            return Trace(module, graph, tuple(adaptive), _drop_hooks(module, graph))
         culprit = tracer.failed
         if culprit is None or culprit[1] in adaptive or len(adaptive) == MAX_ADAPTIVE_LEAVES:
             raise _explain(module, tracer.failed, failures[-1]) from failures[-1]
         adaptive.append(culprit[1])
 
 
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        InputError: a module holds tensors that are computed from others, as the old `weight_norm` and `prune` leave them.
+    """
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        computed = [
+            f"{path or type(inner).__name__}.{name}"
+            for path, inner in model.named_modules()
+            for name, value in vars(inner).items()
+            if isinstance(value, torch.Tensor) and not value.is_leaf
+        ]
+        if not computed:
+            raise InputError(
+                f"{type(model).__name__} cannot be copied, and convert never works on the original: {error}."
+            ) from error
+        raise InputError(
+            f"{computed[0]} is computed from other tensors, so {type(model).__name__} cannot be copied. Use "
+            "`torch.nn.utils.parametrizations` (weight_norm, spectral_norm) instead of the old functions, or make it permanent: "
+            "`remove_weight_norm`, `prune.remove`."
+        ) from error
+
+
 def fingerprint(graph: fx.Graph) -> str:
     """SHA-256 of the graph's structure: names, targets, arguments. Equal for two traces of one architecture."""
     digest = hashlib.sha256()
     for fx_node in graph.nodes:
-        target = fx_node.target if isinstance(fx_node.target, str) else _qualified_name(fx_node.target)
+        target = fx_node.target if isinstance(fx_node.target, str) else qualified_name(fx_node.target)
         digest.update(f"{fx_node.op} {fx_node.name} {target} {fx_node.args!r} {fx_node.kwargs!r}\n".encode())
     return digest.hexdigest()
 
@@ -102,12 +139,10 @@ class _BackboneTracer(fx.Tracer):
         self.leaves = (*leaves, *classes)
         self.failed: tuple[str, type[nn.Module]] | None = None
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, modulequalified_name: str) -> bool:
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
         has_state = any(True for _ in m.children()) or bool(m._parameters) or bool(m._buffers)
-        return (
-            isinstance(m, self.leaves) or (acts_in_training and not has_state) or super().is_leaf_module(m, module_qualified_name)
-        )
+        return isinstance(m, self.leaves) or (acts_in_training and not has_state) or super().is_leaf_module(m, modulequalified_name)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -125,19 +160,89 @@ class _BackboneTracer(fx.Tracer):
             raise
 
 
+class _TrainingFlag(int):
+    """`self.training` while tracing in eval mode: false, and it knows whose flag it is."""
+
+    path: str
+
+    def __new__(cls, path: str) -> "_TrainingFlag":
+        flag = super().__new__(cls, 0)
+        flag.path = path
+        return flag
+
+
+def _marked(module: nn.Module) -> nn.Module:
+    """A copy to trace: flags know their module, and no hook of the caller's sees a proxy."""
+    attempt = copy.deepcopy(module)
+    for path, inner in attempt.named_modules():
+        vars(inner)["training"] = _TrainingFlag(path)
+        _clear_hooks(inner)
+    return attempt
+
+
 def _follow_training(graph: fx.Graph) -> None:
-    """Replace a baked `training=False` in functional calls by the owning module's `training` flag."""
+    """Replace every flag among the arguments by a read of the module's `training`."""
     for fx_node in list(graph.nodes):
-        if fx_node.op != "call_function" or fx_node.kwargs.get("training") is not False:
-            continue
-        path = next(reversed(fx_node.meta.get("nn_module_stack", {"": ("", None)}).values()))[0]
-        with graph.inserting_before(fx_node):
-            flag = graph.create_node("get_attr", f"{path}.training" if path else "training", name=f"{fx_node.name}_training")
-        flag.meta["nn_module_stack"] = fx_node.meta.get("nn_module_stack", {})
-        fx_node.update_kwarg("training", flag)
+
+        def follow(argument: Any, fx_node: fx.Node = fx_node) -> Any:
+            if not isinstance(argument, _TrainingFlag):
+                return argument
+            target = f"{argument.path}.training" if argument.path else "training"
+            with graph.inserting_before(fx_node):
+                flag = graph.create_node("get_attr", target, name=f"{fx_node.name}_training")
+            flag.meta["nn_module_stack"] = fx_node.meta.get("nn_module_stack", {})
+            return flag
+
+        fx_node.args = map_aggregate(fx_node.args, follow)
+        fx_node.kwargs = map_aggregate(fx_node.kwargs, follow)
 
 
-def _qualified_name(function: Any) -> str:
+def _clear_hooks(module: nn.Module) -> bool:
+    """Remove the hooks around `module`'s forward and backward; True where there were any."""
+    hooks = [value for name, value in vars(module).items() if name in _HOOKS and value]
+    for held in hooks:
+        held.clear()
+    return bool(hooks)
+
+
+def _drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
+    """Clear the hooks of every module that the graph does not call as a whole: they would never run."""
+    called = {str(fx_node.target) for fx_node in graph.nodes if fx_node.op == "call_module"}
+    inside = tuple(f"{path}." for path in called)
+    return tuple(
+        path for path, inner in module.named_modules() if path not in called and not path.startswith(inside) and _clear_hooks(inner)
+    )
+
+
+def _refuse_foreign(module: nn.Module) -> None:
+    """Name what can never be traced: scripted and exported modules, and forwards that need more than an image."""
+    for path, inner in module.named_modules():
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{path or 'the backbone'!r} is a scripted module ({getattr(inner, 'original_name', 'ScriptModule')}): its Python "
+                "is gone, so there is nothing to trace. Convert the module that it was scripted from."
+            )
+    if isinstance(module, fx.GraphModule):
+        if any(getattr(fx_node.target, "namespace", "") == "aten" for fx_node in module.graph.nodes):
+            raise InputError(
+                "this is the module of an exported program: its module calls are gone, so there are no blocks to find. Convert the "
+                "module that it was exported from."
+            )
+        return
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    if not parameters:
+        raise TraceError(f"{type(module).__name__}.forward takes no input; a backbone takes a batch of images first.")
+    required = [p.name for p in parameters[1:] if p.default is p.empty and "VAR" not in p.kind.name]
+    if required or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        extra = ", ".join(repr(name) for name in required) or "keyword arguments only"
+        raise TraceError(
+            f"{type(module).__name__}.forward needs {extra} besides the images; a backbone is called with one batch of images. Give "
+            "these arguments defaults, or wrap the model in a module whose forward fills them in."
+        )
+
+
+def qualified_name(function: Any) -> str:
+    """Module and name of a function or class."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', getattr(function, '__name__', '?'))}"
 
 
@@ -148,9 +253,11 @@ def _explain(module: nn.Module, culprit: tuple[str, type[nn.Module]] | None, err
     path, leaf = culprit if culprit is not None else ("", type(module))
     name = f"{path!r} ({leaf.__name__})" if path else f"the backbone itself ({leaf.__name__})"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = re.sub(r"'?\bProxy\b'?( object)?", "a traced value", reason.removesuffix("."))
+    why = " Its control flow depends on the input." if isinstance(error, fx.proxy.TraceError) else ""
     way_out = (
         f"Pass `leaves=({leaf.__name__},)` to keep that module as one opaque block"
         if path
-        else "Move the part that depends on tensor values into a module of its own and pass its class in `leaves=`"
+        else "Move the part that cannot be traced into a module of its own and pass its class in `leaves=`"
     )
-    return TraceError(f"cannot trace {name} at {where}: {reason}. Its control flow depends on the input. {way_out}.")
+    return TraceError(f"cannot trace {name} at {where}: {reason}.{why} {way_out}.")

@@ -63,6 +63,11 @@ class Stage:
     channel_axis: int = 1
     """Axis of the channels in a batched feature: 1 for NCHW, -1 for NHWC and tokens."""
 
+    @property
+    def channel_position(self) -> int:
+        """Where the channels are in the shape of one instance."""
+        return 0 if self.channel_axis == 1 else -1
+
 
 class DynamicGraph:
     """Stages of blocks and their candidate edges, held in one `networkx.DiGraph`.

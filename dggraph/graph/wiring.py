@@ -4,6 +4,7 @@ import ast
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import networkx as nx
 
@@ -16,7 +17,7 @@ Wiring = Callable[[int], Iterable[tuple[int, int]]]
 
 def complete() -> Wiring:
     """Every pair: the paper's complete DAG."""
-    return lambda size: ((i, j) for j in range(size) for i in range(j))
+    return _complete
 
 
 def chain() -> Wiring:
@@ -26,24 +27,28 @@ def chain() -> Wiring:
 
 def window(reach: int) -> Wiring:
     """Pairs at most `reach` apart, so that edges grow linearly with depth."""
+    _require_whole("window", reach)
     _require(reach >= 1, f"window({reach}): the reach must be at least 1.")
     return lambda size: ((i, j) for j in range(size) for i in range(max(0, j - reach), j))
 
 
 def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
     """A small world: `k` neighbours each, rewired with probability `p` (networkx), edges oriented forward."""
+    _require_whole("watts_strogatz", k, seed)
     _require(k >= 2 and 0 <= p <= 1, f"watts_strogatz({k}, {p}): needs k >= 2 and 0 <= p <= 1.")
     return lambda size: _forward(nx.watts_strogatz_graph(size, min(k, size - 1), p, seed=seed))
 
 
 def erdos_renyi(p: float, seed: int = 0) -> Wiring:
     """Every pair with probability `p` (networkx), edges oriented forward."""
+    _require_whole("erdos_renyi", seed)
     _require(0 <= p <= 1, f"erdos_renyi({p}): needs 0 <= p <= 1.")
     return lambda size: _forward(nx.gnp_random_graph(size, p, seed=seed))
 
 
 def barabasi_albert(m: int, seed: int = 0) -> Wiring:
     """Preferential attachment, `m` edges a new vertex (networkx), edges oriented forward."""
+    _require_whole("barabasi_albert", m, seed)
     _require(m >= 1, f"barabasi_albert({m}): needs m >= 1.")
     return lambda size: _forward(nx.barabasi_albert_graph(size, min(m, size - 1), seed=seed))
 
@@ -103,19 +108,7 @@ def wire(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] 
     Raises:
         WiringError: an edge runs backward, joins stages or shapes, or names an unknown node.
     """
-    if isinstance(wiring, str):
-        wiring = parse_wiring(wiring)
-    if isinstance(wiring, nx.DiGraph):
-        wiring = list(wiring.edges)
-    names = (
-        [
-            (graph.nodes(stage)[i].name, graph.nodes(stage)[j].name)
-            for stage in graph.stages
-            for i, j in wiring(len(graph.nodes(stage)))
-        ]
-        if callable(wiring)
-        else list(wiring)
-    )
+    names = _pairs(graph, wiring)
     known = {(edge.source, edge.target) for stage in graph.stages for edge in graph.edges(stage)}
     added = [_candidate(graph, source, target) for source, target in dict.fromkeys(names) if (source, target) not in known]
     return DynamicGraph(
@@ -124,6 +117,41 @@ def wire(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] 
         nodes=[node for stage in graph.stages for node in graph.nodes(stage)],
         edges=[*(edge for stage in graph.stages for edge in graph.edges(stage)), *added],
     )
+
+
+def is_complete(wiring: object) -> bool:
+    """True for the complete wiring by name, written in any way, or as `complete()`."""
+    return (parse_wiring(wiring) if isinstance(wiring, str) else wiring) is _complete
+
+
+def _pairs(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]") -> list[tuple[str, str]]:
+    """The pairs of node names that `wiring` asks for."""
+    if isinstance(wiring, str):
+        wiring = parse_wiring(wiring)
+    if isinstance(wiring, nx.DiGraph):
+        return list(wiring.edges)
+    if callable(wiring):
+        try:
+            return [
+                (graph.nodes(stage)[i].name, graph.nodes(stage)[j].name)
+                for stage in graph.stages
+                for i, j in wiring(len(graph.nodes(stage)))
+            ]
+        except (TypeError, ValueError, IndexError) as error:
+            raise WiringError(
+                f"the wiring {wiring!r} failed: {error}. It takes a number of vertices and gives pairs of indices below it."
+            ) from error
+    pairs: list[Any] = list(wiring) if isinstance(wiring, Iterable) else [wiring]
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(end, str) for end in pair)):
+            raise WiringError(
+                f"{pair!r} is no edge of a wiring. Give a name, for example 'window(4)', a networkx.DiGraph, or pairs of node names."
+            )
+    return [(source, target) for source, target in pairs]
+
+
+def _complete(size: int) -> Iterable[tuple[int, int]]:
+    return ((i, j) for j in range(size) for i in range(j))
 
 
 def _candidate(graph: DynamicGraph, source: str, target: str) -> CandidateEdge:
@@ -149,7 +177,7 @@ def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
     have, want = block.shape, input_shape(graph, target)
     if have == want:
         return "add"
-    axis = 0 if graph.stages[block.stage].channel_axis == 1 else len(have) - 1
+    axis = range(len(have))[graph.stages[block.stage].channel_position]
     if len(have) == len(want) and all(a == b for i, (a, b) in enumerate(zip(have, want, strict=True)) if i != axis):
         return "adapter"
     raise WiringError(
@@ -160,6 +188,11 @@ def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
 
 def _forward(graph: "nx.Graph[int]") -> list[tuple[int, int]]:
     return [(min(edge), max(edge)) for edge in graph.edges]
+
+
+def _require_whole(name: str, *values: object) -> None:
+    for value in values:
+        _require(type(value) is int, f"{name}: {value!r} must be a whole number.")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.runtime.backbones import NAMES as SMALL_NAMES
 from dggraph.runtime.backbones import build_small
-from dggraph.runtime.preprocessing import Preprocess, preprocess_of
+from dggraph.runtime.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
 
 IMAGENET_CLASSES = 1000
 # These two take seconds to draw initial weights that a checkpoint or training replaces.
@@ -31,6 +32,8 @@ class LoadedModel:
     model: nn.Module
     source: str
     """The MODEL name."""
+    options: dict[str, int]
+    """What its builder was called with: `num_classes`, `image_size`."""
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
 
@@ -45,9 +48,9 @@ def model_names() -> tuple[str, ...]:
     return (*names, *(f"timm:{name}" for name in timm.list_models()))
 
 
-def is_registered(name: str) -> bool:
+def is_registered(name: str | None) -> bool:
     """True for names that `build_trusted` may know; `package.module:function` is code, and only a caller may run code."""
-    return ":" not in name or name.startswith(("timm:", "dggraph:"))
+    return name is not None and (":" not in name or name.startswith(("timm:", "dggraph:")))
 
 
 def load_model(
@@ -66,25 +69,35 @@ def load_model(
         input_size: side of the square input in pixels, where it is not the usual one.
 
     Raises:
-        InputError: no such model, or a checkpoint that does not fit.
+        InputError: no such model, a checkpoint that does not fit, or a function that fails.
         MissingExtraError: a timm name without timm.
     """
-    model = build_trusted(name, num_classes=num_classes) if is_registered(name) else _call(name, num_classes)
+    options: dict[str, int] = {} if num_classes is None else {"num_classes": num_classes}
+    model = build_trusted(name, **options) if is_registered(name) else _call(name, options)
+    if input_size is not None and is_registered(name) and (sized := _sized(name, model, options, input_size)) is not None:
+        model, options = sized, options | {"image_size": input_size}
     if checkpoint is not None:
         _load_checkpoint(model, checkpoint)
-    size = _input_size(model, name, input_size)
+    size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
     labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
-    return LoadedModel(model.eval(), name, preprocess, labels)
+    return LoadedModel(model.eval(), name, options, preprocess, labels)
 
 
-def build_trusted(name: str, *, num_classes: int | None = None) -> nn.Module:
+def build_trusted(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
     """Build from a closed registry (torchvision, timm or our own), never from code that `name` points at.
+
+    Args:
+        name: a registered name.
+        num_classes: outputs of the classifier.
+        image_size: side of the input, for models whose weights depend on it; a TypeError for others.
 
     Raises:
         InputError: the name is in neither registry.
     """
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if image_size is not None:
+        options["img_size" if name.startswith("timm:") else "image_size"] = image_size
     if name.startswith("dggraph:"):
         return build_small(name, **options)
     if name.startswith("timm:"):
@@ -111,29 +124,60 @@ def _unknown(name: str, known: tuple[str, ...]) -> InputError:
     return InputError(f"there is no model {name!r}. {hint}")
 
 
-def _call(name: str, num_classes: int | None) -> nn.Module:
+def _call(name: str, options: dict[str, int]) -> nn.Module:
     module_name, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         builder = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import {name!r}: {error}. Write package.module:function, importable from here.") from error
-    model = builder() if num_classes is None else builder(num_classes=num_classes)
+    except Exception as error:  # whatever a user's module raises
+        raise InputError(
+            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."
+        ) from error
+    try:
+        model = builder(**options)
+    except Exception as error:
+        raise InputError(
+            f"{name} failed when it was called with {options or 'no arguments'}: {_first_line(error)}. It must build the model without "
+            "other arguments."
+        ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not an nn.Module.")
     return model
+
+
+def _sized(name: str, model: nn.Module, options: dict[str, int], side: int) -> nn.Module | None:
+    """The model built for images of `side`, where that changes its weights (ViT, Swin); None where any size will do."""
+    usual = input_size_of(model)
+    if name.startswith("dggraph:") or usual is None or usual[1:] == (side, side):
+        return None
+    try:
+        sized = build_trusted(name, **options, image_size=side)
+    except (TypeError, ValueError):  # the builder knows no such option
+        return None
+    is_same = {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in sized.state_dict().items()}
+    return None if is_same else sized
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     file = os.fspath(checkpoint)
     try:
         loaded = safetensors.torch.load_file(file) if file.endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {file!r}.") from error
+    except OSError as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise InputError(f"cannot read the checkpoint {file!r}: {why}.") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file!r} is no state dict of torch's: it holds something else than tensors, which would be code, or it is damaged. Save "
+            "model.state_dict(), or use safetensors."
+        ) from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file!r} is no checkpoint that can be read without running code: {reason}") from error
+        raise InputError(f"{file!r} is no checkpoint: {_first_line(error)}.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -151,19 +195,6 @@ def _load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike[str]) -> No
             "Is it this model's, with this --num-classes?"
         )
     model.load_state_dict(state)
-
-
-def _input_size(model: nn.Module, name: str, side: int | None) -> tuple[int, int, int] | None:
-    if side is not None:
-        return 3, side, side
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if isinstance(config, dict) and "input_size" in config:
-        channels, height, width = config["input_size"]
-        return channels, height, width
-    if type(model).__module__.startswith("torchvision."):
-        side = 299 if name == "inception_v3" else int(getattr(model, "image_size", 224))
-        return 3, side, side
-    return None
 
 
 def _is_imagenet(name: str) -> bool:

@@ -17,6 +17,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.ops.routing import find_router
+from dggraph.runtime.budgets import BudgetCurve
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
@@ -44,10 +45,18 @@ class Recipe:
 
     fingerprint: str
     found: tuple[FoundStage, ...]
+    static: tuple[tuple[str, int, str], ...]
+    """(module path, MACs, reason) of what belongs to no stage."""
+    kept_because: tuple[str, ...]
+    """Per stage, why its residuals are kept; empty where they are lifted."""
     router: str
     gate: str
+    leaves: tuple[str, ...]
+    """Classes of the backbone's modules that the caller kept as one call."""
     input_shape: tuple[int, ...]
     """Shape of one example instance."""
+    dtype: str
+    """Of the example, for example `float32`."""
 
 
 class DynamicNetwork(nn.Module):
@@ -63,8 +72,10 @@ class DynamicNetwork(nn.Module):
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
             closed edges masked). In training, with gradients, under compilers and exporters always dense.
         source: the MODEL name it was built from, or None for a bare module.
+        source_options: what the builder of that name was called with besides, for example {"num_classes": 10}.
         preprocess: how images become its input, where known.
         labels: class names, where known.
+        budgets: what `calibrate` measured, or None.
     """
 
     def __init__(
@@ -76,9 +87,6 @@ class DynamicNetwork(nn.Module):
         report: ConversionReport,
         macs_table: MacsTable,
         recipe: Recipe,
-        source: str | None = None,
-        preprocess: Preprocess | None = None,
-        labels: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         self.lowered = lowered
@@ -87,9 +95,11 @@ class DynamicNetwork(nn.Module):
         self.report = report
         self.macs_table = macs_table
         self.recipe = recipe
-        self.source = source
-        self.preprocess = preprocess
-        self.labels = labels
+        self.source: str | None = None
+        self.source_options: Mapping[str, int] = {}
+        self.preprocess: Preprocess | None = None
+        self.labels: tuple[str, ...] | None = None
+        self.budgets: BudgetCurve | None = None
         self._executor: Executor = "auto"
         self._program: Program | None = None
 
@@ -103,6 +113,23 @@ class DynamicNetwork(nn.Module):
         if name not in EXECUTORS:
             raise InputError(f"executor={name!r} is not one of {', '.join(EXECUTORS)}.")
         self._executor = name
+
+    def set_threshold(self, threshold: float) -> None:
+        """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not, 1."""
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open.")
+        for stage in self.graph.stages:
+            self.lowered.get_buffer(f"dg_{stage}.threshold").fill_(threshold)
+
+    def set_budget(self, target: float) -> None:
+        """Set the threshold that `calibrate` found to keep `target` of the static network's MACs, on average over its images.
+
+        Raises:
+            InputError: nothing was calibrated, or `target` is outside what was measured.
+        """
+        if self.budgets is None:
+            raise InputError("no budgets are known for this network; run dggraph.calibrate(net, held_out_batches) first.")
+        self.set_threshold(self.budgets.at(target).threshold)
 
     def forward(self, x: Tensor, *, return_gates: bool = False) -> Any:
         """Run the backbone along each instance's own path.

@@ -27,9 +27,28 @@ class Preprocess:
     antialias: bool = True
 
 
-def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preprocess:
-    """What `model` says of itself (timm), else ImageNet's usual."""
+def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
+    """Channels, height and width that `model` says it takes: timm's of itself, torchvision's by class; None for others."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if isinstance(config, dict) and "input_size" in config:
+        channels, height, width = config["input_size"]
+        return channels, height, width
+    if type(model).__module__.startswith("torchvision.models."):
+        side = 299 if type(model).__name__ == "Inception3" else int(getattr(model, "image_size", 224))
+        return 3, side, side
+    return None
+
+
+def num_channels_of(model: nn.Module) -> int:
+    """Channels that the first convolution of `model` reads; 3 where it has none."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
+def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preprocess:
+    """What `model` says of itself (timm), else ImageNet's usual; what is not RGB goes to [-1, 1]."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if input_size[0] != 3:
+        return Preprocess(input_size=input_size, mean=(0.5,) * input_size[0], std=(0.5,) * input_size[0])
     if not isinstance(config, dict):
         return Preprocess(input_size=input_size)
     return Preprocess(
@@ -42,11 +61,17 @@ def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preproc
 
 
 def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """`image` as a float32 batch of one, (1, C, H, W)."""
-    _, height, width = preprocess.input_size
+    """`image` as a float32 batch of one, (1, C, H, W).
+
+    Raises:
+        InputError: the network reads neither colour (3) nor grey (1) images.
+    """
+    channels, height, width = preprocess.input_size
+    if channels not in (1, 3):
+        raise InputError(f"the network reads {channels} channels; an image file gives 3, or 1 in grey. Make its input yourself.")
     side = int(min(height, width) / preprocess.crop_fraction + 0.5)
     resized = functional.resize(
-        image.convert("RGB" if preprocess.input_size[0] == 3 else "L"),
+        image.convert("RGB" if channels == 3 else "L"),
         [side],
         interpolation=functional.InterpolationMode(preprocess.interpolation),
         antialias=preprocess.antialias,

@@ -15,6 +15,7 @@ from dggraph.ops.liveness import live_vertices
 from dggraph.ops.macs import path_macs
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.runtime.outputs import join_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         for index in range(x.shape[0])
     )
     adjacency = {stage: adjacency_matrix(net.graph, stage, weights[stage]) for stage in stages}
-    return Recording(_join(outputs), adjacency, paths, macs)
+    return Recording(join_outputs(outputs), adjacency, paths, macs)
 
 
 def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Tensor:
@@ -100,15 +101,3 @@ def _margins(net: DynamicNetwork, raw: dict[str, Tensor], weights: dict[str, Ten
         margin_B = (raw_BE - threshold).abs().masked_fill(~live_BE, torch.inf).amin(1)
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()
-
-
-def _join(outputs: list[Any]) -> Any:
-    """Outputs of several passes as one; mappings and sequences part by part."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(outputs)
-    if isinstance(first, dict):
-        return type(first)((key, _join([output[key] for output in outputs])) for key in first)
-    if isinstance(first, list | tuple):
-        return type(first)(_join(list(parts)) for parts in zip(*outputs, strict=True))
-    return first

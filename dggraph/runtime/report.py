@@ -1,8 +1,9 @@
 """What conversion found: stages, edges, MACs, and what stayed static and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dggraph.compiler.discovery import Discovery
+from dggraph.compiler.discovery import FoundStage
 from dggraph.graph.ir import DynamicGraph, Residual
 
 
@@ -17,8 +18,13 @@ class StageReport:
     """Routed blocks, N."""
     num_edges: int
     residual: Residual
+    kept_because: str
+    """Why its residuals stay inside the blocks; empty where they are lifted."""
     shape: tuple[int, ...]
     macs: int
+    """Of the entry block and the routed blocks."""
+    routed_macs: int
+    """Of the routed blocks alone: what an instance may skip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +46,11 @@ class ConversionReport:
     """MACs of the backbone, one instance."""
     static: tuple[StaticPart, ...]
     frozen: tuple[str, ...]
-    """Parameters that the traced forward never reads (auxiliary heads); they no longer require gradients."""
+    """Parameters that the forward traced in eval mode does not read, for example auxiliary heads; they require no gradients."""
     opaque: tuple[str, ...]
     """Classes kept as one call because they could not be traced."""
+    hooks: tuple[str, ...]
+    """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
     max_difference: float
     """max |static - lowered| at batch 3, as the self-check measured it."""
 
@@ -57,6 +65,11 @@ class ConversionReport:
         return self.covered_macs / self.total_macs if self.total_macs else 0.0
 
     @property
+    def routed_fraction(self) -> float:
+        """Share of the MACs in routed blocks, entry blocks not counted: what routing can skip at most."""
+        return sum(stage.routed_macs for stage in self.stages) / self.total_macs if self.total_macs else 0.0
+
+    @property
     def num_blocks(self) -> int:
         """Routed blocks."""
         return sum(stage.num_blocks for stage in self.stages)
@@ -67,7 +80,7 @@ class ConversionReport:
         return sum(stage.num_edges for stage in self.stages)
 
 
-def report_stages(graph: DynamicGraph, found: Discovery) -> tuple[StageReport, ...]:
+def report_stages(graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]) -> tuple[StageReport, ...]:
     """One `StageReport` a stage, in order."""
     return tuple(
         StageReport(
@@ -76,8 +89,10 @@ def report_stages(graph: DynamicGraph, found: Discovery) -> tuple[StageReport, .
             num_blocks=len(discovered.blocks),
             num_edges=len(graph.edges(stage.name)),
             residual=stage.residual,
+            kept_because=reason,
             shape=discovered.output_shape,
             macs=discovered.macs,
+            routed_macs=sum(block.macs for block in discovered.blocks),
         )
-        for stage, discovered in zip(graph.stages.values(), found.stages, strict=True)
+        for stage, discovered, reason in zip(graph.stages.values(), found, kept_because, strict=True)
     )

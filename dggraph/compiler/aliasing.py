@@ -1,0 +1,89 @@
+"""Who writes into whose memory: in-place ops, `out=`, and views through which they reach further."""
+
+import inspect
+import operator
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from dggraph.compiler.regions import Flow
+
+_IN_PLACE = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.setitem,
+    operator.delitem,
+}  # fmt: skip
+_FRESH_MODULES = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+)  # fmt: skip
+_FRESH_FUNCTIONS = {
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.add, torch.mul, torch.matmul, torch.cat,
+    torch.conv2d, torch.relu, torch.sigmoid, torch.tanh, functional.softmax, functional.gelu, functional.relu, functional.silu,
+    functional.hardswish, functional.hardsigmoid, functional.conv1d, functional.conv2d, functional.conv3d, functional.linear,
+    functional.batch_norm, functional.layer_norm, functional.group_norm, functional.instance_norm, functional.rms_norm,
+    functional.avg_pool2d, functional.adaptive_avg_pool2d,
+}  # fmt: skip
+
+
+def overwritten(flow: Flow, fx_node: fx.Node) -> tuple[fx.Node, ...]:
+    """The operands that `fx_node` may overwrite."""
+    targets = [fx_node.kwargs.get("out")]
+    if _is_in_place(flow, fx_node):
+        targets += [*fx_node.args[:1], *(fx_node.kwargs.get(name) for name in ("input", "self"))]
+    found: list[fx.Node] = []
+    fx.map_arg(targets, found.append)
+    return tuple(found)
+
+
+def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Iterator[fx.Node]:
+    """Ops that write into `value` or into what may be a view of it.
+
+    Convolutions, norms and sums make tensors of their own; every other op may hand on a view. What lowering wrote (nodes that the
+    backbone's trace does not have) never works in place, nor count the direct readers named in `apart_from`.
+    """
+    seen, open_ends = set[fx.Node](), [value]
+    while open_ends:
+        current = open_ends.pop()
+        for user in current.users:
+            if user in seen or user.op == "output" or user.target in ("size", "dim") or user.name not in flow.by_name:
+                continue
+            if current is value and user.name in apart_from:
+                continue
+            seen.add(user)
+            is_writer = current in overwritten(flow, user)
+            if is_writer:
+                yield user
+            module = flow.module.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if is_writer or not (isinstance(module, _FRESH_MODULES) or user.target in _FRESH_FUNCTIONS):
+                open_ends.append(user)
+            if module is not None and not type(module).__module__.startswith("torch.nn."):
+                yield user
+
+
+def may_overwrite(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
+    """True unless it is proved that nobody writes into `value`; leaf modules that torch does not ship may do anything."""
+    return next(writers(flow, value, apart_from), None) is not None
+
+
+def _is_in_place(flow: Flow, fx_node: fx.Node) -> bool:
+    """True for an op that may overwrite its first operand."""
+    if fx_node.op == "call_method":
+        return _is_in_place_name(str(fx_node.target))
+    if fx_node.op == "call_module":
+        return bool(getattr(flow.module.get_submodule(str(fx_node.target)), "inplace", False))
+    if fx_node.op != "call_function" or not callable(fx_node.target):
+        return False
+    if fx_node.target in _IN_PLACE or _is_in_place_name(getattr(fx_node.target, "__name__", "")):
+        return True
+    try:
+        bound = inspect.signature(fx_node.target).bind(*fx_node.args, **fx_node.kwargs)
+    except (TypeError, ValueError):  # built into torch: these have no `inplace` argument
+        return False
+    return bool(bound.arguments.get("inplace", False))
+
+
+def _is_in_place_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")

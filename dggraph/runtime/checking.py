@@ -1,0 +1,166 @@
+"""The self-checks: a lowered network equals its backbone, and its routers start it as they should."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dggraph.errors import DggraphError, InputError, LoweringError
+from dggraph.ops.routing import find_router
+from dggraph.runtime.network import DynamicNetwork, Gates, pinned_gates, static_weights
+from dggraph.runtime.outputs import tensors_in
+
+CHECK_BATCH = 3
+LIFT_TOLERANCE = 1e-5
+
+
+def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> float:
+    """Compare with the backbone at a batch size it was not traced at, every static edge at weight 1; both in eval mode.
+
+    Returns:
+        max |backbone - lowered|.
+
+    Raises:
+        LoweringError: they differ (beyond 1e-5 max |y| where several residuals of a block were lifted), or nothing was proved.
+        InputError: the backbone cannot run on a batch of 3, or returns no tensor; a router or gate is of the wrong width.
+    """
+    x = check_input(example)
+    expected = _run_reference(net, reference, x)
+    try:
+        with _watched(net), pinned_gates(net, static_weights(net.graph)):
+            actual = _run(net, x)
+    except DggraphError:
+        raise
+    except Exception as error:
+        raise LoweringError(f"the lowered {net.graph.name} fails at batch {CHECK_BATCH} (traced at 2): {error}") from error
+    difference = largest_difference(expected, actual)
+    scale = max((float(a.abs().max()) for a in expected if a.numel()), default=0.0)
+    is_lifted = any(stage.residual == "lift" for stage in net.graph.stages.values())
+    if are_equal(expected, actual) or (is_lifted and difference <= LIFT_TOLERANCE * scale):
+        return difference
+    if not are_equal(expected, _run(reference, x)):
+        raise LoweringError(
+            f"{net.graph.name} gives two outputs for one input in eval mode, so nothing can be compared with it. Turn off what is "
+            "random in its forward (dropout with training=True, torch.rand) or what changes from call to call."
+        )
+    hooks = ", ".join(name or "the backbone itself" for name in net.report.hooks)
+    raise LoweringError(
+        f"the lowered {net.graph.name} differs from the backbone by {difference:.3g} at batch {CHECK_BATCH} (traced at 2), so it is "
+        + (
+            f"not handed out. Hooks do not come along (on {hooks}): if one changes a value, put that into the forward."
+            if hooks
+            else 'not handed out. The forward may read the batch size or change state; try residual="keep", or leave the stage out '
+            "with `stages=`."
+        )
+    )
+
+
+def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", "scratch"]) -> None:
+    """One forward with untrained routers: they start as `init` says.
+
+    Raises:
+        InputError: with `preserve` it is not the backbone; with `scratch` a stage has no open edge.
+    """
+    if not net.graph.stages:
+        return
+    x = check_input(example)
+    with torch.no_grad():
+        started, gates = net(x.clone(), return_gates=True)
+    made_by = f"router {net.recipe.router!r} with gate {net.recipe.gate!r}"
+    if init == "scratch":
+        _refuse_closed(net, gates, made_by)
+        return
+    with pinned_gates(net, static_weights(net.graph)):
+        static = _run(net, x)
+    if not are_equal(tensors_in(started), static):
+        raise InputError(
+            f"{made_by} does not start as the backbone: it differs by {largest_difference(tensors_in(started), static):.3g}. Let the "
+            'router start at logits of 0 and the gate give 1 there on static edges and 0 on others, or pass init="scratch".'
+        )
+
+
+def check_input(example: Tensor) -> Tensor:
+    """A batch of 3 in [-1, 1), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator).to(example) * 2 - 1
+
+
+def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """To the bit, NaN where the other has NaN."""
+    return len(ours) == len(theirs) and all(
+        a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """max |a - b|, infinite where the shapes differ."""
+    if [a.shape for a in ours] != [b.shape for b in theirs]:
+        return float("inf")
+    return max((float((a.double() - b.double()).abs().max()) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
+
+
+def _run(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors_in(module(x.clone()))
+
+
+def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            output = reference(x.clone())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{net.graph.name} itself fails on a batch of {CHECK_BATCH}: {reason}") from error
+    expected = tensors_in(output)
+    if not expected:
+        raise InputError(
+            f"{net.graph.name} returns {type(output).__name__} without a tensor that can be found in it, so nothing can be compared. "
+            "Return a tensor, or tensors in a dict, a tuple or a dataclass."
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in expected):
+        raise LoweringError(
+            f"the output of {net.graph.name} itself is not finite on random images in {x.dtype}, so comparing proves nothing. Check "
+            "its weights, or convert in float32."
+        )
+    return expected
+
+
+@contextmanager
+def _watched(net: DynamicNetwork) -> Iterator[None]:
+    """Within this context routers and gates must give one number for each edge that they decide."""
+    is_stage_wide = find_router(net.recipe.router)[0] == "stage"
+    handles = []
+    for stage in net.graph.stages:
+        owner, edges = net.lowered.get_submodule(f"dg_{stage}"), net.graph.edges(stage)
+        for index, node in enumerate(net.graph.nodes(stage)[: 1 if is_stage_wide else -1]):
+            wanted = sum(is_stage_wide or edge.source == node.name for edge in edges)
+            for kind, name in (("router", net.recipe.router), ("gate", net.recipe.gate)):
+                watch = partial(_check_width, label=f"the {kind} {name!r}", stage=stage, wanted=wanted)
+                handles.append(owner.get_submodule(f"{kind}_{index}").register_forward_hook(watch))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_width(_module: nn.Module, _args: Any, output: Any, *, label: str, stage: str, wanted: int) -> None:
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != wanted:
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"{label} gives {given} in stage {stage!r}, where {wanted} edges are decided. It must give one number an edge, (B, edges)."
+        )
+
+
+def _refuse_closed(net: DynamicNetwork, gates: Gates, made_by: str) -> None:
+    for stage, raw_BE in gates.raw.items():
+        threshold = float(gates.thresholds[stage])
+        if bool((raw_BE <= threshold).all()):
+            raise InputError(
+                f"{made_by} starts stage {stage!r} with weights up to {float(raw_BE.max()):.3g}, so the threshold {threshold:.3g} closes "
+                "every edge and no router would get a gradient. Choose a lower threshold."
+            )

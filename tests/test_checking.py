@@ -1,0 +1,141 @@
+"""The self-checks: whatever a backbone returns is compared, nothing passes that was not proved, and starts are what `init` says."""
+
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from small import Net, X
+from torch import Tensor, nn
+
+import dggraph
+from dggraph.errors import InputError, LoweringError
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import ROUTERS
+from dggraph.runtime.outputs import join_outputs, tensors_in
+
+Pair = namedtuple("Pair", "logits features")
+
+
+@dataclass
+class Result:
+    logits: Tensor
+    features: Any
+
+
+def returning(make: Any) -> nn.Module:
+    class Returning(Net):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            features = self.features(x)
+            return make(self.head(features), features)
+
+    return Returning()
+
+
+STRUCTURES = {
+    "tuple": lambda y, z: (y, z),
+    "list": lambda y, z: [y, z],
+    "dict": lambda y, z: {"y": y, "inner": [z, (z,)], "loss": None, "count": 3},
+    "namedtuple": Pair,
+    "dataclass": Result,
+    "nested": lambda y, z: {"a": Result(y, {"z": z})},
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_outputs_of_any_structure(name: str, tmp_path: Any) -> None:
+    """Compared, recorded one by one and joined again, and kept by an archive."""
+    model = returning(STRUCTURES[name]).eval()
+    net = dggraph.convert(model, X)
+    expected = tensors_in(model(X))
+    joined = dggraph.record(net, X).output
+    assert type(joined) is type(model(X))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, tensors_in(joined), strict=True))
+    dggraph.save(net, tmp_path / "a")
+    assert dggraph.load(tmp_path / "a", model=model).report == net.report
+
+
+class Opaque:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda y, z: Result(y + torch.rand(1), z), LoweringError, "two outputs for one input"),
+        (lambda y, z: y * float("nan"), LoweringError, "not finite"),
+        (lambda y, z: {"y": y, "z": z / 0}, LoweringError, "not finite"),
+        (lambda y, z: None, InputError, "without a tensor"),
+    ],
+)
+def test_what_proves_nothing_is_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dggraph.convert(returning(make), X)
+
+
+def test_unknown_structures_are_not_joined_silently() -> None:
+    with pytest.raises(InputError, match="returns Opaque"):
+        join_outputs([Opaque(X), Opaque(X)])
+
+
+def test_hooks_that_change_a_value_are_named() -> None:
+    model = Net().eval()
+    model.blocks[0].register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+    with pytest.raises(LoweringError, match=r"Hooks do not come along \(on blocks\.0\)"):
+        dggraph.convert(model, X)
+
+
+class Wide(nn.Module):
+    def __init__(self, channels: int, edges: int, axis: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, edges + 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Random(nn.Module):
+    def __init__(self, channels: int, edges: int, axis: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, edges)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    saved = [(registry, dict(registry)) for registry in (ROUTERS, GATES)]
+    yield
+    for registry, before in saved:
+        registry.clear()
+        registry.update(before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scope", ["node", "stage"])
+def test_routers_are_checked(registries: None, scope: Any) -> None:
+    dggraph.register_router("wide", Wide, scope=scope)
+    dggraph.register_router("random", Random, scope=scope)
+    with pytest.raises(InputError, match=r"router 'wide' gives \(3, \d+\) in stage 'blocks'"):
+        dggraph.convert(Net(), X, router="wide")
+    with pytest.raises(InputError, match="router 'random' with gate 'anchored' does not start as the backbone"):
+        dggraph.convert(Net(), X, router="random")
+    assert dggraph.convert(Net(), X, router="random", init="scratch").report.max_difference == 0
+
+
+def test_starts() -> None:
+    with pytest.raises(InputError, match="gate 'sigmoid' does not start as the backbone"):
+        dggraph.convert(Net(), X, gate="sigmoid")
+    with pytest.raises(InputError, match=r"threshold 0\.75 closes every edge"):
+        dggraph.convert(Net(), X, init="scratch", threshold=0.75)
+    assert dggraph.convert(Net(), X, init="scratch", threshold=0.7).report.num_edges == 10
+
+
+def test_the_threshold_keeps_its_digits() -> None:
+    model = Net().bfloat16().eval()
+    net = dggraph.convert(model, X.bfloat16(), threshold=0.999)
+    assert net.lowered.dg_blocks.threshold.dtype == torch.float32
+    assert torch.equal(net(X.bfloat16()), model(X.bfloat16()))
