@@ -11,15 +11,28 @@ if TYPE_CHECKING:
     from dggraph.ops.gating import register_gate
     from dggraph.ops.routing import register_router
     from dggraph.runtime.archive import load, save
+    from dggraph.runtime.calibration import calibrate
     from dggraph.runtime.conversion import convert
     from dggraph.runtime.recording import record
     from dggraph.training import losses
     from dggraph.views.drawing import render
 
 __version__ = "0.1.0"
-__all__ = ["convert", "load", "losses", "record", "register_gate", "register_router", "register_wiring", "render", "save"]
+__all__ = [
+    "calibrate",
+    "convert",
+    "load",
+    "losses",
+    "record",
+    "register_gate",
+    "register_router",
+    "register_wiring",
+    "render",
+    "save",
+]
 
 _HOMES = {
+    "calibrate": "dggraph.runtime.calibration",
     "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
     "losses": "dggraph.training",

@@ -1,9 +1,12 @@
 """What a network's paths cost: the table of its parts, and the paths of a set in numbers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,19 +14,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from dggraph.compiler.lowering import LoweredModule, stage_layout
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.ops.macs import MacsTable, StageMacs
+from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
+from dggraph.runtime.execution import refuse_nan
+from dggraph.runtime.network import DynamicNetwork, Gates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacsSummary:
-    """Multiply-accumulates per instance over a set; `kept` is their share of the static network's and may exceed 1."""
+    """Multiply-accumulates (MACs, not FLOPs) per instance over a set."""
 
     num_instances: int
     mean: float
+    """Of the paths taken, in MACs."""
+    expected: float
+    """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`. Far from `mean`, training is misled."""
     kept: float
-    """Mean, as a fraction of the static network's MACs."""
+    """`mean` as a fraction of the static network's MACs; may exceed 1."""
     percentiles: dict[int, float]
-    """5, 25, 50, 75 and 95: kept fractions."""
+    """5, 25, 50, 75 and 95: kept fractions of instances."""
+    num_paths: int
+    """Different paths among the instances."""
 
 
 def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int) -> MacsTable:
@@ -53,28 +63,75 @@ def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total
     return MacsTable(fixed=total_macs - routed, static=total_macs, is_useful_only=scope == "stage", stages=stages)
 
 
-def summarise_macs(macs: Iterable[Tensor], table: MacsTable) -> MacsSummary:
-    """Mean and percentiles over the instances of a set.
+def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
+    """Run `net` over a set and summarise what its paths cost. Holds one number an instance.
 
     Args:
-        macs: (B,) tensors, as `Recording.macs`.
+        net: a converted network; its modes are restored.
+        batches: images (B, C, H, W), or tuples that begin with them, as a loader gives.
 
     Raises:
-        InputError: there are no instances.
+        InputError: there are no stages, or no instances.
+        GateError: an edge weight is NaN.
     """
-    parts = [part.to(torch.float64).flatten().cpu() for part in macs]
-    all_macs = torch.cat(parts) if parts else torch.zeros(0)
-    if not len(all_macs):
-        raise InputError("there are no instances to summarise; record at least one image.")
+    parts: list[Tensor] = []
+    expected = 0.0
+    paths: set[bytes] = set()
+    for gates in iterate_gates(net, batches):
+        parts.append(path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table).cpu())
+        chances = open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table)
+        expected += float(path_macs(chances, gates.table).sum())
+        paths.update(path_keys(gates))
+    macs = torch.cat(parts)
     shares = (5, 25, 50, 75, 95)
-    values = torch.quantile(all_macs / table.static, torch.tensor([share / 100 for share in shares], dtype=torch.float64))
-    mean = float(all_macs.mean())
+    percentiles = np.percentile(macs.numpy() / net.macs_table.static, shares)
     return MacsSummary(
-        num_instances=len(all_macs),
-        mean=mean,
-        kept=mean / table.static,
-        percentiles=dict(zip(shares, values.tolist(), strict=True)),
+        num_instances=len(macs),
+        mean=float(macs.mean()),
+        expected=expected / len(macs),
+        kept=float(macs.mean()) / net.macs_table.static,
+        percentiles=dict(zip(shares, percentiles.tolist(), strict=True)),
+        num_paths=len(paths),
     )
+
+
+def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates]:
+    """The gates of every batch, in eval mode and without gradients; modes are restored at the end.
+
+    Raises:
+        InputError: there are no stages, or no instances, or a batch does not begin with images.
+        GateError: an edge weight is NaN.
+    """
+    if not net.graph.stages:
+        raise InputError("this network has no stages, so there are no paths to measure.")
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in net.modules()}
+    num_instances = 0
+    net.eval()
+    try:
+        for batch in batches:
+            images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+            if not isinstance(images, Tensor):
+                raise InputError(f"a batch is {type(batch).__name__}; pass images (B, C, H, W), or tuples that begin with them.")
+            with torch.no_grad():
+                _, gates = net(images.to(device), return_gates=True)
+            for stage, raw_BE in gates.raw.items():
+                refuse_nan(net.graph, stage, raw_BE)
+            num_instances += len(images)
+            yield gates
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not num_instances:
+        raise InputError(
+            "there are no images in this set; pass at least one, and a list or a loader, not an iterator that is used up."
+        )
+
+
+def path_keys(gates: Gates) -> list[bytes]:
+    """Per instance 16 bytes that stand for which edges are open: equal for equal paths."""
+    open_BE = torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
+    return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.packbits(open_BE, axis=1)]
 
 
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
