@@ -1,6 +1,7 @@
 """Calibration: thresholds keep on held-out images what the curve says, and only measured points are promised."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from reference import randomise_routers
 from test_losses import convert, images, train_routers
 
 import dggraph
-from dggraph.errors import InputError
+from dggraph.errors import ArchiveError, InputError
 from dggraph.runtime.budgets import Budget, BudgetCurve, BudgetPoint, choose
 from dggraph.runtime.network import DynamicNetwork
 
@@ -42,6 +43,23 @@ def test_thresholds_keep_what_the_curve_says(spread: DynamicNetwork) -> None:
     for point in curve.points[::3]:
         net.set_threshold(point.threshold)
         assert kept(net, x) == pytest.approx(point.kept, abs=1e-12)
+
+
+def test_the_curve_comes_back_from_an_archive(spread: DynamicNetwork, tmp_path: Path) -> None:
+    net = copy.deepcopy(spread)
+    dggraph.calibrate(net, [images(60, 0)], targets=(0.8, 0.2))
+    net.set_budget(0.8)
+    dggraph.save(net, tmp_path / "a")
+    model, other = convert("kept", "node", seed=2)
+    twin = dggraph.load(tmp_path / "a", model=model)
+    assert twin.budgets == net.budgets
+    assert twin.lowered.dg_body.threshold == net.lowered.dg_body.threshold != 0.5
+    dggraph.save(other, tmp_path / "b")
+    assert dggraph.load(tmp_path / "b", model=model).budgets is None
+    file = tmp_path / "a" / "manifest.json"
+    file.write_text(file.read_text().replace('"threshold": 0.75', '"threshold": 1.75'))
+    with pytest.raises(ArchiveError, match=r"budgets\.points\.\d+\.threshold"):
+        dggraph.load(tmp_path / "a", model=model)
 
 
 def test_what_a_bracket_finds_a_grid_does_not_beat(spread: DynamicNetwork) -> None:

@@ -1,9 +1,9 @@
 """Archives: a converted network in a folder, without pickle.
 
 `graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written last: a SHA-256 of each and of itself,
-the MODEL name, the trace's fingerprint, where blocks sit in it, preprocessing and labels). Loading never runs code that an archive names: a
-backbone is rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the stored fingerprint, and the
-loaded network must equal it as a converted one does.
+the MODEL name, the trace's fingerprint, where blocks sit in it, preprocessing, labels and budgets). Loading never runs code that an
+archive names: a backbone is rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the stored
+fingerprint, and the loaded network must equal it as a converted one does.
 """
 
 import copy
@@ -33,12 +33,14 @@ from dggraph.runtime.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     Manifest,
+    pack_budgets,
     pack_preprocess,
     pack_recipe,
     read_manifest,
     refuse_unknown_names,
     seal,
     type_name,
+    unpack_budgets,
     unpack_preprocess,
     unpack_recipe,
 )
@@ -97,6 +99,7 @@ def save(
                 frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
                 preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
                 labels=names,
+                budgets=pack_budgets(net.budgets),
                 sha256={name: _digest(parts / name) for name in (GRAPH, WEIGHTS)},
             )
             _write(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
@@ -145,6 +148,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     net.source, net.source_options = manifest.source, {key: value for key, value in options.items() if value is not None}
     net.labels = tuple(manifest.labels) if manifest.labels is not None else None
     net.preprocess = unpack_preprocess(manifest)
+    net.budgets = unpack_budgets(manifest)
     return net
 
 

@@ -15,6 +15,7 @@ from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.regions import Region
 from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
+from dggraph.runtime.budgets import Budget, BudgetCurve, BudgetPoint
 from dggraph.runtime.network import Recipe
 from dggraph.runtime.preprocessing import Preprocess
 
@@ -78,6 +79,22 @@ class _Preprocess(_Strict):
     antialias: bool = True
 
 
+class _Point(_Strict):
+    threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    kept: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Budget(_Point):
+    target: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    budget_met: bool
+
+
+class _Budgets(_Strict):
+    num_instances: Count
+    points: Annotated[list[_Point], Field(min_length=1)]
+    budgets: list[_Budget]
+
+
 class Manifest(_Strict):
     """Everything an archive holds besides the graph and the weights."""
 
@@ -101,6 +118,7 @@ class Manifest(_Strict):
     """Parameters that require no gradient."""
     preprocess: _Preprocess | None
     labels: list[str] | None
+    budgets: _Budgets | None
     sha256: dict[str, str]
 
 
@@ -152,6 +170,22 @@ def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
 def unpack_preprocess(manifest: Manifest) -> Preprocess | None:
     """What `pack_preprocess` packed."""
     return Preprocess(**_tupled(manifest.preprocess)) if manifest.preprocess is not None else None
+
+
+def pack_budgets(curve: BudgetCurve | None) -> _Budgets | None:
+    """`curve` as the manifest holds it."""
+    return _Budgets.model_validate_json(json.dumps(asdict(curve))) if curve is not None else None
+
+
+def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
+    """What `pack_budgets` packed."""
+    if manifest.budgets is None:
+        return None
+    return BudgetCurve(
+        num_instances=manifest.budgets.num_instances,
+        points=tuple(BudgetPoint(**point.model_dump()) for point in manifest.budgets.points),
+        budgets=tuple(Budget(**budget.model_dump()) for budget in manifest.budgets.budgets),
+    )
 
 
 def seal(manifest: Manifest) -> Manifest:
