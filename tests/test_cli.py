@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from PIL import Image
 
 from dggraph.cli.main import main
@@ -45,12 +46,12 @@ def test_inspect_tables_and_text(capsys: Any) -> None:
     [
         (["inspct"], 2, "Did you mean 'inspect'"),
         (["inspect"], 2, "MODEL"),
-        (["inspect", "resnet18", "--router", "nod"], 2, "nod"),
+        (["inspect", "resnet18", "--router", "nod"], 4, "nod"),
         (["inspect", "resnet51"], 4, "resnet50"),
         (["inspect", "timm:resnet51"], 4, "timm:resnet50"),
         (["inspect", "no.such.module:build"], 4, "cannot import"),
         (["inspect", "resnet18", "--wiring", "windwo(2)"], 4, "window"),
-        (["inspect", "resnet18", "--checkpoint", "/no/such.pth"], 4, "no checkpoint"),
+        (["inspect", "resnet18", "--checkpoint", "/no/such.pth"], 4, "there is no such file"),
         (["inspect", "resnet18", "--input-size", "1"], 4, "1"),
     ],
 )
@@ -119,3 +120,150 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match=r"bomb\.png"):
         open_image(tmp_path / "bomb.png")
+
+
+MODELS = """
+from small import Net
+from torch import nn
+
+def fine(): return Net()
+def grey(): return Net(channels=1)
+def raises(): raise RuntimeError("weights server down")
+def needs(width): return Net()
+def sized(num_classes=5):
+    model = Net()
+    model.head[2] = nn.Linear(8, num_classes)
+    return model
+three = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_models.py").write_text(MODELS)
+    (tmp_path / "my_broken.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("my_models:raises", "weights server down"),
+        ("my_models:needs", "width"),
+        ("my_models:three", "'int' object is not callable"),
+        ("my_models:", "cannot import"),
+        (":fine", "cannot import"),
+        ("my_broken:f", "SyntaxError"),
+        (".", "no dggraph archive"),
+        ("", "no model"),
+    ],
+)
+def test_models_that_fail_are_one_line(capsys: Any, mine: Path, model: str, message: str) -> None:
+    code, out, err = run(capsys, "inspect", model, "--input-size", "16")
+    assert code == 4 and message in err and out == "" and err.count("\n") == 1
+    code, out, err = run(capsys, "inspect", model, "--input-size", "16", "--json")
+    assert code == 4 and message in json.loads(out)["error"]["message"] and err == ""
+
+
+def test_outputs_are_checked_before_the_work_starts(capsys: Any, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dggraph.runtime.models.load_model", lambda *_args, **_options: pytest.fail("work has started"))
+    (mine / "file").write_text("")
+    (mine / "full").mkdir()
+    for arguments in (
+        ["convert", "resnet18", "-o", "file"],
+        ["convert", "resnet18", "-o", "file/x"],
+        ["convert", "resnet18", "-o", "full", "--force"],
+        ["paths", "resnet18", "x.jpg", "-o", "file"],
+        ["paths", "resnet18", "x.jpg", "-o", "/proc/none"],
+        ["demo", "-o", "file"],
+    ):
+        code, out, err = run(capsys, *arguments)
+        assert code == 4 and out == "" and err.count("\n") == 1
+
+
+def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: Any, **_options: Any) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("dggraph.runtime.models.load_model", broken)
+    code, out, err = run(capsys, "inspect", "resnet18")
+    assert code == 4 and out == "" and err.count("\n") == 1 and "DGGRAPH_TRACEBACK=1" in err
+    assert json.loads(run(capsys, "inspect", "resnet18", "--json")[1])["error"]["type"] == "ZeroDivisionError"
+    monkeypatch.setenv("DGGRAPH_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "resnet18"])
+
+
+def test_an_archive_of_my_own_model(capsys: Any, mine: Path) -> None:
+    """It says what it needs, refuses to run code by itself, and works with --backbone."""
+    code, out, _ = run(capsys, "convert", "my_models:sized", "--input-size", "16", "--num-classes", "7", "-o", "net")
+    assert code == 0 and "--backbone my_models:sized" in out
+    code, _, err = run(capsys, "inspect", "net")
+    assert code == 4 and "--backbone" in err
+    code, out, _ = run(capsys, "inspect", "net", "--backbone", "my_models:sized", "--num-classes", "7", "--json")
+    assert code == 0 and json.loads(out)["max_difference"] == 0
+    code, _, err = run(capsys, "inspect", "my_models:fine", "--input-size", "16", "--backbone", "my_models:fine")
+    assert code == 2 and "goes with an archive" in err
+
+
+@pytest.mark.parametrize(
+    "option", [["--wiring", "window(2)"], ["--checkpoint", "x"], ["--num-classes", "3"], ["--threshold", "0.1"]]
+)
+def test_archives_take_no_model_options(capsys: Any, mine: Path, option: list[str]) -> None:
+    (mine / "net").mkdir()
+    (mine / "net" / "manifest.json").write_text("{}")
+    code, _, err = run(capsys, "inspect", "net", *option)
+    assert code == 2 and option[0] in err
+
+
+def test_grey_images(capsys: Any, mine: Path) -> None:
+    Image.effect_noise((20, 30), 80).convert("RGB").save(mine / "x.png")
+    code, out, _ = run(capsys, "paths", "my_models:grey", "x.png", "--input-size", "16", "-o", "out", "--format", "dot", "--json")
+    assert code == 0 and json.loads(out)["images"][0]["is_static_path"]
+
+
+def test_gates_thresholds_and_both_shares(capsys: Any, mine: Path) -> None:
+    options = ("my_models:fine", "--input-size", "16", "--router", "node(4)", "--gate", "anchored", "--threshold", "0.2")
+    report = json.loads(run(capsys, "inspect", *options, "--json")[1])
+    assert 0 < report["routed_fraction"] <= report["covered_fraction"] and report["stages"][0]["kept_because"] == ""
+    assert "in routed blocks" in run(capsys, "inspect", *options)[1].replace("\n", " ")
+    code, _, err = run(capsys, "inspect", "my_models:fine", "--input-size", "16", "--gate", "sigmoid")
+    assert code == 4 and "does not start as the backbone" in err
+
+
+def test_models_in_any_case_or_none(capsys: Any) -> None:
+    assert "resnet18" in run(capsys, "models", "RESNET18")[1]
+    code, _, err = run(capsys, "models", "zzzz")
+    assert code == 4 and "zzzz" in err
+
+
+def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
+    """timm's vision transformers are built for the size asked for, and rebuilt for it."""
+    import dggraph
+    from dggraph.runtime.conversion import note_source_
+    from dggraph.runtime.models import load_model
+
+    for name, options in (
+        ("timm:vit_tiny_patch16_224", {"image_size": 32}),
+        ("timm:resnet18", {}),
+        ("vit_b_32", {"image_size": 32}),
+    ):
+        built = load_model(name, input_size=32)
+        assert built.options == options and built.preprocess is not None and built.preprocess.input_size == (3, 32, 32)
+    built = load_model("timm:vit_tiny_patch16_224", input_size=32, num_classes=7)
+    net = dggraph.convert(built.model, torch.zeros(1, 3, 32, 32))
+    note_source_(net, built)
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a")
+    assert twin(torch.rand(1, 3, 32, 32)).shape == (1, 7) and twin.report == net.report
+
+
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_checkpoints_that_are_none(capsys: Any, tmp_path: Path, content: bytes) -> None:
+    for name in ("x.pth", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        code, _, err = run(capsys, "inspect", "resnet18", "--input-size", "64", "--checkpoint", str(tmp_path / name))
+        assert code == 4 and name in err and err.count("\n") == 1 and "Weights only" not in err

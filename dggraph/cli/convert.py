@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dggraph.cli.inspect import show_report
-from dggraph.cli.options import as_json, model_options, open_network
+from dggraph.cli.options import as_json, make_folder, model_options, open_network
 from dggraph.errors import InputError
 
 
@@ -19,13 +19,22 @@ from dggraph.errors import InputError
 def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:
     """Convert MODEL, check that it equals the backbone, and save it."""
     from dggraph.runtime.archive import save
+    from dggraph.runtime.manifest import MANIFEST
+    from dggraph.runtime.models import is_registered
 
-    if output.exists() and not force:
-        raise InputError(f"{output} exists; choose another folder, or --force to replace an archive.")
+    is_archive = (output / MANIFEST).is_file()
+    if output.exists() and not (force and is_archive):
+        way_out = "choose another folder, or --force to replace it" if is_archive else "it is no archive; choose another folder"
+        raise InputError(f"{output} exists; {way_out}.")
+    make_folder(output.parent)
     net = open_network(**model)
     save(net, output)
+    needs_backbone = not is_registered(net.source)
     if as_json:
-        click.echo(json.dumps({"archive": str(output), "num_edges": net.report.num_edges, "num_blocks": net.report.num_blocks}))
-    else:
-        show_report(net.report)
-        click.echo(f"saved to {output}")
+        facts = {"archive": str(output), "num_edges": net.report.num_edges, "num_blocks": net.report.num_blocks}
+        click.echo(json.dumps(facts | {"needs_backbone": needs_backbone}))
+        return
+    show_report(net.report)
+    click.echo(f"saved to {output}")
+    if needs_backbone:
+        click.echo(f"An archive never runs code, so give --backbone {net.source or 'MODULE:FUNCTION'} wherever you use this one.")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from dggraph.cli.inspect import show_report
-from dggraph.cli.options import open_network
+from dggraph.cli.options import make_folder, open_network
 from dggraph.cli.paths import draw_paths, randomise_routers, show_rows
 
 PHOTOS = ("chelsea.jpg", "coffee.jpg")
@@ -20,6 +20,7 @@ def command(checkpoint: str | None, output: Path) -> None:
     from dggraph.runtime.archive import save
     from dggraph.views.drawing import dot_command, draw, render
 
+    make_folder(output)
     kind = "svg" if dot_command() is not None else "dot"
     net = open_network("mobilenet_v2", checkpoint=checkpoint)
     show_report(net.report)

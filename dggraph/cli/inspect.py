@@ -20,8 +20,8 @@ def command(text: bool, as_json: bool, **model: Any) -> None:
     """Convert MODEL and show its stages, edges, MACs, and what stays static and why."""
     net = open_network(**model)
     if as_json:
-        report = asdict(net.report) | {"covered_fraction": net.report.covered_fraction, "graph": str(net.graph)}
-        click.echo(json.dumps(report))
+        shares = {"covered_fraction": net.report.covered_fraction, "routed_fraction": net.report.routed_fraction}
+        click.echo(json.dumps(asdict(net.report) | shares | {"graph": str(net.graph)}))
     elif text:
         click.echo(str(net.graph))
     else:
@@ -46,8 +46,8 @@ def show_report(report: "ConversionReport") -> None:
         table.add_row(*(escape(str(cell)) for cell in cells))
     console.print(table)
     console.print(
-        f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages; "
-        f"max |backbone - lowered| = {report.max_difference:g} at batch 3."
+        f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages, {report.routed_fraction:.1%} in "
+        f"routed blocks; max |backbone - lowered| = {report.max_difference:g} at batch 3."
     )
     if report.static:
         rest = Table(title="static", title_justify="left")
@@ -58,7 +58,16 @@ def show_report(report: "ConversionReport") -> None:
         console.print(rest)
         if len(report.static) > 12:
             console.print(f"and {len(report.static) - 12} smaller parts; --json lists them all.")
+    kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
+    if kept:
+        console.print(escape(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True)
     if report.frozen:
-        console.print(f"{len(report.frozen)} parameters are never read (auxiliary heads); they no longer require gradients.")
+        console.print(
+            f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary heads; they require no gradients.",
+            soft_wrap=True,
+        )
+    if report.hooks:
+        names = ", ".join(name or "the backbone itself" for name in report.hooks)
+        console.print(escape(f"Hooks did not come along on {names}."), soft_wrap=True)
     if report.opaque:
         console.print(escape(f"Kept as one call, could not be traced: {', '.join(report.opaque)}."))

@@ -1,10 +1,12 @@
 """The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document) and an exit code.
 
-Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive. Subcommands are imported when called: `--help` needs no torch.
+Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen (DGGRAPH_TRACEBACK=1 shows where).
+Subcommands are imported when called: `--help` needs no torch.
 """
 
 import difflib
 import json
+import os
 import sys
 from importlib import import_module
 
@@ -65,6 +67,13 @@ def main(args: list[str] | None = None) -> None:
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))
         sys.exit(3 if isinstance(error, LoweringError) else 4)
+    except Exception as error:
+        if os.environ.get("DGGRAPH_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        hint = "" if isinstance(error, OSError) else " DGGRAPH_TRACEBACK=1 shows where; please report it."
+        _report(arguments, type(error).__name__, f"{type(error).__name__}: {text[:300]}.{hint}")
+        sys.exit(4)
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:

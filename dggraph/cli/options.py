@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dggraph.errors import InputError
+
 if TYPE_CHECKING:
     from dggraph.runtime.network import DynamicNetwork
 
@@ -32,7 +34,14 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="complete, chain, window(k), watts_strogatz(k, p, seed), ...",
             ),
             click.option("--residual", default="auto", show_default=True, type=click.Choice(["auto", "keep", "lift"])),
-            click.option("--router", default="node", show_default=True, type=click.Choice(["node", "stage"])),
+            click.option("--router", default="node", show_default=True, help="node, stage, node(16), or a registered name."),
+            click.option("--gate", help="anchored (default), sigmoid, or a registered name."),
+            click.option("--threshold", default=0.5, show_default=True, type=float, help="Edges at or below it are dropped."),
+            click.option(
+                "--backbone",
+                metavar="MODULE:FUNCTION",
+                help="For an archive of a model of your own: what builds it, imported and called.",
+            ),
         )
     ):
         function = decorate(function)
@@ -48,26 +57,66 @@ def open_network(
     wiring: str = "complete",
     residual: Any = "auto",
     router: str = "node",
+    gate: str | None = None,
+    threshold: float = 0.5,
+    backbone: str | None = None,
 ) -> "DynamicNetwork":
-    """An archive folder loaded, or a MODEL built and converted."""
+    """An archive folder loaded, or a MODEL built and converted.
+
+    Raises:
+        click.UsageError: options that an archive has already answered, or --backbone without an archive.
+        InputError: MODEL is a folder, but no archive and no name.
+    """
     from dggraph.runtime.archive import load
-    from dggraph.runtime.conversion import convert
+    from dggraph.runtime.conversion import convert, note_source_
     from dggraph.runtime.manifest import MANIFEST
     from dggraph.runtime.models import load_model
 
     if (Path(model) / MANIFEST).is_file():
+        answered = {
+            "checkpoint": checkpoint,
+            "input-size": input_size,
+            "wiring": wiring != "complete",
+            "residual": residual != "auto",
+        }
+        answered |= {"router": router != "node", "gate": gate, "threshold": threshold != 0.5}
+        answered |= {"num-classes": num_classes and backbone is None}
+        given = [f"--{name}" for name, value in answered.items() if value]
+        if given:
+            raise click.UsageError(
+                f"{given[0]} does not go with an archive: {model} is converted already. Convert its MODEL again."
+            )
         with working(f"Loading {model}"):
-            return load(model)
+            return load(model, load_model(backbone, num_classes=num_classes).model if backbone is not None else None)
+    if backbone is not None:
+        raise click.UsageError(f"--backbone goes with an archive, and {model} is none.")
     with working(f"Converting {model}"):
-        built = load_model(model, num_classes=num_classes, checkpoint=checkpoint, input_size=input_size)
+        try:
+            built = load_model(model, num_classes=num_classes, checkpoint=checkpoint, input_size=input_size)
+        except InputError as error:
+            if model and ":" not in model and Path(model).is_dir():
+                raise InputError(f"{model} is a folder, but no dggraph archive: it has no {MANIFEST}.") from error
+            raise
         example = None
         if built.preprocess is not None:
             import torch
 
             example = torch.zeros((1, *built.preprocess.input_size))
-        net = convert(built.model, example, wiring=wiring, residual=residual, router=router)
-    net.source, net.preprocess, net.labels = built.source, built.preprocess, built.labels
+        net = convert(built.model, example, wiring=wiring, residual=residual, router=router, gate=gate, threshold=threshold)
+    note_source_(net, built)
     return net
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` before the work that will write to it.
+
+    Raises:
+        InputError: a file is in the way, or it may not be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}. Choose another one.") from error
 
 
 @contextmanager

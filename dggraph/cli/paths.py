@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.options import as_json, model_options, open_network, working
+from dggraph.cli.options import as_json, make_folder, model_options, open_network, working
 from dggraph.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @as_json
 def command(images: tuple[Path, ...], output: Path, kind: str, random_routers: int | None, as_json: bool, **model: Any) -> None:
     """Run MODEL on IMAGES; one picture an image."""
+    make_folder(output)
     net = open_network(**model)
     if random_routers is not None:
         randomise_routers(net, random_routers)
@@ -39,7 +40,7 @@ def draw_paths(net: "DynamicNetwork", images: tuple[Path, ...], output: Path, ki
     from dggraph.views.drawing import draw, render
 
     if net.preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size, or save it with `preprocess=`.")
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
     rows: list[dict[str, Any]] = []
     for number, file in enumerate(images):
         with working(f"Drawing {file.name}"):
@@ -88,8 +89,8 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in net.lowered.named_parameters():
-            if name.startswith("dg_"):
+        for stage in net.graph.stages:
+            for parameter in net.lowered.get_submodule(f"dg_{stage}").parameters():
                 scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale * 2)
 
