@@ -47,3 +47,7 @@ class ArchiveError(DggraphError):
 
 class MissingExtraError(DggraphError):
     """An optional dependency is needed; the message names the extra that brings it."""
+
+
+class KernelError(DggraphError):
+    """The optional C++ kernels could not be built; the message says what the compiler said."""

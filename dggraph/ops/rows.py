@@ -15,6 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dggraph.ops import kernels
+from dggraph.ops.kernels import empty_rows
+
 Places = npt.NDArray[np.int64]
 Weights = npt.NDArray[Any]
 
@@ -32,7 +35,8 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
         may_alias: the caller never writes to the result, so a source taken as it is may be returned itself.
     """
     is_open_RE = weights_RE != 0
-    opened = [(edge, feature) for edge, feature in enumerate(features) if feature is not None and is_open_RE[:, edge].any()]
+    is_used_E = is_open_RE.any(axis=0).tolist()
+    opened = [(edge, feature) for edge, feature in enumerate(features) if feature is not None and is_used_E[edge]]
     if not opened:
         like = next(feature for feature in features if feature is not None)
         return like.new_zeros((len(weights_RE), *like.shape[1:]))
@@ -40,8 +44,12 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
     columns = [None if places_RE is None else places_RE[:, edge] for edge in range(len(features))]
     if may_alias and len(opened) == 1 and _is_whole(like, columns[first]) and bool((weights_RE[:, first] == 1).all()):
         return like
-    dtype = reduce(torch.promote_types, (feature.dtype for _, feature in opened))
-    total = _empty_rows(len(weights_RE), like, dtype)
+    sources = [feature for _, feature in opened]
+    if kernels.is_usable(sources):
+        edges = [edge for edge, _ in opened]
+        return kernels.sum_rows(sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges])
+    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    total = empty_rows(len(weights_RE), like, dtype)
     if like.device.type == "cpu" and like[:1].numel() >= LARGE_ROW:
         _sum_each_row(total, opened, columns, weights_RE)
         return total
@@ -111,11 +119,3 @@ def _is_whole(feature: Tensor, places: Places | None) -> bool:
 
 def _index(places: Places, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(places)).to(like.device)
-
-
-def _empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """(num_rows, ...) laid out as `like` is."""
-    if like.is_contiguous():
-        return torch.empty((num_rows, *like.shape[1:]), dtype=dtype, device=like.device)
-    row = torch.empty_like(like[:1], dtype=dtype)
-    return torch.empty_strided((num_rows, *like.shape[1:]), (row.numel(), *row.stride()[1:]), dtype=dtype, device=like.device)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dggraph.ops import kernels
 from dggraph.ops.rows import sum_rows
 
 LARGE_INSTANCE = 1 << 16
@@ -44,6 +45,8 @@ def masked(feature: Tensor, weight_B: Tensor) -> Tensor:
 
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     """(B, E): <features[e], grad> of each instance, non-finite elements of the features taken as 0; float32 or wider."""
+    if kernels.is_usable([*features, grad]):
+        return kernels.inner_products(features, grad)
     wide = torch.promote_types(grad.dtype, torch.float32)
     products = torch.stack([_inner_product(feature, grad, wide) for feature in features], dim=1)
     if grad.device.type == "cpu" and bool(products.isfinite().all()):

@@ -1,0 +1,281 @@
+// Weighted sums of gathered rows, and inner products, in one pass over memory. Compiled on request only: see kernels.py.
+//
+// Shape suffixes: R rows of the result, B instances, E edges, ER indexed [edge][row].
+//
+// A row is one instance of a feature map, taken as a flat run of elements in memory order: contiguous, channels_last, or any other dense
+// layout that all tensors share. A tensor laid out otherwise is copied first. Work is split over (row, chunk); chunks have one size whatever
+// the number of threads, so results do not depend on it.
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using at::vec::Vectorized;
+
+constexpr int64_t CHUNK = 1 << 13;  // elements of a row that one task handles
+constexpr int64_t GRAIN = 1 << 15;  // elements read, below which one thread is faster than two
+
+template <typename T>
+using Wide = at::opmath_type<T>;  // float32 for float16 and bfloat16, else T itself
+
+// Two vectors of the accumulator's type, which is one vector of a 16-bit type.
+template <typename T>
+struct Pair {
+  using Vector = Vectorized<Wide<T>>;
+  static constexpr int64_t width = 2 * Vector::size();
+  static constexpr bool is_wide = std::is_same_v<T, Wide<T>>;
+
+  static std::tuple<Vector, Vector> load(const T* from) {
+    if constexpr (is_wide) {
+      return {Vector::loadu(from), Vector::loadu(from + Vector::size())};
+    } else {
+      return at::vec::convert_to_float<T>(Vectorized<T>::loadu(from));
+    }
+  }
+
+  static void store(T* to, const Vector& low, const Vector& high) {
+    if constexpr (is_wide) {
+      low.store(to);
+      high.store(to + Vector::size());
+    } else {
+      at::vec::convert_from_float<T>(low, high).store(to);
+    }
+  }
+};
+
+template <typename T>
+struct Source {
+  const T* row;
+  Wide<T> weight;
+};
+
+// to[i] = sum over the sources of weight * row[i], left to right; each element is read once and written once.
+template <typename T>
+void sum_chunk(T* to, const Source<T>* sources, int64_t num_sources, int64_t begin, int64_t end) {
+  using P = Pair<T>;
+  using Vector = typename P::Vector;
+  int64_t i = begin;
+  for (; i + 2 * P::width <= end; i += 2 * P::width) {
+    const Vector weight(sources[0].weight);
+    auto [a, b] = P::load(sources[0].row + i);
+    auto [c, d] = P::load(sources[0].row + i + P::width);
+    a = a * weight, b = b * weight, c = c * weight, d = d * weight;
+    for (int64_t s = 1; s < num_sources; ++s) {
+      const Vector factor(sources[s].weight);
+      const auto [e, f] = P::load(sources[s].row + i);
+      const auto [g, h] = P::load(sources[s].row + i + P::width);
+      a = at::vec::fmadd(e, factor, a), b = at::vec::fmadd(f, factor, b);
+      c = at::vec::fmadd(g, factor, c), d = at::vec::fmadd(h, factor, d);
+    }
+    P::store(to + i, a, b);
+    P::store(to + i + P::width, c, d);
+  }
+  for (; i < end; ++i) {
+    Wide<T> total = static_cast<Wide<T>>(sources[0].row[i]) * sources[0].weight;
+    for (int64_t s = 1; s < num_sources; ++s) {
+      total = std::fma(static_cast<Wide<T>>(sources[s].row[i]), sources[s].weight, total);
+    }
+    to[i] = static_cast<T>(total);
+  }
+}
+
+// <row, grad> over a chunk, non-finite elements of the row taken as 0.
+template <typename T>
+Wide<T> dot_chunk(const T* row, const T* grad, int64_t begin, int64_t end) {
+  using P = Pair<T>;
+  using Vector = typename P::Vector;
+  const Vector zero(0);
+  // x - x is 0 for finite x alone; a comparison gives all ones or all zeros, as a mask.
+  const auto finite = [&](const Vector& x) { return x & ((x - x) == zero); };
+  Vector a(0), b(0), c(0), d(0);
+  int64_t i = begin;
+  for (; i + 2 * P::width <= end; i += 2 * P::width) {
+    const auto [e, f] = P::load(row + i);
+    const auto [g, h] = P::load(row + i + P::width);
+    const auto [p, q] = P::load(grad + i);
+    const auto [r, s] = P::load(grad + i + P::width);
+    a = at::vec::fmadd(finite(e), p, a), b = at::vec::fmadd(finite(f), q, b);
+    c = at::vec::fmadd(finite(g), r, c), d = at::vec::fmadd(finite(h), s, d);
+  }
+  Wide<T> lanes[Vector::size()];
+  ((a + b) + (c + d)).store(lanes);
+  Wide<T> total = 0;
+  for (const auto lane : lanes) {
+    total += lane;
+  }
+  for (; i < end; ++i) {
+    const auto x = static_cast<Wide<T>>(row[i]);
+    total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(grad[i]);
+  }
+  return total;
+}
+
+// (num_rows, ...) laid out as `like` is: as `empty_rows` in kernels.py does.
+Tensor empty_rows(int64_t num_rows, const Tensor& like) {
+  auto sizes = like.sizes().vec();
+  sizes[0] = num_rows;
+  if (like.is_contiguous()) {
+    return at::empty(sizes, like.options());
+  }
+  const auto row = at::empty_like(like.narrow(0, 0, 1));
+  auto strides = row.strides().vec();
+  strides[0] = row.numel();
+  return at::empty_strided(sizes, strides, like.options());
+}
+
+// `value` itself where its rows are laid out as those of `layout`, else a copy that is.
+Tensor laid_out(const Tensor& value, const Tensor& layout) {
+  for (int64_t axis = 1; axis < value.dim(); ++axis) {
+    if (value.size(axis) != 1 && value.stride(axis) != layout.stride(axis)) {
+      return empty_rows(value.size(0), layout).copy_(value);
+    }
+  }
+  return value;
+}
+
+void check_features(at::TensorList features, const Tensor& like) {
+  for (const auto& feature : features) {
+    TORCH_CHECK(feature.device().is_cpu(), "dggraph: expected CPU tensors, got one on ", feature.device());
+    TORCH_CHECK(
+        feature.scalar_type() == like.scalar_type(),
+        "dggraph: features need one dtype, got ", feature.scalar_type(), " beside ", like.scalar_type());
+    TORCH_CHECK(
+        feature.dim() == like.dim() && feature.sizes().slice(1) == like.sizes().slice(1),
+        "dggraph: features need rows of one shape, got ", feature.sizes(), " beside ", like.sizes());
+  }
+}
+
+Tensor sum_rows(at::TensorList features, const std::optional<Tensor>& places_ER, const Tensor& weights_ER) {
+  const auto num_edges = static_cast<int64_t>(features.size());
+  TORCH_CHECK(num_edges > 0 && features[0].dim() > 0, "dggraph::sum_rows: features must be one tensor (rows, ...) per edge");
+  TORCH_CHECK(
+      weights_ER.dim() == 2 && weights_ER.size(0) == num_edges,
+      "dggraph::sum_rows: weights must be (edges, rows) for ", num_edges, " edges, got ", weights_ER.sizes());
+  const int64_t num_rows = weights_ER.size(1);
+  check_features(features, features[0]);
+  const Tensor total = empty_rows(num_rows, features[0]);
+  if (total.numel() == 0) {
+    return total;
+  }
+  const int64_t size = total.numel() / num_rows;
+  const Tensor weights = weights_ER.to(at::kCPU, at::kDouble);
+  const auto weight = weights.accessor<double, 2>();
+  Tensor places;
+  if (places_ER.has_value()) {
+    TORCH_CHECK(
+        places_ER->sizes() == weights_ER.sizes(),
+        "dggraph::sum_rows: places must be shaped as the weights are, ", weights_ER.sizes(), ", got ", places_ER->sizes());
+    places = places_ER->to(at::kCPU, at::kLong);
+  } else {
+    places = at::arange(num_rows, at::kLong).expand({num_edges, num_rows});
+  }
+  const auto place = places.accessor<int64_t, 2>();
+
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, total.scalar_type(), "dggraph::sum_rows", [&] {
+    // 1. Which sources each row reads: `sources`, from `first[r]` to `first[r + 1]`.
+    std::vector<Source<scalar_t>> sources;
+    std::vector<int64_t> first(num_rows + 1, 0);
+    std::vector<Tensor> kept(num_edges);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t e = 0; e < num_edges; ++e) {
+        if (weight[e][r] == 0) {
+          continue;
+        }
+        if (!kept[e].defined()) {
+          kept[e] = laid_out(features[e], total);
+        }
+        TORCH_CHECK_INDEX(
+            0 <= place[e][r] && place[e][r] < kept[e].size(0),
+            "dggraph::sum_rows: row ", r, " reads row ", place[e][r], " of edge ", e, ", which has ", kept[e].size(0));
+        const auto* row = kept[e].const_data_ptr<scalar_t>() + place[e][r] * kept[e].stride(0);
+        sources.push_back({row, static_cast<Wide<scalar_t>>(weight[e][r])});
+      }
+      first[r + 1] = static_cast<int64_t>(sources.size());
+    }
+    // 2. One task per row and chunk.
+    auto* to = total.data_ptr<scalar_t>();
+    const int64_t num_chunks = at::divup(size, CHUNK);
+    const int64_t read = std::min(size, CHUNK) * std::max<int64_t>(1, first[num_rows] / num_rows);
+    at::parallel_for(0, num_rows * num_chunks, at::divup(GRAIN, read), [&](int64_t from, int64_t until) {
+      for (int64_t task = from; task < until; ++task) {
+        const int64_t r = task / num_chunks, begin = task % num_chunks * CHUNK, end = std::min(begin + CHUNK, size);
+        if (first[r] == first[r + 1]) {
+          std::memset(to + r * size + begin, 0, (end - begin) * sizeof(scalar_t));
+        } else {
+          sum_chunk(to + r * size, sources.data() + first[r], first[r + 1] - first[r], begin, end);
+        }
+      }
+    });
+  });
+  return total;
+}
+
+Tensor inner_products(at::TensorList features, const Tensor& grad) {
+  const auto num_edges = static_cast<int64_t>(features.size());
+  TORCH_CHECK(num_edges > 0 && grad.dim() > 0, "dggraph::inner_products: features must be one tensor (B, ...) per edge");
+  check_features(features, grad);
+  const int64_t num_rows = grad.size(0);
+  const auto wide = at::promoteTypes(grad.scalar_type(), at::kFloat);
+  const int64_t size = num_rows == 0 ? 0 : grad.numel() / num_rows, num_chunks = at::divup(size, CHUNK);
+  if (grad.numel() == 0) {
+    return at::zeros({num_rows, num_edges}, grad.options().dtype(wide));
+  }
+  const Tensor layout = empty_rows(1, features[0]);
+  std::vector<Tensor> kept;
+  for (const auto& feature : features) {
+    TORCH_CHECK(feature.size(0) == num_rows, "dggraph::inner_products: ", feature.sizes(), " beside a gradient ", grad.sizes());
+    kept.push_back(laid_out(feature, layout));
+  }
+  const Tensor flow = laid_out(grad, layout);
+  // Chunks are added up in float64.
+  const Tensor parts = at::empty({num_rows, num_chunks, num_edges}, grad.options().dtype(at::kDouble));
+  auto* part = parts.data_ptr<double>();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "dggraph::inner_products", [&] {
+    std::vector<const scalar_t*> starts;
+    for (const auto& feature : kept) {
+      starts.push_back(feature.const_data_ptr<scalar_t>());
+    }
+    const auto* flows = flow.const_data_ptr<scalar_t>();
+    const int64_t read = std::min(size, CHUNK) * num_edges;
+    at::parallel_for(0, num_rows * num_chunks, at::divup(GRAIN, read), [&](int64_t from, int64_t until) {
+      for (int64_t task = from; task < until; ++task) {
+        const int64_t r = task / num_chunks, begin = task % num_chunks * CHUNK, end = std::min(begin + CHUNK, size);
+        for (int64_t e = 0; e < num_edges; ++e) {
+          part[task * num_edges + e] =
+              dot_chunk(starts[e] + r * kept[e].stride(0), flows + r * flow.stride(0), begin, end);
+        }
+      }
+    });
+  });
+  return parts.sum(1).to(wide);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(dggraph, library) {
+  library.def("sum_rows(Tensor[] features, Tensor? places_ER, Tensor weights_ER) -> Tensor", {at::Tag::pt2_compliant_tag});
+  library.def("inner_products(Tensor[] features, Tensor grad) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(dggraph, CPU, library) {
+  library.impl("sum_rows", &sum_rows);
+  library.impl("inner_products", &inner_products);
+}

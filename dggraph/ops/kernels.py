@@ -1,0 +1,232 @@
+"""Optional C++ kernels for the CPU: weighted sums of rows and inner products, each in one pass over memory.
+
+`dggraph doctor --build-kernels` compiles `kernels.cpp` into the user's cache, in a folder named after torch, Python, the instructions of the
+CPU and the source. The first aggregation loads what it finds there. Nothing is ever built at import or install, and without the kernels, or
+with DGGRAPH_KERNELS=0, everything works in plain torch: the same values, slower.
+
+Shape suffixes: R rows of the result, B instances, E edges; `_ER` is [edge][row].
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dggraph.errors import KernelError
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+HOW = "dggraph doctor --build-kernels"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+INSTRUCTIONS = {
+    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -DCPU_CAPABILITY=AVX512 -DCPU_CAPABILITY_AVX512",
+    "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
+}
+"""Compiler flags per `torch.backends.cpu.get_cpu_capability()`: what torch itself found to work on this CPU, not -march=native, since a home
+folder may be shared by machines. Elsewhere the compiler's own choice."""
+
+_NAME = "dggraph_kernels"
+_lock = threading.Lock()
+
+
+def is_usable(tensors: Sequence[Tensor]) -> bool:
+    """Whether the kernels are loaded, and made for these tensors, here and now."""
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if is_traced or torch.compiler.is_compiling() or not load():
+        return False
+    dtype = tensors[0].dtype
+    return dtype in DTYPES and all(type(one) is Tensor and one.dtype == dtype and one.device.type == "cpu" for one in tensors)
+
+
+def sum_rows(features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]) -> Tensor:
+    """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh tensor."""
+    places = None if places_RE is None else torch.from_numpy(places_RE.T)
+    return torch.ops.dggraph.sum_rows(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
+
+
+def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
+    """`weighted_sum.inner_products` for usable tensors."""
+    return torch.ops.dggraph.inner_products(features, grad)  # type: ignore[no-any-return]
+
+
+def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """(num_rows, ...) laid out as `like` is."""
+    if like.is_contiguous():
+        return torch.empty((num_rows, *like.shape[1:]), dtype=dtype, device=like.device)
+    row = torch.empty_like(like[:1], dtype=dtype)
+    return torch.empty_strided((num_rows, *like.shape[1:]), (row.numel(), *row.stride()[1:]), dtype=dtype, device=like.device)
+
+
+def load() -> bool:
+    """Load the kernels that were built for this very installation, if there are any. Later calls answer at once."""
+    return not _load()
+
+
+def status() -> str:
+    """For people: loaded from where, or why not, and what to do."""
+    return _load() or f"built: {location()}"
+
+
+def location() -> Path:
+    """The folder of the library that belongs to this source, torch, Python and CPU."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+    key = hashlib.sha256(SOURCE.read_bytes() + json.dumps(_flags()).encode()).hexdigest()[:16]
+    return home / "dggraph" / "kernels" / f"torch-{torch.__version__}-{python}-{key}"
+
+
+def build() -> Path:
+    """Compile the kernels, unless they are there and load; the next aggregation uses them.
+
+    Raises:
+        KernelError: no compiler, no ninja, no place to write, or one of them failed; says how.
+    """
+    folder = location()
+    try:
+        if not (load() and _is_intact(folder)):
+            _build_into(folder)
+    except OSError as error:
+        raise KernelError(
+            f"the C++ kernels could not be built into {folder}: {error}. XDG_CACHE_HOME names another place."
+        ) from error
+    _load.cache_clear()
+    return folder
+
+
+def _build_into(folder: Path) -> None:
+    """Work goes on in a scratch folder beside it, so that `folder` is whole or not there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
+        work, ready = Path(scratch, "work"), Path(scratch, "ready")
+        work.mkdir()
+        ready.mkdir()
+        _compile(work)
+        library = (work / f"{_NAME}.so").rename(ready / f"{_NAME}.so")
+        (ready / "sha256").write_text(hashlib.sha256(library.read_bytes()).hexdigest())
+        if folder.exists():
+            folder.rename(Path(scratch, "broken"))
+        try:
+            ready.rename(folder)
+        except OSError:
+            if not _is_intact(folder):  # else another process was faster
+                raise
+
+
+def _compile(work: Path) -> None:
+    """In a process of its own, which also loads the result: a library that cannot be loaded ends that process, not this one."""
+    options = {
+        "name": _NAME,
+        "sources": [str(SOURCE)],
+        "extra_cflags": _flags(),
+        "extra_ldflags": ["-fopenmp"] if "-fopenmp" in _flags() else [],
+        "build_directory": str(work),
+        "with_cuda": False,
+        "is_python_module": False,
+    }
+    program = "import json, sys; from torch.utils.cpp_extension import load; load(**json.loads(sys.argv[1]))"
+    scripts = sysconfig.get_path("scripts")  # where pip puts ninja, whether or not the environment is activated
+    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
+    command = [sys.executable, "-c", program, json.dumps(options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or [f"exit code {done.returncode}"]
+        raise KernelError(
+            f"the C++ kernels could not be built: {' | '.join(said[:3])}. They need a C++ compiler and ninja "
+            "(pip install 'dggraph[kernels]'). Everything works without them, slower."
+        )
+
+
+def _flags() -> list[str]:
+    instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), "").split()
+    return ["-O3", *(["-fopenmp"] if sys.platform == "linux" else []), *instructions]
+
+
+def _is_intact(folder: Path) -> bool:
+    """The digest tells a library that was cut short, which would end the process instead of raising an error."""
+    try:
+        return hashlib.sha256((folder / f"{_NAME}.so").read_bytes()).hexdigest() == (folder / "sha256").read_text()
+    except OSError:
+        return False
+
+
+@cache
+def _load() -> str:
+    """Empty once the kernels are loaded, else why they are not."""
+    if os.environ.get("DGGRAPH_KERNELS") == "0":
+        return "turned off by DGGRAPH_KERNELS=0"
+    folder = location()
+    if not folder.exists():
+        return f"not built ({HOW})"
+    try:
+        if not _is_intact(folder):
+            raise OSError("the library is missing, or its digest does not fit")
+        with _lock:
+            if not hasattr(torch.ops.dggraph, "sum_rows"):
+                torch.ops.load_library(folder / f"{_NAME}.so")  # type: ignore[no-untyped-call]
+                _register()
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"the C++ kernels in {folder} cannot be loaded ({error}); aggregation runs in plain torch, slower. "
+            f"Build them again: {HOW}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return f"broken ({HOW}): {error}"
+    return ""
+
+
+def _register() -> None:
+    """What compilers and autograd have to know. Closed edges hear of their source, as in `aggregation`."""
+
+    def fake_sum_rows(features: Sequence[Tensor], places_ER: Tensor | None, weights_ER: Tensor) -> Tensor:
+        return empty_rows(weights_ER.shape[1], features[0], features[0].dtype)
+
+    def fake_inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
+        return grad.new_empty((grad.shape[0], len(features)), dtype=torch.promote_types(grad.dtype, torch.float32))
+
+    def remember(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor | None, Tensor], output: Tensor) -> None:
+        features, places_ER, weights_ER = inputs
+        ctx.save_for_backward(places_ER, weights_ER, *features)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, Tensor]:
+        places_ER, weights_ER, *features = ctx.saved_tensors
+        pairs = [
+            _edge_gradients(feature, None if places_ER is None else places_ER[edge], weights_ER[edge], grad)
+            for edge, feature in enumerate(features)
+        ]
+        return [one for one, _ in pairs], None, torch.stack([one for _, one in pairs])
+
+    torch.library.register_fake("dggraph::sum_rows", fake_sum_rows)
+    torch.library.register_fake("dggraph::inner_products", fake_inner_products)
+    torch.library.register_autograd("dggraph::sum_rows", backward, setup_context=remember)
+
+
+def _edge_gradients(feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the source (B, ...) and of the weight (R,). The place of a closed edge may lie outside the source: nothing flows there."""
+    spread = [-1, *[1] * (grad.ndim - 1)]
+    weight = weight_R.to(grad.dtype).reshape(spread)
+    flow = torch.where(weight != 0, grad * weight, 0.0)
+    if place_R is None:
+        taken, grad_feature = feature, flow
+    else:
+        is_inside = (place_R >= 0) & (place_R < len(feature))
+        padded = torch.cat([feature, feature.new_zeros((1, *feature.shape[1:]))])
+        place_R = torch.where(is_inside, place_R, len(feature))
+        taken = padded.index_select(0, place_R)
+        grad_feature = torch.zeros_like(padded).index_add(0, place_R, flow)[: len(feature)]
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    finite = torch.where(torch.isfinite(taken), taken, 0.0)
+    return grad_feature, (finite.to(wide) * grad.to(wide)).flatten(1).sum(1).to(weight_R.dtype)
