@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 import torchvision
 from PIL import Image
 from reference import randomise, randomise_routers
+from small import Block, Net, X
 from torch import nn
 
 import dggraph
-from dggraph.errors import ArchiveError
+from dggraph.errors import ArchiveError, InputError
 from dggraph.runtime import archive as archive_module
+from dggraph.runtime.conversion import note_source_
 from dggraph.runtime.manifest import Manifest, seal
 from dggraph.runtime.models import load_model
 from dggraph.runtime.preprocessing import Preprocess, preprocess_image
@@ -181,3 +184,154 @@ def test_a_failed_write_leaves_the_old_archive(made: Any, tmp_path: Path, monkey
         dggraph.save(made[0], folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vgg11", "timm:levit_128s", "timm:mobilenetv3_small_050"])
+def test_another_number_of_classes_comes_back(name: str, tmp_path: Path) -> None:
+    """Also where the classifier is no linear layer at the end."""
+    built = load_model(name, num_classes=7)
+    shape = (3, 64, 64) if ":" not in name else built.preprocess.input_size
+    net = dggraph.convert(built.model, torch.zeros(1, *shape))
+    note_source_(net, built)
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a")
+    assert twin.source_options == {"num_classes": 7} and twin.report == net.report
+    x = torch.rand(1, *shape)
+    assert torch.equal(twin(x), net.eval()(x))
+
+
+def test_a_name_that_would_not_rebuild_the_network_is_refused(tmp_path: Path) -> None:
+    net = dggraph.convert("resnet18", torch.rand(1, 3, 64, 64))
+    net.lowered.fc, net.labels = nn.Linear(512, 7), None
+    with pytest.raises(ArchiveError, match=r"rebuilds fc\.bias as \(1000,\), but the network holds \(7,\)"):
+        dggraph.save(net, tmp_path / "a")
+    net.source_options = {"num_classes": 7}
+    dggraph.save(net, tmp_path / "a")
+    assert dggraph.load(tmp_path / "a")(torch.rand(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_leaves_are_found_again_among_the_backbone_s_own_classes(tmp_path: Path) -> None:
+    net = dggraph.convert(Net(), X, leaves=(Block,))
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a", model=Net())
+    assert torch.equal(twin(X), net.eval()(X)) and twin.recipe.leaves == ("small.Block",)
+    rewrite(tmp_path / "a", {"leaves": ["subprocess.Popen"]})
+    with pytest.raises(ArchiveError, match=r"it has no subprocess\.Popen"):
+        dggraph.load(tmp_path / "a", model=Net())
+
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("converted", FLOATS)
+@pytest.mark.parametrize("saved", FLOATS)
+@pytest.mark.parametrize("given", FLOATS)
+def test_types_are_the_archive_s_and_the_model_is_left_alone(
+    tmp_path: Path, converted: torch.dtype, saved: torch.dtype, given: torch.dtype
+) -> None:
+    net = dggraph.convert(Net().to(converted), X.to(converted)).to(saved).eval()
+    for stage in net.graph.stages:
+        net.lowered.get_submodule(f"dg_{stage}").float()
+    dggraph.save(net, tmp_path / "a")
+    model = Net().to(given)
+    twin = dggraph.load(tmp_path / "a", model=model)
+    assert {parameter.dtype for parameter in model.parameters()} == {given} and model.training
+    for ours, theirs in ((net.named_parameters(), twin.named_parameters()), (net.named_buffers(), twin.named_buffers())):
+        assert {key: value.dtype for key, value in ours} == {key: value.dtype for key, value in theirs}
+    assert torch.equal(twin(X.to(saved)), net(X.to(saved)))
+
+
+def test_mixed_types_come_back(tmp_path: Path) -> None:
+    net = dggraph.convert(Net(), X)
+    net.lowered.head[2].double()
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a", model=Net())
+    assert twin.lowered.head[2].weight.dtype == torch.float64 and twin.lowered.stem.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stages", [None, {"some": ["blocks.0", "blocks.1"]}])
+@pytest.mark.parametrize("residual", ["auto", "keep"])
+def test_reports_and_flags_come_back(tmp_path: Path, stages: Any, residual: Any) -> None:
+    net = dggraph.convert(Net(), X, stages=stages, residual=residual)
+    net.lowered.stem.requires_grad_(False)
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a", model=Net())
+    assert twin.report == net.report and twin.recipe == replace(net.recipe, found=twin.recipe.found)
+    flags = {key: parameter.requires_grad for key, parameter in net.named_parameters()}
+    assert flags == {key: parameter.requires_grad for key, parameter in twin.named_parameters()}
+
+
+def test_several_lifted_residuals_keep_their_measured_difference(tmp_path: Path) -> None:
+    net = dggraph.convert(randomise(torchvision.models.swin_t()), torch.rand(1, 3, 64, 64), residual="lift")
+    dggraph.save(net, tmp_path / "a")
+    twin = dggraph.load(tmp_path / "a", model=torchvision.models.swin_t())
+    assert twin.report == net.report and net.report.max_difference > 0
+
+
+def test_a_link_keeps_pointing_at_what_is_written(tmp_path: Path) -> None:
+    net = dggraph.convert(Net(), X)
+    dggraph.save(net, tmp_path / "first")
+    (tmp_path / "current").symlink_to("first")
+    before = (tmp_path / "first" / "manifest.json").read_bytes()
+    net.lowered.stem.requires_grad_(False)
+    dggraph.save(net, tmp_path / "current")
+    assert (tmp_path / "current").is_symlink() and (tmp_path / "first" / "manifest.json").read_bytes() != before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["current", "first"]
+
+
+@pytest.mark.parametrize("labels", ["cat", [1, 2, 3, 4, 5], ["a"], {"a", "b"}, 5])
+def test_labels_are_one_name_an_output(tmp_path: Path, labels: Any) -> None:
+    with pytest.raises(InputError, match="label"):
+        dggraph.save(dggraph.convert(Net(), X), tmp_path / "a", labels=labels)
+    assert not (tmp_path / "a").exists()
+
+
+def test_only_converted_networks_are_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="takes a converted network, not Net"):
+        dggraph.save(Net(), tmp_path / "a")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    dggraph.save(dggraph.convert(Net(), X, residual="keep"), tmp_path / "a")
+    return tmp_path / "a"
+
+
+def _reverse(found: list[dict[str, Any]]) -> None:
+    found[0]["blocks"].reverse()
+
+
+def _same_ops(found: list[dict[str, Any]]) -> None:
+    found[0]["blocks"][0]["fx_nodes"] = found[0]["blocks"][1]["fx_nodes"]
+
+
+def _late_entry(found: list[dict[str, Any]]) -> None:
+    found[0]["entry"] = found[0]["blocks"][1]["output"]
+
+
+@pytest.mark.parametrize("edit", [_reverse, _same_ops, _late_entry, lambda found: found.clear()])
+def test_a_resealed_manifest_must_still_describe_the_backbone(small: Path, edit: Any) -> None:
+    found = json.loads((small / "manifest.json").read_text())["found"]
+    edit(found)
+    rewrite(small, {"found": found})
+    with pytest.raises(ArchiveError):
+        dggraph.load(small, model=Net())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 0},
+        {"schema_version": -3},
+        {"input_shape": []},
+        {"input_shape": [3, 5, 5, 5]},
+        {"input_shape": [4, 16, 16]},
+        {"input_shape": [3, 65536, 65536]},
+        {"input_shape": [3, 0, 16]},
+        {"dtype": "int8"},
+    ],
+)
+def test_impossible_manifests(small: Path, change: dict[str, Any]) -> None:
+    rewrite(small, change)
+    with pytest.raises(ArchiveError):
+        dggraph.load(small, model=Net())

@@ -139,15 +139,23 @@ class DynamicNetwork(nn.Module):
             return_gates: also return the `Gates` of this pass.
 
         Raises:
-            InputError: `x` is no image batch with the backbone's number of channels.
+            InputError: `x` is no image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
         channels = self.recipe.input_shape[0]
         if x.ndim != 4 or x.shape[1] != channels:
             raise InputError(
                 f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
                 "Add the batch axis with x[None], or convert the channels."
             )
-        output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
+        try:
+            output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
+        except RuntimeError as error:
+            dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
+            if x.dtype == dtype:
+                raise
+            raise InputError(f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype}).") from error
         if not return_gates:
             return output
         thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}
