@@ -110,14 +110,14 @@ def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[f
 
 
 def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: StagePlan) -> StageProgram:
-    axis = graph.stages[stage.name].channel_axis
+    position = graph.stages[stage.name].channel_position
     shapes = [node.shape for node in graph.nodes(stage.name)]
     return StageProgram(
         plan=stage,
         layout=stage_layout(graph, stage.name),
         kinds=tuple(edge.kind for edge in graph.edges(stage.name)),
-        channel_axis=axis,
-        num_channels=(0, *(shape[0 if axis == 1 else -1] for shape in shapes[:-1])),
+        channel_axis=graph.stages[stage.name].channel_axis,
+        num_channels=(0, *(shape[position] for shape in shapes[:-1])),
         blocks=tuple(_block(by_name, block) for block in stage.blocks),
     )
 
