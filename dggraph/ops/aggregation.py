@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import GradientError
+from dggraph.ops.recompute import remember
 from dggraph.ops.weighted_sum import inner_products, masked, spread, weighted_sum
 
 _plain = ContextVar("plain_aggregation", default=False)
@@ -103,7 +104,9 @@ def aggregate(
         return total
     if not torch.is_grad_enabled():
         return weighted_sum(features, weights_BE)
-    return _Aggregate.apply(cache, tuple(sources), target, weights_BE, *features)  # type: ignore[no-any-return]
+    summed: Tensor = _Aggregate.apply(cache, tuple(sources), target, weights_BE, *features)
+    remember(summed, features, weights_BE)
+    return summed
 
 
 def concatenate(features: Sequence[Tensor], weights_BE: Tensor, channel_axis: int) -> Tensor:
