@@ -49,6 +49,8 @@ class Program:
     input: str
     output: Piece
     """Puts the backbone's output together."""
+    dense_gates: dict[str, tuple[str, str]]
+    """Per stage that is `dense_only`: the values that are its weights after and before the threshold."""
     code: str
     """The generated code it was cut from; another one asks for another cut."""
 
@@ -61,9 +63,9 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     members = {name for stage in stages for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))}
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
     made_by = {stage.output: stage.name for stage in stages}
-    kept_gates = [name for stage in plan if stage.dense_only for name in (stage.weights, stage.raw)]
+    dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
     output = _output(by_name["output"])
-    wanted = [*output.inputs, *kept_gates]
+    wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
     outside = _needed(wanted, by_name, made_by, reads) - members
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
     ordered: list[list[fx.Node] | StagePlan] = []
@@ -84,7 +86,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
             ordered.append(stage)
             ready.add(stage.output)
             waiting.remove(stage)
-    return Program(_steps(ordered, programs, reads, wanted), start.name, output, lowered.code)
+    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, lowered.code)
 
 
 def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()) -> Piece:

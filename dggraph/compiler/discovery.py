@@ -202,7 +202,7 @@ def _asked_stages(
                 other, path = owner.setdefault(taken, (name, block.path))
                 if (other, path) != (name, block.path):
                     raise DiscoveryError(
-                        f"stages {other!r} and {name!r} share {block.path!r} ({path!r} is in the first); a module belongs to one block."
+                        f"stages {other!r} and {name!r} share {block.path!r} (the first has {path!r}); a module belongs to one block."
                         if other != name
                         else f"stage {name!r}: {path!r} and {block.path!r} share ops; a module belongs to one block."
                     )

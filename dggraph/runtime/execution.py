@@ -51,9 +51,7 @@ def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, scope:
             gates[step.plan.name] = (weights_BE, raw_BE)
         for name in spent:
             del values[name]
-    for stage in graph.stages:
-        if stage not in gates:
-            gates[stage] = (values[f"dg_{stage}_weights"], values[f"dg_{stage}_raw"])
+    gates |= {stage: (values[weights], values[raw]) for stage, (weights, raw) in program.dense_gates.items()}
     return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
 
 
