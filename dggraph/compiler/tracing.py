@@ -219,7 +219,7 @@ def _refuse_foreign(module: nn.Module) -> None:
     for path, inner in module.named_modules():
         if isinstance(inner, torch.jit.ScriptModule):
             raise TraceError(
-                f"{path or 'the backbone'!r} is a scripted module ({getattr(inner, 'original_name', 'ScriptModule')}): its Python "
+                f"{repr(path) if path else 'the backbone'} is a scripted module ({getattr(inner, 'original_name', 'ScriptModule')}): its Python "
                 "is gone, so there is nothing to trace. Convert the module that it was scripted from."
             )
     if isinstance(module, fx.GraphModule):
