@@ -218,9 +218,10 @@ def _refuse_foreign(module: nn.Module) -> None:
     """Name what can never be traced: scripted and exported modules, and forwards that need more than an image."""
     for path, inner in module.named_modules():
         if isinstance(inner, torch.jit.ScriptModule):
+            where, name = repr(path) if path else "the backbone", getattr(inner, "original_name", "ScriptModule")
             raise TraceError(
-                f"{repr(path) if path else 'the backbone'} is a scripted module ({getattr(inner, 'original_name', 'ScriptModule')}): its Python "
-                "is gone, so there is nothing to trace. Convert the module that it was scripted from."
+                f"{where} is a scripted module ({name}): its Python is gone, so there is nothing to trace. Convert the module that it was "
+                "scripted from."
             )
     if isinstance(module, fx.GraphModule):
         if any(getattr(fx_node.target, "namespace", "") == "aten" for fx_node in module.graph.nodes):
