@@ -121,6 +121,22 @@ class DynamicNetwork(nn.Module):
         for stage in self.graph.stages:
             self.lowered.get_buffer(f"dg_{stage}.threshold").fill_(threshold)
 
+    def set_temperature(self, temperature: float) -> None:
+        """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1 decisions become sharper.
+
+        Raises:
+            InputError: `temperature` is not positive, or no gate has one.
+        """
+        buffers = [buffer for stage in self.graph.stages for buffer in self._temperatures(stage)]
+        if not temperature > 0 or not buffers:
+            raise InputError(f"temperature={temperature}: needs a positive number, and gates with a `temperature` buffer.")
+        for buffer in buffers:
+            buffer.fill_(temperature)
+
+    def _temperatures(self, stage: str) -> list[Tensor]:
+        owner = self.lowered.get_submodule(f"dg_{stage}")
+        return [buffer for name, buffer in owner.named_buffers() if name.endswith(".temperature")]
+
     def set_budget(self, target: float) -> None:
         """Set the threshold that `calibrate` found to keep `target` of the static network's MACs, on average over its images.
 
