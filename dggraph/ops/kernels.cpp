@@ -97,35 +97,55 @@ void sum_chunk(T* to, const Source<T>* sources, int64_t num_sources, int64_t beg
   }
 }
 
-// <row, grad> over a chunk, non-finite elements of the row taken as 0.
-template <typename T>
-Wide<T> dot_chunk(const T* row, const T* grad, int64_t begin, int64_t end) {
+// to[n] = <rows[n], grad> over a chunk, non-finite elements of the rows taken as 0. Several rows at once keep more reads under way.
+template <typename T, int N>
+void dot_chunk(double* to, const T* const* rows, const T* grad, int64_t begin, int64_t end) {
   using P = Pair<T>;
   using Vector = typename P::Vector;
   const Vector zero(0);
   // x - x is 0 for finite x alone; a comparison gives all ones or all zeros, as a mask.
   const auto finite = [&](const Vector& x) { return x & ((x - x) == zero); };
-  Vector a(0), b(0), c(0), d(0);
+  Vector low[N], high[N];
+  for (int n = 0; n < N; ++n) {
+    low[n] = high[n] = zero;
+  }
   int64_t i = begin;
-  for (; i + 2 * P::width <= end; i += 2 * P::width) {
-    const auto [e, f] = P::load(row + i);
-    const auto [g, h] = P::load(row + i + P::width);
+  for (; i + P::width <= end; i += P::width) {
     const auto [p, q] = P::load(grad + i);
-    const auto [r, s] = P::load(grad + i + P::width);
-    a = at::vec::fmadd(finite(e), p, a), b = at::vec::fmadd(finite(f), q, b);
-    c = at::vec::fmadd(finite(g), r, c), d = at::vec::fmadd(finite(h), s, d);
+    for (int n = 0; n < N; ++n) {
+      const auto [a, b] = P::load(rows[n] + i);
+      low[n] = at::vec::fmadd(finite(a), p, low[n]);
+      high[n] = at::vec::fmadd(finite(b), q, high[n]);
+    }
   }
-  Wide<T> lanes[Vector::size()];
-  ((a + b) + (c + d)).store(lanes);
-  Wide<T> total = 0;
-  for (const auto lane : lanes) {
-    total += lane;
+  for (int n = 0; n < N; ++n) {
+    Wide<T> lanes[Vector::size()];
+    (low[n] + high[n]).store(lanes);
+    Wide<T> total = 0;
+    for (const auto lane : lanes) {
+      total += lane;
+    }
+    for (int64_t j = i; j < end; ++j) {
+      const auto x = static_cast<Wide<T>>(rows[n][j]);
+      total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(grad[j]);
+    }
+    to[n] = total;
   }
-  for (; i < end; ++i) {
-    const auto x = static_cast<Wide<T>>(row[i]);
-    total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(grad[i]);
+}
+
+template <typename T>
+void dot_chunks(double* to, const T* const* rows, int64_t num_rows, const T* grad, int64_t begin, int64_t end) {
+  for (; num_rows >= 4; num_rows -= 4, rows += 4, to += 4) {
+    dot_chunk<T, 4>(to, rows, grad, begin, end);
   }
-  return total;
+  switch (num_rows) {
+    case 3:
+      return dot_chunk<T, 3>(to, rows, grad, begin, end);
+    case 2:
+      return dot_chunk<T, 2>(to, rows, grad, begin, end);
+    case 1:
+      return dot_chunk<T, 1>(to, rows, grad, begin, end);
+  }
 }
 
 // (num_rows, ...) laid out as `like` is: as `empty_rows` in kernels.py does.
@@ -249,19 +269,18 @@ Tensor inner_products(at::TensorList features, const Tensor& grad) {
   const Tensor parts = at::empty({num_rows, num_chunks, num_edges}, grad.options().dtype(at::kDouble));
   auto* part = parts.data_ptr<double>();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "dggraph::inner_products", [&] {
-    std::vector<const scalar_t*> starts;
-    for (const auto& feature : kept) {
-      starts.push_back(feature.const_data_ptr<scalar_t>());
+    std::vector<const scalar_t*> rows;  // [b][e]
+    for (int64_t b = 0; b < num_rows; ++b) {
+      for (const auto& feature : kept) {
+        rows.push_back(feature.const_data_ptr<scalar_t>() + b * feature.stride(0));
+      }
     }
     const auto* flows = flow.const_data_ptr<scalar_t>();
     const int64_t read = std::min(size, CHUNK) * num_edges;
     at::parallel_for(0, num_rows * num_chunks, at::divup(GRAIN, read), [&](int64_t from, int64_t until) {
       for (int64_t task = from; task < until; ++task) {
-        const int64_t r = task / num_chunks, begin = task % num_chunks * CHUNK, end = std::min(begin + CHUNK, size);
-        for (int64_t e = 0; e < num_edges; ++e) {
-          part[task * num_edges + e] =
-              dot_chunk(starts[e] + r * kept[e].stride(0), flows + r * flow.stride(0), begin, end);
-        }
+        const int64_t b = task / num_chunks, begin = task % num_chunks * CHUNK, end = std::min(begin + CHUNK, size);
+        dot_chunks(part + task * num_edges, rows.data() + b * num_edges, num_edges, flows + b * flow.stride(0), begin, end);
       }
     });
   });
