@@ -120,9 +120,7 @@ def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
     missing = num_channels - features.shape[axis]
     if missing <= 0:
         return features.narrow(axis, 0, num_channels)
-    shape = [*features.shape]
-    shape[axis] = missing
-    return torch.cat([features, features.new_zeros(shape)], dim=axis)
+    return torch.nn.functional.pad(features, [0, 0] * (features.ndim - 1 - axis) + [0, missing])  # keeps channels last
 
 
 def gated(features: Tensor, weight_B: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
     opened = [(edge, feature) for edge, feature in enumerate(features) if feature is not None and is_used_E[edge]]
     if not opened:
         like = next(feature for feature in features if feature is not None)
-        return like.new_zeros((len(weights_RE), *like.shape[1:]))
+        return empty_rows(len(weights_RE), like, like.dtype).zero_()
     first, like = opened[0]
     columns = [None if places_RE is None else places_RE[:, edge] for edge in range(len(features))]
     if may_alias and len(opened) == 1 and _is_whole(like, columns[first]) and bool((weights_RE[:, first] == 1).all()):
@@ -78,10 +78,17 @@ def concatenate_rows(
         if feature is None or not (weights_RE[:, edge] != 0).any():
             shape = [len(weights_RE), *like.shape[1:]]
             shape[channel_axis] = channels[edge]
-            operands.append(like.new_zeros(shape))
+            operands.append(zeros(shape, like))
         else:
             operands.append(sum_rows([feature], places_RE[:, edge : edge + 1], weights_RE[:, edge : edge + 1], may_alias=True))
     return torch.cat(operands, dim=channel_axis)
+
+
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of `shape`, channels last where `like` is: one operand in another layout would cost the sum or concat its own."""
+    is_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout).zero_()
 
 
 def take_rows(value: Tensor, places: Places | None) -> Tensor:

@@ -22,7 +22,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.gating import column
 from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
-from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows
+from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 
 
 def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, scope: str, x: Tensor) -> tuple[Any, dict[str, Any]]:
@@ -119,7 +119,7 @@ def _gather(
     if all(one is None for one in incoming):
         shape = [len(weights_RE), *entry.shape[1:]]
         shape[axis] = wanted
-        return entry.new_zeros(shape)
+        return zeros(shape, entry)
     return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
 
 
