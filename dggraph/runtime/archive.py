@@ -29,6 +29,7 @@ from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
 from dggraph.runtime.checking import check_static
 from dggraph.runtime.conversion import assemble, plain_backbone
+from dggraph.runtime.inference import InferenceNetwork
 from dggraph.runtime.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -66,12 +67,16 @@ def save(
         labels: class names; by default `net.labels`.
 
     Raises:
-        InputError: `net` is no converted network, or the labels do not fit it.
+        InputError: `net` is no converted network or one optimised for inference, or the labels do not fit it.
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
             is unchanged.
     """
     if not isinstance(net, DynamicNetwork):
         raise InputError(f"save takes a converted network, not {type(net).__name__}; convert it first.")
+    if isinstance(net, InferenceNetwork):
+        raise InputError(
+            "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
+        )
     folder = Path(os.path.realpath(os.fsdecode(folder)))
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")

@@ -1,0 +1,235 @@
+"""Ready for inference: folded norms, channels-last, bfloat16; each gives what the network gave, along the same paths."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torchvision
+from kinds import KINDS, Kept, converted
+from PIL import Image
+from reference import randomise, randomise_routers
+from torch import Tensor, nn
+
+import dggraph
+from dggraph.errors import InputError
+from dggraph.ops.routing import LinearRouter
+
+LAST = torch.channels_last
+X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def gates_of(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output, and the open edges of all stages."""
+    with torch.no_grad():
+        output, gates = net(x, return_gates=True)
+    return output, torch.cat(list(gates.weights.values()), 1) != 0
+
+
+def is_close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool((actual.float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def norms_in(net: Any) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.lowered.modules())
+
+
+@contextmanager
+def seen_by(net: Any, kind: type[nn.Module], *, outputs: bool = False) -> Iterator[list[Tensor]]:
+    """What modules of that kind get, or give, within this context."""
+    seen: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _module, args, output: seen.append(output if outputs else args[0]))
+        for module in net.lowered.modules()
+        if isinstance(module, kind)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimised_is_the_same_function(kind: str, router: str) -> None:
+    net = converted(kind, router).train()
+    state = copy.deepcopy(net.state_dict())
+    twin = dggraph.optimize_for_inference(net)
+    assert net.training and all(p.requires_grad for p in net.parameters())
+    assert list(state) == list(net.state_dict()) and all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert not twin.training and not any(p.requires_grad for p in twin.parameters())
+    net.eval()
+    recording = dggraph.record(net, X)
+    assert min(path.margin for path in recording.paths) > 1e-4
+    for executor in ("dense", "sparse"):
+        twin.executor = executor
+        with torch.inference_mode():
+            output, edges = gates_of(twin, X)
+        assert is_close(output, recording.output, 1e-4)
+        assert torch.equal(edges, torch.tensor([sum(path.weights.values(), ()) for path in recording.paths]) != 0)
+    assert torch.equal(dggraph.record(twin, X).macs, recording.macs)
+    assert torch.equal(copy.deepcopy(twin)(X), twin(X))
+    # Concat blocks are norm -> relu -> conv: only their first conv has a norm behind it.
+    assert norms_in(twin) == (3 if kind == "concat" else 0)
+
+
+def test_kernels_are_channels_last() -> None:
+    twin = dggraph.optimize_for_inference(converted("kept"))
+    kernels = [module.weight for module in twin.lowered.modules() if isinstance(module, nn.Conv2d)]
+    assert kernels and all(kernel.is_contiguous(memory_format=LAST) for kernel in kernels)
+    with torch.no_grad(), seen_by(twin, nn.Conv2d) as inputs:
+        twin(X)
+    assert all(features.is_contiguous(memory_format=LAST) for features in inputs[1:])
+
+
+class Awkward(nn.Module):
+    """A stem with a convolution read twice, a norm called twice, a norm without statistics; then blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5))
+        self.read_twice, self.twice, self.hooked = (nn.BatchNorm2d(8) for _ in range(3))
+        self.stateless = nn.BatchNorm2d(8, track_running_stats=False)
+        self.blocks = nn.Sequential(*(Kept() for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv[0](x)
+        x = self.read_twice(y) + y
+        x = self.twice(self.conv[2](self.twice(self.conv[1](x))))
+        x = self.hooked(self.conv[3](x))
+        result: Tensor = self.blocks(self.stateless(self.conv[4](x)))
+        return result
+
+
+def test_what_may_not_be_folded_stays() -> None:
+    net = randomise_routers(dggraph.convert(randomise(Awkward()), torch.rand(1, 3, 8, 8))).eval()
+    net.lowered.hooked.register_forward_hook(lambda _module, _args, output: output * 2)
+    twin = dggraph.optimize_for_inference(net)
+    assert norms_in(twin) == 4 and isinstance(twin.lowered.hooked, nn.BatchNorm2d)
+    x = torch.randn(4, 3, 8, 8)
+    output, edges = gates_of(twin, x)
+    expected, expected_edges = gates_of(net, x)
+    assert is_close(output, expected, 1e-4) and torch.equal(edges, expected_edges)
+
+
+def test_timm_norms_leave_their_activation() -> None:
+    timm = pytest.importorskip("timm")
+    net = randomise_routers(dggraph.convert(randomise(timm.create_model("regnety_002")), torch.rand(1, 3, 32, 32))).eval()
+    twin = dggraph.optimize_for_inference(net)
+    x = torch.randn(3, 3, 32, 32)
+    output, edges = gates_of(twin, x)
+    expected, expected_edges = gates_of(net, x)
+    assert norms_in(net) == 44 and norms_in(twin) == 0
+    assert is_close(output, expected, 1e-4) and torch.equal(edges, expected_edges)
+
+
+def test_it_is_neither_trained_nor_saved(tmp_path: Path) -> None:
+    twin = dggraph.optimize_for_inference(converted("kept"))
+    assert twin.eval() is twin
+    with pytest.raises(InputError, match=r"optimised for inference.*cannot be trained"):
+        twin.train()
+    with pytest.raises(InputError, match="save the one it was made from"):
+        dggraph.save(twin, tmp_path / "archive")
+    assert not (tmp_path / "archive").exists()
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_last_and_bfloat16(kind: str, router: str) -> None:
+    """Blocks see channels-last features, routers decide in float32, and the paths are those of float32."""
+    net = converted(kind, router)
+    expected, expected_edges = gates_of(net, X)
+    wide = torch.tensor([path.margin > 0.02 for path in dggraph.record(net, X).paths])
+    assert wide.any()
+    last = copy.deepcopy(net).to(memory_format=LAST)
+    for executor in ("dense", "sparse"):
+        last.executor = executor
+        for is_bfloat16 in (False, True):
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16),
+                seen_by(last, nn.Conv2d) as inputs,
+                seen_by(last, LinearRouter, outputs=True) as logits,
+            ):
+                output, edges = gates_of(last, X.to(memory_format=LAST))
+            assert all(features.is_contiguous(memory_format=LAST) for features in inputs)
+            assert logits and all(one.dtype == torch.float32 for one in logits)
+            assert output.dtype == (torch.bfloat16 if is_bfloat16 else torch.float32)
+            rows = wide if is_bfloat16 else torch.ones_like(wide)
+            assert torch.equal(edges[rows], expected_edges[rows])
+            assert is_close(output[rows], expected[rows], 0.02 if is_bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["kept", "lifted", "adapter"])
+def test_training_in_channels_last_and_bfloat16(kind: str) -> None:
+    net = converted(kind).train()
+    last = copy.deepcopy(net).to(memory_format=LAST)
+    with seen_by(last, nn.Conv2d) as inputs, torch.autocast("cpu", torch.bfloat16):
+        output = last(X.to(memory_format=LAST))
+        output.float().square().mean().backward()
+    assert all(features.is_contiguous(memory_format=LAST) for features in inputs)
+    net(X).square().mean().backward()
+    flat = [torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None and p.ndim > 1]) for one in (net, last)]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    """Chelsea the cat, a cup of coffee; (2, 3, 224, 224) as MobileNetV2 was trained."""
+    transform = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
+    images = [Image.fromarray(np.asarray(image)) for image in (skimage.data.chelsea(), skimage.data.coffee())]
+    return torch.stack([transform(image) for image in images])
+
+
+def mobilenet(checkpoint: Path, router: str) -> Any:
+    """The trained net, with two blocks closed that these photos can do without."""
+    model = torchvision.models.mobilenet_v2()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    net = dggraph.convert(model, router=router).eval()
+    for stage, block in (("features_7", "features_10"), ("features_11", "features_12")):
+        owner = net.lowered.get_submodule(f"dg_{stage}")
+        names = [node.name for node in net.graph.nodes(stage)]
+        for edge in net.graph.incoming(block):
+            decided = net.graph.edges(stage) if router == "stage" else net.graph.outgoing(edge.source)
+            decider = owner.get_submodule(f"router_{0 if router == 'stage' else names.index(edge.source)}")
+            decider.bias.data[decided.index(edge)] = -2  # 1 + tanh(-2) = 0.04, under the threshold
+    return net
+
+
+ANSWERS = ["Egyptian cat", "espresso"]
+LABELS = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+
+
+def answers(output: Tensor) -> list[str]:
+    return [LABELS[place] for place in output.argmax(1).tolist()]
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_a_trained_mobilenet_answers_in_every_form(mobilenet_checkpoint: Path, photos: Tensor, router: str) -> None:
+    net = mobilenet(mobilenet_checkpoint, router)
+    assert all(0.85 < macs / net.macs_table.static < 0.95 for macs in dggraph.record(net, photos).macs.tolist())
+    optimised = dggraph.optimize_for_inference(net)
+    last = copy.deepcopy(net).to(memory_format=LAST)
+    with torch.no_grad():
+        for one in (net, optimised, last):
+            for executor in ("dense", "sparse"):
+                one.executor = executor
+                for is_bfloat16 in (False, True):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+                        assert answers(one(photos)) == ANSWERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_a_trained_mobilenet_answers_compiled(mobilenet_checkpoint: Path, photos: Tensor, router: str) -> None:
+    torch._dynamo.reset()
+    net = mobilenet(mobilenet_checkpoint, router)
+    with torch.no_grad():
+        for one in (net, dggraph.optimize_for_inference(net)):
+            assert answers(torch.compile(one, fullgraph=True, dynamic=False)(photos)) == ANSWERS
+    torch._dynamo.reset()
