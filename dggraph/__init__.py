@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dggraph.runtime.archive import load, save
     from dggraph.runtime.calibration import calibrate
     from dggraph.runtime.conversion import convert
+    from dggraph.runtime.inference import optimize_for_inference
+    from dggraph.runtime.norms import recalibrate_norms_
     from dggraph.runtime.recording import record
     from dggraph.training import losses
     from dggraph.views.drawing import render
@@ -23,6 +25,8 @@ __all__ = [
     "convert",
     "load",
     "losses",
+    "optimize_for_inference",
+    "recalibrate_norms_",
     "record",
     "register_gate",
     "register_router",
@@ -36,6 +40,8 @@ _HOMES = {
     "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
     "losses": "dggraph.training",
+    "optimize_for_inference": "dggraph.runtime.inference",
+    "recalibrate_norms_": "dggraph.runtime.norms",
     "record": "dggraph.runtime.recording",
     "register_gate": "dggraph.ops.gating",
     "register_router": "dggraph.ops.routing",
