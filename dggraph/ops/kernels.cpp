@@ -31,6 +31,7 @@ using at::Tensor;
 using at::vec::Vectorized;
 
 constexpr int64_t CHUNK = 1 << 13;  // elements of a row that one task handles
+constexpr int64_t GROUP = 4;  // rows read side by side
 constexpr int64_t GRAIN = 1 << 15;  // elements read, below which one thread is faster than two
 
 template <typename T>
@@ -67,37 +68,49 @@ struct Source {
   Wide<T> weight;
 };
 
-// to[i] = sum over the sources of weight * row[i], left to right; each element is read once and written once.
+// to[i] = sum over the sources of weight * row[i], or what is there already plus that sum, left to right.
 template <typename T>
-void sum_chunk(T* to, const Source<T>* sources, int64_t num_sources, int64_t begin, int64_t end) {
+void sum_group(T* to, bool is_first, const Source<T>* sources, int64_t num_sources, int64_t begin, int64_t end) {
   using P = Pair<T>;
   using Vector = typename P::Vector;
+  const T* start = is_first ? sources[0].row : to;
+  const Wide<T> scale = is_first ? sources[0].weight : 1;
   int64_t i = begin;
   for (; i + 2 * P::width <= end; i += 2 * P::width) {
-    const Vector weight(sources[0].weight);
-    auto [a, b] = P::load(sources[0].row + i);
-    auto [c, d] = P::load(sources[0].row + i + P::width);
-    a = a * weight, b = b * weight, c = c * weight, d = d * weight;
-    for (int64_t s = 1; s < num_sources; ++s) {
-      const Vector factor(sources[s].weight);
+    const Vector factor(scale);
+    auto [a, b] = P::load(start + i);
+    auto [c, d] = P::load(start + i + P::width);
+    a = a * factor, b = b * factor, c = c * factor, d = d * factor;
+    for (int64_t s = is_first; s < num_sources; ++s) {
+      const Vector weight(sources[s].weight);
       const auto [e, f] = P::load(sources[s].row + i);
       const auto [g, h] = P::load(sources[s].row + i + P::width);
-      a = at::vec::fmadd(e, factor, a), b = at::vec::fmadd(f, factor, b);
-      c = at::vec::fmadd(g, factor, c), d = at::vec::fmadd(h, factor, d);
+      a = at::vec::fmadd(e, weight, a), b = at::vec::fmadd(f, weight, b);
+      c = at::vec::fmadd(g, weight, c), d = at::vec::fmadd(h, weight, d);
     }
     P::store(to + i, a, b);
     P::store(to + i + P::width, c, d);
   }
   for (; i < end; ++i) {
-    Wide<T> total = static_cast<Wide<T>>(sources[0].row[i]) * sources[0].weight;
-    for (int64_t s = 1; s < num_sources; ++s) {
+    Wide<T> total = static_cast<Wide<T>>(start[i]) * scale;
+    for (int64_t s = is_first; s < num_sources; ++s) {
       total = std::fma(static_cast<Wide<T>>(sources[s].row[i]), sources[s].weight, total);
     }
     to[i] = static_cast<T>(total);
   }
 }
 
-// to[n] = <rows[n], grad> over a chunk, non-finite elements of the rows taken as 0. Several rows at once keep more reads under way.
+// A chunk of the result stays in the cache while few sources at a time are read: more would be slower than memory. 16-bit types go through
+// their accumulators once, so as to be rounded once.
+template <typename T>
+void sum_chunk(T* to, const Source<T>* sources, int64_t num_sources, int64_t begin, int64_t end) {
+  const int64_t group = Pair<T>::is_wide ? GROUP : num_sources;
+  for (int64_t s = 0; s < num_sources; s += group) {
+    sum_group(to, s == 0, sources + s, std::min(group, num_sources - s), begin, end);
+  }
+}
+
+// to[n] = <rows[n], grad> over a chunk, non-finite elements of the rows taken as 0. Rows read side by side keep more reads under way.
 template <typename T, int N>
 void dot_chunk(double* to, const T* const* rows, const T* grad, int64_t begin, int64_t end) {
   using P = Pair<T>;
@@ -135,8 +148,8 @@ void dot_chunk(double* to, const T* const* rows, const T* grad, int64_t begin, i
 
 template <typename T>
 void dot_chunks(double* to, const T* const* rows, int64_t num_rows, const T* grad, int64_t begin, int64_t end) {
-  for (; num_rows >= 4; num_rows -= 4, rows += 4, to += 4) {
-    dot_chunk<T, 4>(to, rows, grad, begin, end);
+  for (; num_rows >= GROUP; num_rows -= GROUP, rows += GROUP, to += GROUP) {
+    dot_chunk<T, GROUP>(to, rows, grad, begin, end);
   }
   switch (num_rows) {
     case 3:
