@@ -1,6 +1,6 @@
 """Train a dynamic graph network on Fashion-MNIST in a plain loop, about four minutes on two cores, and save it.
 
-    python examples/train_fashion_mnist.py ARCHIVE [DATA]      DATA: Debian's dataset-fashion-mnist, or the four .gz files anywhere
+python examples/train_fashion_mnist.py ARCHIVE [DATA]      DATA: Debian's dataset-fashion-mnist, or the four .gz files anywhere
 """
 
 import gzip

@@ -77,8 +77,9 @@ class _Stage:
                 handles.append(block.register_forward_hook(self._grown))
             after = net.lowered.graph
             last = next(n for n in after.nodes if n.name.startswith(f"dg_{name}_input_{len(self.vertices) - 1}"))
-            reader = modules[next(iter(u for u in last.users if u.op == "call_module")).target]
-            handles.append(reader.register_forward_pre_hook(self._concat_out))
+            first, *_ = last.users
+            path = first.target if first.op == "call_module" else list(first.meta["nn_module_stack"].values())[-1][0]
+            handles.append(modules[path].register_forward_pre_hook(self._concat_out))
             return
         for index, block in enumerate(blocks, start=1):
             handles.append(block.register_forward_pre_hook(self._input_hook(index)))

@@ -389,3 +389,19 @@ def test_pickling_is_refused() -> None:
 
     with pytest.raises(LoweringError, match=r"dggraph\.save"):
         pickle.dumps(dggraph.convert(build("resnet18"), torch.rand(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "axes"),
+    [
+        ("pvt_v2_b0", [2, 2, 2, 2], [-1, -1, -1, -1]),  # blocks read a size that was computed outside of them
+        ("tiny_vit_5m_224", [2, 2, 6, 2], [1, -1, -1, -1]),  # opaque blocks, channels last
+        ("test_nfnet", [3, 2, 2], [1, 1, 1]),  # convolutions called as functions, by modules with a path
+    ],
+)
+def test_layouts_of_timm(name: str, depths: list[int], axes: list[int]) -> None:
+    net = dggraph.convert(f"timm:{name}")
+    assert [stage.depth for stage in net.report.stages] == depths
+    assert [stage.channel_axis for stage in net.graph.stages.values()] == axes
+    paths = dict(net.lowered.named_modules())
+    assert all(node.module_path in paths for stage in net.graph.stages for node in net.graph.nodes(stage) if node.kind == "block")

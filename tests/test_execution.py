@@ -47,7 +47,9 @@ def build(number: int) -> tuple[Any, Tensor, str]:
     kind = ("kept", "lifted", "concat", "adapter", "tokens")[number % 5]
     depth, dtype = choose(3, 4, 5), choose(torch.float64, torch.float32)
     model = randomise(Tokens(depth) if kind == "tokens" else Net(kind, depth), number).to(dtype).eval()
-    wiring = "complete" if kind in ("lifted", "concat", "tokens") else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
+    wiring = (
+        "complete" if kind in ("lifted", "concat", "tokens") else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
+    )
     net = dggraph.convert(
         model,
         torch.zeros(1, 3, SIDE, SIDE, dtype=dtype),
@@ -101,7 +103,14 @@ def test_executors_agree_on_random_networks() -> None:
             seen["fewest open"] += int((open_edges.sum(1) == 1).sum())
             seen["paths differ"] += int((open_edges[0] != open_edges).any())
             seen["dead node"] += any(len(path.live_nodes(net.graph)) < len(net.graph.nodes(stage)) for path in recording.paths)
-    for kind, least in {"batch 0": 60, "batch 1": 60, "all open": 60, "fewest open": 60, "paths differ": 150, "dead node": 150}.items():
+    for kind, least in {
+        "batch 0": 60,
+        "batch 1": 60,
+        "all open": 60,
+        "fewest open": 60,
+        "paths differ": 150,
+        "dead node": 150,
+    }.items():
         assert seen[kind] >= least, seen
     assert seen["near tie"] <= 20, seen
 
@@ -135,7 +144,7 @@ def test_work_is_really_skipped(router: str) -> None:
     net = dggraph.convert(randomise(Net("kept", 3)).eval(), torch.zeros(1, 3, SIDE, SIDE), router=router)
     (stage,) = net.graph.stages
     places = {(e.source, e.target): i for i, e in enumerate(net.graph.edges(stage))}
-    v0, v1, v2, v3, out = (node.name for node in net.graph.nodes(stage))
+    v0, v1, v2, v3, _ = (node.name for node in net.graph.nodes(stage))
     weights = static_weights(net.graph)[stage].repeat(3, 1)
     weights[0, places[v0, v1]], weights[0, places[v0, v2]] = 0, 0.9
     weights[1, places[v1, v2]], weights[1, places[v0, v3]] = 0, 0.8

@@ -28,5 +28,10 @@ def test_the_table_counts_what_its_rows_say() -> None:
     good = {"name": "a", "covered": 0.8, "auto": True, "keep": True, "lift": 1e-7, "depths": [2], "blocks": [1], "edges": 3}
     good |= {"residuals": ["keep"], "opens": "1/1", "static": ["fc: x"], "reference": 1e-6}
     text = sweep.table([good, good | {"name": "b", "covered": 0.3}, {"name": "c", "error": "TraceError: no | way"}], "timm")
-    assert "2 of 3 converted, 2 equal to the bit" in text and "2 count as converted" in text and "1 of these have at least half" in text and "stages 0.550" in text
+    assert (
+        "2 of 3 converted, 2 equal to the bit" in text
+        and "2 count as converted" in text
+        and "1 of these have at least half" in text
+        and "stages 0.550" in text
+    )
     assert "no / way" in text and "fc: x" in text

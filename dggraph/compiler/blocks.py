@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from dggraph.compiler.regions import Call, Flow, Region, signature
+from dggraph.compiler.regions import Call, Flow, Region, module_path, signature
 
 HOMOGENEOUS_SHARE = 0.6
 
@@ -47,7 +47,7 @@ def conv_units(flow: Flow) -> list[Region]:
         members = [fx_node]
         while len(readers := flow.readers(members[-1])) == 1 and flow.is_glue(readers[0], weighted=True):
             members.append(readers[0])
-        unit = flow.region(members, str(fx_node.target), nn.Conv2d)
+        unit = flow.region(members, module_path(fx_node), nn.Conv2d)
         if unit is not None:
             units.append(unit)
     return units

@@ -11,12 +11,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx, nn
+from torch import nn
 
 from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
 from dggraph.compiler.profiling import Profile
-from dggraph.compiler.regions import Call, Flow, Region, module_calls
+from dggraph.compiler.regions import Call, Flow, Region, module_calls, module_path
 from dggraph.compiler.residuals import identity_adds
 from dggraph.compiler.tracing import Trace
 from dggraph.errors import DiscoveryError
@@ -257,7 +257,7 @@ def _channel_axis(flow: Flow, block: Region) -> int:
     """1 for NCHW, -1 for NHWC and tokens: what the first module that knows its number of channels says.
 
     Modules that read the block's input come first, then (where that input goes into plain functions, as in Swin V2's attention)
-    any that read a tensor of its shape.
+    those that read a tensor of its shape, then any whose norm or bias is as long as one axis alone (TinyViT's blocks are opaque).
     """
     shape = flow.shape(flow.by_name[block.input])
     if len(shape) != 3:
@@ -270,9 +270,11 @@ def _channel_axis(flow: Flow, block: Region) -> int:
             return -1
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
             return 1
-        sizes = {tuple(parameter.shape) for parameter in module.parameters() if parameter.ndim == 1}
-        if shape[0] != shape[-1] and sizes in ({(shape[0],)}, {(shape[-1],)}):
-            return 1 if sizes == {(shape[0],)} else -1
+    for call in (*alike, *calls):
+        for module in flow.module.get_submodule(str(call.target)).modules():
+            sizes = {parameter.shape[0] for parameter in module.parameters(recurse=False) if parameter.ndim == 1}
+            if shape[0] != shape[-1] and sizes in ({shape[0]}, {shape[-1]}):
+                return 1 if sizes == {shape[0]} else -1
     return 1
 
 
@@ -306,11 +308,7 @@ def _static(
         if fx_node.name in lonely:
             place, reason = lonely[fx_node.name], "the only block at its shape"
         else:
-            place = calls[free[0]].path if free else _last_path(fx_node)
+            place = calls[free[0]].path if free else module_path(fx_node)
             reason = "not named in `stages`" if blocks is None else "part of no repeated block with one input and one output"
         macs[place, reason] = macs.get((place, reason), 0) + count
     return tuple((path, count, reason) for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1]))
-
-
-def _last_path(fx_node: fx.Node) -> str:
-    return str(fx_node.target) if fx_node.op == "call_module" else fx_node.name

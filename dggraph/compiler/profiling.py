@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )  # private, torch 2.10 to 2.15; the public way needs torch.export
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.errors import InputError
@@ -29,6 +30,8 @@ class Profile:
     """Per fx node that returns a tensor: its shape, with the batch axis."""
     macs: dict[str, int]
     """Per fx node: multiply-accumulates of one instance."""
+    bundles: frozenset[str]
+    """Fx nodes that return tensors in a tuple, list or mapping."""
 
 
 def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profile:
@@ -56,7 +59,7 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     profiler = _Profiler(module, graph)
     with torch.no_grad(), _counted_attention(), profiler.counter:
         profiler.run(batch)
-    return Profile(profiler.shapes, profiler.macs)
+    return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles))
 
 
 @contextmanager
@@ -92,12 +95,15 @@ class _Profiler(fx.Interpreter):
         self.counter = FlopCounterMode(display=False)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.macs: dict[str, int] = {}
+        self.bundles: set[str] = set()
         self._flops = 0
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n.name] = tuple(result.shape)
+        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self.bundles.add(n.name)
         flops = self.counter.get_total_flops()
         self.macs[n.name] = (flops - self._flops) // (2 * TRACED_BATCH)
         self._flops = flops

@@ -51,25 +51,23 @@ class Flow:
         for fx_node in trace.graph.nodes:
             if fx_node.op == "placeholder" or (fx_node.op != "output" and tainted.intersection(fx_node.all_input_nodes)):
                 shape = profile.shapes.get(fx_node.name)
-                if shape is not None or fx_node.target == "chunk" or self._makes_tensors(fx_node):
+                if shape is not None or fx_node.name in profile.bundles:
                     tainted.add(fx_node)
                 if shape is not None and len(shape) >= 1:
                     self.activations.add(fx_node)
 
-    def _makes_tensors(self, fx_node: fx.Node) -> bool:
-        """True for a call that returns a tuple of tensors, seen by a tensor taken out of it."""
-        return any(user.name in self.profile.shapes for user in fx_node.users)
-
     def inputs(self, fx_node: fx.Node) -> list[fx.Node]:
-        """Activations that `fx_node` reads; tuples of tensors are looked through."""
+        """Activations that `fx_node` reads; tuples of tensors are looked through, sizes do not count."""
         found: list[fx.Node] = []
         for source in fx_node.all_input_nodes:
-            found += [source] if source in self.activations or source.name in self.profile.shapes else self.inputs(source)
+            found += self.inputs(source) if source.name in self.profile.bundles else [source]
         return [source for source in found if source in self.activations]
 
     def readers(self, fx_node: fx.Node) -> list[fx.Node]:
         """Activations (and the output) that are computed from `fx_node` directly; sizes read from it do not count."""
-        return [user for user in fx_node.users if user.op == "output" or user in self.activations or self._makes_tensors(user)]
+        return [
+            user for user in fx_node.users if user.op == "output" or user in self.activations or user.name in self.profile.bundles
+        ]
 
     def shape(self, fx_node: fx.Node) -> tuple[int, ...]:
         """Shape of one instance."""
@@ -167,6 +165,14 @@ def module_calls(fx_nodes: Collection[fx.Node]) -> dict[str, Call]:
             facts.setdefault(key, (stack[key][0], keys[:depth]))
     calls = [Call(key, facts[key][0], len(facts[key][1]), facts[key][1], tuple(found)) for key, found in members.items()]
     return {call.key: call for call in sorted(calls, key=lambda call: call.depth)}
+
+
+def module_path(fx_node: fx.Node) -> str:
+    """Path of the module that `fx_node` calls, or in whose forward it stands; its own name outside of all modules."""
+    if fx_node.op == "call_module":
+        return str(fx_node.target)
+    stack = list((fx_node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack and stack[-1][0] else fx_node.name
 
 
 def signature(module: nn.Module) -> Any:

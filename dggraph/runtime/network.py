@@ -171,7 +171,9 @@ class DynamicNetwork(nn.Module):
             dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
             if x.dtype == dtype:
                 raise
-            raise InputError(f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype}).") from error
+            raise InputError(
+                f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype})."
+            ) from error
         if not return_gates:
             return output
         thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}

@@ -64,7 +64,9 @@ def compare(baseline: Callable[[], object], contestants: Mapping[str, Callable[[
     return [_timing(name, seconds[name], seconds["baseline"]) for name in names]
 
 
-def time_inference(net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15) -> tuple[float, list[Timing]]:
+def time_inference(
+    net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15
+) -> tuple[float, list[Timing]]:
     """Time every executor on random paths that keep about `kept` of the MACs, against the static backbone.
 
     Args:
