@@ -132,9 +132,25 @@ def test_sums_equal_the_loop_and_plain_torch(
     expected = loop(features, places, weights)
     scale = loop([feature.abs() for feature in features], places, np.abs(weights)).clamp(min=1e-3)
     assert ((found.double() - expected).abs() <= TOLERANCE[dtype] * scale).all()
-    in_torch = plain(monkeypatch, lambda: rows.sum_rows(sources, places, weights, may_alias=False))
-    assert found.stride() == in_torch.stride()
-    assert ((found.double() - in_torch.double()).abs() <= 4 * TOLERANCE[dtype] * scale).all()
+    for large_row in (1, 1 << 30):  # both ways to do it in torch
+        monkeypatch.setattr(rows, "LARGE_ROW", large_row)
+        in_torch = plain(monkeypatch, lambda: rows.sum_rows(sources, places, weights, may_alias=False))
+        assert found.dtype == in_torch.dtype and found.stride() == in_torch.stride()
+        assert ((found.double() - in_torch.double()).abs() <= 4 * TOLERANCE[dtype] * scale).all()
+
+
+@pytest.mark.parametrize("places", [None, "identity"])
+@pytest.mark.parametrize("block", [1, 7, 14, 1000])
+def test_blocks_of_rows_in_plain_torch(monkeypatch: pytest.MonkeyPatch, places: str | None, block: int) -> None:
+    """All edges open, all rows in place: exact for small integers, whatever the block."""
+    monkeypatch.setattr(rows, "LARGE_ROW", 1)
+    monkeypatch.setattr(rows, "BLOCK", block)
+    monkeypatch.setattr(rows, "_sum_each_row", None)
+    features = [torch.randint(-9, 9, (5, 7)).float() for _ in range(3)]
+    weights = np.arange(1.0, 16.0).reshape(5, 3)
+    where = None if places is None else np.stack([np.arange(5)] * 3, axis=1)
+    found = plain(monkeypatch, lambda: rows.sum_rows(features, where, weights, may_alias=False))
+    assert torch.equal(found.double(), loop(features, where, weights))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
