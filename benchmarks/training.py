@@ -19,6 +19,7 @@ from memory import peak_bytes
 from torch import nn
 
 import dggraph
+from dggraph.ops import kernels
 from dggraph.runtime.backbones import SmallResNet
 from dggraph.runtime.network import pinned_gates
 from dggraph.runtime.timing import compare
@@ -65,7 +66,7 @@ def measure(name: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
         models[f"dggraph {router}"] = net
     if name.startswith("resnet50") and not is_compiled:
         models["timm seresnet50"] = timm.create_model("seresnet50").train()
-    row: dict[str, Any] = {"case": name, "compiled": is_compiled}
+    row: dict[str, Any] = {"case": name, "compiled": is_compiled, "kernels": kernels.load()}
     if not is_compiled:
         base = peak_bytes(step(static, x))
         row["peak memory"] = {label: peak_bytes(step(model, x)) / base for label, model in models.items()}

@@ -1,6 +1,7 @@
 """Executors: dense = sparse = one instance at a time, skipped work is really not done, and bad gates are named."""
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -37,26 +38,23 @@ class Tokens(nn.Module):
         return self.head(self.body(self.stem(x).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
 
 
-def build(number: int) -> tuple[Any, Tensor, str]:
-    """A random network with random routers, and a batch for it; the kinds take turns, everything else is seeded by `number`."""
-    generator = torch.Generator().manual_seed(number)
-
-    def choose(*options: Any) -> Any:
-        return options[int(torch.randint(len(options), (), generator=generator))]
-
+@cache
+def converted(number: int) -> tuple[Any, str]:
+    """A random network; the kinds take turns, everything else is seeded by `number`."""
+    choose = chooser(number)
     kind = ("kept", "lifted", "concat", "adapter", "tokens")[number % 5]
     depth, dtype = choose(3, 4, 5), choose(torch.float64, torch.float32)
     model = randomise(Tokens(depth) if kind == "tokens" else Net(kind, depth), number).to(dtype).eval()
     wiring = (
         "complete" if kind in ("lifted", "concat", "tokens") else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
     )
-    net = dggraph.convert(
-        model,
-        torch.zeros(1, 3, SIDE, SIDE, dtype=dtype),
-        wiring=wiring,
-        router=choose("node", "stage"),
-        allow_static=True,
-    )
+    example = torch.zeros(1, 3, SIDE, SIDE, dtype=dtype)
+    return dggraph.convert(model, example, wiring=wiring, router=choose("node", "stage"), allow_static=True), kind
+
+
+def build(number: int) -> tuple[Any, Tensor, str]:
+    """One of the random networks with random routers of its own, and a batch for it."""
+    (net, kind), choose = converted(number // 4), chooser(number)
     randomise_routers(net, number)
     bias = choose(0.0, 0.0, 0.0, -0.7, 1.0, -50.0, 50.0)
     with torch.no_grad():
@@ -64,8 +62,15 @@ def build(number: int) -> tuple[Any, Tensor, str]:
             for name, parameter in net.lowered.get_submodule(f"dg_{stage}").named_parameters():
                 if name.endswith("bias"):
                     parameter.add_(bias)
-    x = torch.randn(choose(4, 4, 4, 1, 0), 3, SIDE, SIDE, dtype=dtype, generator=generator)
+    dtype = net.lowered.stem.weight.dtype
+    x = torch.randn(choose(4, 4, 4, 1, 0), 3, SIDE, SIDE, dtype=dtype, generator=torch.Generator().manual_seed(number))
     return net, x, f"{kind}, bias {bias:g}, batch {len(x)}"
+
+
+def chooser(number: int) -> Any:
+    """A function that picks one of its arguments, seeded."""
+    generator = torch.Generator().manual_seed(number)
+    return lambda *options: options[int(torch.randint(len(options), (), generator=generator))]
 
 
 def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
