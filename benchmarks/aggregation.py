@@ -96,9 +96,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    print(
-        f"{torch.get_num_threads()} threads, {'C++ kernels' if kernels.load() else 'plain torch'}, copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s"
-    )
+    how = "C++ kernels" if kernels.load() else "plain torch"
+    print(f"{torch.get_num_threads()} threads, {how}, copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s")
     for number in (4, 16):
         forward(number, arguments.rounds)
     for number in (4, 8, 16):

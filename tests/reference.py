@@ -163,6 +163,8 @@ class _Stage:
         return hook
 
     def _out_hook(self, _module, _args, output):
+        if isinstance(output, tuple):  # MViT's blocks hand on their grid size too
+            return (self._out_hook(_module, _args, output[0]), *output[1:])
         if not self.lifted:
             self._add_value(output)
         return self._sum(len(self.vertices) - 1, output)
