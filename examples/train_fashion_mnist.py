@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import dggraph
 from dggraph.runtime.preprocessing import Preprocess
 
-EPOCHS, BATCH, KEPT = 3, 128, 0.75
+EPOCHS, BATCH, KEPT = 3, 128, 0.7
 LABELS = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -30,16 +30,20 @@ def main(archive: str, folder: str = "/usr/share/datasets/fashion-mnist") -> Non
     torch.manual_seed(0)
     train_x, train_y = read(Path(folder), "train")
     test_x, test_y = read(Path(folder), "t10k")
-    net = dggraph.convert("dggraph:resnet20_8", train_x[:1], router="stage", threshold=0).train()
+    net = dggraph.convert("dggraph:resnet20_8", train_x[:1], router="node", threshold=0).train()
     steps = EPOCHS * (len(train_x) // BATCH)
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.3, total_steps=steps)
+    parts: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for name, parameter in net.lowered.named_parameters():
+        parts[name.startswith("dg_")].append(parameter)  # routers get no weight decay and a rate of their own
+    groups = [{"params": parts[False], "weight_decay": 5e-4}, {"params": parts[True], "weight_decay": 0.0}]
+    optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=[0.3, 0.1], total_steps=steps)
     for step in range(steps):
         net.set_threshold(min(0.5, step / steps))  # annealed in over the first half
         chosen = torch.randint(len(train_x), (BATCH,))
         images = train_x[chosen] if step % 2 else train_x[chosen].flip(3)
         logits, gates = net(images, return_gates=True)
-        loss = F.cross_entropy(logits, train_y[chosen]) + 2.0 * dggraph.losses.budget(gates, KEPT)
+        loss = F.cross_entropy(logits, train_y[chosen]) + 10 * dggraph.losses.budget(gates, KEPT)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -47,9 +51,8 @@ def main(archive: str, folder: str = "/usr/share/datasets/fashion-mnist") -> Non
         if step % 100 == 0:
             print(f"step {step} of {steps}: loss {loss:.3f}, kept {dggraph.losses.kept(gates).mean():.3f}", flush=True)
     recording = dggraph.record(net, test_x, batch_size=500)
-    accuracy = (recording.output.argmax(1) == test_y).float().mean()
+    accuracy, kept = (recording.output.argmax(1) == test_y).float().mean(), recording.macs.double().mean() / net.report.total_macs
     paths = {tuple(weight != 0 for stage in path.weights.values() for weight in stage) for path in recording.paths}
-    kept = recording.macs.double().mean() / net.report.total_macs
     print(f"test accuracy {accuracy:.4f}, MACs kept {kept:.3f}, {len(paths)} distinct paths")
     preprocess = Preprocess(input_size=(3, 28, 28), mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=1.0)
     dggraph.save(net, archive, preprocess=preprocess, labels=LABELS)
