@@ -11,6 +11,7 @@ from dggraph.ops.aggregation import adapt, aggregate, concatenate
 from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
 from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
 from dggraph.ops.routing import LinearRouter, find_router
+from dggraph.ops.weighted_sum import weighted_sum
 
 HALF = torch.tensor(0.5)
 
@@ -169,3 +170,10 @@ def test_settle_equals_the_steps_one_by_one() -> None:
     assert settled[1].tolist() == pytest.approx([0.6, 0, 0, 0.6, 0, 0])
     assert live_vertices(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 1, 0, 1]]
     assert leads_to_out(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_sums_of_weight_one_are_the_backbone_s_own_adds(dtype: torch.dtype) -> None:
+    """Rounded after each term, to the bit, with kernels and without: a lifted stage must equal its chain of residual adds."""
+    a, b, c = (torch.randn(2, 1 << 15).to(dtype) for _ in range(3))
+    assert torch.equal(weighted_sum([a, b, c], torch.ones(2, 3)), a + b + c)

@@ -48,10 +48,11 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
     if may_alias and len(opened) == 1 and _is_whole(like, columns[first]) and bool((weights_RE[:, first] == 1).all()):
         return like
     sources = [feature for _, feature in opened]
-    if kernels.is_usable(sources):
+    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    # 16-bit sums are rounded term by term, as the backbone's own adds are; the kernels would round once.
+    if dtype.itemsize >= 4 and kernels.is_usable(sources):
         edges = [edge for edge, _ in opened]
         return kernels.sum_rows(sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges])
-    dtype = reduce(torch.promote_types, (source.dtype for source in sources))
     total = empty_rows(len(weights_RE), like, dtype)
     if like.device.type == "cpu" and like[:1].numel() >= LARGE_ROW:
         is_dense = is_open_RE.all() and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
