@@ -28,21 +28,17 @@ def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main(archive: str, folder: str = "/usr/share/datasets/fashion-mnist") -> None:
     torch.manual_seed(0)
-    train_x, train_y = read(Path(folder), "train")
-    test_x, test_y = read(Path(folder), "t10k")
+    (train_x, train_y), (test_x, test_y) = read(Path(folder), "train"), read(Path(folder), "t10k")
     net = dggraph.convert("dggraph:resnet20_8", train_x[:1], router="node", threshold=0).train()
     steps = EPOCHS * (len(train_x) // BATCH)
-    parts: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for name, parameter in net.lowered.named_parameters():
-        parts[name.startswith("dg_")].append(parameter)  # routers get no weight decay and a rate of their own
-    groups = [{"params": parts[False], "weight_decay": 5e-4}, {"params": parts[True], "weight_decay": 0.0}]
+    named = list(net.lowered.named_parameters())  # routers (dg_*) get no weight decay and a rate of their own
+    groups = [{"params": [p for n, p in named if n.startswith("dg_") == (not decay)], "weight_decay": decay} for decay in (5e-4, 0)]
     optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=[0.3, 0.1], total_steps=steps)
     for step in range(steps):
         net.set_threshold(min(0.5, step / steps))  # annealed in over the first half
         chosen = torch.randint(len(train_x), (BATCH,))
-        images = train_x[chosen] if step % 2 else train_x[chosen].flip(3)
-        logits, gates = net(images, return_gates=True)
+        logits, gates = net(train_x[chosen] if step % 2 else train_x[chosen].flip(3), return_gates=True)
         loss = F.cross_entropy(logits, train_y[chosen]) + 10 * dggraph.losses.budget(gates, KEPT)
         optimiser.zero_grad()
         loss.backward()
