@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import DggraphError, InputError, LoweringError
-from dggraph.ops.routing import find_router
-from dggraph.runtime.network import DynamicNetwork, Gates, pinned_gates, static_weights
+from dggraph.runtime.network import DynamicNetwork, Gates, decided_edges, pinned_gates, static_weights
 from dggraph.runtime.outputs import tensors_in
 
 CHECK_BATCH = 3
@@ -132,14 +131,12 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> list
 @contextmanager
 def _watched(net: DynamicNetwork) -> Iterator[None]:
     """Within this context routers and gates must give one number for each edge that they decide."""
-    is_stage_wide = find_router(net.recipe.router)[0] == "stage"
     handles = []
     for stage in net.graph.stages:
-        owner, edges = net.lowered.get_submodule(f"dg_{stage}"), net.graph.edges(stage)
-        for index, node in enumerate(net.graph.nodes(stage)[: 1 if is_stage_wide else -1]):
-            wanted = sum(is_stage_wide or edge.source == node.name for edge in edges)
+        owner = net.lowered.get_submodule(f"dg_{stage}")
+        for index, places in decided_edges(net, stage).items():
             for kind, name in (("router", net.recipe.router), ("gate", net.recipe.gate)):
-                watch = partial(_check_width, label=f"the {kind} {name!r}", stage=stage, wanted=wanted)
+                watch = partial(_check_width, label=f"the {kind} {name!r}", stage=stage, wanted=len(places))
                 handles.append(owner.get_submodule(f"{kind}_{index}").register_forward_hook(watch))
     try:
         yield

@@ -194,6 +194,15 @@ def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
     return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)]) for stage in graph.stages}
 
 
+def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
+    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that it decides."""
+    edges = net.graph.edges(stage)
+    if find_router(net.recipe.router)[0] == "stage":
+        return {0: list(range(len(edges)))}
+    nodes = net.graph.nodes(stage)[:-1]
+    return {index: [place for place, edge in enumerate(edges) if edge.source == node.name] for index, node in enumerate(nodes)}
+
+
 @contextmanager
 def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say.
@@ -202,13 +211,8 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     """
     handles = []
     for stage, pinned in weights.items():
-        edges = net.graph.edges(stage)
         owner = net.lowered.get_submodule(f"dg_{stage}")
-        is_stage_wide = not hasattr(owner, "gate_1")
-        for index, node in enumerate(net.graph.nodes(stage)[:-1]):
-            if is_stage_wide and index > 0:
-                break
-            places = [i for i, edge in enumerate(edges) if is_stage_wide or edge.source == node.name]
+        for index, places in decided_edges(net, stage).items():
 
             def hook(_module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]) -> Tensor:
                 return values.to(row_BE).expand_as(row_BE)
