@@ -34,12 +34,12 @@ def main(archive: str, folder: str = "/usr/share/datasets/fashion-mnist") -> Non
     named = list(net.lowered.named_parameters())  # routers (dg_*) get no weight decay and a rate of their own
     groups = [{"params": [p for n, p in named if n.startswith("dg_") == (not decay)], "weight_decay": decay} for decay in (5e-4, 0)]
     optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=[0.3, 0.1], total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=[0.3, 0.05], total_steps=steps)
     for step in range(steps):
         net.set_threshold(min(0.5, step / steps))  # annealed in over the first half
         chosen = torch.randint(len(train_x), (BATCH,))
         logits, gates = net(train_x[chosen] if step % 2 else train_x[chosen].flip(3), return_gates=True)
-        loss = F.cross_entropy(logits, train_y[chosen]) + 10 * dggraph.losses.budget(gates, KEPT)
+        loss = F.cross_entropy(logits, train_y[chosen]) + dggraph.losses.budget(gates, KEPT)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

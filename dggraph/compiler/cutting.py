@@ -6,12 +6,12 @@ twice. Steps stand in an order in which every value is there before it is read.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
 from dggraph.compiler.lowering import LoweredModule, stage_layout
-from dggraph.compiler.planning import BlockPlan, StagePlan
+from dggraph.compiler.planning import BlockPlan, ReadKind, StagePlan
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.liveness import Layout
@@ -37,7 +37,17 @@ class StageProgram:
     channel_axis: int
     num_channels: tuple[int, ...]
     """Per vertex: channels of what is aggregated into it; 0 for v0."""
-    blocks: tuple[Piece, ...]
+    blocks: tuple["BlockProgram", ...]
+
+
+class BlockProgram(NamedTuple):
+    """One block of a stage."""
+
+    piece: Piece
+    """Takes the block's input, then what it reads from outside."""
+    writes_input: bool
+    reads: tuple[tuple[str, ReadKind], ...]
+    """What it reads from outside, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +134,10 @@ def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: Stag
     )
 
 
-def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> Piece:
-    return piece([by_name[name] for name in block.fx_nodes], (block.output,), first=[by_name[block.input]])
+def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> BlockProgram:
+    alone = piece([by_name[name] for name in block.fx_nodes], (block.output,), first=[by_name[block.input]])
+    kinds = {read.fx_node: read.kind for read in block.reads}
+    return BlockProgram(alone, block.writes_input, tuple((name, kinds[name]) for name in alone.inputs[1:]))
 
 
 def _reads(stage: StagePlan, by_name: dict[str, fx.Node]) -> set[str]:

@@ -178,6 +178,7 @@ class _StageWriter:
         self.by_name |= {weights.name: weights, raw.name: raw}
         return StagePlan(
             name=self.name,
+            scope=self.deciders.scope,
             entry=self.values[0].name,
             output=new_output.name,
             weights=weights.name,

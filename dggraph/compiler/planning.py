@@ -42,6 +42,8 @@ class StagePlan:
     """One stage as it stands in the lowered graph."""
 
     name: str
+    scope: str
+    """`node` or `stage`: where its routers stand."""
     entry: str
     output: str
     weights: str

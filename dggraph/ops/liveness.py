@@ -1,5 +1,7 @@
 """Which edges are open and which nodes an instance reaches: the one place that decides, for every executor, the meter and the budget.
 
+Everything here takes torch tensors, or numpy arrays where the host decides about a few instances: there one small op costs a tenth.
+
 Shape suffixes: B instances, E edges (of one vertex, or of a stage), V vertices. A weight of exactly 0 means an inactive edge, everywhere
 after `open_edges`: thresholds are never negative, so an active weight is never 0.
 
@@ -8,11 +10,17 @@ after `open_edges`: thresholds are never negative, so an active weight is never 
 3. One pass in vertex order suffices. `settle` makes it for a whole stage, the steps alone serve routers that decide node by node.
 """
 
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
 class Layout(NamedTuple):
@@ -30,36 +38,39 @@ class Layout(NamedTuple):
 
     def incoming(self, vertex: int) -> slice:
         """Where the edges into `vertex` stand: they are neighbours in the edge order."""
-        return slice(self.targets.index(vertex), len(self.targets) - self.targets[::-1].index(vertex))
+        start = self.targets.index(vertex)
+        return slice(start, start + self.targets.count(vertex))
+
+    def outgoing(self) -> list[list[int]]:
+        """Per vertex, where the edges that leave it stand."""
+        places: list[list[int]] = [[] for _ in range(self.num_vertices)]
+        for edge, source in enumerate(self.sources):
+            places[source].append(edge)
+        return places
 
 
-def settle(raw_BE: Tensor, layout: Layout, threshold: Tensor, training: bool) -> Tensor:
+def settle(raw_BE: Array, layout: Layout, threshold: Array, training: bool) -> Array:
     """The weights that apply, from those the gates gave.
 
     Args:
         raw_BE: bounded weights of all edges of a stage.
         layout: the stage's edges.
         threshold: 0-d, not negative.
-        training: straight-through gradients.
+        training: straight-through gradients; tensors only.
 
     Returns:
         (B, E), 0 where an edge is inactive.
     """
-    live: list[Tensor | None] = [None]
-    parts: list[Tensor] = []
-    for vertex in range(1, layout.num_vertices):
-        place = layout.incoming(vertex)
-        before = [live[source] for source in layout.sources[place]]
-        weights = open_edges(raw_BE[:, place], before, threshold, training)
-        if vertex == layout.num_vertices - 1:
-            weights = open_output(weights, raw_BE[:, place], before, training)
-        else:
-            live.append(is_live(weights))
-        parts.append(weights)
-    return torch.cat(parts, dim=1)
+    live_BV = live_vertices(~(raw_BE <= threshold), layout)
+    weights_BE = _drop(raw_BE, live_BV[:, list(layout.sources)], threshold, training)
+    last = layout.incoming(layout.num_vertices - 1)
+    before = [live_BV[:, source] for source in layout.sources[last]]
+    output_BE = open_output(weights_BE[:, last], raw_BE[:, last], before, training)
+    settled_BE: Array = _library(raw_BE).concatenate([weights_BE[:, : last.start], output_BE], 1)
+    return settled_BE
 
 
-def open_edges(raw_BE: Tensor, live: Sequence[Tensor | None], threshold: Tensor, training: bool) -> Tensor:
+def open_edges(raw_BE: Array, live: Sequence[Array | None], threshold: Array, training: bool) -> Array:
     """Drop edges at or below the threshold and edges whose source is dead for the instance.
 
     Args:
@@ -71,19 +82,13 @@ def open_edges(raw_BE: Tensor, live: Sequence[Tensor | None], threshold: Tensor,
     Returns:
         (B, E), 0 where an edge is inactive.
     """
-    active_BE = ~(raw_BE <= threshold)
-    if any(one is not None for one in live):
-        source_live_BE = torch.stack([torch.ones_like(active_BE[:, 0]) if one is None else one for one in live], dim=1)
-        active_BE = active_BE & source_live_BE
-    else:
-        source_live_BE = None
-    weights_BE = torch.where(active_BE, raw_BE, 0.0)
-    if not training:
-        return weights_BE
-    return _straight_through(weights_BE, raw_BE if source_live_BE is None else torch.where(source_live_BE, raw_BE, 0.0))
+    if all(one is None for one in live):
+        return _drop(raw_BE, None, threshold, training)
+    always = _library(raw_BE).ones_like(raw_BE[:, 0] == 0)
+    return _drop(raw_BE, _stack([always if one is None else one for one in live]), threshold, training)
 
 
-def open_output(weights_BE: Tensor, raw_BE: Tensor, live: Sequence[Tensor | None], training: bool) -> Tensor:
+def open_output(weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], training: bool) -> Array:
     """Where nothing reaches `out`, open the live edge of largest weight (ties: the later node), at weight 1.
 
     Where a wiring gives no live node an edge to `out` at all, nothing opens and the stage's output is zeros; the complete wiring, and
@@ -98,59 +103,115 @@ def open_output(weights_BE: Tensor, raw_BE: Tensor, live: Sequence[Tensor | None
     Returns:
         (B, E) with at least one active edge for every instance that has a live source.
     """
-    is_cut_B = ~(weights_BE != 0).any(dim=1)
-    dead_BE = torch.stack([torch.zeros_like(is_cut_B) if one is None else ~one for one in live], dim=1)
-    reachable_BE = raw_BE.masked_fill(dead_BE, -torch.inf)
-    later_first_B = reachable_BE.flip(1).argmax(dim=1)
-    places_E = torch.arange(raw_BE.shape[1] - 1, -1, -1, device=raw_BE.device)
-    opens_BE = (places_E == later_first_B[:, None]) & is_cut_B[:, None] & ~dead_BE
-    opened_BE = torch.where(opens_BE, 1.0, weights_BE)
+    library = _library(raw_BE)
+    is_cut_B = ~is_live(weights_BE)
+    if library is np and not is_cut_B.any():
+        return weights_BE
+    dead_BE = _stack([library.zeros_like(is_cut_B) if one is None else ~one for one in live])
+    reachable_BE = library.where(dead_BE, -np.inf, raw_BE)
+    last_best_B = raw_BE.shape[1] - 1 - library.flip(reachable_BE, (1,)).argmax(1)
+    places_BE = library.ones_like(dead_BE).cumsum(1) - 1
+    opens_BE = (places_BE == last_best_B[:, None]) & is_cut_B[:, None] & ~dead_BE
+    opened_BE: Array = library.where(opens_BE, 1.0, weights_BE)
     if not training:
         return opened_BE
-    return _straight_through(opened_BE, torch.where(opens_BE, raw_BE, weights_BE))
+    by_rule_BE: Array = library.where(opens_BE, raw_BE, weights_BE)
+    return _straight_through(opened_BE, by_rule_BE)
 
 
-def is_live(weights_BE: Tensor) -> Tensor:
+def is_live(weights_BE: Array) -> Array:
     """(B,) bool: an active edge leads into the node. `open_edges` closed those of dead sources, so one pass suffices."""
-    return (weights_BE.detach() != 0).any(dim=1)
+    live_B: Array = (weights_BE != 0).any(1)
+    return live_B
 
 
-def live_vertices(open_BE: Tensor, layout: Layout) -> Tensor:
-    """(B, V): which vertices each instance reaches from v0.
+def live_vertices(open_BE: Array, layout: Layout) -> Array:
+    """(B, V): which vertices each instance reaches from v0; `out` is always live.
 
     Args:
-        open_BE: bool or 0 / 1, which edges are open; or probabilities, taken as independent, and then so is the result.
+        open_BE: bool, which edges are open; or, as a tensor, probabilities, taken as independent, and then so is the result.
     """
-    open_BE = open_BE.to(torch.promote_types(open_BE.dtype, torch.float32))
-    live = [torch.ones_like(open_BE[:, 0])]
-    for vertex in range(1, layout.num_vertices):
+    opened, always = _pack(open_BE), _always(open_BE)
+    live: list[Column] = [always]
+    for vertex in range(1, layout.num_vertices - 1):
         place = layout.incoming(vertex)
-        sources_BE = torch.stack([live[source] for source in layout.sources[place]], dim=1)
-        live.append(1 - (1 - open_BE[:, place] * sources_BE).prod(dim=1))
-    live[-1] = torch.ones_like(live[-1])
-    return torch.stack(live, dim=1)
+        live.append(_any_with(opened, place, [live[source] for source in layout.sources[place]]))
+    return _unpack([*live, always], open_BE)
 
 
-def leads_to_out(open_BE: Tensor, layout: Layout) -> Tensor:
+def leads_to_out(open_BE: Array, layout: Layout) -> Array:
     """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live nodes that do are computed.
 
     Args:
         open_BE: as for `live_vertices`.
     """
-    open_BE = open_BE.to(torch.promote_types(open_BE.dtype, torch.float32))
-    leads: dict[int, Tensor] = {layout.num_vertices - 1: torch.ones_like(open_BE[:, 0])}
+    opened, outgoing = _pack(open_BE), layout.outgoing()
+    leads = {layout.num_vertices - 1: _always(open_BE)}
     for vertex in range(layout.num_vertices - 2, -1, -1):
-        onward = [
-            1 - open_BE[:, edge] * leads[target]
-            for edge, (source, target) in enumerate(zip(layout.sources, layout.targets, strict=True))
-            if source == vertex
-        ]
-        leads[vertex] = 1 - torch.stack(onward).prod(dim=0)
-    return torch.stack([leads[vertex] for vertex in range(layout.num_vertices)], dim=1)
+        edges = outgoing[vertex]
+        leads[vertex] = _any_with(opened, edges, [leads[layout.targets[edge]] for edge in edges])
+    return _unpack([leads[vertex] for vertex in range(layout.num_vertices)], open_BE)
 
 
-def _straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:
-    """`value` forward, to the bit; the gradient of `gradient_of` backward."""
+def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, training: bool) -> Array:
+    library, active_BE = _library(raw_BE), ~(raw_BE <= threshold)
+    if source_live_BE is not None:
+        active_BE = active_BE & source_live_BE
+    weights_BE: Array = library.where(active_BE, raw_BE, 0.0)
+    if not training:
+        return weights_BE
+    reachable_BE: Array = raw_BE if source_live_BE is None else library.where(source_live_BE, raw_BE, 0.0)
+    return _straight_through(weights_BE, reachable_BE)
+
+
+Column = Any
+"""One vertex or edge for all instances: a tensor (B,), or on the host an integer whose bit b is instance b. `&` and `|` then take 40 ns."""
+
+
+def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
+    """That at least one of `edges` is open whose end, in `ends`, holds: `or`, or the probability if they are independent."""
+    if not isinstance(opened, Tensor):
+        numbers = opened[edges] if isinstance(edges, slice) else [opened[edge] for edge in edges]
+        return reduce(operator.or_, map(operator.and_, numbers, ends))
+    both_BE = opened[:, edges] * torch.stack(list(ends), 1)
+    return both_BE.any(1) if both_BE.dtype == torch.bool else 1 - (1 - both_BE).prod(1)
+
+
+def _pack(open_BE: Tensor | npt.NDArray[Any]) -> Any:
+    """A tensor as it is, an array as one integer an edge."""
+    if isinstance(open_BE, Tensor):
+        return open_BE
+    packed = np.packbits(open_BE.T, axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed]
+
+
+def _unpack(columns: Sequence[Column], like_BE: Array) -> Array:
+    """(B, V)."""
+    if isinstance(like_BE, Tensor):
+        return torch.stack(list(columns), 1)
+    size = -(-len(like_BE) // 8)
+    packed = np.frombuffer(b"".join(column.to_bytes(size, "little") for column in columns), np.uint8).reshape(len(columns), size)
+    return np.unpackbits(packed, axis=1, count=len(like_BE), bitorder="little").T.view(np.bool_)
+
+
+def _always(like_BE: Tensor | npt.NDArray[Any]) -> Column:
+    return torch.ones_like(like_BE[:, 0]) if isinstance(like_BE, Tensor) else (1 << len(like_BE)) - 1
+
+
+def _stack(columns: Sequence[Array]) -> Array:
+    """(B, E); for small arrays `np.stack` takes three times as long."""
+    stacked: Any = torch.stack(list(columns), 1) if isinstance(columns[0], Tensor) else np.array(columns).T
+    return stacked  # type: ignore[no-any-return]
+
+
+def _library(array: Tensor | npt.NDArray[Any]) -> Any:
+    """The module whose functions take `array`."""
+    return torch if isinstance(array, Tensor) else np
+
+
+def _straight_through(value: Array, gradient_of: Array) -> Array:
+    """`value` forward, to the bit; the gradient of `gradient_of` backward. Tensors only."""
+    assert isinstance(value, Tensor)
     return _StraightThrough.apply(value.detach(), gradient_of)  # type: ignore[no-any-return]
 
 

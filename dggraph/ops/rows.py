@@ -55,7 +55,7 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
         return kernels.sum_rows(sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges])
     total = empty_rows(len(weights_RE), like, dtype)
     if like.device.type == "cpu" and like[:1].numel() >= LARGE_ROW:
-        is_dense = is_open_RE.all() and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
+        is_dense = len(total) > 1 and is_open_RE.all() and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
         if is_dense and len(opened) == len(features) and dtype.itemsize >= 4:  # 16-bit weights would be rounded
             _sum_blocks(total, sources, weights_RE)
         else:
@@ -77,7 +77,7 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
 
 
 def concatenate_rows(
-    features: Sequence[Tensor | None], channels: Sequence[int], places_RE: Places, weights_RE: Weights, channel_axis: int
+    features: Sequence[Tensor | None], channels: Sequence[int], places_RE: Places | None, weights_RE: Weights, channel_axis: int
 ) -> Tensor:
     """The same for a growing concat: one operand of `channels[e]` channels per edge, zeros where it is closed."""
     like = next(feature for feature in features if feature is not None)
@@ -88,7 +88,9 @@ def concatenate_rows(
             shape[channel_axis] = channels[edge]
             operands.append(zeros(shape, like))
         else:
-            operands.append(sum_rows([feature], places_RE[:, edge : edge + 1], weights_RE[:, edge : edge + 1], may_alias=True))
+            place = slice(edge, edge + 1)
+            places = None if places_RE is None else places_RE[:, place]
+            operands.append(sum_rows([feature], places, weights_RE[:, place], may_alias=True))
     return torch.cat(operands, dim=channel_axis)
 
 

@@ -6,13 +6,16 @@
 3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`), aggregates in the same pass, and its block runs on that. With a
    `stage` router only nodes that lead on to `out` run, else every live one.
 
-Shape suffixes: B instances of the batch, R rows of one node, E edges.
+Decisions are numpy: at batch 1 a hundred tiny torch ops would cost more than the blocks they skip.
+
+Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertices of a stage. `instances` None means all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,19 +23,17 @@ from dggraph.compiler.cutting import Piece, Program, StageProgram
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt
-from dggraph.ops.gating import column
 from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 
 
-def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, scope: str, x: Tensor) -> tuple[Any, dict[str, Any]]:
+def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Tensor) -> tuple[Any, dict[str, Any]]:
     """Run `program` on `x`, (B, C, H, W), without gradients.
 
     Args:
         program: `lowered`, cut.
         lowered: owns every module.
         graph: names nodes in errors.
-        scope: `node` or `stage`, where routers stand.
 
     Returns:
         What the lowered module returns: the backbone's output and {stage: (weights, raw)}, each (B, E).
@@ -47,7 +48,7 @@ def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, scope:
             results = step.run(lowered, *[values[name] for name in step.inputs])
             values.update(zip(step.outputs, results, strict=True))
         else:
-            values[step.plan.output], weights_BE, raw_BE = _run_stage(step, lowered, graph, scope, values)
+            values[step.plan.output], weights_BE, raw_BE = _run_stage(step, lowered, graph, values)
             gates[step.plan.name] = (weights_BE, raw_BE)
         for name in spent:
             del values[name]
@@ -66,48 +67,50 @@ def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
 
 
 def _run_stage(
-    step: StageProgram, lowered: nn.Module, graph: DynamicGraph, scope: str, values: dict[str, Any]
+    step: StageProgram, lowered: nn.Module, graph: DynamicGraph, values: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     entry, name = values[step.plan.entry], step.plan.name
-    owner = lowered.get_submodule(f"dg_{name}")
-    decide = _StageRouter if scope == "stage" else _NodeRouters
-    decisions = decide(step.layout, owner, entry, lambda raw_BE: refuse_nan(graph, name, raw_BE))
+    decide = _StageRouter if step.plan.scope == "stage" else _NodeRouters
+    decisions = decide(step.layout, lowered.get_submodule(f"dg_{name}"), entry, graph, name)
     features: list[Tensor | None] = [entry]
-    row_of = np.full((step.layout.num_vertices, len(entry)), -1, dtype=np.int64)
-    row_of[0] = np.arange(len(entry))
-    last = step.layout.num_vertices - 1
-    for vertex in range(1, last + 1):
-        incoming_BE = decisions.weights_into(vertex)
-        instances = np.arange(len(entry)) if vertex == last else decisions.instances_at(vertex)
-        if len(instances) == 0 and vertex < last:
-            features.append(None)
-            decisions.ran(vertex, None, instances)
-            continue
-        row_of[vertex, instances] = np.arange(len(instances))
-        block = step.plan.blocks[vertex - 1] if vertex < last else None
-        writes = block.writes_input if block is not None else step.plan.writes_output
-        new_input = _gather(step, vertex, features, row_of[:, instances], incoming_BE[instances], may_alias=not writes)
-        if block is None:
-            weights_BE, raw_BE = decisions.result()
-            return new_input, weights_BE.to(entry.device), raw_BE.to(entry.device)
-        kinds = {read.fx_node: read.kind for read in block.reads}
-        piece = step.blocks[vertex - 1]
-        reads = [_read(values, name, kinds[name], instances, len(entry)) for name in piece.inputs[1:]]
-        (output,) = piece.run(lowered, new_input, *reads)
+    row_of_BV = np.empty((len(entry), step.layout.num_vertices), dtype=np.int64)
+    row_of_BV[:, 0] = np.arange(len(entry))
+    for vertex, (piece, writes_input, reads) in enumerate(step.blocks, start=1):
+        runs_B = decisions.runs(vertex)
+        instances = None if runs_B.all() else np.flatnonzero(runs_B)
+        output = None
+        if instances is None or len(instances):
+            row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
+            new_input = _gather(step, vertex, features, row_of_BV, decisions.weights_BE, instances, may_alias=not writes_input)
+            around = [_read(values, name, kind, instances, len(entry)) for name, kind in reads]
+            (output,) = piece.run(lowered, new_input, *around)
         features.append(output)
         decisions.ran(vertex, output, instances)
-    raise AssertionError("a stage ends with `out`")
+    new_output = _gather(
+        step, len(features), features, row_of_BV, decisions.weights_BE, None, may_alias=not step.plan.writes_output
+    )
+    raw_BE = torch.from_numpy(decisions.raw_BE).to(entry.device, decisions.dtype)
+    return new_output, torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype), raw_BE
 
 
 def _gather(
-    step: StageProgram, vertex: int, features: Sequence[Tensor | None], row_of_VR: Places, weights_RE: Weights, *, may_alias: bool
+    step: StageProgram,
+    vertex: int,
+    features: Sequence[Tensor | None],
+    row_of_BV: Places,
+    weights_BE: Weights,
+    instances: Places | None,
+    *,
+    may_alias: bool,
 ) -> Tensor:
-    """The input of `vertex` for its rows."""
+    """The input of `vertex` for `instances`."""
     place = step.layout.incoming(vertex)
     sources, kinds = step.layout.sources[place], step.kinds[place]
-    places_RE = row_of_VR[list(sources)].T
+    weights_RE = weights_BE[:, place] if instances is None else weights_BE[instances, place]
     incoming, entry = [features[source] for source in sources], features[0]
     assert entry is not None
+    is_whole = instances is None and all(one is None or len(one) == len(entry) for one in incoming)
+    places_RE = None if is_whole else (row_of_BV if instances is None else row_of_BV[instances])[:, list(sources)]
     axis, wanted = step.channel_axis, step.num_channels[vertex]
     if kinds[0] == "concat":
         channels = [step.num_channels[source + 1] for source in sources]
@@ -126,99 +129,85 @@ def _gather(
 class _StageRouter:
     """Everything decided at the entry."""
 
-    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, check: Callable[[Tensor], None]) -> None:
-        self.layout = layout
-        self.raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry)).cpu()
-        check(self.raw_BE)
-        self.weights_BE = settle(self.raw_BE, layout, owner.get_buffer("threshold").cpu(), False)
+    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry))
+        self.dtype = raw_BE.dtype
+        self.raw_BE = _to_numpy(raw_BE)
+        if np.isnan(self.raw_BE).any():
+            refuse_nan(graph, stage, raw_BE)
+        self.weights_BE = settle(self.raw_BE, layout, _to_numpy(owner.get_buffer("threshold")), False)
         open_BE = self.weights_BE != 0
-        self.useful_BV = (live_vertices(open_BE, layout) * leads_to_out(open_BE, layout)).numpy()
+        self.runs_BV = live_vertices(open_BE, layout) & leads_to_out(open_BE, layout)
 
-    def weights_into(self, vertex: int) -> Weights:
-        """(B, E) of the edges into `vertex`."""
-        weights: Weights = self.weights_BE[:, self.layout.incoming(vertex)].numpy()
-        return weights
+    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
+        """(B,): which instances `vertex` runs for."""
+        runs_B: npt.NDArray[np.bool_] = self.runs_BV[:, vertex]
+        return runs_B
 
-    def instances_at(self, vertex: int) -> Places:
-        """The instances that `vertex` runs for."""
-        return np.flatnonzero(self.useful_BV[:, vertex])
-
-    def ran(self, vertex: int, output: Tensor | None, instances: Places) -> None:
+    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
         """Nothing to learn from a node's output."""
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Settled and raw weights, (B, E)."""
-        return self.weights_BE, self.raw_BE
 
 
 class _NodeRouters:
     """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same steps as the dense form."""
 
-    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, check: Callable[[Tensor], None]) -> None:
-        self.layout, self.owner, self.check = layout, owner, check
-        self.threshold = owner.get_buffer("threshold").cpu()
-        self.num_instances = len(entry)
-        self.rows: list[Tensor] = []
-        self.raw: list[Tensor] = []
-        self.settled: list[Tensor] = []
-        self.live: list[Tensor | None] = [None]
-        self.outgoing = [
-            [edge for edge, source in enumerate(layout.sources) if source == vertex] for vertex in range(layout.num_vertices)
-        ]
-        self.ran(0, entry, np.arange(len(entry)))
+    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        self.layout, self.owner, self.graph, self.stage = layout, owner, graph, stage
+        self.threshold = _to_numpy(owner.get_buffer("threshold"))
+        self.outgoing, self.num_instances = layout.outgoing(), len(entry)
+        self.live: list[npt.NDArray[np.bool_] | None] = [None]
+        self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
+        row_BE = self._row(0, entry, None)
+        self.dtype = row_BE.dtype
+        self.raw_BE = np.zeros((len(entry), len(layout.sources)), dtype=_to_numpy(row_BE).dtype)
+        self.weights_BE = np.zeros_like(self.raw_BE)
+        self._decide(0, row_BE)
 
-    def weights_into(self, vertex: int) -> Weights:
-        """(B, E) of the edges into `vertex`."""
-        place = self.layout.incoming(vertex)
-        sources = self.layout.sources[place]
-        edges = range(place.start, place.stop)
-        raw = column(self.rows, [(source, self.outgoing[source].index(edge)) for source, edge in zip(sources, edges, strict=True)])
-        live = [self.live[source] for source in sources]
-        weights_BE = open_edges(raw, live, self.threshold, False)
-        if vertex == self.layout.num_vertices - 1:
-            weights_BE = open_output(weights_BE, raw, live, False)
-        else:
-            self.live.append(is_live(weights_BE))
-        self.raw.append(raw)
-        self.settled.append(weights_BE)
-        weights: Weights = weights_BE.numpy()
-        return weights
+    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
+        """(B,): which instances `vertex` runs for."""
+        runs_B = self.live[vertex]
+        assert runs_B is not None
+        return runs_B
 
-    def instances_at(self, vertex: int) -> Places:
-        """The instances that `vertex` runs for."""
-        live_B = self.live[vertex]
-        assert live_B is not None
-        return np.flatnonzero(live_B.numpy())
+    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
+        """Let the router of `vertex` look at its output."""
+        self._decide(vertex, self._row(vertex, output, instances))
 
-    def ran(self, vertex: int, output: Tensor | None, instances: Places) -> None:
-        """Let the router of `vertex` look at its output; the gate sees the whole batch, dead instances with logit 0."""
-        gate = self.owner.get_submodule(f"gate_{vertex}")
-        shape = (self.num_instances, len(self.outgoing[vertex]))
-        if output is None:
-            row_BE = gate(torch.zeros(shape))
-        else:
+    def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
+        """(B, E) weights; the gate sees the whole batch, dead instances with logit 0."""
+        logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
+        if output is not None:
             logits_RE = self.owner.get_submodule(f"router_{vertex}")(output)
-            if len(instances) < self.num_instances:
-                logits_BE = logits_RE.new_zeros(shape)
-                logits_BE[torch.from_numpy(instances).to(logits_RE.device)] = logits_RE
-            else:
-                logits_BE = logits_RE
-            row_BE = gate(logits_BE)
-        self.rows.append(row_BE.cpu())
-        if self.rows[-1].isnan().any():
-            raw_BE = torch.zeros((self.num_instances, len(self.layout.sources)))
-            raw_BE[:, self.outgoing[vertex]] = self.rows[-1].float()
-            self.check(raw_BE)
+            index = None if instances is None else torch.from_numpy(instances).to(output.device)
+            logits_BE = logits_RE if index is None else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
+        row_BE: Tensor = self.owner.get_submodule(f"gate_{vertex}")(logits_BE)
+        return row_BE
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Settled and raw weights, (B, E)."""
-        return torch.cat(self.settled, 1), torch.cat(self.raw, 1)
+    def _decide(self, vertex: int, row_BE: Tensor) -> None:
+        """Fill the row of `vertex`, then settle the column of the next vertex, whose sources have all spoken."""
+        self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
+        if np.isnan(self.raw_BE).any():
+            refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
+        place = self.layout.incoming(vertex + 1)
+        raw_BE, live = self.raw_BE[:, place], [self.live[source] for source in self.layout.sources[place]]
+        weights_BE = open_edges(raw_BE, live, self.threshold, False)
+        if vertex + 1 == self.layout.num_vertices - 1:
+            weights_BE = open_output(weights_BE, raw_BE, live, False)
+        self.live.append(is_live(weights_BE))
+        self.weights_BE[:, place] = weights_BE
 
 
-def _read(values: dict[str, Any], name: str, kind: str, instances: Places, num_instances: int) -> Any:
+def _to_numpy(values: Tensor) -> Weights:
+    """On the host; numpy knows no bfloat16."""
+    values = values.detach().float() if values.dtype == torch.bfloat16 else values.detach()
+    array: Weights = values.numpy(force=True)
+    return array
+
+
+def _read(values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int) -> Any:
     """A value from outside, as a block that runs on `instances` has to see it."""
     if kind == "rows":
-        return len(instances)
+        return num_instances if instances is None else len(instances)
     value = values[name]
     if kind == "batched" and isinstance(value, Tensor) and value.ndim and len(value) == num_instances:
         return take_rows(value, instances)

@@ -186,7 +186,7 @@ class DynamicNetwork(nn.Module):
     def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
         if self._program is None or self._program.code != self.lowered.code:
             self._program = cut(self.lowered, self.graph, self.plan)
-        return run_sparse(self._program, self.lowered, self.graph, find_router(self.recipe.router)[0], x)
+        return run_sparse(self._program, self.lowered, self.graph, x)
 
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
