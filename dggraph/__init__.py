@@ -54,6 +54,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dggraph' has no attribute {name!r}")
+    import_module("dggraph.views.drawing")  # from now on notebooks draw graphs
     return getattr(import_module(_HOMES[name]), name)
 
 

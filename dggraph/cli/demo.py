@@ -18,20 +18,22 @@ PHOTOS = ("chelsea.jpg", "coffee.jpg")
 def command(checkpoint: str | None, output: Path) -> None:
     """Convert MobileNetV2, inspect it, save it, and draw the paths of two photos."""
     from dggraph.runtime.archive import save
-    from dggraph.views.drawing import dot_command, draw, render
+    from dggraph.views.drawing import draw
+    from dggraph.views.layout import lay_out
+    from dggraph.views.picture import picture_graph
 
     make_folder(output)
-    kind = "svg" if dot_command() is not None else "dot"
     net = open_network("mobilenet_v2", checkpoint=checkpoint)
     show_report(net.report)
     save(net, output / "archive")
-    draw(render(net.graph, title="MobileNetV2 as a dynamic graph"), output / f"graph.{kind}")
+    layout = lay_out(net.graph)
+    draw(picture_graph(net.graph, title="MobileNetV2 as a dynamic graph", layout=layout), output / "graph.svg")
     with as_file(files("dggraph") / "assets") as assets:
         photos = tuple(assets / name for name in PHOTOS)
-        show_rows(draw_paths(net, photos, output / "static", kind))
+        show_rows(draw_paths(net, photos, output / "static", "svg", layout=layout))
         randomise_routers(net, seed=0)
         click.echo("With seeded random routers, to see routing at work (predictions then mean nothing):")
-        show_rows(draw_paths(net, photos, output / "random-routers", kind))
+        show_rows(draw_paths(net, photos, output / "random-routers", "svg", layout=layout))
     if checkpoint is None:
         click.echo("The weights are random, so the predictions mean nothing; --checkpoint takes trained ones.")
     click.echo(f"Pictures and the archive are in {output.resolve()}")

@@ -2,48 +2,79 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.options import as_json, model_options, open_network
+from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
+from dggraph.cli.options import as_json, make_folder, model_options, open_network
 
 if TYPE_CHECKING:
+    from dggraph.runtime.network import DynamicNetwork
     from dggraph.runtime.report import ConversionReport
 
 
 @click.command()
 @model_options
 @click.option("--text", is_flag=True, help="Print the graph node by node.")
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the graph; other suffixes as in `paths --format`."
+)
+@collapse_option
 @as_json
-def command(text: bool, as_json: bool, **model: Any) -> None:
+def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, **model: Any) -> None:
     """Convert MODEL and show its stages, edges, MACs, and what stays static and why."""
+    if svg is not None:
+        from dggraph.views.drawing import format_of
+
+        format_of(svg)
+        make_folder(svg.parent)
     net = open_network(**model)
+    message = draw_graph(net, svg, collapse, title=str(model["model"])) if svg is not None else ""
     if as_json:
         shares = {"covered_fraction": net.report.covered_fraction, "routed_fraction": net.report.routed_fraction}
         click.echo(json.dumps(asdict(net.report) | shares | {"graph": str(net.graph)}))
     elif text:
-        click.echo(str(net.graph))
+        from dggraph.views.lettering import visible
+
+        click.echo("\n".join(visible(line) for line in str(net.graph).split("\n")))
     else:
         show_report(net.report)
+    if message and not as_json:
+        click.echo(message)
+
+
+def draw_graph(net: "DynamicNetwork", file: Path, collapse: str | None, *, title: str) -> str:
+    """Draw the graph into `file`; a line about it."""
+    from dggraph.views.drawing import draw
+    from dggraph.views.lettering import count, visible
+    from dggraph.views.picture import picture_graph
+
+    layout = lay_out_network(net, collapse)
+    facts = (f"{net.report.covered_fraction:.1%} of {count(net.report.total_macs)} MACs are inside stages",)
+    draw(picture_graph(net.graph, title=title, facts=facts, layout=layout), file)
+    return " ".join((visible(f"Picture: {file}."), say_collapsed(net, layout, collapse))).strip()
 
 
 def show_report(report: "ConversionReport") -> None:
     """Print the report as tables."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from dggraph.views.lettering import for_terminal
 
     console = Console()
     table = Table(
-        title=escape(f"{report.name}: {report.num_blocks} routed blocks, {report.num_edges} candidate edges"), title_justify="left"
+        title=for_terminal(f"{report.name}: {report.num_blocks} routed blocks, {report.num_edges} candidate edges"),
+        title_justify="left",
     )
     for heading in ("stage", "depth", "routed", "edges", "residual", "shape", "MACs"):
         table.add_column(heading, justify="left" if heading in ("stage", "residual") else "right")
     for stage in report.stages:
         shape = "x".join(str(size) for size in stage.shape)
         cells = (stage.name, stage.depth, stage.num_blocks, stage.num_edges, stage.residual, shape, f"{stage.macs / 1e6:,.1f} M")
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*(for_terminal(str(cell)) for cell in cells))
     console.print(table)
     console.print(
         f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages, {report.routed_fraction:.1%} in "
@@ -54,13 +85,13 @@ def show_report(report: "ConversionReport") -> None:
         for heading in ("part", "MACs", "why"):
             rest.add_column(heading, justify="right" if heading == "MACs" else "left")
         for part in report.static[:12]:
-            rest.add_row(escape(part.module_path), f"{part.macs / 1e6:,.1f} M", escape(part.reason))
+            rest.add_row(for_terminal(part.module_path), f"{part.macs / 1e6:,.1f} M", for_terminal(part.reason))
         console.print(rest)
         if len(report.static) > 12:
             console.print(f"and {len(report.static) - 12} smaller parts; --json lists them all.")
     kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
     if kept:
-        console.print(escape(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True)
+        console.print(for_terminal(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True)
     if report.frozen:
         console.print(
             f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary heads; they require no gradients.",
@@ -68,6 +99,6 @@ def show_report(report: "ConversionReport") -> None:
         )
     if report.hooks:
         names = ", ".join(name or "the backbone itself" for name in report.hooks)
-        console.print(escape(f"Hooks did not come along on {names}."), soft_wrap=True)
+        console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)
     if report.opaque:
-        console.print(escape(f"Kept as one call, could not be traced: {', '.join(report.opaque)}."))
+        console.print(for_terminal(f"Kept as one call, could not be traced: {', '.join(report.opaque)}."))

@@ -8,9 +8,11 @@ archives depend on it.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from html import escape
+from typing import ClassVar, Literal
 
 import networkx as nx
 
@@ -85,6 +87,9 @@ class DynamicGraph:
         GraphError: an invariant of `verify` does not hold.
     """
 
+    notebook_drawer: ClassVar[Callable[["DynamicGraph"], str] | None] = None
+    """Gives a graph as HTML for notebooks. `dggraph.views` fills it in, because the graph knows no views."""
+
     def __init__(self, name: str, *, stages: Iterable[Stage], nodes: Iterable[BlockNode], edges: Iterable[CandidateEdge]) -> None:
         self.name = name
         self.stages: Mapping[str, Stage] = {stage.name: stage for stage in stages}
@@ -146,6 +151,14 @@ class DynamicGraph:
 
     def __str__(self) -> str:
         return format_graph(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, or the printed graph where it cannot be drawn. Never raises."""
+        draw = type(self).notebook_drawer
+        if draw is not None:
+            with suppress(Exception):
+                return draw(self)
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
         return f"<DynamicGraph {self.name}: {_counts(self)}>"

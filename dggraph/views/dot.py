@@ -1,0 +1,96 @@
+"""A picture as DOT with every position fixed, so that any graphviz program prints the layout of the SVG, arcs included (`layout=nop2`)."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import graphviz
+
+from dggraph.views.frame import Frame, Text, make_frame
+from dggraph.views.layout import Box, Curve
+from dggraph.views.lettering import for_dot, text_width
+from dggraph.views.marks import EDGE_LOOKS, GREY, INK, edge_width
+from dggraph.views.picture import Picture, box_look, lines_of, mark_of
+from dggraph.views.svg import PANEL_FILL, PANEL_STROKE, write_svg
+
+INCH, DPI = 72.0, 144
+
+
+class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
+    """DOT that notebooks show as the picture's SVG, without a drawing program."""
+
+    picture: Picture
+
+    def _repr_mimebundle_(self, *_args: object, **_options: object) -> dict[str, str]:
+        bundle = {"text/plain": str(self.source)}
+        with suppress(Exception):  # a notebook cell must not fail because a copy of this object has lost its picture
+            bundle["image/svg+xml"] = write_svg(self.picture)
+        return bundle
+
+
+def write_dot(picture: Picture) -> Drawing:
+    """The picture as DOT. Ids are our own; thumbnails stay out, as DOT could only name files."""
+    frame = make_frame(picture)
+    drawing = Drawing("dggraph")
+    drawing.picture = picture
+    drawing.attr(layout="nop2", bgcolor="white", dpi=str(DPI), outputorder="nodesfirst", pad="0")
+    drawing.attr("node", shape="box", style="filled,rounded", fontname="Helvetica", fixedsize="true", margin="0", label="")
+    drawing.attr("edge", arrowhead="vee", arrowsize="0.4")
+    drawing.node("page", **place_node(frame, 0, 0, frame.width, frame.height), style="filled", color="white", fillcolor="white")
+    for index, (x, y, (look, _, is_node)) in enumerate(frame.samples):
+        looks = {"color": look.stroke, "fillcolor": look.fill if is_node else look.stroke, "style": "filled"}
+        height = 12.0 if is_node else look.width
+        drawing.node(f"sample{index}", **place_node(frame, x, y - height / 2, 22, height), **looks)
+    for index, panel in enumerate(picture.layout.panels):
+        place = place_node(frame, panel.x, panel.y + frame.top, panel.width, panel.height)
+        drawing.node(f"panel{index}", **place, color=PANEL_STROKE, fillcolor=PANEL_FILL)
+    for index, text in enumerate((*frame.texts, *_headings(picture, frame))):
+        place = place_node(frame, text.x, text.y - text.size, text_width(text.text, text.size) * 1.25 + 8, text.size * 1.4)
+        looks = {"fontsize": f"{text.size:g}", "fontcolor": text.colour, "fontname": f"Helvetica{'-Bold' * text.is_bold}"}
+        drawing.node(f"text{index}", **place, **looks, shape="plaintext", style="", label=f"{for_dot(text.text)}\\l")
+    for index, ((x, y), (end, _)) in enumerate(picture.layout.links):
+        drawing.node(f"link{index}", **place_node(frame, x, y + frame.top, end - x, 0.1), color=GREY, style="dotted")
+    ids = {box.card.name: f"n{index}" for index, box in enumerate(box for panel in picture.layout.panels for box in panel.boxes)}
+    for panel in picture.layout.panels:
+        for box in panel.boxes:
+            place = place_node(frame, box.x, box.y + frame.top, box.width, box.height)
+            drawing.node(ids[box.card.name], **place, **_box_looks(picture, box))
+    order = list(EDGE_LOOKS)
+    curves = [curve for panel in picture.layout.panels for curve in panel.curves]
+    for curve in sorted(curves, key=lambda curve: order.index(picture.marks.edges[curve.edge.source, curve.edge.target])):
+        drawing.edge(ids[curve.edge.source], ids[curve.edge.target], **_edge_looks(picture, curve, frame))
+    return drawing
+
+
+def place_node(frame: Frame, x: float, y: float, width: float, height: float) -> dict[str, str]:
+    """Centre and size; DOT's y runs upward."""
+    pos = f"{x + width / 2:.1f},{frame.height - y - height / 2:.1f}"
+    return {"pos": pos, "width": f"{width / INCH:.3f}", "height": f"{height / INCH:.3f}"}
+
+
+def _headings(picture: Picture, frame: Frame) -> Iterator[Text]:
+    for panel in picture.layout.panels:
+        x, y = panel.x + 12, panel.y + frame.top
+        yield Text(x=x, y=y + 18, text=panel.heading[0], size=12, colour=INK, is_bold=True)
+        yield Text(x=x, y=y + 31, text=panel.heading[1], size=9, colour=GREY)
+
+
+def _box_looks(picture: Picture, box: Box) -> dict[str, str]:
+    look, ink = box_look(picture, box)
+    style = "filled,rounded,dashed" if look.is_dashed else "filled,rounded"
+    looks = {"color": look.stroke, "penwidth": f"{look.width:g}", "fillcolor": look.fill, "style": style, "fontcolor": ink}
+    label = "\\n".join(for_dot(line) for line in lines_of(picture, box))
+    return looks | {"label": label, "fontsize": "9", "class": mark_of(picture, box)}
+
+
+def _edge_looks(picture: Picture, curve: Curve, frame: Frame) -> dict[str, str]:
+    ends = (curve.edge.source, curve.edge.target)
+    mark = picture.marks.edges[ends]
+    look = EDGE_LOOKS[mark]
+    width = edge_width(mark, picture.marks.weights.get(ends, ())) * curve.scale
+    points = [(x, frame.height - y - frame.top) for x, y in curve.points]
+    tip = ""
+    if curve.scale == 1:
+        (x, y), back = points[-1], (4, 0) if curve.is_straight else (0, -4)
+        tip, points[-1] = f"e,{x:.1f},{y:.1f} ", (x - back[0], y - back[1])
+    pos = tip + " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return {"pos": pos, "color": look.stroke, "penwidth": f"{width:.2f}", "class": mark}

@@ -1,0 +1,82 @@
+"""Text in pictures. File names, labels and module paths are hostile: nothing in them may become markup, code or a terminal command.
+
+Every text is first made `visible`, then cut to the width there is, then escaped for the format it is written to.
+"""
+
+import unicodedata
+from html import escape
+
+from rich.text import Text
+
+NARROW, MEDIUM = frozenset("ijlI.,:;'|!()[]{} ft/\\"), frozenset('abcdeghknopqsuvxyzrL0123456789?_$*"+-×·')
+
+
+def visible(text: str) -> str:
+    """`text` with control, direction and unassigned characters, which no reader sees, as U+FFFD, and other line breaks as spaces."""
+    return "".join(_visible_character(character) for character in text)
+
+
+def text_width(text: str, size: float) -> float:
+    """About how wide `text` is in Helvetica of `size`, in pixels; East Asian wide characters take a full em."""
+    return size * sum(_em(character) for character in text)
+
+
+def fit(text: str, size: float, width: float) -> str:
+    """`text` made visible, its middle left out where it is wider than `width`."""
+    shown = visible(text[:2000])
+    if text_width(shown, size) <= width:
+        return shown
+    keep = max(1, int(len(shown) * width / text_width(shown, size)))
+    while keep > 1 and text_width(_shorten(shown, keep), size) > width:
+        keep -= 1
+    return _shorten(shown, keep)
+
+
+def for_xml(text: str) -> str:
+    """Visible text between tags or in a quoted attribute."""
+    return escape(visible(text))
+
+
+def for_dot(text: str) -> str:
+    r"""Visible text as a DOT label that is printed letter by letter: `\N`, `\l` and entities stay what they look like."""
+    return escape(visible(text), quote=False).replace("\\", "\\\\")
+
+
+def for_mermaid(text: str) -> str:
+    """Visible text inside a quoted Mermaid label: letters, digits and a few signs bare, all others by number (`#60;`)."""
+    return "".join(
+        character if character.isalnum() or character in " ._-×·…" else f"#{ord(character)};" for character in visible(text)
+    )
+
+
+def for_terminal(text: str) -> Text:
+    """Visible text for rich, which would read `[/b]` or `:cat:` in a string as its own."""
+    return Text(visible(text))
+
+
+def count(number: int) -> str:
+    """A number of MACs to three digits, for example `1.23G`."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _visible_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category in ("Zl", "Zp"):
+        return " "
+    return "\N{REPLACEMENT CHARACTER}" if category[0] == "C" else character
+
+
+def _em(character: str) -> float:
+    if character in NARROW:
+        return 0.3
+    if character in MEDIUM:
+        return 0.56
+    return 1.0 if unicodedata.east_asian_width(character) in "WF" else 0.7
+
+
+def _shorten(text: str, keep: int) -> str:
+    head = (keep + 1) // 2
+    return f"{text[:head]}…{text[len(text) - (keep - head) :]}"

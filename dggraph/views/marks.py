@@ -1,0 +1,111 @@
+"""What a picture says of each node and edge: nothing but the graph, one instance's path, or how two paths differ; and how that looks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dggraph.graph.ir import ActivatedPath, DynamicGraph
+
+NodeMark = Literal["plain", "live", "unused", "dead", "first", "second", "both"]
+EdgeMark = Literal["static", "candidate", "active", "dropped", "first", "second", "both"]
+Ends = tuple[str, str]
+
+INK, GREY, FAINT, ACCENT, AMBER = "#1f2933", "#7b8794", "#cbd2d9", "#0b6e8a", "#b7791f"
+FIRST, SECOND = "#d55e00", "#0072b2"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a mark is drawn."""
+
+    stroke: str
+    width: float
+    fill: str = "none"
+    is_dashed: bool = False
+
+
+NODE_LOOKS: Mapping[NodeMark, Look] = {
+    "plain": Look(INK, 1.0, "#e6f2f5"),
+    "live": Look(INK, 1.0, "#e6f2f5"),
+    "unused": Look(AMBER, 1.0, "#fdf3e1", is_dashed=True),
+    "dead": Look("#b8c1ca", 0.8, "#f1f3f5", is_dashed=True),
+    "first": Look(FIRST, 1.3, "#fbe6d8"),
+    "second": Look(SECOND, 1.3, "#dcebf6"),
+    "both": Look(INK, 1.0, "#ffffff"),
+}
+EDGE_LOOKS: Mapping[EdgeMark, Look] = {
+    "dropped": Look(FAINT, 0.6),
+    "candidate": Look("#9fb3c8", 0.8),
+    "static": Look(INK, 1.3),
+    "both": Look(INK, 1.3),
+    "active": Look(ACCENT, 1.5),
+    "second": Look(SECOND, 1.8),
+    "first": Look(FIRST, 1.8),
+}
+"""Faint ones first: they are drawn in this order, later ones on top."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """One mark for every node and edge of a graph."""
+
+    nodes: Mapping[str, NodeMark]
+    edges: Mapping[Ends, EdgeMark]
+    weights: Mapping[Ends, tuple[float, ...]]
+    """Weights that the picture tells: one for a path, two for a difference, none for a graph."""
+
+
+def mark_graph(graph: DynamicGraph) -> Marks:
+    """Static and candidate edges."""
+    edges: dict[Ends, EdgeMark] = {
+        (edge.source, edge.target): "static" if edge.is_static else "candidate"
+        for stage in graph.stages
+        for edge in graph.edges(stage)
+    }
+    return Marks(nodes=dict.fromkeys(graph.nx, "plain"), edges=edges, weights={})
+
+
+def mark_path(graph: DynamicGraph, path: ActivatedPath) -> Marks:
+    """Active and dropped edges; live, unused and dead nodes."""
+    live, useful = path.live_nodes(graph), path.useful_nodes(graph)
+    nodes: dict[str, NodeMark] = {name: "live" if name in useful else "unused" if name in live else "dead" for name in graph.nx}
+    weights = {ends: (weight,) for ends, weight in _weights(graph, path).items()}
+    edges: dict[Ends, EdgeMark] = {ends: "active" if weight != 0 else "dropped" for ends, (weight,) in weights.items()}
+    return Marks(nodes=nodes, edges=edges, weights=weights)
+
+
+def mark_difference(graph: DynamicGraph, first: ActivatedPath, second: ActivatedPath) -> Marks:
+    """What only the first instance uses, only the second, and both. A node is used where its output reaches its stage's `out`."""
+    mine, theirs = first.useful_nodes(graph), second.useful_nodes(graph)
+    nodes: dict[str, NodeMark] = {name: _either(name in mine, name in theirs) or "dead" for name in graph.nx}
+    one, two = _weights(graph, first), _weights(graph, second)
+    edges: dict[Ends, EdgeMark] = {ends: _either(one[ends] != 0, two[ends] != 0) or "dropped" for ends in one}
+    return Marks(nodes=nodes, edges=edges, weights={ends: (one[ends], two[ends]) for ends in one})
+
+
+def join_marks(marks: Marks, members: tuple[str, ...]) -> NodeMark:
+    """The mark of a card that stands for several nodes: that of the most used one; `both` where each path uses some."""
+    found = {marks.nodes[name] for name in members}
+    if {"first", "second"} <= found:
+        return "both"
+    order: tuple[NodeMark, ...] = ("both", "first", "second", "live", "plain", "unused", "dead")
+    return next((mark for mark in order if mark in found), "plain")
+
+
+def edge_width(mark: EdgeMark, weights: tuple[float, ...]) -> float:
+    """An active edge is as wide as its weight, up to a bound."""
+    return round(min(0.6 + 1.4 * abs(weights[0]), 6), 2) if mark == "active" else EDGE_LOOKS[mark].width
+
+
+def _either(is_first: bool, is_second: bool) -> Literal["first", "second", "both"] | None:
+    if is_first and is_second:
+        return "both"
+    return "first" if is_first else "second" if is_second else None
+
+
+def _weights(graph: DynamicGraph, path: ActivatedPath) -> dict[Ends, float]:
+    return {
+        (edge.source, edge.target): weight
+        for stage, weights in path.weights.items()
+        for edge, weight in zip(graph.edges(stage), weights, strict=True)
+    }

@@ -1,0 +1,59 @@
+"""A picture as a Mermaid flowchart, for places that draw those: README files, issues, wikis."""
+
+from collections import defaultdict
+from itertools import pairwise
+
+from dggraph.views.lettering import for_mermaid
+from dggraph.views.marks import EDGE_LOOKS, NODE_LOOKS, EdgeMark, Ends, Look, NodeMark, edge_width
+from dggraph.views.picture import Picture, lines_of, mark_of
+
+MAX_EDGES = 500
+"""What Mermaid draws before it refuses the whole chart; a page, not a chart, may raise it."""
+
+
+def write_mermaid(picture: Picture) -> str:
+    """The picture as text. Where edges are too many for Mermaid, faint ones are left out and a node says so."""
+    lines = ["flowchart LR", f'  about["{"<br/>".join(for_mermaid(line) for line in _heading(picture))}"]']
+    panels = picture.layout.panels
+    ids = {box.card.name: f"n{index}" for index, box in enumerate(box for panel in panels for box in panel.boxes)}
+    shown: set[NodeMark] = set()
+    for index, panel in enumerate(panels):
+        lines.append(f'  subgraph s{index}["{for_mermaid(" · ".join(panel.heading))}"]')
+        for box in panel.boxes:
+            label = "<br/>".join(for_mermaid(line) for line in lines_of(picture, box))
+            shown.add(mark_of(picture, box))
+            lines.append(f'    {ids[box.card.name]}["{label}"]:::{mark_of(picture, box)}')
+        lines.append("  end")
+    drawn, left_out = _choose_edges(picture, room=MAX_EDGES - len(panels))
+    if left_out:
+        lines.append(f'  left_out["{left_out} faint edges left out: Mermaid draws {MAX_EDGES} at most"]')
+    styles: dict[str, list[int]] = defaultdict(list)
+    for number, ((source, target), mark) in enumerate(drawn.items()):
+        weights = picture.marks.weights.get((source, target), ())
+        arrow = "-.->" if mark in ("dropped", "candidate") else "-->"
+        lines.append(f"  {ids[source]} {arrow}{f'|{weights[0]:.2f}|' if mark == 'active' else ''} {ids[target]}")
+        styles[f"stroke:{EDGE_LOOKS[mark].stroke},stroke-width:{edge_width(mark, weights):.1f}px"].append(number)
+    lines += [f"  {ids[one.boxes[-1].card.name]} -.- {ids[two.boxes[0].card.name]}" for one, two in pairwise(panels)]
+    lines += [f"  linkStyle {','.join(map(str, numbers))} {style}" for style, numbers in styles.items()]
+    lines += [f"  classDef {mark} {_style(look)}" for mark, look in NODE_LOOKS.items() if mark in shown]
+    return "\n".join(lines) + "\n"
+
+
+def _choose_edges(picture: Picture, *, room: int) -> tuple[dict[Ends, EdgeMark], int]:
+    """The drawn edges with their marks, without the faint ones where there is no room for all; and how many were left out."""
+    curves = [curve.edge for panel in picture.layout.panels for curve in panel.curves]
+    marks = {(edge.source, edge.target): picture.marks.edges[edge.source, edge.target] for edge in curves}
+    if len(marks) <= room:
+        return marks, 0
+    strong = {ends: mark for ends, mark in marks.items() if mark not in ("dropped", "candidate")}
+    return strong, len(marks) - len(strong)
+
+
+def _heading(picture: Picture) -> list[str]:
+    legend = [f"{entry.look.stroke}: {entry.text}" for entry in picture.legend]
+    return [line for line in (picture.title, *picture.facts, picture.warning, *legend) if line]
+
+
+def _style(look: Look) -> str:
+    dash = ",stroke-dasharray:3 2" if look.is_dashed else ""
+    return f"fill:{look.fill},stroke:{look.stroke},color:{look.stroke}{dash}"

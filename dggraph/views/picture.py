@@ -1,0 +1,170 @@
+"""A picture before it is written: a layout, the marks that colour it, a heading and a legend. What SVG, DOT, Mermaid and JSON share."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from PIL import Image
+
+from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.views.layout import Box, Layout, lay_out
+from dggraph.views.lettering import count
+from dggraph.views.marks import (
+    EDGE_LOOKS,
+    NODE_LOOKS,
+    EdgeMark,
+    Look,
+    Marks,
+    NodeMark,
+    join_marks,
+    mark_difference,
+    mark_graph,
+    mark_path,
+)
+
+NEAR_TIE = 1e-4
+
+
+class LegendEntry(NamedTuple):
+    """A sample and what it means."""
+
+    look: Look
+    text: str
+    is_node: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What is drawn. Make one with `picture_graph`, `picture_path` or `picture_difference`."""
+
+    graph: DynamicGraph
+    layout: Layout
+    marks: Marks
+    title: str
+    facts: tuple[str, ...]
+    """Lines below the title."""
+    warning: str
+    """A line to mark: a margin near the threshold; else empty."""
+    legend: tuple[LegendEntry, ...]
+    thumbnails: tuple[Image.Image, ...]
+
+
+def picture_graph(graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None) -> Picture:
+    """What may connect."""
+    edges = sum(len(graph.edges(stage)) for stage in graph.stages)
+    blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
+    texts: dict[EdgeMark, str] = {"static": "the backbone's own edge", "candidate": "candidate edge: a router may open it"}
+    marks = mark_graph(graph)
+    return Picture(
+        graph=graph,
+        layout=layout or lay_out(graph),
+        marks=marks,
+        title=title or graph.name,
+        facts=(f"{len(graph.stages)} stages · {blocks} routed blocks · {edges} candidate edges", *facts),
+        warning="",
+        legend=(
+            *(LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in marks.edges.values()),
+            LegendEntry(NODE_LOOKS["plain"], "routed block", True),
+        ),
+        thumbnails=(),
+    )
+
+
+def picture_path(
+    graph: DynamicGraph,
+    path: ActivatedPath,
+    *,
+    title: str = "",
+    facts: Sequence[str] = (),
+    layout: Layout | None = None,
+    thumbnail: Image.Image | None = None,
+) -> Picture:
+    """What did connect for one instance.
+
+    Args:
+        graph: what may connect.
+        path: what did.
+        title: the first line, for example the image's name.
+        facts: lines below it, for example the prediction.
+        layout: from `lay_out(graph)`; one for all images saves the time.
+        thumbnail: the image.
+    """
+    marks = mark_path(graph, path)
+    active = sum(mark == "active" for mark in marks.edges.values())
+    near = path.margin < NEAR_TIE
+    lines: dict[EdgeMark, str] = {"active": "active edge, as wide as its weight", "dropped": "dropped edge"}
+    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "computed, unused"}
+    legend = [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in lines.items() if mark in marks.edges.values()]
+    legend += [LegendEntry(NODE_LOOKS[mark], text, True) for mark, text in states.items() if mark in marks.nodes.values()]
+    return Picture(
+        graph=graph,
+        layout=layout or lay_out(graph),
+        marks=marks,
+        title=title or graph.name,
+        facts=(*facts, f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin {path.margin:.3g}"),
+        warning="margin near the threshold: in another batch this image may take another path" if near else "",
+        legend=tuple(legend),
+        thumbnails=(thumbnail,) if thumbnail is not None else (),
+    )
+
+
+def picture_difference(
+    graph: DynamicGraph,
+    first: ActivatedPath,
+    second: ActivatedPath,
+    *,
+    names: tuple[str, str] = ("first", "second"),
+    layout: Layout | None = None,
+    thumbnails: Sequence[Image.Image] = (),
+) -> Picture:
+    """What only one of two instances uses, and what both do."""
+    marks = mark_difference(graph, first, second)
+    edges = Counter(marks.edges.values())
+    blocks = Counter(mark for name, mark in marks.nodes.items() if graph.nx.nodes[name]["block"].kind == "block")
+    owners: tuple[tuple[NodeMark, EdgeMark, str], ...] = (
+        ("first", "first", f"only {names[0]}"),
+        ("second", "second", f"only {names[1]}"),
+        ("both", "both", "both"),
+        ("dead", "dropped", "neither"),
+    )
+    legend = [
+        LegendEntry(EDGE_LOOKS[edge], f"{text}: {_plural(edges[edge], 'edge')}, {_plural(blocks[node], 'block')}")
+        for node, edge, text in owners
+    ]
+    return Picture(
+        graph=graph,
+        layout=layout or lay_out(graph),
+        marks=marks,
+        title=f"{names[0]} and {names[1]}",
+        facts=(f"{graph.name} · {count(first.macs)} and {count(second.macs)} MACs",),
+        warning="",
+        legend=tuple(legend),
+        thumbnails=tuple(thumbnails),
+    )
+
+
+def mark_of(picture: Picture, box: Box) -> NodeMark:
+    """The mark of a drawn node."""
+    return join_marks(picture.marks, box.card.members)
+
+
+def box_look(picture: Picture, box: Box) -> tuple[Look, str]:
+    """How a drawn node looks, and the colour of its text: entries and outs, which no router skips, stay white."""
+    mark = mark_of(picture, box)
+    look = NODE_LOOKS[mark]
+    if box.card.kind in ("entry", "out") and mark in ("live", "plain"):
+        look = replace(look, fill="#ffffff")
+    return look, "#9aa5b1" if mark == "dead" else look.stroke
+
+
+def lines_of(picture: Picture, box: Box) -> tuple[str, ...]:
+    """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths use."""
+    if box.card.kind != "stage" or not picture.marks.weights:
+        return box.lines
+    used = sum(picture.marks.nodes[name] not in ("dead", "unused") for name in box.card.members)
+    return (*box.lines[:-1], f"{used} used")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,129 @@
+"""A picture as SVG, written here: no drawing program, no script, no style sheet, and quick enough to re-colour for every image."""
+
+import base64
+import io
+from collections.abc import Iterator
+
+from PIL import Image
+
+from dggraph.views.frame import Frame, make_frame
+from dggraph.views.layout import Box, Panel
+from dggraph.views.lettering import for_xml
+from dggraph.views.marks import EDGE_LOOKS, GREY, INK, Look, edge_width
+from dggraph.views.picture import Picture, box_look, lines_of, mark_of
+
+PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
+PIXELS = 168
+"""Side of an embedded thumbnail."""
+
+
+def write_svg(picture: Picture) -> str:
+    """The picture as one SVG element. Edges carry `data-edge="source target"` and their mark as class, nodes `data-node`."""
+    frame = make_frame(picture)
+    size = f'width="{frame.width:g}" height="{frame.height:g}" viewBox="0 0 {frame.width:g} {frame.height:g}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Helvetica, Arial, sans-serif" role="img">',
+        f"<title>{for_xml(picture.title)}</title>",
+        f'<rect width="{frame.width:g}" height="{frame.height:g}" fill="#ffffff"/>',
+        *_surroundings(picture, frame),
+        f'<g transform="translate(0 {frame.top:g})">',
+        *(line for panel in picture.layout.panels for line in _panel(panel)),
+        *_links(picture),
+        *_edges(picture),
+        *(line for panel in picture.layout.panels for box in panel.boxes for line in _box(picture, box)),
+        "</g>",
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def data_uri(image: Image.Image) -> str:
+    """A small copy of `image` as a data URI."""
+    small = image.convert("RGB")
+    small.thumbnail((PIXELS, PIXELS))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
+    for image, (x, y, width, height) in zip(picture.thumbnails, frame.images, strict=True):
+        yield f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{data_uri(image)}"/>'
+    for text in frame.texts:
+        weight = ' font-weight="bold"' if text.is_bold else ""
+        place = f'x="{text.x:g}" y="{text.y:g}" font-size="{text.size:g}" fill="{text.colour}"{weight}'
+        yield f"<text {place}>{for_xml(text.text)}</text>"
+    for x, y, (look, _, is_node) in frame.samples:
+        if is_node:
+            yield f'<rect x="{x:g}" y="{y - 6:g}" width="22" height="12" rx="3" {_paint(look)}/>'
+        else:
+            yield f'<path d="M{x:g},{y:g}h22" {_paint(look)}/>'
+
+
+def _panel(panel: Panel) -> Iterator[str]:
+    place = f'x="{panel.x:g}" y="{panel.y:g}" width="{panel.width:g}" height="{panel.height:g}"'
+    yield f'<rect {place} rx="8" fill="{PANEL_FILL}" stroke="{PANEL_STROKE}"/>'
+    yield _text(panel.x + 12, panel.y + 18, panel.heading[0], f'font-size="12" font-weight="bold" fill="{INK}"')
+    yield _text(panel.x + 12, panel.y + 31, panel.heading[1], f'font-size="9" fill="{GREY}"')
+
+
+def _links(picture: Picture) -> Iterator[str]:
+    yield f'<g fill="none" stroke="{GREY}" stroke-dasharray="1.5 2.5">'
+    for (x, y), (end, _) in picture.layout.links:
+        yield f'<path d="M{x:g},{y:g}H{end:g}"/>'
+    yield "</g>"
+
+
+def _edges(picture: Picture) -> Iterator[str]:
+    """Grouped by mark, the faint ones below."""
+    marks = picture.marks
+    groups: dict[str, list[str]] = {mark: [] for mark in EDGE_LOOKS}
+    for panel in picture.layout.panels:
+        for curve in panel.curves:
+            source, target = curve.edge.source, curve.edge.target
+            mark = marks.edges[source, target]
+            weights = marks.weights.get((source, target), ())
+            line = f'<path d="{curve.svg}" data-edge="{source} {target}"'
+            if mark in ("static", "candidate", "dropped"):
+                groups[mark].append(
+                    line + (f' stroke-width="{EDGE_LOOKS[mark].width * curve.scale:.2f}"/>' if curve.scale < 1 else "/>")
+                )
+                continue
+            told = " and ".join(f"{weight:.3f}" for weight in weights)
+            width = edge_width(mark, weights) * curve.scale
+            groups[mark].append(f'{line} stroke-width="{width:.2f}"><title>{source} to {target}: {told}</title></path>')
+    for mark, look in EDGE_LOOKS.items():
+        if groups[mark]:
+            yield f'<g class="{mark}" {_paint(look)} stroke-linejoin="round">'
+            yield from groups[mark]
+            yield "</g>"
+
+
+def _box(picture: Picture, box: Box) -> Iterator[str]:
+    mark = mark_of(picture, box)
+    look, ink = box_look(picture, box)
+    name = for_xml(box.card.name)
+    yield f'<g class="{mark}" data-node="{name}"><title>{for_xml(_tip(picture, box))}</title>'
+    radius = 9 if box.card.kind == "out" else 4
+    place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
+    yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
+    middle, lines = box.x + box.width / 2, lines_of(picture, box)
+    for index, line in enumerate(lines):
+        size, colour = (10 if len(lines) > 1 else 9, ink) if index == 0 else (9, ink if mark == "dead" else GREY)
+        y = box.y + box.height / 2 + 3.4 if len(lines) == 1 else box.y + 14.5 + 12 * index
+        yield _text(middle, y, line, f'font-size="{size}" fill="{colour}" text-anchor="middle"')
+    yield "</g>"
+
+
+def _tip(picture: Picture, box: Box) -> str:
+    state = {"unused": "computed, unused", "dead": "never reached", "plain": ""}.get(mark_of(picture, box), "")
+    return " · ".join(text for text in (box.card.name, box.card.label, *box.card.details, state) if text)
+
+
+def _text(x: float, y: float, text: str, looks: str) -> str:
+    return f'<text x="{x:g}" y="{y:g}" {looks}>{for_xml(text)}</text>'
+
+
+def _paint(look: Look) -> str:
+    dash = ' stroke-dasharray="3 2"' if look.is_dashed else ""
+    return f'fill="{look.fill}" stroke="{look.stroke}" stroke-width="{look.width:g}"{dash}'
