@@ -120,7 +120,7 @@ def test_dot_has_the_places_and_colours_of_the_svg() -> None:
         == 6 + 3
         == source.count("class=active") + source.count("class=dropped")
     )
-    assert re.search(r'n0 -> n1 \[.*color="#0b6e8a".*class=active|n0 -> n1 \[class=active color="#0b6e8a"', source)
+    assert 'n0 -> n1 [class=active color="#0b6e8a" penwidth=2.00' in source
     boxes = [box for panel in picture.layout.panels for box in panel.boxes]
     centres = [float(x) for x in re.findall(r'^\tn\d+ \[.*pos="([\d.]+),', source, flags=re.MULTILINE)]
     assert centres == pytest.approx([box.x + box.width / 2 for box in boxes], abs=0.06)
@@ -165,7 +165,12 @@ def test_mermaid_leaves_faint_edges_out_where_it_would_refuse_the_chart() -> Non
     graph = stages(34)
     assert len(graph.edges("a")) == 630
     chart = write_mermaid(picture_path(graph, path_of(graph, {"a_0 a_5": 1.0, "a_5 a_out": 1.0})))
-    assert len(re.findall(r" -\.?->", chart)) == 2 and "628 faint edges left out" in chart
+    assert len(re.findall(r" -\.?->", chart)) == 2 and "628 edges left out" in chart
+    all_open = {f"{edge.source} {edge.target}": 1 + index / 1000 for index, edge in enumerate(graph.edges("a"))}
+    chart = write_mermaid(picture_path(graph, path_of(graph, all_open)))
+    assert (
+        len(re.findall(r" -->\|", chart)) == 499 and "131 edges left out" in chart and "|1.63|" in chart and "|1.10|" not in chart
+    )
 
 
 def _written(picture: Picture, kind: str) -> str:

@@ -74,7 +74,7 @@ def test_inspect_draws_the_graph(capsys: Any, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(file))
     svg = file.read_text()
     assert code == 0 and "Picture: " in out and len(edge_marks(svg)) == 10 and len(node_marks(svg)) == 5
-    assert texts(svg)[0] == "small:Net" and "1 stages · 3 routed blocks" in texts(svg)[1]
+    assert texts(svg)[0] == "small:Net" and "1 stage · 3 routed blocks" in texts(svg)[1]
     code, out, _ = run(capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(file), "--json")
     assert json.loads(out)["name"] == "Net"
 

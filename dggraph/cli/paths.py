@@ -169,11 +169,11 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
 
 def show_difference(facts: dict[str, Any]) -> None:
     """Print how two paths differ."""
-    from dggraph.views.lettering import visible
+    from dggraph.views.lettering import plural, visible
 
     names = [visible(Path(row["image"]).name) for row in facts["images"]]
     for key, who in (("only_first", f"only {names[0]}"), ("only_second", f"only {names[1]}"), ("both", "both")):
-        click.echo(f"{who}: {len(facts[key]['edges'])} edges, {len(facts[key]['nodes'])} nodes")
+        click.echo(f"{who}: {plural(len(facts[key]['edges']), 'edge')}, {plural(len(facts[key]['nodes']), 'node')}")
     click.echo(visible(f"picture: {facts['picture']}"))
 
 

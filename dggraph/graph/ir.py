@@ -187,12 +187,20 @@ class ActivatedPath:
     def live_nodes(self, graph: DynamicGraph) -> frozenset[str]:
         """Nodes the instance reached: every v0, and every node with an active edge from a live node."""
         entries = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "entry"}
-        return frozenset(_reach(entries, {(e.source, e.target) for e in self.active_edges(graph)}))
+        return frozenset(_reach(entries, self._active_pairs(graph)))
 
     def useful_nodes(self, graph: DynamicGraph) -> frozenset[str]:
         """Live nodes whose output reaches their stage's `out`; the other live ones are computed, but unused."""
         outs = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"}
-        return self.live_nodes(graph) & _reach(outs, {(e.target, e.source) for e in self.active_edges(graph)})
+        return self.live_nodes(graph) & _reach(outs, [(target, source) for source, target in self._active_pairs(graph)])
+
+    def _active_pairs(self, graph: DynamicGraph) -> list[tuple[str, str]]:
+        return [
+            (edge.source, edge.target)
+            for stage, weights in self.weights.items()
+            for edge, weight in zip(graph.edges(stage), weights, strict=True)
+            if weight != 0
+        ]
 
 
 def verify(graph: DynamicGraph) -> None:
@@ -264,7 +272,14 @@ def _counts(graph: DynamicGraph) -> str:
     return f"{len(graph.stages)} stages, {blocks} routed blocks, {edges} candidate edges"
 
 
-def _reach(start: set[str], pairs: set[tuple[str, str]]) -> set[str]:
-    reach: nx.DiGraph[str] = nx.DiGraph(pairs)
-    reach.add_nodes_from(start)
-    return start.union(*(nx.descendants(reach, node) for node in start))
+def _reach(start: Iterable[str], pairs: Iterable[tuple[str, str]]) -> set[str]:
+    """`start` and all that the pairs lead to from it; plain Python, because every picture asks."""
+    targets: dict[str, list[str]] = {}
+    for source, target in pairs:
+        targets.setdefault(source, []).append(target)
+    reached, todo = set(start), list(start)
+    while todo:
+        found = [target for target in targets.get(todo.pop(), ()) if target not in reached]
+        reached.update(found)
+        todo.extend(found)
+    return reached

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dggraph.graph.ir import BlockNode, DynamicGraph
-from dggraph.views.lettering import count
+from dggraph.views.lettering import count, plural
 
 Level = Literal["op", "block", "stage"]
 LEVELS: tuple[Level, ...] = ("op", "block", "stage")
@@ -37,8 +37,8 @@ def deal_cards(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, 
     if level == "stage":
         blocks = tuple(node.name for node in nodes if node.kind == "block")
         macs = sum(node.macs for node in nodes)
-        details = (f"{len(graph.edges(stage))} edges", f"{count(macs)} MACs", "")
-        return (Card(name=stage, kind="stage", label=f"{len(blocks)} blocks", details=details, members=blocks),)
+        details = (f"{count(macs)} MACs", plural(len(graph.edges(stage)), "edge"))
+        return (Card(name=stage, kind="stage", label=plural(len(blocks), "block"), details=details, members=blocks),)
     usual = usual_shape(graph, stage)
     return tuple(_card(node, usual, ops.get(node.name, ()) if level == "op" else ()) for node in nodes)
 

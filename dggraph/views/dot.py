@@ -93,4 +93,4 @@ def _edge_looks(picture: Picture, curve: Curve, frame: Frame) -> dict[str, str]:
         (x, y), back = points[-1], (4, 0) if curve.is_straight else (0, -4)
         tip, points[-1] = f"e,{x:.1f},{y:.1f} ", (x - back[0], y - back[1])
     pos = tip + " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return {"pos": pos, "color": look.stroke, "penwidth": f"{width:.2f}", "class": mark}
+    return {"pos": pos, "color": look.stroke + "99" * (curve.scale < 1), "penwidth": f"{width:.2f}", "class": mark}

@@ -58,13 +58,12 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
     kind = format_of(file)
     content = TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:80]}.")
+    scratch = file.with_name(f".{file.name[:80]}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+        scratch.write_bytes(content)
         os.replace(scratch, file)
     except OSError:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 

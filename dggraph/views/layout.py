@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph
 from dggraph.views.collapse import Card, Level, choose_level, deal_cards, format_shape, usual_shape
-from dggraph.views.lettering import count, fit, text_width
+from dggraph.views.lettering import count, fit, plural, text_width
 
 PAGE, MARGIN, PAD, LINK, HEADING = 1080.0, 12.0, 14.0, 30.0, 40.0
 LABEL, DETAIL = 10.0, 9.0
@@ -118,13 +118,12 @@ def _draft(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequ
 
 
 def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Box, ...]:
-    tall = max(12.0 * (1 + len(card.details)) + 8 for card in cards)
     boxes: list[Box] = []
     x = PAD
     for card in cards:
         widest = max(text_width(card.label, LABEL), *(text_width(line, DETAIL) for line in ("", *card.details)))
         width = 34.0 if card.kind == "out" else min(max(widest + 14, 48), 124)
-        height = 28.0 if card.kind == "out" else tall
+        height = max(12.0 * (1 + len(card.details)) + 8, 28.0) if card.kind != "out" else 28.0
         lines = (fit(card.label, LABEL, width - 8), *(fit(line, DETAIL, width - 6) for line in card.details))
         lines = lines[:1] if card.kind == "out" else lines
         boxes.append(Box(card=card, x=x, y=0, width=width, height=height, lines=lines))
@@ -166,7 +165,7 @@ def _describe(graph: DynamicGraph, stage: str, *, is_dense: bool) -> str:
         least, most = min(node.macs for node in blocks), max(node.macs for node in blocks)
         each = count(least) if least == most else f"{count(least)} to {count(most)}"
         texts.append(f"{len(blocks)} blocks of {each} MACs, {_name(blocks[0])} to {_name(blocks[-1])}")
-    texts.append(f"{len(graph.edges(stage))} edges")
+    texts.append(plural(len(graph.edges(stage)), "edge"))
     if graph.stages[stage].residual == "lift":
         texts.append("lifted")
     return fit(" · ".join(texts), DETAIL, 900)

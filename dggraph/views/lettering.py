@@ -13,6 +13,8 @@ NARROW, MEDIUM = frozenset("ijlI.,:;'|!()[]{} ft/\\"), frozenset('abcdeghknopqsu
 
 def visible(text: str) -> str:
     """`text` with control, direction and unassigned characters, which no reader sees, as U+FFFD, and other line breaks as spaces."""
+    if text.isprintable():
+        return text
     return "".join(_visible_character(character) for character in text)
 
 
@@ -60,6 +62,11 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
+
+
+def plural(number: int, noun: str) -> str:
+    """For example `1 edge`, `2 edges`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _visible_character(character: str) -> str:

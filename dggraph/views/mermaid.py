@@ -12,7 +12,7 @@ MAX_EDGES = 500
 
 
 def write_mermaid(picture: Picture) -> str:
-    """The picture as text. Where edges are too many for Mermaid, faint ones are left out and a node says so."""
+    """The picture as text. Where edges are too many for Mermaid, faint and light ones are left out and a node says so."""
     lines = ["flowchart LR", f'  about["{"<br/>".join(for_mermaid(line) for line in _heading(picture))}"]']
     panels = picture.layout.panels
     ids = {box.card.name: f"n{index}" for index, box in enumerate(box for panel in panels for box in panel.boxes)}
@@ -26,7 +26,7 @@ def write_mermaid(picture: Picture) -> str:
         lines.append("  end")
     drawn, left_out = _choose_edges(picture, room=MAX_EDGES - len(panels))
     if left_out:
-        lines.append(f'  left_out["{left_out} faint edges left out: Mermaid draws {MAX_EDGES} at most"]')
+        lines.append(f'  left_out["{left_out} edges left out: Mermaid draws {MAX_EDGES} at most"]')
     styles: dict[str, list[int]] = defaultdict(list)
     for number, ((source, target), mark) in enumerate(drawn.items()):
         weights = picture.marks.weights.get((source, target), ())
@@ -40,13 +40,16 @@ def write_mermaid(picture: Picture) -> str:
 
 
 def _choose_edges(picture: Picture, *, room: int) -> tuple[dict[Ends, EdgeMark], int]:
-    """The drawn edges with their marks, without the faint ones where there is no room for all; and how many were left out."""
-    curves = [curve.edge for panel in picture.layout.panels for curve in panel.curves]
-    marks = {(edge.source, edge.target): picture.marks.edges[edge.source, edge.target] for edge in curves}
+    """The drawn edges with their marks, without the faint or else the lightest ones where there is no room; how many were left out."""
+    edges = [curve.edge for panel in picture.layout.panels for curve in panel.curves]
+    marks = {(edge.source, edge.target): picture.marks.edges[edge.source, edge.target] for edge in edges}
     if len(marks) <= room:
         return marks, 0
-    strong = {ends: mark for ends, mark in marks.items() if mark not in ("dropped", "candidate")}
-    return strong, len(marks) - len(strong)
+    strong = [ends for ends, mark in marks.items() if mark not in ("dropped", "candidate")]
+    weights = {ends: max((abs(weight) for weight in picture.marks.weights.get(ends, ())), default=0.0) for ends in strong}
+    heaviest = set(sorted(strong, key=lambda ends: -weights[ends])[:room])
+    drawn = {ends: mark for ends, mark in marks.items() if ends in heaviest}
+    return drawn, len(marks) - len(drawn)
 
 
 def _heading(picture: Picture) -> list[str]:

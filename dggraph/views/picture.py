@@ -1,7 +1,7 @@
 """A picture before it is written: a layout, the marks that colour it, a heading and a legend. What SVG, DOT, Mermaid and JSON share."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.layout import Box, Layout, lay_out
-from dggraph.views.lettering import count
+from dggraph.views.lettering import count, plural
 from dggraph.views.marks import (
     EDGE_LOOKS,
     NODE_LOOKS,
@@ -52,20 +52,24 @@ class Picture:
 
 def picture_graph(graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None) -> Picture:
     """What may connect."""
+    layout = layout or lay_out(graph)
     edges = sum(len(graph.edges(stage)) for stage in graph.stages)
     blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
     texts: dict[EdgeMark, str] = {"static": "the backbone's own edge", "candidate": "candidate edge: a router may open it"}
     marks = mark_graph(graph)
     return Picture(
         graph=graph,
-        layout=layout or lay_out(graph),
+        layout=layout,
         marks=marks,
         title=title or graph.name,
-        facts=(f"{len(graph.stages)} stages · {blocks} routed blocks · {edges} candidate edges", *facts),
+        facts=(
+            " · ".join((plural(len(graph.stages), "stage"), plural(blocks, "routed block"), plural(edges, "candidate edge"))),
+            *facts,
+        ),
         warning="",
         legend=(
-            *(LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in marks.edges.values()),
-            LegendEntry(NODE_LOOKS["plain"], "routed block", True),
+            *_edge_legend(marks, layout, texts),
+            LegendEntry(NODE_LOOKS["plain"], "routed block" if layout.level != "stage" else "stage", True),
         ),
         thumbnails=(),
     )
@@ -90,16 +94,17 @@ def picture_path(
         layout: from `lay_out(graph)`; one for all images saves the time.
         thumbnail: the image.
     """
+    layout = layout or lay_out(graph)
     marks = mark_path(graph, path)
     active = sum(mark == "active" for mark in marks.edges.values())
     near = path.margin < NEAR_TIE
     lines: dict[EdgeMark, str] = {"active": "active edge, as wide as its weight", "dropped": "dropped edge"}
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "computed, unused"}
-    legend = [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in lines.items() if mark in marks.edges.values()]
+    legend = _edge_legend(marks, layout, lines)
     legend += [LegendEntry(NODE_LOOKS[mark], text, True) for mark, text in states.items() if mark in marks.nodes.values()]
     return Picture(
         graph=graph,
-        layout=layout or lay_out(graph),
+        layout=layout,
         marks=marks,
         title=title or graph.name,
         facts=(*facts, f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin {path.margin:.3g}"),
@@ -119,6 +124,7 @@ def picture_difference(
     thumbnails: Sequence[Image.Image] = (),
 ) -> Picture:
     """What only one of two instances uses, and what both do."""
+    layout = layout or lay_out(graph)
     marks = mark_difference(graph, first, second)
     edges = Counter(marks.edges.values())
     blocks = Counter(mark for name, mark in marks.nodes.items() if graph.nx.nodes[name]["block"].kind == "block")
@@ -129,12 +135,12 @@ def picture_difference(
         ("dead", "dropped", "neither"),
     )
     legend = [
-        LegendEntry(EDGE_LOOKS[edge], f"{text}: {_plural(edges[edge], 'edge')}, {_plural(blocks[node], 'block')}")
+        LegendEntry(EDGE_LOOKS[edge], f"{text}: {plural(edges[edge], 'edge')}, {plural(blocks[node], 'block')}")
         for node, edge, text in owners
     ]
     return Picture(
         graph=graph,
-        layout=layout or lay_out(graph),
+        layout=layout,
         marks=marks,
         title=f"{names[0]} and {names[1]}",
         facts=(f"{graph.name} · {count(first.macs)} and {count(second.macs)} MACs",),
@@ -162,9 +168,11 @@ def lines_of(picture: Picture, box: Box) -> tuple[str, ...]:
     """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths use."""
     if box.card.kind != "stage" or not picture.marks.weights:
         return box.lines
-    used = sum(picture.marks.nodes[name] not in ("dead", "unused") for name in box.card.members)
-    return (*box.lines[:-1], f"{used} used")
+    num_used = sum(picture.marks.nodes[name] not in ("dead", "unused") for name in box.card.members)
+    return (*box.lines[:-1], f"{num_used} used")
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+def _edge_legend(marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]) -> list[LegendEntry]:
+    """Entries for the marks that drawn edges have."""
+    drawn = set(marks.edges.values()) if layout.level != "stage" else set()
+    return [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in drawn]

@@ -13,6 +13,7 @@ from dggraph.views.marks import EDGE_LOOKS, GREY, INK, Look, edge_width
 from dggraph.views.picture import Picture, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
+DENSE = ' stroke-opacity="0.6"'
 PIXELS = 168
 """Side of an embedded thumbnail."""
 
@@ -83,15 +84,10 @@ def _edges(picture: Picture) -> Iterator[str]:
             source, target = curve.edge.source, curve.edge.target
             mark = marks.edges[source, target]
             weights = marks.weights.get((source, target), ())
-            line = f'<path d="{curve.svg}" data-edge="{source} {target}"'
-            if mark in ("static", "candidate", "dropped"):
-                groups[mark].append(
-                    line + (f' stroke-width="{EDGE_LOOKS[mark].width * curve.scale:.2f}"/>' if curve.scale < 1 else "/>")
-                )
-                continue
-            told = " and ".join(f"{weight:.3f}" for weight in weights)
-            width = edge_width(mark, weights) * curve.scale
-            groups[mark].append(f'{line} stroke-width="{width:.2f}"><title>{source} to {target}: {told}</title></path>')
+            looks = f' stroke-width="{edge_width(mark, weights) * curve.scale:.2f}"{DENSE * (curve.scale < 1)}'
+            told = "" if mark == "dropped" or not weights else " and ".join(f"{weight:.3f}" for weight in weights)
+            tip = f"><title>{source} to {target}: {told}</title></path>" if told else "/>"
+            groups[mark].append(f'<path d="{curve.svg}" data-edge="{source} {target}"{looks}{tip}')
     for mark, look in EDGE_LOOKS.items():
         if groups[mark]:
             yield f'<g class="{mark}" {_paint(look)} stroke-linejoin="round">'
