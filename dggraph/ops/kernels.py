@@ -54,12 +54,15 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
 def sum_rows(features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]) -> Tensor:
     """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh tensor."""
     places = None if places_RE is None else torch.from_numpy(places_RE.T)
-    return torch.ops.dggraph.sum_rows(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
+    with (
+        torch._C._AutoDispatchBelowAutograd()
+    ):  # private, torch 2.10 to 2.15: the op's autograd, in Python, costs as much as a small sum
+        return torch.ops.dggraph.sum_rows.default(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
 
 
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     """`weighted_sum.inner_products` for usable tensors."""
-    return torch.ops.dggraph.inner_products(features, grad)  # type: ignore[no-any-return]
+    return torch.ops.dggraph.inner_products.default(features, grad)  # type: ignore[no-any-return]
 
 
 def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:

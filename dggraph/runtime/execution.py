@@ -82,6 +82,8 @@ def _run_stage(
         if instances is None or len(instances):
             row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
             new_input = _gather(step, vertex, features, row_of_BV, decisions.weights_BE, instances, may_alias=not writes_input)
+            for source in decisions.done_with(vertex):
+                features[source] = None
             around = [_read(values, name, kind, instances, len(entry)) for name, kind in reads]
             (output,) = piece.run(lowered, new_input, *around)
         features.append(output)
@@ -137,12 +139,19 @@ class _StageRouter:
             refuse_nan(graph, stage, raw_BE)
         self.weights_BE = settle(self.raw_BE, layout, _to_numpy(owner.get_buffer("threshold")), False)
         open_BE = self.weights_BE != 0
+        self.last_reader = [0] * layout.num_vertices
+        for edge in np.flatnonzero(open_BE.any(0)).tolist():
+            self.last_reader[layout.sources[edge]] = layout.targets[edge]
         self.runs_BV = live_vertices(open_BE, layout) & leads_to_out(open_BE, layout)
 
     def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
         """(B,): which instances `vertex` runs for."""
         runs_B: npt.NDArray[np.bool_] = self.runs_BV[:, vertex]
         return runs_B
+
+    def done_with(self, vertex: int) -> list[int]:
+        """The nodes that nobody reads after `vertex`: what they hold is freed, and the next block writes where the cache is warm."""
+        return [source for source in range(1, vertex) if self.last_reader[source] == vertex]
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
         """Nothing to learn from a node's output."""
@@ -168,6 +177,10 @@ class _NodeRouters:
         runs_B = self.live[vertex]
         assert runs_B is not None
         return runs_B
+
+    def done_with(self, vertex: int) -> list[int]:
+        """None: a later router may still ask for any of them."""
+        return []
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
         """Let the router of `vertex` look at its output."""
