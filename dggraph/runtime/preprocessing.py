@@ -1,16 +1,20 @@
 """From an image file to the tensor a backbone expects. Image files are hostile: a 48 KB PNG can hold 400 megapixels."""
 
 import os
+import stat
+import warnings
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from dggraph.errors import InputError
 
 MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What is read. Pillow knows others, some of which start programs (EPS: Ghostscript)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,27 +90,23 @@ def open_image(file: str | os.PathLike[str]) -> Image.Image:
     """The first frame of an image file, upright, in RGB.
 
     Raises:
-        InputError: no image, a damaged one, or one of more than 100 megapixels; names the file.
+        InputError: no image, a damaged one, one of a format not in `FORMATS`, or one of more than 100 megapixels; names the file.
     """
+    name = repr(os.fspath(file))
     try:
-        with Image.open(file) as opened:
-            image: Image.Image = opened
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{os.fspath(file)!r} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down."
-                )
-            if image.mode.startswith("I;16"):
-                image = image.convert("I").point(lambda value: value / 256)
-            upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
-            return upright
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait for ever
+            raise InputError(f"{name} is no file.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; size is checked here, damage raises
+            with Image.open(file, formats=FORMATS) as opened:
+                image: Image.Image = opened
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
+                if image.mode.startswith("I"):
+                    image = image.convert("I").point(lambda value: value / 256)
+                upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
+                return upright
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise InputError(f"{os.fspath(file)!r} is no image that can be read: {error}.") from error
+    except Exception as error:  # Pillow's readers raise what they like on damaged files
+        raise InputError(f"{name} is no image that can be read: {error}.") from error
