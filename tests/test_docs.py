@@ -18,7 +18,9 @@ def blocks(file: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/tutorial.md", "docs/budgets.md", "docs/inference.md", "docs/extending.md"])
+@pytest.mark.parametrize(
+    "file", ["README.md", "docs/tutorial.md", "docs/pictures.md", "docs/budgets.md", "docs/inference.md", "docs/extending.md"]
+)
 def test_the_code_runs(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     saved = [(registry, dict(registry)) for registry in (ROUTERS, GATES, WIRINGS)]

@@ -120,7 +120,7 @@ def test_dot_has_the_places_and_colours_of_the_svg() -> None:
         == 6 + 3
         == source.count("class=active") + source.count("class=dropped")
     )
-    assert 'n0 -> n1 [class=active color="#0b6e8a" penwidth=2.00' in source
+    assert 'n0 -> n1 [arrowhead=normal class=active color="#0b6e8a" penwidth=2.00' in source
     boxes = [box for panel in picture.layout.panels for box in panel.boxes]
     centres = [float(x) for x in re.findall(r'^\tn\d+ \[.*pos="([\d.]+),', source, flags=re.MULTILINE)]
     assert centres == pytest.approx([box.x + box.width / 2 for box in boxes], abs=0.06)

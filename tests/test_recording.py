@@ -17,7 +17,7 @@ from dggraph.runtime.preprocessing import preprocess_image
 
 def picture_edges(source: str, order: list[str]) -> dict[tuple[str, str], float]:
     """The coloured edges of a DOT source, with their widths."""
-    found = re.findall(r'^\s*n(\d+) -> n(\d+) \[class=active color="#0b6e8a" penwidth=([\d.]+)', source, flags=re.MULTILINE)
+    found = re.findall(r'^\s*n(\d+) -> n(\d+) \[.*class=active color="#0b6e8a" penwidth=([\d.]+)', source, flags=re.MULTILINE)
     return {(order[int(a)], order[int(b)]): float(width) for a, b, width in found}
 
 

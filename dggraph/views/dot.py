@@ -12,7 +12,7 @@ from dggraph.views.marks import EDGE_LOOKS, GREY, INK, edge_width
 from dggraph.views.picture import Picture, box_look, lines_of, mark_of
 from dggraph.views.svg import PANEL_FILL, PANEL_STROKE, write_svg
 
-INCH, DPI = 72.0, 144
+INCH = 72.0
 
 
 class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
@@ -32,9 +32,9 @@ def write_dot(picture: Picture) -> Drawing:
     frame = make_frame(picture)
     drawing = Drawing("dggraph")
     drawing.picture = picture
-    drawing.attr(layout="nop2", bgcolor="white", dpi=str(DPI), outputorder="nodesfirst", pad="0")
+    drawing.attr(layout="nop2", bgcolor="white", outputorder="nodesfirst", pad="0", margin="0")
     drawing.attr("node", shape="box", style="filled,rounded", fontname="Helvetica", fixedsize="true", margin="0", label="")
-    drawing.attr("edge", arrowhead="vee", arrowsize="0.4")
+    drawing.attr("edge", arrowsize="0.35")
     drawing.node("page", **place_node(frame, 0, 0, frame.width, frame.height), style="filled", color="white", fillcolor="white")
     for index, (x, y, (look, _, is_node)) in enumerate(frame.samples):
         looks = {"color": look.stroke, "fillcolor": look.fill if is_node else look.stroke, "style": "filled"}
@@ -89,8 +89,14 @@ def _edge_looks(picture: Picture, curve: Curve, frame: Frame) -> dict[str, str]:
     width = edge_width(mark, picture.marks.weights.get(ends, ())) * curve.scale
     points = [(x, frame.height - y - frame.top) for x, y in curve.points]
     tip = ""
-    if curve.scale == 1:
+    if curve.scale == 1 and mark != "dropped":
         (x, y), back = points[-1], (4, 0) if curve.is_straight else (0, -4)
         tip, points[-1] = f"e,{x:.1f},{y:.1f} ", (x - back[0], y - back[1])
     pos = tip + " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return {"pos": pos, "color": look.stroke + "99" * (curve.scale < 1), "penwidth": f"{width:.2f}", "class": mark}
+    return {
+        "pos": pos,
+        "arrowhead": "normal" if tip else "none",
+        "color": look.stroke + "99" * (curve.scale < 1),
+        "penwidth": f"{width:.2f}",
+        "class": mark,
+    }

@@ -15,13 +15,14 @@ from PIL import Image
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.document import write_json
-from dggraph.views.dot import DPI, INCH, place_node, write_dot
+from dggraph.views.dot import INCH, place_node, write_dot
 from dggraph.views.frame import make_frame
 from dggraph.views.mermaid import write_mermaid
 from dggraph.views.picture import Picture, picture_graph, picture_path
 from dggraph.views.svg import write_svg
 
 DRAW_SECONDS = 120
+PNG_DPI = 144
 
 TEXT_WRITERS: Mapping[str, Callable[[Picture], str]] = {
     "svg": write_svg,
@@ -99,9 +100,12 @@ def _print(picture: Picture, kind: str) -> bytes:
         drawing = write_dot(picture)
         if kind == "pdf":
             _add_thumbnails(picture, drawing, Path(folder))
+        dpi = [f"-Gdpi={PNG_DPI}"] if kind == "png" else []
         try:
             source = str(drawing.source).encode()
-            done = subprocess.run([command, f"-T{kind}"], input=source, capture_output=True, timeout=DRAW_SECONDS, check=False)
+            done = subprocess.run(
+                [command, f"-T{kind}", *dpi], input=source, capture_output=True, timeout=DRAW_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{command} took more than {DRAW_SECONDS} s; write an .svg file.") from error
     if done.returncode != 0 or not done.stdout:
@@ -121,7 +125,7 @@ def _add_thumbnails(picture: Picture, drawing: graphviz.Digraph, folder: Path) -
 
 def _paste_thumbnails(picture: Picture, png: bytes) -> bytes:
     """graphviz-pure draws no images, so they are put on the finished page."""
-    scale = DPI / INCH
+    scale = PNG_DPI / INCH
     page = Image.open(BytesIO(png)).convert("RGB")
     for image, (x, y, width, height) in zip(picture.thumbnails, make_frame(picture).images, strict=True):
         size = max(1, int(width * scale)), max(1, int(height * scale))
