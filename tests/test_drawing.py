@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 import dggraph
-from dggraph.errors import InputError, MissingExtraError
+from dggraph.errors import GraphError, InputError, MissingExtraError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.drawing import FORMATS, dot_command, draw, render
 from dggraph.views.layout import lay_out
@@ -271,6 +271,13 @@ def test_thumbnails(kind: str, tmp_path: Path) -> None:
             assert page.getpixel((60, 60)) == (255, 0, 0) and page.getpixel((page.width - 10, 60)) == (255, 255, 255)
     if kind == "svg":
         assert 'href="data:image/jpeg;base64,' in (tmp_path / "60.svg").read_text()
+
+
+def test_a_path_of_another_graph_is_refused() -> None:
+    with pytest.raises(GraphError, match="6 weights in stage 'a', the graph 10 edges"):
+        render(stages(3), PATH)
+    with pytest.raises(GraphError, match="0 weights in stage 'b'"):
+        picture_difference(stages(2, 1), PATH, PATH)
 
 
 def test_a_graph_without_stages_is_drawn() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -190,3 +191,16 @@ def test_code_in_names_is_refused() -> None:
 
 def test_parse_wiring_takes_numbers_alone() -> None:
     assert list(parse_wiring("window(1)")(3)) == [(0, 1), (1, 2)]
+
+
+@given(st.integers(1, 6), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_live_and_useful_nodes_are_those_networkx_reaches(num_blocks: int, random: Any) -> None:
+    graph = wire(static_chain(num_blocks), "complete")
+    weights = tuple(float(random.random() < 0.4) for _ in graph.edges("s"))
+    path = ActivatedPath(weights={"s": weights}, macs=0, margin=0.0)
+    active = nx.DiGraph([(edge.source, edge.target) for edge in path.active_edges(graph)])
+    active.add_nodes_from(graph.nx)
+    live = {"s_0"} | nx.descendants(active, "s_0")
+    assert path.live_nodes(graph) == live
+    assert path.useful_nodes(graph) == live & ({"s_out"} | nx.ancestors(active, "s_out"))

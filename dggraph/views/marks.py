@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dggraph.errors import GraphError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 
 NodeMark = Literal["plain", "live", "unused", "dead", "first", "second", "both"]
@@ -66,19 +67,23 @@ def mark_graph(graph: DynamicGraph) -> Marks:
 
 
 def mark_path(graph: DynamicGraph, path: ActivatedPath) -> Marks:
-    """Active and dropped edges; live, unused and dead nodes."""
+    """Active and dropped edges; live, unused and dead nodes.
+
+    Raises:
+        GraphError: the path is of another graph.
+    """
+    weights = {ends: (weight,) for ends, weight in _weights(graph, path).items()}
     live, useful = path.live_nodes(graph), path.useful_nodes(graph)
     nodes: dict[str, NodeMark] = {name: "live" if name in useful else "unused" if name in live else "dead" for name in graph.nx}
-    weights = {ends: (weight,) for ends, weight in _weights(graph, path).items()}
     edges: dict[Ends, EdgeMark] = {ends: "active" if weight != 0 else "dropped" for ends, (weight,) in weights.items()}
     return Marks(nodes=nodes, edges=edges, weights=weights)
 
 
 def mark_difference(graph: DynamicGraph, first: ActivatedPath, second: ActivatedPath) -> Marks:
     """What only the first instance uses, only the second, and both. A node is used where its output reaches its stage's `out`."""
+    one, two = _weights(graph, first), _weights(graph, second)
     mine, theirs = first.useful_nodes(graph), second.useful_nodes(graph)
     nodes: dict[str, NodeMark] = {name: _either(name in mine, name in theirs) or "dead" for name in graph.nx}
-    one, two = _weights(graph, first), _weights(graph, second)
     edges: dict[Ends, EdgeMark] = {ends: _either(one[ends] != 0, two[ends] != 0) or "dropped" for ends in one}
     return Marks(nodes=nodes, edges=edges, weights={ends: (one[ends], two[ends]) for ends in one})
 
@@ -104,8 +109,14 @@ def _either(is_first: bool, is_second: bool) -> Literal["first", "second", "both
 
 
 def _weights(graph: DynamicGraph, path: ActivatedPath) -> dict[Ends, float]:
+    for stage in graph.stages:
+        found, needed = len(path.weights.get(stage, ())), len(graph.edges(stage))
+        if found != needed:
+            raise GraphError(
+                f"the path has {found} weights in stage {stage!r}, the graph {needed} edges; draw it on its own graph."
+            )
     return {
         (edge.source, edge.target): weight
-        for stage, weights in path.weights.items()
-        for edge, weight in zip(graph.edges(stage), weights, strict=True)
+        for stage in graph.stages
+        for edge, weight in zip(graph.edges(stage), path.weights[stage], strict=True)
     }

@@ -22,6 +22,7 @@ def write_svg(picture: Picture) -> str:
     """The picture as one SVG element. Edges carry `data-edge="source target"` and their mark as class, nodes `data-node`."""
     frame = make_frame(picture)
     size = f'width="{frame.width:g}" height="{frame.height:g}" viewBox="0 0 {frame.width:g} {frame.height:g}"'
+    size += ' style="max-width:100%;height:auto"'  # a page may be narrower
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Helvetica, Arial, sans-serif" role="img">',
         f"<title>{for_xml(picture.title)}</title>",
