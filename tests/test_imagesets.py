@@ -25,7 +25,7 @@ def write_idx(folder: Path, part: str, labels: Sequence[int] | None, number: int
     opened = gzip.open if suffix else open
     images = folder / f"{part}-images-idx3-ubyte{suffix}"
     with opened(images, "wb") as stream:
-        stream.write(struct.pack(">IIII", 0x803, number, 2, 3) + b"".join(bytes([index] * 6) for index in range(number)))
+        stream.write(struct.pack(">IIII", 0x803, number, 2, 3) + b"".join(bytes([index % 256] * 6) for index in range(number)))
     if labels is not None:
         with opened(folder / f"{part}-labels-idx1-ubyte{suffix}", "wb") as stream:
             stream.write(struct.pack(">II", 0x801, len(labels)) + bytes(labels))

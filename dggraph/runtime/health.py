@@ -61,7 +61,7 @@ class HealthReport:
 
 
 @dataclass(slots=True)
-class _StageCounts:
+class StageCounts:
     """What one stage's gates did so far."""
 
     open_E: Tensor
@@ -82,7 +82,7 @@ class GateHealth:
     graph: DynamicGraph
     num_instances: int = 0
     paths: Counter[bytes] = field(default_factory=Counter)
-    stages: dict[str, _StageCounts] = field(default_factory=dict)
+    stages: dict[str, StageCounts] = field(default_factory=dict)
 
     def update(self, gates: Gates) -> None:
         """Count a batch; takes a training step's gates as they are."""
@@ -94,7 +94,7 @@ class GateHealth:
             runs_BV = used_BV if gates.table.is_useful_only else live_BV
             source_live_BE = live_BV[:, list(layout.sources)]
             ties_BE = source_live_BE & ((raw_BE - gates.thresholds[stage].double()).abs() < TIE_MARGIN)
-            counts = _StageCounts(
+            counts = StageCounts(
                 open_E=open_BE.sum(0).cpu(),
                 ties_E=ties_BE.sum(0).cpu(),
                 live_V=live_BV.sum(0).cpu(),
@@ -222,8 +222,8 @@ def check_gates(net: DynamicNetwork, batches: Iterable[Any]) -> HealthReport:
     return health.report()
 
 
-def _add(one: _StageCounts, other: _StageCounts) -> _StageCounts:
-    return _StageCounts(
+def _add(one: StageCounts, other: StageCounts) -> StageCounts:
+    return StageCounts(
         open_E=one.open_E + other.open_E,
         ties_E=one.ties_E + other.ties_E,
         live_V=one.live_V + other.live_V,

@@ -3,6 +3,8 @@
 Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,37 +50,59 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         raise InputError("this network has no stages, so there are no paths to record.")
     if x.ndim != 4 or batch_size < 1:
         raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
-    modes = {module: module.training for module in net.modules()}
     outputs: list[Any] = []
     parts: list[Gates] = []
+    with evaluating(net):
+        for chunk in torch.split(x, batch_size):
+            output, gates = net(chunk, return_gates=True)
+            outputs.append(output)
+            parts.append(gates)
+    stages = list(net.graph.stages)
+    gates = parts[0]._replace(
+        weights={stage: torch.cat([part.weights[stage] for part in parts]) for stage in stages},
+        raw={stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages},
+    )
+    paths = activated_paths(net.graph, gates)
+    adjacency = {stage: adjacency_matrix(net.graph, stage, gates.weights[stage]) for stage in stages}
+    macs = torch.tensor([path.macs for path in paths], dtype=torch.int64, device=x.device)
+    return Recording(join_outputs(outputs), adjacency, paths, macs)
+
+
+@contextmanager
+def evaluating(net: DynamicNetwork) -> Iterator[None]:
+    """Eval mode without gradients; every module's mode is restored."""
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         with torch.no_grad():
-            for chunk in torch.split(x, batch_size):
-                output, gates = net(chunk, return_gates=True)
-                outputs.append(output)
-                parts.append(gates)
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    stages = list(net.graph.stages)
-    weights = {stage: torch.cat([part.weights[stage] for part in parts]) for stage in stages}
-    raw = {stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages}
-    for stage in stages:
-        refuse_nan(net.graph, stage, raw[stage])
-    macs = path_macs({stage: weights[stage] != 0 for stage in stages}, net.macs_table).long()
-    margins = _margins(net, raw, weights)
-    lists = {stage: weights[stage].tolist() for stage in stages}
-    paths = tuple(
+
+
+def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, ...]:
+    """The path of every instance of a batch.
+
+    Args:
+        graph: whose gates they are.
+        gates: of a forward pass in eval mode.
+
+    Raises:
+        GateError: an edge weight is NaN; names stage, edge and instance.
+    """
+    for stage, raw_BE in gates.raw.items():
+        refuse_nan(graph, stage, raw_BE)
+    macs = path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table).long().tolist()
+    margins, lists = _margins(gates), {stage: weights_BE.tolist() for stage, weights_BE in gates.weights.items()}
+    return tuple(
         ActivatedPath(
-            weights={stage: tuple(lists[stage][index]) for stage in stages},
-            macs=int(macs[index]),
+            weights={stage: tuple(weights[index]) for stage, weights in lists.items()},
+            macs=macs[index],
             margin=margins[index],
         )
-        for index in range(x.shape[0])
+        for index in range(len(macs))
     )
-    adjacency = {stage: adjacency_matrix(net.graph, stage, weights[stage]) for stage in stages}
-    return Recording(join_outputs(outputs), adjacency, paths, macs)
 
 
 def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Tensor:
@@ -91,13 +115,12 @@ def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Ten
     return adjacency_BVV
 
 
-def _margins(net: DynamicNetwork, raw: dict[str, Tensor], weights: dict[str, Tensor]) -> list[float]:
+def _margins(gates: Gates) -> list[float]:
     """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges of dead sources cannot flip."""
     smallest: Tensor | None = None
-    for stage, raw_BE in raw.items():
-        layout = net.macs_table.stages[stage].layout
-        threshold = net.lowered.get_submodule(f"dg_{stage}").get_buffer("threshold").to(raw_BE.dtype)
-        live_BE = live_vertices(weights[stage] != 0, layout)[:, list(layout.sources)] > 0
-        margin_B = (raw_BE - threshold).abs().masked_fill(~live_BE, torch.inf).amin(1)
+    for stage, raw_BE in gates.raw.items():
+        layout = gates.table.stages[stage].layout
+        live_BE = live_vertices(gates.weights[stage] != 0, layout)[:, list(layout.sources)] > 0
+        margin_B = (raw_BE - gates.thresholds[stage].to(raw_BE.dtype)).abs().masked_fill(~live_BE, torch.inf).amin(1)
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()

@@ -1,0 +1,86 @@
+"""`dggraph atlas`: the paths of a whole set of images, in one HTML file and one JSON file."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.errors import InputError
+
+
+@click.command()
+@model_options
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="HTML file; the numbers go beside it as .json."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images, evenly spread over the set.")
+@click.option("--instances", default=40, show_default=True, type=click.IntRange(1, 400), help="Images shown with their paths.")
+@click.option(
+    "--on-bad-image",
+    default="error",
+    show_default=True,
+    type=click.Choice(["error", "skip"]),
+    help="Stop at an image that cannot be read, or count and name it.",
+)
+@as_json
+def command(images: Path, output: Path, limit: int | None, instances: int, on_bad_image: Any, as_json: bool, **model: Any) -> None:
+    """Run MODEL on a set of IMAGES and report on their paths.
+
+    IMAGES is a folder of images, a folder with a sub-folder for each class, or MNIST's files. An interrupted run continues where it was.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{output} is to be an HTML file; give it the suffix .html.")
+    make_folder(output.parent)
+    net = open_network(**model)
+
+    from dggraph.runtime.atlas import collect_atlas
+    from dggraph.runtime.imagesets import open_image_set
+    from dggraph.runtime.resuming import write_whole
+    from dggraph.views.lettering import visible
+    from dggraph.views.report import make_report
+
+    state, numbers = output.with_suffix(".state"), output.with_suffix(".json")
+    with counting("Running images") as progress:
+        collected = collect_atlas(
+            net,
+            open_image_set(images, net.labels),
+            limit=limit,
+            num_instances=instances,
+            on_bad_image=on_bad_image,
+            state=state,
+            progress=progress,
+        )
+    atlas = collected.atlas
+    report = make_report(net.graph, atlas, collected.thumbnails)
+    write_whole(numbers, report.json.encode())
+    write_whole(output, report.html.encode())
+    state.unlink(missing_ok=True)
+    if as_json:
+        facts = {"report": str(output), "numbers": str(numbers), "num_images": atlas.num_images, "num_skipped": atlas.num_skipped}
+        facts |= {"kept": atlas.mean_macs / atlas.static_macs, "num_paths": atlas.num_paths}
+        facts |= {"path_entropy_bits": atlas.path_entropy_bits, "accuracy": atlas.accuracy, "warnings": atlas.gates.warnings}
+        click.echo(json.dumps(facts))
+        return
+    click.echo(visible(f"{report.summary}."))
+    if atlas.num_skipped:
+        click.echo(visible(f"{atlas.num_skipped} could not be read, for example {atlas.skipped[0][0]}; the report names them."))
+    for warning in atlas.gates.warnings:
+        click.echo(visible(f"! {warning}"))
+    click.echo(visible(f"Report: {output}, numbers: {numbers}."))
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,178 @@
+"""Collect an atlas: run a network over a set of images, one at a time, and count what their paths do.
+
+What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of images, and of each different path a
+few bytes, up to bounds of its own. Counts are whole numbers, so an interrupted collection that continues ends with the very same atlas.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dggraph.errors import DggraphError, GateError, InputError
+from dggraph.graph.atlas import Atlas, Instance
+from dggraph.graph.ir import ActivatedPath
+from dggraph.graph.schema import to_json
+from dggraph.runtime.counting import AtlasCounts
+from dggraph.runtime.imagesets import ImageSet, Item, spread
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.preprocessing import preprocess_image
+from dggraph.runtime.recording import activated_paths, evaluating
+from dggraph.runtime.resuming import read_state, write_state
+
+OnBadImage = Literal["error", "skip"]
+
+SAVE_SECONDS = 10.0
+THUMBNAIL_PIXELS = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """An atlas, and small copies of the images that it names."""
+
+    atlas: Atlas
+    thumbnails: dict[int, Image.Image]
+    """By place in the set."""
+
+
+def collect_atlas(
+    net: DynamicNetwork,
+    images: ImageSet,
+    *,
+    limit: int | None = None,
+    num_instances: int = 40,
+    on_bad_image: OnBadImage = "error",
+    state: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Collected:
+    """Run `net` over `images`.
+
+    Args:
+        net: a converted network that knows how images become its input; its modes are restored.
+        images: from `open_image_set`.
+        limit: take at most this many, evenly spread.
+        num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
+        on_bad_image: `skip` counts images that cannot be read and goes on.
+        state: a file to save counts in now and then, and to continue from; it remains when this returns.
+        progress: called with the number of images passed and of all.
+
+    Raises:
+        InputError: an image cannot be read; there is none; the network does not say how images become its input, or has no stages;
+            `state` is of another network, set or settings.
+        GateError: an edge weight is NaN; names the image.
+    """
+    if net.preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    if not net.graph.stages:
+        raise InputError("this network has no stages, so there are no paths to collect.")
+    total = images.num_images if limit is None else min(limit, images.num_images)
+    is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
+    identity = _identify(net, images, limit, num_instances)
+    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(net, images))
+    if state is not None and (document := read_state(state, identity)) is not None:
+        counts.restore(document)
+    start, saved = counts.next_index, monotonic()
+    try:
+        with evaluating(net):
+            for item in images.items():
+                if item.index < start or not is_taken(item.index):
+                    continue
+                counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
+                count_item(net, item, counts, on_bad_image)
+                counts.next_index = item.index + 1
+                progress(counts.num_passed, total)
+                if state is not None and monotonic() - saved >= SAVE_SECONDS:
+                    write_state(state, identity, counts.document())
+                    saved = monotonic()
+    except DggraphError:  # of an image that was not counted; after other errors the last saved state stands
+        if state is not None and counts.next_index > start:
+            write_state(state, identity, counts.document())
+        raise
+    if state is not None and counts.next_index > start:
+        write_state(state, identity, counts.document())
+    atlas = counts.atlas(network=net.graph.name, images=images.name, num_ignored=images.num_ignored)
+    return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
+
+
+def count_item(net: DynamicNetwork, item: Item, counts: AtlasCounts, on_bad_image: OnBadImage) -> None:
+    """Run one image, or count it as skipped."""
+    assert net.preprocess is not None
+    try:
+        image = item.open()
+        x = preprocess_image(image, net.preprocess)
+    except InputError as error:
+        if on_bad_image == "error":
+            raise InputError(f"{error} With --on-bad-image skip it is counted and left out.") from error
+        counts.skip(item.name, str(error))
+        return
+    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
+    try:
+        output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
+        (path,) = activated_paths(net.graph, gates)
+    except GateError as error:
+        raise GateError(f"{item.name!r}: {error}") from error
+    counts.add(_instance(net, item, output, path, counts.classes), item.label, gates)
+
+
+def _instance(net: DynamicNetwork, item: Item, output: Any, path: ActivatedPath, classes: tuple[str, ...]) -> Instance:
+    prediction, probability = None, None
+    if isinstance(output, Tensor) and output.ndim == 2:
+        best, index = output.float().softmax(1)[0].max(0)
+        prediction, probability = _names(net, output.shape[1])[int(index)], float(best)
+    return Instance(
+        index=item.index,
+        name=item.name,
+        label=None if item.label is None else classes[item.label],
+        prediction=prediction,
+        probability=probability,
+        path=path,
+    )
+
+
+def _names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
+    if net.labels is not None and len(net.labels) == num_outputs:
+        return net.labels
+    return tuple(f"class {index}" for index in range(num_outputs))
+
+
+def _is_comparable(net: DynamicNetwork, images: ImageSet) -> bool:
+    """Whether the set's classes are the network's, so that predictions can be right or wrong."""
+    known = net.labels if net.labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
+    return bool(images.classes) and set(images.classes) <= set(known)
+
+
+def _identify(net: DynamicNetwork, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
+    """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
+    digest = blake2b(to_json(net.graph).encode(), digest_size=16)
+    for key, tensor in net.lowered.state_dict().items():
+        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
+    return {
+        "network": digest.hexdigest(),
+        "network's settings": repr(settings),
+        "images": images.fingerprint,
+        "limit": str(limit),
+        "instances": str(num_instances),
+        "version": f"dggraph {version('dggraph')}, torch {torch.__version__}",
+    }
+
+
+def _thumbnails(images: ImageSet, atlas: Atlas) -> dict[int, Image.Image]:
+    wanted = {instance.index for instance in atlas.instances} | {index for path in atlas.most_common for index in path.examples}
+    last, found = max(wanted), {}
+    for item in images.items():
+        if item.index in wanted:
+            small = item.open()
+            small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            found[item.index] = small.convert("RGB")
+        if item.index >= last:
+            break
+    return found

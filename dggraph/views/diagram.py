@@ -1,0 +1,92 @@
+"""A path inside an HTML page: one small SVG a stage, with the places of `layout` and colours of the page's style sheet.
+
+Curves are written once a page (`define_curves`) and referred to by every image's diagram, so that a hundred images stay small.
+"""
+
+from collections.abc import Iterator
+
+from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.views.layout import Box, Layout, Panel
+from dggraph.views.lettering import for_xml, plural
+from dggraph.views.marks import NodeMark, edge_width
+from dggraph.views.picture import Picture, lines_of, mark_of, picture_path
+
+MAX_TOLD_EDGES = 150
+"""Above that many candidate edges a diagram does not tell each one's weight."""
+
+
+def define_curves(layout: Layout) -> str:
+    """The curves of every candidate edge; belongs once into a page that shows diagrams."""
+    groups = []
+    for number, panel in enumerate(layout.panels):
+        curves = (f'<path id="e{number}-{place}" d="{curve.svg}"/>' for place, curve in enumerate(panel.curves))
+        groups.append(f'<g id="s{number}">{"".join(curves)}</g>')
+    return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>{"".join(groups)}</defs></svg>'
+
+
+def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> str:
+    """One instance's path: active edges as wide as their weight, nodes it never reached, nodes it computed without use.
+
+    Args:
+        graph: what may connect.
+        path: what did.
+        layout: from `lay_out(graph)`, the one whose curves the page has.
+    """
+    picture = picture_path(graph, path, layout=layout)
+    return f'<div class="path">{"".join(_panel(picture, number, panel) for number, panel in enumerate(layout.panels))}</div>'
+
+
+def _panel(picture: Picture, number: int, panel: Panel) -> str:
+    first = panel.boxes[0].y
+    rise = max((-0.75 * min(y - first for _, y in curve.points) for curve in panel.curves), default=0.0)
+    top, height = first - rise - 8, rise + 8 + panel.y + panel.height - first
+    box = f"{panel.x:g} {top:g} {panel.width:g} {height:g}"
+    told = f"{panel.stage}: {_describe(picture, panel)}"
+    parts = [
+        f'<svg viewBox="{box}" width="{panel.width:g}" height="{height:g}" role="img" aria-label="{for_xml(told)}">',
+        f'<use href="#s{number}" class="dropped"/>',
+        f'<g class="active">{"".join(_edges(picture, number, panel))}</g>',
+        *(_box(picture, one) for one in panel.boxes),
+        "</svg>",
+    ]
+    return f'<figure class="panel"><figcaption>{for_xml(panel.stage)}</figcaption>{"".join(parts)}</figure>'
+
+
+def _describe(picture: Picture, panel: Panel) -> str:
+    """For example `7 of 10 edges active; never reached: layer1.2`."""
+    graph, marks = picture.graph, picture.marks
+    edges = [marks.edges[edge.source, edge.target] for edge in graph.edges(panel.stage)]
+    texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
+    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "computed, unused"}
+    for mark, text in states.items():
+        names = [
+            node.module_path or node.name
+            for node in graph.nodes(panel.stage)
+            if node.kind == "block" and marks.nodes[node.name] == mark
+        ]
+        texts += [f"{text}: {', '.join(names)}"] if names else []
+    return "; ".join(texts)
+
+
+def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
+    marks, is_told = picture.marks, len(picture.marks.edges) <= MAX_TOLD_EDGES
+    for place, curve in enumerate(panel.curves):
+        ends = (curve.edge.source, curve.edge.target)
+        if marks.edges[ends] != "active":
+            continue
+        width = edge_width("active", marks.weights[ends]) * curve.scale
+        title = f"<title>{ends[0]} to {ends[1]}: {marks.weights[ends][0]:.3f}</title>" if is_told else ""
+        yield f'<use href="#e{number}-{place}" stroke-width="{width:.2g}">{title}</use>'
+
+
+def _box(picture: Picture, box: Box) -> str:
+    mark, lines = mark_of(picture, box), lines_of(picture, box)
+    kind = "end" if box.card.kind in ("entry", "out") and mark == "live" else mark
+    radius = 9 if box.card.kind == "out" else 4
+    place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
+    parts = [f'<g class="node {kind}"><rect {place} rx="{radius}"/>']
+    for index, line in enumerate(lines):
+        y = box.y + box.height / 2 + 3.4 if len(lines) == 1 else box.y + 14.5 + 12 * index
+        looks = f'class="{"name" if index == 0 else "detail"}" font-size="{10 if index == 0 and len(lines) > 1 else 9}"'
+        parts.append(f'<text x="{box.x + box.width / 2:g}" y="{y:g}" {looks}>{for_xml(line)}</text>')
+    return "".join((*parts, "</g>"))
