@@ -152,12 +152,17 @@ def test_diagrams_draw_the_open_edges(made: tuple[DynamicGraph, Collected, Repor
     assert [int(index) for index in cards] == [one.index for one in collected.atlas.instances]
     for one in collected.atlas.instances:
         (card,) = re.findall(rf'<article class="instance" id="image-{one.index}".*?</article>', report.html, flags=re.DOTALL)
-        drawn = re.findall(r'<use href="#e0-(\d+)" stroke-width="([\d.]+)"><title>(\w+) to (\w+): (-?[\d.]+)</title>', card)
+        drawn = re.findall(r'<use href="#e0-(\d+)"><title>(\w+) to (\w+): (-?[\d.]+)</title></use>', card)
         weights = one.path.weights["blocks"]
-        assert [(int(place), float(weight)) for place, _, _, _, weight in drawn] == [
+        assert sorted((int(place), float(weight)) for place, _, _, weight in drawn) == [
             (place, pytest.approx(weight, abs=6e-4)) for place, weight in enumerate(weights) if weight != 0
         ]
-        assert all((source, target) == order[int(place)] for place, _, source, target, _ in drawn)
+        assert all((source, target) == order[int(place)] for place, source, target, _ in drawn)
+        groups = re.findall(r'<g stroke-width="([\d.]+)">((?:<use .*?</use>)+)</g>', card)
+        widths = {int(place): float(width) for width, edges in groups for place in re.findall("#e0-([0-9]+)", edges)}
+        assert widths == {
+            place: pytest.approx(min(0.6 + 1.4 * abs(weight), 6), abs=0.01) for place, weight in enumerate(weights) if weight != 0
+        }
         dead = {node.name for node in graph.nodes("blocks")} - one.path.live_nodes(graph)
         assert card.count('class="node dead"') == len(dead)
 

@@ -12,12 +12,13 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.views.diagram import draw_diagram
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
-from dggraph.views.lettering import count, for_xml, plural
+from dggraph.views.lettering import count, fit, for_xml, plural
 from dggraph.views.picture import NEAR_TIE
 
 SMALL = 64
 """Images up to this side are kept as they are and shown in large pixels."""
 NUM_NAMED = 3
+NAME_WIDTH = 86.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def write_class(context: Context, one: ClassPaths, *, scale: float) -> str:
     ]
     kept = percent(one.mean_macs / atlas.static_macs)
     return (
-        f'<article class="class"><h3>{name_of(one.name)}</h3><p>{number}{right}<br>{kept} of the static MACs</p>'
+        f'<article class="class"><h3 title="{for_xml(one.name)}">{name_of(one.name)}</h3><p>{number}{right}<br>{kept} of the static MACs</p>'
         f"{draw_differences(context.graph, one.frequencies, atlas.frequencies, scale=scale)}"
         f'<ul class="plain">{"".join(largest)}</ul></article>'
     )
@@ -124,7 +125,10 @@ def largest_differences(graph: DynamicGraph, some: Frequencies, overall: Frequen
     """Edges by how much more or less often they are open, the largest difference first; equal ones in edge order."""
     paths = node_names(graph)
     found = [
-        (f"{paths[edge.source]} → {paths[edge.target]}", some[stage][place] - overall[stage][place])
+        (
+            f"{fit(paths[edge.source], 12.5, NAME_WIDTH)} → {fit(paths[edge.target], 12.5, NAME_WIDTH)}",
+            some[stage][place] - overall[stage][place],
+        )
         for stage in graph.stages
         for place, edge in enumerate(graph.edges(stage))
     ]

@@ -42,10 +42,11 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
     top, height = first - rise - 8, rise + 8 + panel.y + panel.height - first
     box = f"{panel.x:g} {top:g} {panel.width:g} {height:g}"
     told = f"{panel.stage}: {_describe(picture, panel)}"
+    looks = "active dense" if any(curve.scale < 1 for curve in panel.curves) else "active"
     parts = [
         f'<svg viewBox="{box}" width="{panel.width:g}" height="{height:g}" role="img" aria-label="{for_xml(told)}">',
         f'<use href="#s{number}" class="dropped"/>',
-        f'<g class="active">{"".join(_edges(picture, number, panel))}</g>',
+        f'<g class="{looks}">{"".join(_edges(picture, number, panel))}</g>',
         *(_box(picture, one) for one in panel.boxes),
         "</svg>",
     ]
@@ -69,14 +70,17 @@ def _describe(picture: Picture, panel: Panel) -> str:
 
 
 def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
-    marks, is_told = picture.marks, len(picture.marks.edges) <= MAX_TOLD_EDGES
+    """Active edges by width; in a large graph widths are rounded more coarsely and weights not told, so that diagrams stay small."""
+    marks, is_large = picture.marks, len(picture.marks.edges) > MAX_TOLD_EDGES
+    groups: dict[float, list[str]] = {}
     for place, curve in enumerate(panel.curves):
         ends = (curve.edge.source, curve.edge.target)
-        if marks.edges[ends] != "active":
-            continue
-        width = edge_width("active", marks.weights[ends]) * curve.scale
-        title = f"<title>{ends[0]} to {ends[1]}: {marks.weights[ends][0]:.3f}</title>" if is_told else ""
-        yield f'<use href="#e{number}-{place}" stroke-width="{width:.2g}">{title}</use>'
+        if marks.edges[ends] == "active":
+            width = round(edge_width("active", marks.weights[ends]) * curve.scale, 1 if is_large else 2)
+            title = f"<title>{ends[0]} to {ends[1]}: {marks.weights[ends][0]:.3f}</title></use>"
+            groups.setdefault(width, []).append(f'<use href="#e{number}-{place}"{"/>" if is_large else f">{title}"}')
+    for width, edges in groups.items():
+        yield f'<g stroke-width="{width:g}">{"".join(edges)}</g>'
 
 
 def _box(picture: Picture, box: Box) -> str:

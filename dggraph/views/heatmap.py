@@ -27,7 +27,7 @@ def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[floa
     for index, name in enumerate(names):
         parts.append(f'<text x="{left - 6:g}" y="{HEAD + side * (index + 0.5) + 3.5:g}" class="row">{for_xml(name)}</text>')
     for index in range(1, len(nodes)):
-        if side >= MIN_SIDE_FOR_NUMBERS or index % 5 == 0 or index == len(nodes) - 1:
+        if side >= MIN_SIDE_FOR_NUMBERS or (index % 5 == 0 and index < len(nodes) - 3) or index == len(nodes) - 1:
             name = "out" if index == len(nodes) - 1 else f"v{index}"
             parts.append(f'<text x="{left + side * (index - 0.5):g}" y="{HEAD - 7:g}" class="column">{name}</text>')
     for row, column, place in _cells(graph, stage):

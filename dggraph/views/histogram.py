@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dggraph.graph.atlas import BINS_PER_STATIC
 
-WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 480.0, 220.0, 46.0, 14.0, 38.0, 22.0
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 480.0, 220.0, 46.0, 22.0, 38.0, 22.0
 MAX_BARS = 40
 GROUPS = (1, 2, 4, 10, 20, 40, 100, 200)
 

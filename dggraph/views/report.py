@@ -1,6 +1,5 @@
 """The report of an atlas: one HTML file that needs no network, no script to be read, and holds no name unescaped."""
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,26 +9,14 @@ from math import log2
 from PIL import Image
 
 from dggraph.graph.atlas import Atlas
-from dggraph.graph.ir import CandidateEdge, DynamicGraph
-from dggraph.views.cards import (
-    Context,
-    name_of,
-    node_names,
-    percent,
-    write_class,
-    write_common_path,
-    write_instance,
-    write_strip,
-)
+from dggraph.graph.ir import DynamicGraph
+from dggraph.views.cards import Context, name_of, percent
 from dggraph.views.diagram import define_curves
-from dggraph.views.heatmap import draw_frequencies
-from dggraph.views.histogram import draw_histogram
 from dggraph.views.layout import lay_out
-from dggraph.views.lettering import count, for_xml, plural
+from dggraph.views.lettering import count, plural
 from dggraph.views.numbers import write_numbers
 from dggraph.views.page import write_page
-
-NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS = 4, 48, 4000
+from dggraph.views.sections import write_classes, write_costs, write_edges, write_health, write_images, write_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +60,12 @@ def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Imag
     )
     sections = (
         _heading(context),
-        _health(context),
-        _costs(context),
-        _edges(context),
-        _classes(context) if atlas.classes else "",
-        _paths(context),
-        _images(context),
+        write_health(context),
+        write_costs(context),
+        write_edges(context),
+        write_classes(context) if atlas.classes else "",
+        write_paths(context),
+        write_images(context),
     )
     body = f"{define_curves(context.layout)}<main>{''.join(sections)}</main>"
     html = write_page(f"Atlas: {atlas.network} on {atlas.images}", body)
@@ -95,7 +82,7 @@ def _heading(context: Context) -> str:
             percent(atlas.mean_macs / atlas.static_macs),
             f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of {count(atlas.static_macs)}",
         ),
-        ("different paths", f"{atlas.num_paths:,}", f"{100 * atlas.num_paths / atlas.num_images:.2g} for every 100 images"),
+        ("different paths", f"{atlas.num_paths:,}", f"{100 * atlas.num_paths / atlas.num_images:.3g} for every 100 images"),
         ("path entropy", f"{atlas.path_entropy_bits:.2f} bits", f"at most {most:.2f}, if each image had its own"),
     ]
     if atlas.accuracy is not None:
@@ -123,189 +110,3 @@ def _heading(context: Context) -> str:
         f'<header><p class="eyebrow">dggraph · atlas of paths</p><h1>{name_of(atlas.network)} on {name_of(atlas.images)}</h1>'
         f'<dl class="tiles">{cells}</dl>{notes}<nav aria-label="Sections">{links}</nav></header>'
     )
-
-
-def _health(context: Context) -> str:
-    graph, gates = context.graph, context.atlas.gates
-    warnings = "".join(f"<li>{_with_code(name_of(warning))}</li>" for warning in gates.warnings)
-    verdict = f'<ul class="warnings">{warnings}</ul>' if warnings else '<p class="fine">Nothing is wrong with the gates.</p>'
-    rows = "".join(
-        f'<tr><th scope="row">{name_of(node.module_path or node.name)}</th><td>{for_xml(stage)}</td>'
-        f"<td>{_bar(gates.live_fractions[node.name])}</td><td>{percent(gates.live_fractions[node.name])}</td></tr>"
-        for stage in graph.stages
-        for node in graph.nodes(stage)
-        if node.kind == "block"
-    )
-    table = (
-        '<div class="scroll" tabindex="0"><table><thead><tr><th scope="col">block</th><th scope="col">stage</th>'
-        f'<th scope="col" colspan="2">reached by</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-    total = sum(len(graph.edges(stage)) for stage in graph.stages)
-    ties = sorted(gates.tie_fractions.items(), key=lambda tie: -tie[1])
-    lists = [
-        _edge_list(graph, f"{len(gates.always_open)} of {plural(total, 'edge')} open for every image", gates.always_open),
-        _edge_list(graph, f"{len(gates.always_closed)} of {plural(total, 'edge')} open for no image", gates.always_closed),
-    ]
-    if ties:
-        lists.append(
-            _edge_list(graph, f"{plural(len(ties), 'edge')} sometimes within 1e-4 of the threshold", [edge for edge, _ in ties])
-        )
-    else:
-        lists.append('<p class="note">No edge is ever within 1e-4 of the threshold.</p>')
-    return f'<section id="health"><h2>Gates</h2>{verdict}<div class="columns"><div>{table}</div><div>{"".join(lists)}</div></div></section>'
-
-
-def _bar(share: float) -> str:
-    told = f'role="img" aria-label="{share:.1%}"'
-    return (
-        f'<svg class="share" viewBox="0 0 100 8" width="100" height="8" {told}><rect class="ground" width="100" height="8"/>'
-        f'<rect class="bar" width="{100 * share:.1f}" height="8"/></svg>'
-    )
-
-
-def _edge_list(graph: DynamicGraph, title: str, edges: tuple[CandidateEdge, ...] | list[CandidateEdge]) -> str:
-    if not edges:
-        return f'<p class="note">{title}.</p>'
-    paths = node_names(graph)
-    rows = "".join(f"<li>{name_of(paths[edge.source])} → {name_of(paths[edge.target])}</li>" for edge in edges)
-    return f'<details><summary>{title}</summary><ul class="plain">{rows}</ul></details>'
-
-
-def _costs(context: Context) -> str:
-    atlas = context.atlas
-    by_index = {one.index: one for one in atlas.instances}
-    strips = (
-        write_strip(context, "Cheapest", (by_index[index] for index in atlas.cheapest)),
-        write_strip(context, "Dearest", (by_index[index] for index in atlas.dearest)),
-    )
-    return (
-        '<section id="costs"><h2>MACs</h2><p class="note">Multiply-accumulates of each image\'s path, routers and aggregation included, '
-        f"as a share of the static network's {count(atlas.static_macs)}.</p>"
-        f'<div class="columns"><div>{draw_histogram(atlas.histogram, atlas.mean_macs / atlas.static_macs)}</div>'
-        f"<div>{''.join(strips)}</div></div></section>"
-    )
-
-
-def _edges(context: Context) -> str:
-    graph, atlas = context.graph, context.atlas
-    maps = "".join(
-        f'<figure><figcaption>{for_xml(stage)}</figcaption><div class="scroll" tabindex="0">'
-        f"{draw_frequencies(graph, stage, atlas.frequencies[stage])}</div></figure>"
-        for stage in graph.stages
-    )
-    return (
-        '<section id="edges"><h2>Edges</h2><p class="note">Per cent of the images for which an edge is open. Row: source, column: target. '
-        f'A corner marks the backbone\'s own edges; empty cells are no candidates.</p><div class="maps">{maps}</div></section>'
-    )
-
-
-def _classes(context: Context) -> str:
-    graph, atlas = context.graph, context.atlas
-
-    def distance(place: int) -> float:
-        some = atlas.classes[place].frequencies
-        return sum(abs(a - b) for stage in graph.stages for a, b in zip(some[stage], atlas.frequencies[stage], strict=True))
-
-    shown = sorted(sorted(range(len(atlas.classes)), key=lambda place: -distance(place))[:MAX_CLASSES])
-    scale = max(
-        (
-            abs(a - b)
-            for place in shown
-            for stage in graph.stages
-            for a, b in zip(atlas.classes[place].frequencies[stage], atlas.frequencies[stage], strict=True)
-        ),
-        default=0,
-    )
-    scale = scale or 1.0
-    cards = "".join(write_class(context, atlas.classes[place], scale=scale) for place in shown)
-    left_out = ""
-    if len(shown) < len(atlas.classes):
-        left_out = f" Of {len(atlas.classes)} classes, the {len(shown)} that differ most; the JSON file has all."
-    key = (
-        f'<span class="key"><svg width="34" height="12" aria-hidden="true"><rect class="warm" width="34" height="12"/></svg>'
-        f" open more often, by up to {100 * scale:.0f} points</span> "
-        '<span class="key"><svg width="34" height="12" aria-hidden="true"><rect class="cool" width="34" height="12"/></svg>'
-        " less often</span>"
-    )
-    return (
-        '<section id="classes"><h2>Classes</h2><p class="note">How often each edge is open among the images of a class, less how often '
-        f'it is among all images, in points. One square a stage, as above: row = source, column = target.{left_out}</p><p class="note">'
-        f'{key}</p><div class="classes">{cards}</div>{_class_table(context)}</section>'
-    )
-
-
-def _class_table(context: Context) -> str:
-    graph, atlas = context.graph, context.atlas
-    edges = [(stage, place, edge) for stage in graph.stages for place, edge in enumerate(graph.edges(stage))]
-    if len(edges) * len(atlas.classes) > MAX_TABLE_CELLS:
-        return '<p class="note">The table of all frequencies is in the JSON file.</p>'
-    paths = node_names(graph)
-    heads = "".join(f'<th scope="col">{name_of(one.name)}</th>' for one in atlas.classes)
-    rows = "".join(
-        f'<tr><th scope="row">{name_of(paths[edge.source])} → {name_of(paths[edge.target])}</th>'
-        f"<td>{100 * atlas.frequencies[stage][place]:.0f}</td>"
-        + "".join(f"<td>{100 * one.frequencies[stage][place]:.0f}</td>" for one in atlas.classes)
-        + "</tr>"
-        for stage, place, edge in edges
-    )
-    return (
-        '<details><summary>All frequencies in numbers, per cent of the images</summary><div class="scroll" tabindex="0">'
-        f'<table class="numbers"><thead><tr><th scope="col">edge</th><th scope="col">all</th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
-
-
-def _paths(context: Context) -> str:
-    atlas = context.atlas
-    cards = [write_common_path(context, rank, one) for rank, one in enumerate(atlas.most_common, start=1)]
-    shown = sum(one.count for one in atlas.most_common[:NUM_FIRST])
-    more = ""
-    if len(cards) > NUM_FIRST:
-        more = f"<details><summary>The next {len(cards) - NUM_FIRST}</summary>{''.join(cards[NUM_FIRST:])}</details>"
-    first = min(NUM_FIRST, len(cards))
-    return (
-        '<section id="paths"><h2>Most common paths</h2><p class="note">Images share a path where they open the same edges; weights still '
-        f"differ. The {plural(first, 'path')} below {'take' if first > 1 else 'takes'} {percent(shown / atlas.num_images)} of the images.</p>"
-        f"{_legend('open edge')}"
-        f"{''.join(cards[:NUM_FIRST])}{more}</section>"
-    )
-
-
-def _images(context: Context) -> str:
-    atlas = context.atlas
-    names = sorted({one.label for one in atlas.instances if one.label is not None})
-    options = "".join(f'<option value="{for_xml(name)}">{for_xml(name)}</option>' for name in names)
-    classes = f'<label>Class <select id="class"><option value="">all</option>{options}</select></label>' if names else ""
-    wrong = '<option value="wrong">wrongly predicted</option>' if atlas.accuracy is not None else ""
-    tools = (
-        '<div id="tools" role="group" aria-label="Choose images" hidden><div class="row">'
-        '<label>Search <input id="search" type="search" placeholder="name, class, prediction"></label>'
-        f'{classes}<label>Which <select id="kind"><option value="">all</option><option value="cheapest">cheapest</option>'
-        f'<option value="dearest">dearest</option>{wrong}</select></label></div><div class="row">'
-        '<label>Image <select id="pick"></select></label><button type="button" id="previous">Previous</button>'
-        '<button type="button" id="next">Next</button><label class="check"><input type="checkbox" id="every"> show every match</label>'
-        '<output id="matches" aria-live="polite"></output></div></div>'
-    )
-    cards = "".join(write_instance(context, one) for one in atlas.instances)
-    return (
-        f'<section id="images"><h2>Images</h2><p class="note">{plural(len(atlas.instances), "image")}, spread evenly over the set, with the '
-        f"cheapest and the dearest.</p>{_legend('active edge, as wide as its weight')}{tools}{cards}</section>"
-    )
-
-
-def _legend(active: str) -> str:
-    samples = (
-        ('<path class="sample active" d="M0,6h26"/>', active),
-        ('<path class="sample dropped" d="M0,6h26"/>', "dropped edge"),
-        ('<g class="node dead"><rect x="1" y="1" width="24" height="10" rx="3"/></g>', "never reached"),
-        ('<g class="node unused"><rect x="1" y="1" width="24" height="10" rx="3"/></g>', "computed, unused"),
-    )
-    keys = " ".join(
-        f'<span class="key"><svg width="26" height="12" aria-hidden="true">{sample}</svg> {text}</span>' for sample, text in samples
-    )
-    return f'<p class="note">{keys}</p>'
-
-
-def _with_code(html: str) -> str:
-    """`html` with what stands between backticks as code."""
-    return re.sub("`([^`<>]*)`", r"<code>\1</code>", html)
