@@ -12,13 +12,13 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.views.diagram import draw_diagram
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
-from dggraph.views.lettering import count, fit, for_xml, plural
+from dggraph.views.lettering import count, fit, for_xml, plural, text_width, visible
 from dggraph.views.picture import NEAR_TIE
 
 SMALL = 64
 """Images up to this side are kept as they are and shown in large pixels."""
 NUM_NAMED = 3
-NAME_WIDTH = 86.0
+NAME_WIDTH = 92.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,9 @@ def write_instance(context: Context, one: Instance) -> str:
 def write_common_path(context: Context, rank: int, one: CommonPath) -> str:
     """A path that many images share, with the first images that took it."""
     atlas = context.atlas
-    shares = [f"{name_of(name)} {percent(one_class / one.count, digits=0)}" for name, one_class in one.classes[:NUM_NAMED]]
+    shares = [
+        f"{name_of(fit(name, 13.5, 200))} {percent(one_class / one.count, digits=0)}" for name, one_class in one.classes[:NUM_NAMED]
+    ]
     more = len(one.classes) - NUM_NAMED
     classes = f"<p>{', '.join(shares)}{f' and {more} more' if more > 0 else ''}</p>" if shares else ""
     examples = "".join(
@@ -126,13 +128,21 @@ def largest_differences(graph: DynamicGraph, some: Frequencies, overall: Frequen
     paths = node_names(graph)
     found = [
         (
-            f"{fit(paths[edge.source], 12.5, NAME_WIDTH)} → {fit(paths[edge.target], 12.5, NAME_WIDTH)}",
+            f"{_end_of(paths[edge.source])} → {_end_of(paths[edge.target])}",
             some[stage][place] - overall[stage][place],
         )
         for stage in graph.stages
         for place, edge in enumerate(graph.edges(stage))
     ]
     return sorted((one for one in found if one[1] != 0), key=lambda one: -abs(one[1]))
+
+
+def _end_of(path: str) -> str:
+    """The end of a module path, which tells more than its beginning, as long as a class's card has room for."""
+    shown = visible(path)
+    while text_width(shown, 12.5) > NAME_WIDTH:
+        shown = "…" + shown.removeprefix("…")[1:]
+    return shown
 
 
 def write_strip(context: Context, title: str, instances: Iterable[Instance]) -> str:

@@ -11,6 +11,8 @@ from dggraph.views.lettering import for_xml, plural
 from dggraph.views.marks import NodeMark, edge_width
 from dggraph.views.picture import Picture, lines_of, mark_of, picture_path
 
+PAD, WIDE = 12.0, 480.0
+"""Around a diagram; from this width on it may be scrolled sideways on a narrow screen."""
 MAX_TOLD_EDGES = 150
 """Above that many candidate edges a diagram does not tell each one's weight."""
 
@@ -40,17 +42,20 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
     first = panel.boxes[0].y
     rise = max((-0.75 * min(y - first for _, y in curve.points) for curve in panel.curves), default=0.0)
     top, height = first - rise - 8, rise + 8 + panel.y + panel.height - first
-    box = f"{panel.x:g} {top:g} {panel.width:g} {height:g}"
+    last = panel.boxes[-1]
+    left, width = panel.boxes[0].x - PAD, last.x + last.width - panel.boxes[0].x + 2 * PAD
+    box = f"{left:g} {top:g} {width:g} {height:g}"
     told = f"{panel.stage}: {_describe(picture, panel)}"
     looks = "active dense" if any(curve.scale < 1 for curve in panel.curves) else "active"
+    kind = 'class="panel wide" tabindex="0"' if width > WIDE else 'class="panel"'
     parts = [
-        f'<svg viewBox="{box}" width="{panel.width:g}" height="{height:g}" role="img" aria-label="{for_xml(told)}">',
+        f'<svg viewBox="{box}" width="{width:g}" height="{height:g}" role="img" aria-label="{for_xml(told)}">',
         f'<use href="#s{number}" class="dropped"/>',
         f'<g class="{looks}">{"".join(_edges(picture, number, panel))}</g>',
         *(_box(picture, one) for one in panel.boxes),
         "</svg>",
     ]
-    return f'<figure class="panel"><figcaption>{for_xml(panel.stage)}</figcaption>{"".join(parts)}</figure>'
+    return f"<figure {kind}><figcaption>{for_xml(panel.stage)}</figcaption>{''.join(parts)}</figure>"
 
 
 def _describe(picture: Picture, panel: Panel) -> str:

@@ -71,10 +71,12 @@ def write_costs(context: Context) -> str:
     """The histogram of MACs, the cheapest and the dearest images."""
     atlas = context.atlas
     by_index = {one.index: one for one in atlas.instances}
-    strips = (
-        write_strip(context, "Cheapest", (by_index[index] for index in atlas.cheapest)),
-        write_strip(context, "Dearest", (by_index[index] for index in atlas.dearest)),
-    )
+    strips = [
+        write_strip(context, title, (by_index[index] for index in places))
+        for title, places in (("Cheapest", atlas.cheapest), ("Dearest", atlas.dearest))
+    ]
+    if by_index[atlas.cheapest[0]].path.macs == by_index[atlas.dearest[0]].path.macs:
+        strips = ['<p class="note">Every image needs the same MACs.</p>']
     return (
         '<section id="costs"><h2>MACs</h2><p class="note">Multiply-accumulates of each image\'s path, routers and aggregation included, '
         f"as a share of the static network's {count(atlas.static_macs)}.</p>"
