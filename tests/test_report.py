@@ -332,6 +332,12 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     code, out, _ = run(capsys, *arguments, "--on-bad-image", "skip", "--limit", "4")
     assert code == 0 and "4 images" in out and "one path" in out.replace("\n", " ")
+    (tmp_path / "out" / "other.json").write_text('{"mine": 1}')
+    (tmp_path / "out" / "folder.html").mkdir()
+    for name, message in (("other.html", "no atlas of ours"), ("folder.html", "is a folder")):
+        code, _, err = run(capsys, *arguments, "-o", f"out/{name}")
+        assert code == 4 and message in err and err.count("\n") == 1
+    assert (tmp_path / "out" / "other.json").read_text() == '{"mine": 1}'
     for more, message in ((["-o", "report.txt"], ".html"), (["--limit", "0"], "--limit"), (["--instances", "999"], "--instances")):
         code, _, err = run(capsys, *arguments, *more)
         assert code in (2, 4) and message in err

@@ -1,6 +1,7 @@
 """`dggraph atlas`: the paths of a whole set of images, in one HTML file and one JSON file."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output} is to be an HTML file; give it the suffix .html.")
-    make_folder(output.parent)
+    state, numbers = output.with_suffix(".state"), output.with_suffix(".json")
+    refuse_foreign(output, numbers)
     net = open_network(**model)
 
     from dggraph.runtime.atlas import collect_atlas
@@ -44,7 +46,6 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 
-    state, numbers = output.with_suffix(".state"), output.with_suffix(".json")
     with counting("Running images") as progress:
         collected = collect_atlas(
             net,
@@ -72,6 +73,23 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     for warning in atlas.gates.warnings:
         click.echo(visible(f"! {warning}"))
     click.echo(visible(f"Report: {output}, numbers: {numbers}."))
+
+
+def refuse_foreign(output: Path, numbers: Path) -> None:
+    """Find out before the work what could not be written after it.
+
+    Raises:
+        InputError: a folder is in the way, the folder may not be written to, or the JSON file is not of an atlas.
+    """
+    make_folder(output.parent)
+    if output.is_dir() or numbers.is_dir():
+        raise InputError(f"{output if output.is_dir() else numbers} is a folder; choose another output.")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output.parent} may not be written to; choose another output.")
+    if numbers.is_file():
+        with numbers.open("rb") as stream:
+            if b'"dggraph atlas"' not in stream.read(100):
+                raise InputError(f"{numbers} is there and no atlas of ours, so it is not overwritten. Choose another output.")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The sections of a report, as HTML whose names are escaped."""
 
 import re
+from collections.abc import Mapping
 
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.views.cards import (
@@ -39,13 +40,15 @@ def write_health(context: Context) -> str:
     total = sum(len(graph.edges(stage)) for stage in graph.stages)
     ties = sorted(gates.tie_fractions.items(), key=lambda tie: -tie[1])
     lists = [
-        _edge_list(graph, f"{len(gates.always_open)} of {plural(total, 'edge')} open for every image", gates.always_open),
-        _edge_list(graph, f"{len(gates.always_closed)} of {plural(total, 'edge')} open for no image", gates.always_closed),
+        _edge_list(
+            graph, f"{len(gates.always_open)} of {plural(total, 'edge')} open for every image", dict.fromkeys(gates.always_open)
+        ),
+        _edge_list(
+            graph, f"{len(gates.always_closed)} of {plural(total, 'edge')} open for no image", dict.fromkeys(gates.always_closed)
+        ),
     ]
     if ties:
-        lists.append(
-            _edge_list(graph, f"{plural(len(ties), 'edge')} sometimes within 1e-4 of the threshold", [edge for edge, _ in ties])
-        )
+        lists.append(_edge_list(graph, f"{plural(len(ties), 'edge')} sometimes within 1e-4 of the threshold", dict(ties)))
     else:
         lists.append('<p class="note">No edge is ever within 1e-4 of the threshold.</p>')
     return f'<section id="health"><h2>Gates</h2>{verdict}<div class="columns"><div>{table}</div><div>{"".join(lists)}</div></div></section>'
@@ -59,11 +62,15 @@ def _bar(share: float) -> str:
     )
 
 
-def _edge_list(graph: DynamicGraph, title: str, edges: tuple[CandidateEdge, ...] | list[CandidateEdge]) -> str:
+def _edge_list(graph: DynamicGraph, title: str, edges: Mapping[CandidateEdge, float | None]) -> str:
+    """A list to unfold, of edges with the share of images that goes with them."""
     if not edges:
         return f'<p class="note">{title}.</p>'
     paths = node_names(graph)
-    rows = "".join(f"<li>{name_of(paths[edge.source])} → {name_of(paths[edge.target])}</li>" for edge in edges)
+    rows = "".join(
+        f"<li>{name_of(paths[edge.source])} → {name_of(paths[edge.target])}{'' if share is None else f', {percent(share)}'}</li>"
+        for edge, share in edges.items()
+    )
     return f'<details><summary>{title}</summary><ul class="plain">{rows}</ul></details>'
 
 
