@@ -62,7 +62,7 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
     Args:
         path: a folder of images; a folder whose sub-folders are classes; an images file in MNIST's format (idx3-ubyte, with or
             without .gz), whose labels file lies beside it; or a folder with such files, of which the test part is read.
-        labels: class names for MNIST's format, which has numbers; by default `class 0` and so on.
+        labels: class names for MNIST's format, which has numbers; where their number is another one, and by default, `class 0` and so on.
 
     Raises:
         InputError: nothing there that can be read; says what was found.
@@ -165,10 +165,9 @@ def _open_idx(file: Path, labels: Sequence[str] | None) -> ImageSet:
             present = sorted(set(_exactly(beside, stream, num_labels)))
         if num_labels != number:
             raise InputError(f"{str(beside)!r} has {num_labels} labels for {number} images; the files do not belong together.")
-        known = [f"class {index}" for index in range(256)] if labels is None else list(labels)
-        if present and present[-1] >= len(known):
-            raise InputError(f"{str(beside)!r} has a label {present[-1]}, but there are {len(known)} class names.")
-        classes = tuple(known[: present[-1] + 1]) if present else ()
+        num_classes = present[-1] + 1 if present else 0
+        fits = labels is not None and len(labels) == num_classes
+        classes = tuple(labels or ()) if fits else tuple(f"class {index}" for index in range(num_classes))
     for part in (file, beside):
         if part.is_file():
             digest.update(f"{part.name}\0{part.stat().st_size}\0{part.stat().st_mtime_ns}\0".encode(errors="surrogateescape"))

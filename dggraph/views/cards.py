@@ -12,7 +12,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.views.diagram import draw_diagram
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
-from dggraph.views.lettering import count, fit, for_xml, plural, text_width, visible
+from dggraph.views.lettering import count, fit, for_xml, text_width, visible
 from dggraph.views.picture import NEAR_TIE
 
 SMALL = 64
@@ -109,7 +109,7 @@ def write_common_path(context: Context, rank: int, one: CommonPath) -> str:
 def write_class(context: Context, one: ClassPaths, *, scale: float) -> str:
     """A class: where its images' paths differ from all images'."""
     atlas = context.atlas
-    number = plural(one.num_images, "image")
+    number = f"{one.num_images:,} image{'s' * (one.num_images != 1)}"
     right = f", {percent(one.num_correct / one.num_images)} right" if one.num_correct is not None else ""
     largest = [
         f"<li>{for_xml(label)} <strong>{signed(100 * difference)}</strong></li>"
