@@ -118,6 +118,23 @@ def build_trusted(name: str, *, num_classes: int | None = None, image_size: int 
     return built
 
 
+def import_function(name: str) -> Any:
+    """What `package.module:function` names; the current folder is searched too.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    module_name, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), function)
+    except Exception as error:  # whatever a user's module raises
+        raise InputError(
+            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."
+        ) from error
+
+
 def _unknown(name: str, known: tuple[str, ...]) -> InputError:
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else "`dggraph models` lists them."
@@ -125,15 +142,7 @@ def _unknown(name: str, known: tuple[str, ...]) -> InputError:
 
 
 def _call(name: str, options: dict[str, int]) -> nn.Module:
-    module_name, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        builder = getattr(importlib.import_module(module_name), function)
-    except Exception as error:  # whatever a user's module raises
-        raise InputError(
-            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."
-        ) from error
+    builder = import_function(name)
     try:
         model = builder(**options)
     except Exception as error:

@@ -64,8 +64,8 @@ def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preproc
     )
 
 
-def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """`image` as a float32 batch of one, (1, C, H, W).
+def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """`image` resized and cropped, in the channels of the network, (C, H, W) uint8.
 
     Raises:
         InputError: the network reads neither colour (3) nor grey (1) images.
@@ -73,15 +73,28 @@ def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     channels, height, width = preprocess.input_size
     if channels not in (1, 3):
         raise InputError(f"the network reads {channels} channels; an image file gives 3, or 1 in grey. Make its input yourself.")
-    side = int(min(height, width) / preprocess.crop_fraction + 0.5)
     resized = functional.resize(
         image.convert("RGB" if channels == 3 else "L"),
-        [side],
+        [resized_side(preprocess)],
         interpolation=functional.InterpolationMode(preprocess.interpolation),
         antialias=preprocess.antialias,
     )
-    pixels = functional.pil_to_tensor(functional.center_crop(resized, [height, width]))
-    scaled = functional.convert_image_dtype(pixels, torch.float32)
+    pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [height, width]))
+    return pixels
+
+
+def resized_side(preprocess: Preprocess) -> int:
+    """The short side in pixels that an image is resized to before the crop."""
+    return int(min(preprocess.input_size[1:]) / preprocess.crop_fraction + 0.5)
+
+
+def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """`image` as a float32 batch of one, (1, C, H, W).
+
+    Raises:
+        InputError: the network reads neither colour (3) nor grey (1) images.
+    """
+    scaled = functional.convert_image_dtype(fit_image(image, preprocess), torch.float32)
     batch: Tensor = functional.normalize(scaled, mean=list(preprocess.mean), std=list(preprocess.std))[None]
     return batch
 
