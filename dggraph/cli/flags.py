@@ -1,0 +1,87 @@
+"""Every key of a configuration as a flag: `batch_size` is --batch-size, `model_ema` is --model-ema / --no-model-ema.
+
+Flags that are not given are None, so that they override nothing. Needs pydantic only, never torch: `--help` must be quick.
+"""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dggraph.training.config import TrainConfig
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def config_flags(function: Function) -> Function:
+    """Decorate a command with a flag for each key of `TrainConfig`, in their order."""
+    for flag in reversed(flags_of(TrainConfig)):
+        function = flag(function)
+    return function
+
+
+def flags_of(config_class: type[BaseModel]) -> list[Callable[[Function], Function]]:
+    """A click option for each field: its type, its bounds, its description and its default in the help.
+
+    A tuple of fixed length takes that many values (`--scale 0.08 1`), one of any length is given once for each (`--mean 0.5 --mean 0.5`).
+    """
+    return [_flag(name, field) for name, field in config_class.model_fields.items()]
+
+
+def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+    dashed, kind = name.replace("_", "-"), _without_none(field.annotation)
+    help = f"{field.description} {_default(field)}".strip()
+    if kind is bool:
+        return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=help)
+    if get_origin(kind) is not tuple:
+        return click.option(f"--{dashed}", name, type=_type(kind, field), default=None, help=help)
+    first, *others = get_args(kind)
+    if others == [...]:
+        return click.option(
+            f"--{dashed}", name, type=first, multiple=True, callback=_none_if_empty, help=f"{help} Give one per channel."
+        )
+    return click.option(f"--{dashed}", name, type=first, nargs=1 + len(others), default=None, help=help)
+
+
+def _type(kind: Any, field: FieldInfo) -> Any:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return click.Path(path_type=Path)
+    if kind not in (int, float):
+        assert kind is str, f"a field of type {kind} needs a kind of flag"
+        return str
+    bounds = {
+        bound: getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)
+    }
+    if not bounds:
+        return click.INT if kind is int else click.FLOAT
+    range_type = click.IntRange if kind is int else click.FloatRange
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    return range_type(min=low, max=high, min_open="gt" in bounds, max_open="lt" in bounds)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+    return annotation
+
+
+def _none_if_empty(_context: click.Context, _parameter: click.Parameter, value: tuple[float, ...]) -> tuple[float, ...] | None:
+    return value or None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "[required, here or in CONFIG]"
+    value = field.default
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "[default: on]" if value else "[default: off]"
+    values = value if isinstance(value, tuple) else (value,)
+    return f"[default: {' '.join(f'{one:.4g}' if isinstance(one, float) else str(one) for one in values)}]"
