@@ -115,7 +115,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(crop: dict[str, Any], pi
     again: Any = pickle.loads(pickle.dumps(dataset))
     assert all(torch.equal(a, again[place // 3, place % 3]) for place, a in enumerate(first))
     assert len({sample.numpy().tobytes() for sample in first}) == 9
-    assert all(sample.shape == (3, 28, 28) and sample.dtype == torch.float32 for sample in first)
+    assert all(sample.shape == (3, 28, 28) and sample.dtype == torch.float32 and sample.is_contiguous() for sample in first)
 
 
 def test_erasing_sets_a_rectangle_to_the_mean() -> None:

@@ -162,7 +162,7 @@ def _normaliser(preprocess: Preprocess) -> Callable[[Picture], Tensor]:
 def _normalise(picture: Picture, *, mean_C11: NDArray[np.float32], std_C11: NDArray[np.float32]) -> Tensor:
     """Scale, subtract, divide, in the order and precision of `preprocess_image`; a grey picture becomes as many channels as there are means."""
     pixels = picture if isinstance(picture, Tensor) else functional.pil_to_tensor(picture)
-    scaled = pixels.numpy().astype(np.float32)
+    scaled = pixels.numpy().astype(np.float32, order="C")  # an image file has its channels last: five times slower
     scaled /= 255
     normalised = scaled - mean_C11
     normalised /= std_C11
