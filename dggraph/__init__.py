@@ -39,7 +39,6 @@ _HOMES = {
     "calibrate": "dggraph.runtime.calibration",
     "convert": "dggraph.runtime.conversion",
     "load": "dggraph.runtime.archive",
-    "losses": "dggraph.training",
     "optimize_for_inference": "dggraph.runtime.inference",
     "recalibrate_norms_": "dggraph.runtime.norms",
     "record": "dggraph.runtime.recording",
@@ -52,6 +51,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return import_module("dggraph.training.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'dggraph' has no attribute {name!r}")
     import_module("dggraph.views.drawing")  # from now on notebooks draw graphs

@@ -51,3 +51,11 @@ class MissingExtraError(DggraphError):
 
 class KernelError(DggraphError):
     """The optional C++ kernels could not be built; the message says what the compiler said."""
+
+
+class CheckpointError(DggraphError):
+    """A training checkpoint is damaged or cannot be written; the message says which, and what still holds."""
+
+
+class TrainingError(DggraphError):
+    """Training cannot go on: a loss is not finite, or the processes disagree."""

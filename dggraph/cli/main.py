@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
+    "train": "Train from a configuration, or go on with a run.",
     "atlas": "Report on the paths of a whole set of images.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",

@@ -1,0 +1,164 @@
+"""Checkpoints: a folder a step, whole or not there, without pickle.
+
+    checkpoints/00001200/    model.safetensors, optimiser.safetensors, ... and state.json, written last with a SHA-256 of each
+
+Everything is written to a temporary folder beside it, synced, and renamed; old ones are removed only afterwards. A process killed at any
+moment leaves the last whole checkpoint as it was.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dggraph.errors import CheckpointError
+
+STATE = "state.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was saved."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """Per part, for example `model`, tensors by name."""
+    state: dict[str, Any]
+    """Everything else, as JSON."""
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write `folder/<step>`, all of it or nothing.
+
+    Args:
+        folder: of all checkpoints of a run.
+        step: optimiser steps done.
+        tensors: per part, by name.
+        state: what JSON can hold.
+
+    Raises:
+        CheckpointError: it cannot be written; older checkpoints are as they were.
+    """
+    target = folder / f"{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+            parts, digests = Path(scratch, "new"), {}
+            parts.mkdir()
+            for name, named in tensors.items():
+                content = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in named.items()})
+                digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+                _write(parts / f"{name}.safetensors", content)
+            document = json.dumps({"format": FORMAT, "step": step, "state": dict(state), "sha256": digests}, sort_keys=True)
+            seal = hashlib.sha256(document.encode()).hexdigest()
+            _write(parts / STATE, f"{seal}\n{document}\n".encode())
+            _sync(parts)
+            if target.exists():  # of a run that went this way before
+                os.rename(target, Path(scratch, "old"))
+            os.rename(parts, target)
+            _sync(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints are as they were; make room, or choose "
+            "another folder, and go on from the last."
+        ) from error
+    return target
+
+
+def load_checkpoint(target: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        CheckpointError: something is missing, or differs from what was written.
+    """
+    try:
+        seal, _, document = (target / STATE).read_text().partition("\n")
+        if hashlib.sha256(document.rstrip("\n").encode()).hexdigest() != seal:
+            raise CheckpointError(f"the checkpoint {target} is damaged: {STATE} differs from its digest. Go on from another one.")
+        found = json.loads(document)
+        if found["format"] != FORMAT:
+            raise CheckpointError(f"the checkpoint {target} has format {found['format']}, this version reads {FORMAT}.")
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, digest in found["sha256"].items():
+            content = (target / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise CheckpointError(
+                    f"the checkpoint {target} is damaged: {name} differs from its digest. Go on from another one."
+                )
+            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
+    except (OSError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {target} cannot be read: {error}. Go on from another one.") from error
+    return Checkpoint(found["step"], tensors, found["state"])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / STATE).is_file())
+
+
+def prune(folder: Path, keep: int, also: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and the steps in `also`, and what killed processes left half-written."""
+    for old in list_checkpoints(folder)[:-keep]:
+        if int(old.name) not in also:
+            doomed = old.with_name(f".removing-{old.name}")
+            os.rename(old, doomed)  # a process killed here leaves no half-removed checkpoint
+    for rest in (*folder.glob(".removing-*"), *folder.glob(".saving-*")):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of an optimiser's state by `<parameter>.<name>`, and the rest as JSON."""
+    whole = optimiser.state_dict()
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    for parameter, values in whole["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}.{name}"] = value
+            else:
+                rest.setdefault(str(parameter), {})[name] = value
+    return tensors, {"state": rest, "groups": whole["param_groups"]}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """The inverse of `flatten_optimiser`."""
+    state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["state"].items()}
+    for key, tensor in tensors.items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = tensor
+    groups = [
+        {key: tuple(value) if isinstance(value, list) and key == "betas" else value for key, value in group.items()}
+        for group in rest["groups"]
+    ]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """A rename lasts once its folder is on the disk; Windows knows no such thing."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,159 @@
+"""What a training run is: one flat table of keys, named as timm names them where it has them.
+
+Read from TOML, overridden by flags, and refused where a key is unknown or a value makes no sense, before anything is loaded.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from dggraph.errors import InputError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[import-not-found,no-redef]
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class TrainConfig(BaseModel):
+    """Every key of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str = Field(
+        description="MODEL to convert and train: torchvision's name, timm:NAME, dggraph:NAME or package.module:function."
+    )
+    checkpoint: Path | None = Field(None, description="State dict that the backbone starts from.")
+    num_classes: int | None = Field(None, ge=1, description="Outputs of the classifier; by default the data set's classes.")
+    input_size: int | None = Field(None, ge=1, description="Side of the square input in pixels; by default the model's.")
+    wiring: str = Field("complete", description="Candidate edges: complete, window(k), ...")
+    residual: Literal["auto", "keep", "lift"] = Field("auto", description="What becomes of identity residuals.")
+    router: str = Field("node", description="node, stage, node(16), a registered name, or none: train the static backbone itself.")
+    gate: str | None = Field(None, description="anchored, sigmoid, or a registered name.")
+    init: Literal["preserve", "scratch"] = Field(
+        "preserve", description="preserve starts as the backbone; scratch with every edge open."
+    )
+
+    dataset: str = Field(
+        "imagefolder", description="imagefolder, fashion_mnist, mnist, cifar10, cifar100, or package.module:function."
+    )
+    data_dir: Path | None = Field(None, description="Where the data set is.")
+    mean: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")
+    std: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="For resizing; by default the model's.")
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="Share of the resized side kept in evaluation; by default the model's."
+    )
+    scale: tuple[float, float] = Field((0.08, 1.0), description="Area of a random resized crop.")
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="Aspect of a random resized crop.")
+    crop_padding: int | None = Field(
+        None, ge=0, description="Instead of resized crops: pad by so many pixels and crop, for small images."
+    )
+    hflip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    color_jitter: float = Field(0.0, ge=0, description="Strength of brightness, contrast and saturation jitter.")
+    randaugment: tuple[int, int] | None = Field(None, description="RandAugment: number of operations, magnitude.")
+    reprob: float = Field(0.0, ge=0, le=1, description="Probability of random erasing.")
+    mixup: float = Field(0.0, ge=0, description="MixUp alpha; 0 is off.")
+    cutmix: float = Field(0.0, ge=0, description="CutMix alpha; 0 is off. With both, each batch draws one.")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+
+    epochs: int = Field(100, ge=1, description="Passes over the training set.")
+    batch_size: int = Field(128, ge=1, description="Images of one process and step.")
+    grad_accum_steps: int = Field(1, ge=1, description="Parts that a batch is split into.")
+    validation_batch_size: int = Field(256, ge=1, description="Images at a time in evaluation.")
+    workers: int = Field(0, ge=0, description="Loader processes.")
+    seed: int = Field(0, ge=0, description="Of weights, order and augmentation.")
+
+    opt: str = Field("sgd", description="timm's name of an optimiser.")
+    lr: float = Field(0.1, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(1e-4, ge=0, description="Of weights; norms, biases and routers get none.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="For optimisers that have one.")
+    router_lr: float | None = Field(None, gt=0, description="Peak learning rate of the routers; by default lr.")
+    clip_grad: float | None = Field(None, gt=0, description="Largest gradient norm.")
+    sched: str = Field("cosine", description="timm's name of a schedule.")
+    warmup_epochs: float = Field(5, ge=0, description="Linear from warmup_lr to lr.")
+    warmup_lr: float = Field(1e-5, ge=0, description="Where the warm-up starts.")
+    min_lr: float = Field(0.0, ge=0, description="Where the schedule ends.")
+    decay_epochs: float = Field(30, gt=0, description="For step schedules.")
+    decay_rate: float = Field(0.1, gt=0, description="For step schedules.")
+    model_ema: bool = Field(False, description="Keep and evaluate an average of the weights.")
+    model_ema_decay: float = Field(0.9998, ge=0, lt=1, description="How slowly the average follows.")
+    amp: Literal["none", "bfloat16", "float16"] = Field("none", description="Autocast; float16 scales its loss.")
+    channels_last: bool = Field(False, description="Memory format of images and weights.")
+    torchcompile: bool = Field(False, description="Compile the training step's forward pass.")
+
+    threshold: float = Field(0.5, ge=0, lt=1, description="Edges at or below it are dropped, at the end of training.")
+    threshold_warmup: float = Field(0.5, ge=0, le=1, description="Share of the run over which the threshold rises from 0.")
+    temperature: float = Field(1.0, gt=0, description="Of the gates at the end of training; starts at 1 and falls geometrically.")
+    budget: float | None = Field(None, gt=0, description="Mean MACs to keep, as a fraction of the static network's.")
+    budget_weight: float = Field(1.0, gt=0, description="Factor of the budget's loss.")
+
+    output: Path = Field(Path("runs"), description="Folder of runs.")
+    experiment: str = Field("", description="Name of this run's folder; by default from the model and a digest of the keys.")
+    checkpoint_hist: int = Field(2, ge=1, description="Checkpoints to keep besides the best.")
+    checkpoint_steps: int = Field(0, ge=0, description="Also checkpoint after so many steps; 0: each epoch only.")
+    log_interval: int = Field(50, ge=1, description="Steps between rows of metrics.")
+
+    @pydantic.field_validator("scale", "ratio")
+    @classmethod
+    def _is_range(cls, value: tuple[float, float], info: pydantic.ValidationInfo) -> tuple[float, float]:
+        low, high = value
+        if not 0 < low <= high or (info.field_name == "scale" and high > 1):
+            raise ValueError("give the smaller one first, above 0" + (" and up to 1" if info.field_name == "scale" else ""))
+        return value
+
+    @pydantic.field_validator("randaugment")
+    @classmethod
+    def _is_magnitude(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not (value[0] >= 1 and 0 <= value[1] <= 30):
+            raise ValueError("at least one operation, of a magnitude from 0 to 30")
+        return value
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The keys that decide what a run computes, as JSON: a run goes on only where these are the same."""
+        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "validation_batch_size"}
+        return self.model_dump(mode="json", exclude=passing)
+
+
+def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
+    """The keys of a TOML `file`, or of a shipped recipe's name, those in `overrides` first.
+
+    Raises:
+        InputError: no such file, no TOML, an unknown key, or a value that is none; names file and key.
+    """
+    keys: dict[str, Any] = {}
+    if file is not None:
+        shipped = RECIPES / f"{file}.toml"
+        file = shipped if not file.exists() and file.name == str(file) and shipped.is_file() else file
+        try:
+            keys = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+            raise InputError(
+                f"cannot read the configuration {file}: {error.strerror or error}. Name a .toml file, or one of the recipes {names}."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is no TOML: {error}.") from error
+    keys |= {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return TrainConfig(**keys)
+    except pydantic.ValidationError as error:
+        raise InputError("; ".join(_explain(one, file) for one in error.errors())) from error
+
+
+def _explain(error: Any, file: Path | None) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    where = f" in {file}" if file is not None else ""
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`dggraph train --help` lists them."
+        return f"unknown key {key!r}{where}: {hint}"
+    if error["type"] == "missing":
+        return f"{key!r} is missing{where}; give it there or as --{key.replace('_', '-')}."
+    return f"{key} = {error['input']!r}{where}: {error['msg']}."

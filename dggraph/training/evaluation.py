@@ -1,0 +1,130 @@
+"""How good a network is on a labelled set, in integer counts: the same for any number of processes, since batches are dealt out whole."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from dggraph.errors import InputError
+from dggraph.ops.macs import path_macs
+from dggraph.runtime.cost import path_keys
+from dggraph.runtime.execution import refuse_nan
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.training import processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Counts over a set."""
+
+    num_images: int
+    top1: int
+    """Images whose best class is the right one."""
+    top5: int
+    """Images with the right class among the best five."""
+    class_images: tuple[int, ...]
+    """Per class."""
+    class_top1: tuple[int, ...]
+    """Per class."""
+    kept: float | None
+    """Mean MACs as a fraction of the static network's; None for a static network."""
+    num_paths: int | None
+    """Different paths."""
+    path_entropy_bits: float | None
+    """Of the distribution of paths."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1."""
+        return self.top1 / self.num_images
+
+    def row(self) -> dict[str, Any]:
+        """For metrics: accuracies, counts, paths."""
+        counts = {"num_images": self.num_images, "top1": self.top1, "top5": self.top5, "accuracy": self.accuracy}
+        if self.kept is None:
+            return counts
+        return counts | {"kept": self.kept, "num_paths": self.num_paths, "path_entropy_bits": self.path_entropy_bits}
+
+
+def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0) -> Evaluation:
+    """Run `model` over `dataset` in eval mode; modes are restored.
+
+    Args:
+        model: a converted network, or a static one.
+        dataset: (image (C, H, W), label) by index.
+        batch_size: images at a time; each process takes whole batches.
+        workers: loader processes.
+
+    Raises:
+        InputError: the set is empty, or a label is no class of the model.
+        GateError: an edge weight is NaN.
+    """
+    num_images = len(dataset)  # type: ignore[arg-type]
+    if num_images == 0:
+        raise InputError("there are no images to evaluate on.")
+    starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
+    batches = [list(range(start, min(start + batch_size, num_images))) for start in starts]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in model.modules()}
+    paths: Counter[bytes] = Counter()
+    counts = torch.zeros(2, dtype=torch.int64)
+    per_class: torch.Tensor | None = None
+    macs = torch.zeros((), dtype=torch.float64)
+    model.eval()
+    try:
+        with torch.no_grad():
+            for images, labels in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+                if isinstance(model, DynamicNetwork):
+                    output, gates = model(images.to(device), return_gates=True)
+                    for stage, raw_BE in gates.raw.items():
+                        refuse_nan(model.graph, stage, raw_BE)
+                    paths.update(path_keys(gates))
+                    macs += path_macs({name: weights != 0 for name, weights in gates.weights.items()}, gates.table).sum().cpu()
+                else:
+                    output = model(images.to(device))
+                logits = output.cpu()
+                num_classes = logits.shape[1]
+                if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+                    raise InputError(f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set num_classes.")
+                best = logits.topk(min(5, num_classes), dim=1).indices
+                is_right_B = best[:, 0] == labels
+                counts += torch.tensor([int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())])
+                per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
+                per_class[0] += labels.bincount(minlength=num_classes)
+                per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    width = max(w for w in processes.gather(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
+    per_class = processes.total(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
+    counts, macs = processes.total(counts), sum_in_order(processes.gather(macs))
+    merged: Counter[bytes] = Counter()
+    for part in processes.gather(paths):
+        assert isinstance(part, Counter)
+        merged.update(part)
+    static = model.macs_table.static if isinstance(model, DynamicNetwork) else None
+    return Evaluation(
+        num_images=num_images,
+        top1=int(counts[0]),
+        top5=int(counts[1]),
+        class_images=tuple(per_class[0].tolist()),
+        class_top1=tuple(per_class[1].tolist()),
+        kept=float(macs) / num_images / static if static is not None else None,
+        num_paths=len(merged) if static is not None else None,
+        path_entropy_bits=entropy_bits(merged) if static is not None else None,
+    )
+
+
+def entropy_bits(counts: Counter[bytes]) -> float:
+    """Of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
+    shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def sum_in_order(parts: list[object]) -> torch.Tensor:
+    """MACs are whole numbers below 2 ** 53, so any order gives the same sum."""
+    return torch.stack([part for part in parts if isinstance(part, torch.Tensor)]).sum()

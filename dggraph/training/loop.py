@@ -1,0 +1,293 @@
+"""The training loop: one function from a configuration to an archive, resumable after any checkpoint, on one process or many.
+
+What each step draws (order, augmentation, mixing, dropout) follows from the seed and the step alone, so a checkpoint holds no generator
+states. The order of one step: threshold and rate, forward, loss, a check that it is finite, backward, clip, step, average. `runs` says what
+is written.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from dggraph.errors import DggraphError, InputError, TrainingError
+from dggraph.runtime.conversion import convert, note_source_
+from dggraph.runtime.models import LoadedModel, load_model
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.preprocessing import Preprocess
+from dggraph.training import processes
+from dggraph.training.augmentation import mix
+from dggraph.training.config import TrainConfig
+from dggraph.training.data import TrainingData, open_data
+from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.training.losses import budget, kept
+from dggraph.training.optimisers import build_optimiser, build_schedule
+from dggraph.training.order import EpochBatches, SeededDataset, seed_of
+from dggraph.training.runs import METRICS, TIMING, Run, append_row, finish, judged, prepare_folder, resume_, run_folder, save_run
+from dggraph.training.schedules import temperature_at, threshold_at
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where a run ended."""
+
+    folder: Path
+    step: int
+    is_finished: bool
+    """False where a signal ended it; the same call goes on."""
+    evaluation: Evaluation | None
+    """Of the last epoch."""
+
+
+def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
+    """Train as `config` says, or go on where the run folder's last checkpoint stands.
+
+    Args:
+        config: every key.
+        tell: is called with every row that is written to metrics.jsonl.
+
+    Returns:
+        Where the run ended: finished, or interrupted by SIGINT or SIGTERM behind a checkpoint.
+
+    Raises:
+        InputError: keys that do not fit each other, the data or the model.
+        CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
+        TrainingError: a loss is not finite; nothing was stepped with it.
+    """
+    device = processes.device()
+    model, data, preprocess = _build(config)
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    folder = run_folder(config)
+    per_epoch = len(data.train) // (config.batch_size * processes.world_size())  # type: ignore[arg-type]
+    if per_epoch == 0:
+        raise InputError(
+            f"the training set has fewer images than one batch ({config.batch_size} on {processes.world_size()} processes)."
+        )
+    run = _start(config, model, per_epoch)
+    prepare_folder(config, folder)
+    resume_(run, config, folder)
+    result = _loop(run, config, data, folder, per_epoch, device, tell)
+    if result.is_finished and processes.rank() == 0:
+        finish(run, folder, data.classes, preprocess)
+    processes.barrier()
+    return result
+
+
+def _build(config: TrainConfig) -> tuple[nn.Module, TrainingData, Preprocess]:
+    """The model, what it learns from, and how images become its input."""
+
+    def load(num_classes: int | None) -> LoadedModel:
+        torch.manual_seed(config.seed)
+        return load_model(config.model, num_classes=num_classes, checkpoint=config.checkpoint, input_size=config.input_size)
+
+    loaded = load(config.num_classes)
+    if loaded.preprocess is None:
+        raise InputError(f"{config.model} does not say what images it takes; give input_size.")
+    preprocess = _as_configured(loaded.preprocess, config)
+    data = open_data(config, preprocess)
+    if config.num_classes is None:
+        loaded = load(len(data.classes))
+    if config.router == "none":
+        return loaded.model, data, preprocess
+    net = convert(
+        loaded.model,
+        torch.zeros((1, *preprocess.input_size)),
+        wiring=config.wiring,
+        residual=config.residual,
+        router=config.router,
+        gate=config.gate,
+        init=config.init,
+        threshold=0.0 if config.threshold_warmup else config.threshold,
+    )
+    note_source_(net, loaded)
+    return net, data, preprocess
+
+
+def _as_configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
+    given: dict[str, Any] = {
+        "mean": config.mean,
+        "std": config.std,
+        "interpolation": config.interpolation,
+        "crop_fraction": config.crop_pct,
+    }
+    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
+
+
+def _start(config: TrainConfig, model: nn.Module, per_epoch: int) -> Run:
+    optimiser = build_optimiser(config, model)
+    wrapped = processes.distribute(model.train())
+    return Run(
+        model=model,
+        wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
+        optimiser=optimiser,
+        schedule=build_schedule(config, optimiser, per_epoch),
+        average=_average(model, config.model_ema_decay) if config.model_ema else None,
+        scaler=torch.amp.GradScaler(processes.device().type, enabled=config.amp == "float16"),
+        step=0,
+        num_judged=0,
+        best={"top1": -1, "step": -1},
+    )
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    average: AveragedModel = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    return average
+
+
+def _loop(
+    run: Run, config: TrainConfig, data: TrainingData, folder: Path, per_epoch: int, device: torch.device, tell: Tell
+) -> TrainResult:
+
+    def write(row: Mapping[str, Any]) -> None:
+        if processes.rank() == 0:
+            append_row(folder / METRICS, row)
+            tell(row)
+
+    seeded = SeededDataset(data.train, config.seed)
+    evaluation = None
+    total, num_classes = per_epoch * config.epochs, config.num_classes or len(data.classes)
+    with _signals() as stopped:
+        while run.num_judged < config.epochs:
+            if run.step == (run.num_judged + 1) * per_epoch:
+                evaluation = evaluate(judged(run), data.validation, batch_size=config.validation_batch_size, workers=config.workers)
+                run.num_judged += 1
+                if evaluation.top1 > run.best["top1"]:
+                    run.best = {"top1": evaluation.top1, "step": run.step}
+                write({"step": run.step, "epoch": run.num_judged, **evaluation.row()})
+                save_run(run, config, folder)
+                continue
+            batches = EpochBatches(
+                len(data.train),  # type: ignore[arg-type]
+                config.batch_size,
+                seed=config.seed,
+                epoch=run.num_judged,
+                rank=processes.rank(),
+                world_size=processes.world_size(),
+                first=run.step - run.num_judged * per_epoch,
+            )
+            loader: DataLoader[Any] = DataLoader(
+                seeded, batch_sampler=batches, num_workers=config.workers, pin_memory=device.type == "cuda"
+            )
+            start, begun = time.perf_counter(), run.step
+            for images, labels in _plainly(loader):
+                row = _step(run, config, images.to(device), labels.to(device), num_classes, total)
+                if run.step % config.log_interval == 0 or run.step == total:
+                    write(row())
+                if processes.any_of(bool(stopped)):
+                    save_run(run, config, folder)
+                    return TrainResult(folder, run.step, False, evaluation)
+                if config.checkpoint_steps and run.step % config.checkpoint_steps == 0 and run.step % per_epoch:
+                    save_run(run, config, folder)
+            if processes.rank() == 0:
+                seconds = time.perf_counter() - start
+                images_per_second = (run.step - begun) * config.batch_size * processes.world_size() / seconds
+                append_row(folder / TIMING, {"epoch": run.num_judged, "seconds": seconds, "images_per_second": images_per_second})
+    return TrainResult(folder, run.step, True, evaluation)
+
+
+def _step(
+    run: Run, config: TrainConfig, images: Tensor, labels: Tensor, num_classes: int, total: int
+) -> Callable[[], dict[str, Any]]:
+    """One optimiser step; returns what makes the row of metrics, which waits for the device."""
+    done = run.step / total
+    torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
+    run.schedule.step_update(run.step)
+    if isinstance(run.model, DynamicNetwork):
+        run.model.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
+        if config.temperature != 1:
+            run.model.set_temperature(temperature_at(done, config.temperature))
+    if config.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    images, targets = mix(images, labels, num_classes, config, seed_of(config.seed, 2, run.step, processes.rank()))
+    loss_sum, kept_sum = torch.zeros((), device=images.device), None
+    pairs = list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
+    for number, (part, target) in enumerate(pairs, start=1):
+        is_last = number == len(pairs)
+        with processes.synchronised(run.wrapped, is_last), _autocast(config, part.device):
+            if isinstance(run.model, DynamicNetwork):
+                logits, gates = run.wrapped(part, return_gates=True)
+            else:
+                logits, gates = run.wrapped(part), None
+            loss = nn.functional.cross_entropy(logits.float(), target)
+            if gates is not None:
+                share = kept(gates).mean()
+                kept_sum = share.detach() / len(pairs) + (0 if kept_sum is None else kept_sum)
+                if config.budget is not None:
+                    loss = loss + config.budget_weight * budget(gates, config.budget).to(loss.dtype)
+            loss = loss / len(pairs)
+            if not bool(torch.isfinite(loss)):
+                raise TrainingError(
+                    f"the loss of step {run.step} is {float(loss.detach())}, so nothing was changed with it. Lower lr, clip gradients "
+                    "(clip_grad), or use amp = 'bfloat16' instead of float16; the last checkpoint still holds."
+                )
+            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+    if config.clip_grad is not None:
+        run.scaler.unscale_(run.optimiser)
+        nn.utils.clip_grad_norm_([p for p in run.model.parameters() if p.grad is not None], config.clip_grad)
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    run.optimiser.zero_grad()
+    if run.average is not None:
+        run.average.update_parameters(run.model)
+    run.step += 1
+    rate = run.optimiser.param_groups[0]["lr"]
+    step = run.step
+
+    def row() -> dict[str, Any]:
+        values = {"step": step, "loss": float(loss_sum), "lr": rate}
+        return values if kept_sum is None else values | {"kept": float(kept_sum)}
+
+    return row
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> Any:
+    if config.amp == "none":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, config.amp))
+
+
+def _plainly(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches; an error of ours in a loader process comes without the traceback that torch makes its message."""
+    try:
+        yield from loader
+    except DggraphError as error:
+        if str(error).startswith("Caught "):
+            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        raise
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM add to; a second one ends the process as usual."""
+    received: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        pass
+    try:
+        yield received
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)

@@ -1,0 +1,89 @@
+"""Optimisers and learning-rate schedules: timm's, by timm's names; parameter groups are ours."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dggraph.errors import InputError, MissingExtraError
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.training.config import TrainConfig
+
+
+def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | None = None) -> list[dict[str, Any]]:
+    """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do not.
+
+    Args:
+        model: a converted network, or a static one, which has no routers.
+        weight_decay: of the weights.
+        router_lr: learning rate of the routers; by default the optimiser's own.
+
+    Returns:
+        Up to three groups, none empty; frozen parameters are in none.
+    """
+    lowered = model.lowered if isinstance(model, DynamicNetwork) else model
+    stages = model.graph.stages if isinstance(model, DynamicNetwork) else ()
+    prefixes = tuple(f"dg_{stage}." for stage in stages)
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    routers: list[nn.Parameter] = []
+    for name, parameter in lowered.named_parameters():
+        if parameter.requires_grad:
+            is_router = bool(prefixes) and name.startswith(prefixes)
+            (routers if is_router else decayed if parameter.ndim > 1 else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups.append({"params": routers, "weight_decay": 0.0} | ({} if router_lr is None else {"lr": router_lr}))
+    return [group for group in groups if group["params"]]
+
+
+def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that `config.opt` names.
+
+    Raises:
+        MissingExtraError: timm is not here.
+        InputError: timm knows no such optimiser.
+    """
+    create, groups = _timm("optim").create_optimizer_v2, param_groups(model, config.weight_decay, router_lr=config.router_lr)
+    try:
+        optimiser: torch.optim.Optimizer = create(groups, opt=config.opt, lr=config.lr, momentum=config.momentum)
+    except (ValueError, AssertionError, KeyError) as error:
+        raise InputError(f"opt = {config.opt!r}: {error}. `timm.optim.list_optimizers()` names those there are.") from error
+    return optimiser
+
+
+def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
+    """timm's schedule; `schedule.step_update(step)` sets the rates as a function of `step` alone, so there is no state to keep.
+
+    Raises:
+        MissingExtraError: timm is not here.
+        InputError: no such schedule, or one that looks at the results.
+    """
+    if config.sched == "plateau":
+        raise InputError(
+            "sched = 'plateau' depends on results and cannot resume exactly; choose cosine, step, multistep, poly or tanh."
+        )
+    schedule, _ = _timm("scheduler").create_scheduler_v2(
+        optimiser,
+        sched=config.sched,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=min(config.warmup_lr, config.lr),
+        warmup_prefix=False,
+        min_lr=config.min_lr,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    if schedule is None:
+        raise InputError(f"sched = {config.sched!r}: timm has no such schedule; choose cosine, step, multistep, poly or tanh.")
+    return schedule
+
+
+def _timm(part: str) -> Any:
+    try:
+        import timm.optim
+        import timm.scheduler
+    except ImportError as error:
+        raise MissingExtraError("training uses timm's optimisers and schedules: pip install 'dggraph[timm]'.") from error
+    return getattr(timm, part)

@@ -1,0 +1,149 @@
+"""A run on disk: its folder, what a checkpoint of it holds, and how it goes on.
+
+RUN/config.json          every key
+RUN/environment.json     versions and machine
+RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
+RUN/timing.jsonl         how long it took
+RUN/checkpoints/         see `checkpoint`
+RUN/archive/             the trained network (of a static backbone: RUN/backbone.safetensors)
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from dggraph.errors import CheckpointError, InputError
+from dggraph.runtime.archive import save
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.preprocessing import Preprocess
+from dggraph.training import processes
+from dggraph.training.checkpoint import (
+    flatten_optimiser,
+    list_checkpoints,
+    load_checkpoint,
+    prune,
+    restore_optimiser,
+    save_checkpoint,
+)
+from dggraph.training.config import TrainConfig
+from dggraph.training.order import seed_of
+
+METRICS, TIMING, CHECKPOINTS = "metrics.jsonl", "timing.jsonl", "checkpoints"
+
+
+@dataclass(slots=True)
+class Run:
+    """What changes while a run goes on."""
+
+    model: nn.Module
+    """The DynamicNetwork, or the static backbone."""
+    wrapped: nn.Module
+    """`model` as a step calls it: distributed, compiled."""
+    optimiser: torch.optim.Optimizer
+    schedule: Any
+    average: AveragedModel | None
+    scaler: torch.amp.GradScaler
+    step: int
+    num_judged: int
+    """Epochs that were evaluated."""
+    best: dict[str, Any]
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder of this run: `output/experiment`, by default named after the model and a digest of what decides the result."""
+    digest = seed_of(*json.dumps(config.fingerprint(), sort_keys=True).encode())
+    name = config.experiment or f"{config.model.replace(':', '-').replace('/', '-')}-{digest:016x}"[:60]
+    return config.output / name
+
+
+def prepare_folder(config: TrainConfig, folder: Path) -> None:
+    if processes.rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
+        (folder / "config.json").write_text(config.model_dump_json(indent=1))
+        versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
+        machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
+        (folder / "environment.json").write_text(json.dumps(versions | machine, indent=1))
+    processes.barrier()
+
+
+def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
+    if processes.rank() == 0:
+        tensors, rest = flatten_optimiser(run.optimiser)
+        parts = {"model": run.model.state_dict(), "optimiser": tensors}
+        if run.average is not None:
+            parts["average"] = run.average.state_dict()
+        state: dict[str, Any] = {
+            "keys": config.fingerprint(),
+            "optimiser": rest,
+            "best": run.best,
+            "scaler": run.scaler.state_dict(),
+        }
+        state |= {"world_size": processes.world_size(), "num_judged": run.num_judged}
+        state["metrics_bytes"] = (folder / METRICS).stat().st_size if (folder / METRICS).exists() else 0
+        save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
+        prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
+    processes.barrier()
+
+
+def resume_(run: Run, config: TrainConfig, folder: Path) -> None:
+    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off behind it."""
+    checkpoints = list_checkpoints(folder / CHECKPOINTS)
+    metrics = folder / METRICS
+    if not checkpoints:
+        if processes.rank() == 0:
+            metrics.write_bytes(b"")
+        return
+    found = load_checkpoint(checkpoints[-1])
+    keys, wanted = found.state["keys"], config.fingerprint()
+    different = sorted(key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key))
+    if found.state["world_size"] != processes.world_size():
+        different.append("number of processes")
+    if different:
+        raise CheckpointError(
+            f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose another experiment."
+        )
+    run.model.load_state_dict(found.tensors["model"])
+    restore_optimiser(run.optimiser, found.tensors["optimiser"], found.state["optimiser"])
+    if run.average is not None:
+        run.average.load_state_dict(found.tensors["average"])
+    run.scaler.load_state_dict(found.state["scaler"])
+    run.step, run.num_judged, run.best = found.step, found.state["num_judged"], found.state["best"]
+    if processes.rank() == 0:
+        os.truncate(metrics, found.state["metrics_bytes"])
+
+
+def judged(run: Run) -> nn.Module:
+    """What is evaluated: the average where one is kept."""
+    model: nn.Module = run.average.module if run.average is not None else run.model
+    if isinstance(model, DynamicNetwork) and isinstance(run.model, DynamicNetwork):
+        now = dict(run.model.lowered.named_buffers())
+        for name, buffer in model.lowered.named_buffers():
+            if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
+                buffer.copy_(now[name])
+    return model
+
+
+def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preprocess) -> None:
+    model = judged(run)
+    if isinstance(model, DynamicNetwork):
+        save(model, folder / "archive", preprocess=preprocess, labels=classes)
+    else:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "backbone.safetensors")
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")

@@ -1,0 +1,139 @@
+"""Training: an interrupted run ends where an uninterrupted one does, byte for byte; what must not be stepped with is not."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dggraph
+from dggraph.errors import CheckpointError, InputError, TrainingError
+from dggraph.training import loop
+from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
+from dggraph.training.config import TrainConfig
+from dggraph.training.loop import train
+
+FILES = ("checkpoints/00000018/model.safetensors", "checkpoints/00000018/optimiser.safetensors", "checkpoints/00000018/state.json")
+
+
+def keys(output: Path, **others: Any) -> TrainConfig:
+    base: dict[str, Any] = {"model": "dggraph:resnet14_4", "num_classes": 4, "input_size": 16, "dataset": "toy_data:make"}
+    base |= {"epochs": 2, "batch_size": 8, "warmup_epochs": 0, "lr": 0.05, "log_interval": 1, "mixup": 0.2, "budget": 0.8}
+    base |= {"output": output, "experiment": "run", "checkpoint_steps": 4, "model_ema": True, "model_ema_decay": 0.9}
+    return TrainConfig(**base | others)
+
+
+def contents(
+    folder: Path, names: tuple[str, ...] = (*FILES, "metrics.jsonl", "checkpoints/00000018/average.safetensors")
+) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in names]
+
+
+def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    result = train(keys(tmp_path, epochs=4, mixup=0.0, model_ema=False), rows.append)
+    assert result.is_finished and result.step == 36 and result.evaluation is not None
+    assert result.evaluation.accuracy > 0.6 and result.evaluation.num_images == 40
+    assert sum(result.evaluation.class_images) == 40 and sum(result.evaluation.class_top1) == result.evaluation.top1
+    net = dggraph.load(result.folder / "archive")
+    assert net.labels == ("a", "b", "c", "d")
+    assert float(net.lowered.get_buffer("dg_layer1.threshold")) == 0.5
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 36 and sum(losses[-9:]) < sum(losses[:9])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_was_stopped_anywhere_ends_as_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    whole = train(keys(tmp_path / "whole"))
+    real = loop._step
+    stops = {3, 9, 10, 17}
+
+    def step(run: Any, *args: Any) -> Any:
+        row = real(run, *args)
+        if run.step in stops:
+            stops.remove(run.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(loop, "_step", step)
+    config = keys(tmp_path / "parts", workers=workers)
+    steps = []
+    while not (result := train(config)).is_finished:
+        steps.append(result.step)
+    assert steps == [3, 9, 10, 17]
+    assert contents(result.folder) == contents(whole.folder)
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    whole = train(keys(tmp_path / "whole"))
+    config = keys(tmp_path / "parts")
+    file = tmp_path / "keys.json"
+    file.write_text(config.model_dump_json())
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
+        "from dggraph.training import checkpoint, loop\nfrom dggraph.training.config import TrainConfig\n"
+        "real, left = checkpoint._write, [int(sys.argv[2])]\n"
+        "def write(file, content):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] == 0:\n"
+        "        file.write_bytes(content[: len(content) // 2])\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(file, content)\n"
+        "checkpoint._write = write\n"
+        "loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    for writes in (6, 3, 1000):
+        arguments = [str(file), str(writes), str(torch.get_num_threads())]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=False)
+        assert done.returncode == (-9 if writes < 1000 else 0)
+    assert contents(tmp_path / "parts" / "run") == contents(whole.folder)
+
+
+def test_a_run_with_other_keys_is_refused(tmp_path: Path) -> None:
+    train(keys(tmp_path, epochs=1))
+    with pytest.raises(CheckpointError, match=r"other epochs, lr"):
+        train(keys(tmp_path, epochs=2, lr=0.1))
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, list[torch.Tensor]]] = []
+    real = loop._step
+
+    def step(run: Any, config: Any, images: torch.Tensor, *rest: Any) -> Any:
+        if run.step == 5:
+            seen.append((run, [parameter.detach().clone() for parameter in run.model.parameters()]))
+            images = images * torch.inf
+        return real(run, config, images, *rest)
+
+    monkeypatch.setattr(loop, "_step", step)
+    with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
+        train(keys(tmp_path))
+    ((run, before),) = seen
+    assert all(torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True))
+    assert [int(entry.name) for entry in list_checkpoints(tmp_path / "run" / "checkpoints")] == [4]
+
+
+def test_the_static_backbone_trains_by_the_same_recipe(tmp_path: Path) -> None:
+    result = train(keys(tmp_path, router="none", budget=None, epochs=1))
+    assert result.evaluation is not None and result.evaluation.kept is None
+    assert (result.folder / "backbone.safetensors").is_file()
+
+
+def test_gradients_of_parts_add_up(tmp_path: Path) -> None:
+    """Without batch norm's coupling (eval statistics), two parts of a batch step as one."""
+    one = train(keys(tmp_path / "one", epochs=1, mixup=0.0, model="toy_data:plain_net"))
+    two = train(keys(tmp_path / "two", epochs=1, mixup=0.0, model="toy_data:plain_net", grad_accum_steps=2))
+    assert one.evaluation is not None and two.evaluation is not None
+    first, second = (load_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).tensors["model"] for result in (one, two))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fewer images than one batch"):
+        train(keys(tmp_path, batch_size=100))
