@@ -19,7 +19,16 @@ def blocks(file: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "docs/tutorial.md", "docs/pictures.md", "docs/budgets.md", "docs/inference.md", "docs/extending.md"]
+    "file",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/pictures.md",
+        "docs/training.md",
+        "docs/budgets.md",
+        "docs/inference.md",
+        "docs/extending.md",
+    ],
 )
 def test_the_code_runs(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
