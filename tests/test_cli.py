@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, and hostile files and names."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dggraph
 from dggraph.cli.main import main
 from dggraph.errors import InputError
 from dggraph.runtime.preprocessing import open_image
@@ -89,10 +91,20 @@ def test_models_and_doctor(capsys: Any) -> None:
 
 
 def test_demo(capsys: Any, tmp_path: Path) -> None:
+    """The shipped network knows its samples, whose paths differ."""
     code, out, _ = run(capsys, "demo", "-o", str(tmp_path / "demo"))
-    assert code == 0 and "untrained routers send every image along the static edges" in out.replace("\n", " ").replace("  ", " ")
-    static = [file.read_text() for file in sorted((tmp_path / "demo" / "static").iterdir())]
-    assert len(static) == 2 and all("<svg" in picture for picture in static)
+    assert code == 0 and "20 images" in out and "report.html in a browser" in out
+    pictures = [file.read_text() for file in sorted((tmp_path / "demo" / "paths").iterdir())]
+    assert len(pictures) == 20 and all("<svg" in picture for picture in pictures)
+    assert int(re.search(r"(\d+) paths", out).group(1)) >= 5  # type: ignore[union-attr]
+    names = re.findall(r"^│ ([\w-]+)-\d\.png +│ ([\w /-]+?) [01]\.\d\d ", out, flags=re.MULTILINE)
+    assert len(names) == 20 and all(name == re.sub(r"\W", "-", label.lower()) for name, label in names)
+    assert "Content-Security-Policy" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_what_the_demo_needs_is_small() -> None:
+    sizes = [file.stat().st_size for file in (Path(dggraph.__file__).parent / "assets").rglob("*") if file.is_file()]
+    assert sum(sizes) < 1_000_000
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "LA", "1"])

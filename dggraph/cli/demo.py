@@ -1,39 +1,36 @@
-"""`dggraph demo`: convert, inspect and draw, on bundled photos and without network."""
+"""`dggraph demo`: a small trained network that comes with the package, its answers on twenty images, their paths and a report."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import click
 
-from dggraph.cli.inspect import show_report
-from dggraph.cli.options import make_folder, open_network
-from dggraph.cli.paths import draw_paths, randomise_routers, show_rows
-
-PHOTOS = ("chelsea.jpg", "coffee.jpg")
+from dggraph.cli.layouts import lay_out_network
+from dggraph.cli.options import make_folder, working
+from dggraph.cli.paths import draw_paths, show_rows
 
 
 @click.command()
-@click.option("--checkpoint", type=click.Path(dir_okay=False), help="Trained MobileNetV2 weights; random ones otherwise.")
 @click.option("-o", "--output", default=Path("dggraph-demo"), show_default=True, type=click.Path(path_type=Path))
-def command(checkpoint: str | None, output: Path) -> None:
-    """Convert MobileNetV2, inspect it, save it, and draw the paths of two photos."""
-    from dggraph.runtime.archive import save
-    from dggraph.views.drawing import draw
-    from dggraph.views.layout import lay_out
-    from dggraph.views.picture import picture_graph
-
+def command(output: Path) -> None:
+    """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no network needed."""
     make_folder(output)
-    net = open_network("mobilenet_v2", checkpoint=checkpoint)
-    show_report(net.report)
-    save(net, output / "archive")
-    layout = lay_out(net.graph)
-    draw(picture_graph(net.graph, title="MobileNetV2 as a dynamic graph", layout=layout), output / "graph.svg")
+
+    from dggraph.runtime.archive import load
+    from dggraph.runtime.atlas import collect_atlas
+    from dggraph.runtime.imagesets import open_image_set
+    from dggraph.runtime.resuming import write_whole
+    from dggraph.views.lettering import visible
+    from dggraph.views.report import make_report
+
     with as_file(files("dggraph") / "assets") as assets:
-        photos = tuple(assets / name for name in PHOTOS)
-        show_rows(draw_paths(net, photos, output / "static", "svg", layout=layout))
-        randomise_routers(net, seed=0)
-        click.echo("With seeded random routers, to see routing at work (predictions then mean nothing):")
-        show_rows(draw_paths(net, photos, output / "random-routers", "svg", layout=layout))
-    if checkpoint is None:
-        click.echo("The weights are random, so the predictions mean nothing; --checkpoint takes trained ones.")
-    click.echo(f"Pictures and the archive are in {output.resolve()}")
+        with working("Loading"):
+            net = load(assets / "fashion_mnist")
+        samples = assets / "samples"
+        show_rows(draw_paths(net, sorted(samples.glob("*.png")), output / "paths", "svg", layout=lay_out_network(net, None)))
+        with working("Writing the report"):
+            collected = collect_atlas(net, open_image_set(samples))
+            report = make_report(net.graph, collected.atlas, collected.thumbnails)
+            write_whole(output / "report.html", report.html.encode())
+    click.echo(visible(f"{report.summary}."))
+    click.echo(f"Open {(output / 'report.html').resolve()} in a browser.")

@@ -23,7 +23,7 @@ COMMANDS = {
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
     "doctor": "Say what is installed, and what is missing.",
-    "demo": "Convert, inspect and draw, without network.",
+    "demo": "A small trained network, its paths on twenty images, and a report.",
 }
 
 

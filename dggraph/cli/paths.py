@@ -154,15 +154,14 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     from dggraph.views.lettering import for_terminal
 
     table = Table()
-    for heading in ("image", "prediction", "MACs kept", "active edges", "picture"):
+    for heading in ("image", "prediction", "MACs kept", "active edges"):
         table.add_column(heading, justify="right" if heading in ("MACs kept", "active edges") else "left", overflow="fold")
     for row in rows:
-        names = (Path(row["image"]).name, Path(row["picture"]).name)
-        cells = (names[0], tell_prediction(row), f"{row['kept']:.3f}", str(row["active_edges"]), names[1])
+        cells = (Path(row["image"]).name, tell_prediction(row), f"{row['kept']:.3f}", str(row["active_edges"]))
         table.add_row(*(for_terminal(cell) for cell in cells))
     console = Console()
     console.print(table)
-    console.print(for_terminal(f"pictures are in {Path(rows[0]['picture']).parent}"), soft_wrap=True)
+    console.print(for_terminal(f"Pictures are in {Path(rows[0]['picture']).parent}, numbered in this order."), soft_wrap=True)
     if all(row["is_static_path"] for row in rows):
         console.print("Every image took the backbone's own path: untrained routers send every image along the static edges.")
 
