@@ -1,6 +1,8 @@
 """How good a network is on a labelled set, in integer counts: the same for any number of processes, since batches are dealt out whole."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from dggraph.runtime.cost import path_keys
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.training import processes
+
+PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,8 @@ class Evaluation:
     """Per class."""
     kept: float | None
     """Mean MACs as a fraction of the static network's; None for a static network."""
+    kept_percentiles: dict[int, float] | None
+    """5, 25, 50, 75 and 95: kept fractions of images."""
     num_paths: int | None
     """Different paths."""
     path_entropy_bits: float | None
@@ -66,42 +72,35 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
     num_images = len(dataset)  # type: ignore[arg-type]
     if num_images == 0:
         raise InputError("there are no images to evaluate on.")
-    starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
-    batches = [list(range(start, min(start + batch_size, num_images))) for start in starts]
+    batches = own_batches(num_images, batch_size)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}
     paths: Counter[bytes] = Counter()
     counts = torch.zeros(2, dtype=torch.int64)
     per_class: torch.Tensor | None = None
-    macs = torch.zeros((), dtype=torch.float64)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for images, labels in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
-                if isinstance(model, DynamicNetwork):
-                    output, gates = model(images.to(device), return_gates=True)
-                    for stage, raw_BE in gates.raw.items():
-                        refuse_nan(model.graph, stage, raw_BE)
-                    paths.update(path_keys(gates))
-                    macs += path_macs({name: weights != 0 for name, weights in gates.weights.items()}, gates.table).sum().cpu()
-                else:
-                    output = model(images.to(device))
-                logits = output.cpu()
-                num_classes = logits.shape[1]
-                if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-                    raise InputError(f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set num_classes.")
-                best = logits.topk(min(5, num_classes), dim=1).indices
-                is_right_B = best[:, 0] == labels
-                counts += torch.tensor([int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())])
-                per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
-                per_class[0] += labels.bincount(minlength=num_classes)
-                per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    macs = [torch.zeros(0, dtype=torch.float64)]
+    with judging(model):
+        for images, labels in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+            if isinstance(model, DynamicNetwork):
+                output, gates = model(images.to(device), return_gates=True)
+                for stage, raw_BE in gates.raw.items():
+                    refuse_nan(model.graph, stage, raw_BE)
+                paths.update(path_keys(gates))
+                macs.append(path_macs({name: weights != 0 for name, weights in gates.weights.items()}, gates.table).cpu())
+            else:
+                output = model(images.to(device))
+            logits = output.cpu()
+            num_classes = logits.shape[1]
+            if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+                raise InputError(f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set num_classes.")
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            is_right_B = best[:, 0] == labels
+            counts += torch.tensor([int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())])
+            per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
+            per_class[0] += labels.bincount(minlength=num_classes)
+            per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
     width = max(w for w in processes.gather(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
     per_class = processes.total(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
-    counts, macs = processes.total(counts), sum_in_order(processes.gather(macs))
+    counts, all_macs = processes.total(counts), _joined(processes.gather(torch.cat(macs)))
     merged: Counter[bytes] = Counter()
     for part in processes.gather(paths):
         assert isinstance(part, Counter)
@@ -113,7 +112,8 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
         top5=int(counts[1]),
         class_images=tuple(per_class[0].tolist()),
         class_top1=tuple(per_class[1].tolist()),
-        kept=float(macs) / num_images / static if static is not None else None,
+        kept=float(all_macs.sum()) / num_images / static if static is not None else None,
+        kept_percentiles=_percentiles(all_macs / static) if static is not None else None,
         num_paths=len(merged) if static is not None else None,
         path_entropy_bits=entropy_bits(merged) if static is not None else None,
     )
@@ -125,6 +125,29 @@ def entropy_bits(counts: Counter[bytes]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
-def sum_in_order(parts: list[object]) -> torch.Tensor:
-    """MACs are whole numbers below 2 ** 53, so any order gives the same sum."""
-    return torch.stack([part for part in parts if isinstance(part, torch.Tensor)]).sum()
+def own_batches(num_images: int, batch_size: int) -> list[list[int]]:
+    """The batches of this process: whole ones, in turn, so that what a batch holds does not depend on the number of processes."""
+    starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
+    return [list(range(start, min(start + batch_size, num_images))) for start in starts]
+
+
+@contextmanager
+def judging(model: nn.Module) -> Iterator[None]:
+    """Within this context `model` is in eval mode and no gradients are kept; modes are restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _joined(parts: list[object]) -> torch.Tensor:
+    """MACs of all images. They are whole numbers, below 2 ** 53 in sum, so any order gives the same mean."""
+    return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+
+
+def _percentiles(kept_B: torch.Tensor) -> dict[int, float]:
+    return dict(zip(PERCENTILES, np.percentile(kept_B.numpy(), PERCENTILES).tolist(), strict=True))

@@ -1,0 +1,114 @@
+"""The images that a network is judged on: the validation part of a data set, or a folder of images, with labels as the network means them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from dggraph.errors import InputError
+from dggraph.runtime.imagesets import Item, open_image_set, spread
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.preprocessing import Preprocess
+from dggraph.training.augmentation import evaluation_transform
+from dggraph.training.config import TrainConfig
+from dggraph.training.data import open_data
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationData:
+    """What to judge on."""
+
+    images: Dataset[Any]
+    """(image (C, H, W), label); label -1 where there are no classes."""
+    classes: tuple[str, ...]
+    """Names, by label; empty for images without classes."""
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
+    """Image files."""
+
+    def __init__(self, items: Sequence[Item], preprocess: Preprocess) -> None:
+        self.items, self.transform = items, evaluation_transform(preprocess)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        item = self.items[index]
+        return self.transform(item.open()), NO_LABEL if item.label is None else item.label
+
+
+class _Relabelled(Dataset[tuple[Tensor, int]]):
+    """Another data set with other labels."""
+
+    def __init__(self, images: Dataset[Any], outputs: Sequence[int]) -> None:
+        self.images, self.outputs = images, outputs
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image, self.outputs[int(label)]
+
+
+def open_validation(net: DynamicNetwork, config: TrainConfig, *, limit: int | None = None) -> ValidationData:
+    """The validation part of `config.dataset`.
+
+    `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val` or `data_dir` itself is read, a folder
+    with a sub-folder for each class, or of images without classes.
+
+    Args:
+        net: what will be judged; its labels say which output a class is.
+        config: `dataset`, `data_dir`, and `mean`, `std`, `interpolation`, `crop_pct` where they are not the network's.
+        limit: at most so many images, evenly spread.
+
+    Raises:
+        InputError: as for `open_data`; or the network does not say how images become its input; or it names its outputs, and a class of
+            the set is not among them.
+    """
+    if net.preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    data = _open(config, configured(net.preprocess, config))
+    data = _as_named(data, net.labels, config.dataset)
+    num_images = len(data.images)  # type: ignore[arg-type]
+    is_taken = spread(num_images, limit)
+    return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
+
+
+def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
+    """`preprocess`, with what `config` says of it."""
+    given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
+    given["crop_fraction"] = config.crop_pct
+    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
+
+
+def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
+    folder = config.data_dir
+    if config.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
+        names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
+        found = open_image_set(next(name for name in names if name.is_dir()))
+        return ValidationData(_Files(tuple(found.items()), preprocess), found.classes)
+    data = open_data(config, preprocess)
+    return ValidationData(data.validation, data.classes)
+
+
+def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) -> ValidationData:
+    """Labels are places of outputs: by name where the network knows the classes' names, by place where it knows none of them."""
+    classes = data.classes
+    if not classes or labels is None or tuple(labels) == classes:
+        return data
+    strangers = [name for name in classes if list(labels).count(name) != 1]
+    if not strangers:
+        return ValidationData(_Relabelled(data.images, [labels.index(name) for name in classes]), tuple(labels))
+    if len(labels) == len(classes) and not set(labels) & set(classes):
+        return data
+    raise InputError(
+        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which {strangers[0]!r} is not to be found "
+        "once, so which output is which class is not known. Name the folders as the network's labels, or judge it on its own classes."
+    )
