@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dggraph.cli.flags import config_flags
+from dggraph.cli.flags import config_flags, config_flags_for
 from dggraph.errors import InputError
 from dggraph.runtime.models import model_names
 from dggraph.training.config import TrainConfig, read_config
@@ -104,9 +104,25 @@ def test_help_says_what_each_key_is_and_its_default() -> None:
     assert "[default: 128]" in text and "[default: 0.08 1]" in text and "[default: off]" in text and "[required" in text
 
 
-def test_help_imports_no_torch() -> None:
+def test_a_command_may_have_some_of_the_keys() -> None:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @config_flags_for("workers", "mean")
+    def command(**overrides: Any) -> None:
+        seen.update(overrides)
+
+    assert CliRunner().invoke(command, ["--mean", "0.5", "--mean", "0.25"]).exit_code == 0
+    assert seen == {"workers": None, "mean": (0.5, 0.25)}
+    assert "No such option" in CliRunner().invoke(command, ["--epochs", "3"]).output
+    text = CliRunner().invoke(command, ["--help"]).output
+    assert text.index("--workers") < text.index("--mean")
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_help_imports_no_torch(name: str) -> None:
     code = (
-        "import sys; from dggraph.cli.train import command; command(['--help'], standalone_mode=False); "
+        f"import sys; from dggraph.cli.{name} import command; command(['--help'], standalone_mode=False); "
         "print('heavy', sorted({'torch', 'torchvision', 'timm', 'numpy', 'networkx'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,6 +24,17 @@ def config_flags(function: Function) -> Function:
     return function
 
 
+def config_flags_for(*names: str) -> Callable[[Function], Function]:
+    """Decorate a command with the flags of these keys of `TrainConfig` alone, for commands that share them with training."""
+
+    def decorate(function: Function) -> Function:
+        for name in reversed(names):
+            function = _flag(name, TrainConfig.model_fields[name])(function)
+        return function
+
+    return decorate
+
+
 def flags_of(config_class: type[BaseModel]) -> list[Callable[[Function], Function]]:
     """A click option for each field: its type, its bounds, its description and its default in the help.
 

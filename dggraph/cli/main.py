@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
     "train": "Train from a configuration, or go on with a run.",
+    "eval": "Accuracy, MACs and paths on a data set; budgets; what each block is worth.",
     "atlas": "Report on the paths of a whole set of images.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
@@ -79,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:
-    if "--json" in arguments:
+    if "--json" in arguments and os.environ.get("RANK", "0") == "0":
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))
     else:
         click.echo(f"dggraph: {message}", err=True)

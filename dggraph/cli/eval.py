@@ -1,0 +1,154 @@
+"""`dggraph eval`: how good a network is, what its paths cost, what budgets it can meet, and which blocks it cannot do without."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dggraph.cli.flags import config_flags_for
+from dggraph.cli.options import as_json, model_options, open_network, working
+from dggraph.cli.tables import show
+from dggraph.errors import InputError
+from dggraph.training.config import read_config
+
+if TYPE_CHECKING:
+    from dggraph.training.evaluation import Evaluation
+    from dggraph.training.halves import JudgedBudgets
+    from dggraph.training.sensitivity import Sensitivity
+
+DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "validation_batch_size", "workers")
+
+FORGOTTEN = 0.05
+"""Share of the images by which the static path may be worse than a network's own before it is no longer a reference."""
+
+
+@click.command()
+@model_options
+@config_flags_for(*DATA_KEYS)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images, evenly spread over the set.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Mean MACs to keep, as a fraction: calibrate on half of the images, measure on the other half. As many as you like.",
+)
+@click.option("--save", type=click.Path(path_type=Path), metavar="FOLDER", help="Archive with the curve of --budget; may be MODEL.")
+@click.option("--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels.")
+@as_json
+def command(
+    model: str, limit: int | None, budgets: tuple[float, ...], save: Path | None, sensitivity: bool, as_json: bool, **options: Any
+) -> None:
+    """Evaluate MODEL on the validation part of a data set.
+
+    On several processes: torchrun --nproc-per-node N -m dggraph eval MODEL; the counts are those of one.
+    """
+    if save is not None and not budgets:
+        raise click.UsageError("--save keeps the curve that --budget measures; give at least one --budget.")
+    keys = read_config(None, {"model": model} | {key: options.pop(key) for key in DATA_KEYS})
+    if save is not None:
+        _refuse_other(save, model)
+
+    from dggraph.runtime.archive import save as save_archive
+    from dggraph.training import processes
+    from dggraph.training.evaluation import evaluate
+    from dggraph.training.halves import HALVES, judge_budgets
+    from dggraph.training.sensitivity import measure_sensitivity
+    from dggraph.training.validation import open_validation
+
+    with processes.joined():
+        net = open_network(model, **options).to(processes.device())
+        data = open_validation(net, keys, limit=limit)
+        if not data.classes and (budgets or not sensitivity):
+            raise InputError(
+                f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
+            )
+        how: Any = {"batch_size": keys.validation_batch_size, "workers": keys.workers}
+        document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
+        document["num_processes"] = processes.world_size()
+        if data.classes:
+            with working("Evaluating"):
+                start = time.perf_counter()
+                found = evaluate(net, data.images, **how)
+                document |= _numbers(found) | {"images_per_second": found.num_images / (time.perf_counter() - start)}
+            document["classes"] = _class_numbers(found, data.classes)
+        if budgets:
+            with working("Calibrating, then measuring"):
+                document["budgets"] = _budget_numbers(judge_budgets(net, data.images, budgets, **how), HALVES)
+        if sensitivity:
+            with working("Leaving out one block after another"):
+                costs = measure_sensitivity(net, data.images, has_labels=bool(data.classes), **how)
+            document["sensitivity"] = _sensitivity_numbers(costs, document.get("top1"))
+        if processes.rank() == 0:
+            if save is not None:
+                save_archive(net.cpu(), save)
+            if as_json:
+                click.echo(json.dumps(document))
+            else:
+                show(document)
+
+
+def _refuse_other(save: Path, model: str) -> None:
+    """Find out before the work that the archive may not be written."""
+    if save.exists() and save.resolve() != Path(model).resolve():
+        raise InputError(f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or MODEL's own.")
+
+
+def _numbers(found: "Evaluation") -> dict[str, Any]:
+    return found.row() | {"top5_accuracy": found.top5 / found.num_images, "kept_percentiles": found.kept_percentiles}
+
+
+def _class_numbers(found: "Evaluation", classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Every output that has a class or an image."""
+    names = [*classes, *(f"output {label}" for label in range(len(classes), len(found.class_images)))]
+    return [
+        {"class": name, "num_images": images, "top1": top1, "accuracy": top1 / images if images else None}
+        for label, (name, images, top1) in enumerate(zip(names, found.class_images, found.class_top1, strict=True))
+        if images or label < len(classes)
+    ]
+
+
+def _budget_numbers(judged: "JudgedBudgets", halves: str) -> dict[str, Any]:
+    calibration = {"num_images": judged.curve.num_instances, "points": [asdict(point) for point in judged.curve.points]}
+    targets = [
+        {"target": one.target, "threshold": one.threshold, "calibrated_kept": one.calibrated_kept, "budget_met": one.budget_met}
+        | _numbers(one.evaluation)
+        for one in judged.budgets
+    ]
+    return {"halves": halves, "calibration": calibration, "before": _numbers(judged.before), "targets": targets}
+
+
+def _sensitivity_numbers(costs: "Sensitivity", own_top1: int | None) -> dict[str, Any]:
+    blocks = [
+        {
+            "stage": block.stage,
+            "block": block.node,
+            "macs_saved": block.saved,
+            "agreement": block.agreement,
+            "agreement_fraction": block.agreement / costs.num_images,
+            "kl_divergence": _finite(block.divergence),
+            "top1": block.top1,
+            "top1_change": None if block.top1 is None or costs.static_top1 is None else block.top1 - costs.static_top1,
+            "branch_energy": None if block.branch_energy is None else _finite(block.branch_energy),
+        }
+        for block in costs.blocks
+    ]
+    warning = None
+    if own_top1 is not None and costs.static_top1 is not None and own_top1 - costs.static_top1 > FORGOTTEN * costs.num_images:
+        warning = (
+            f"With every static edge at weight 1 this network has {costs.static_top1} of {costs.num_images} right, along its own paths "
+            f"{own_top1}: training has moved its weights away from the static path, so these rows say nothing about it. Ask the "
+            "backbone that it was converted from."
+        )
+    static = {"num_images": costs.num_images, "static_top1": costs.static_top1, "warning": warning}
+    return static | {"blocks": blocks, "unskippable": list(costs.unskippable)}
+
+
+def _finite(number: float) -> float | None:
+    """JSON has neither infinity nor NaN, which a static path that nobody trained may give."""
+    return number if math.isfinite(number) else None

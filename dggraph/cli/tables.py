@@ -1,0 +1,105 @@
+"""What `dggraph eval` prints for people: a few lines, then a table for classes, budgets and blocks. Names are hostile and escaped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_CLASSES = 30
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print what the JSON document says."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if "accuracy" in document:
+        console.print(_summary(document))
+        classes = document["classes"]
+        worst = sorted(classes, key=lambda row: 1.0 if row["accuracy"] is None else row["accuracy"])[:MAX_CLASSES]
+        title = f"The {MAX_CLASSES} worst of {len(classes)} classes; --json has all" if len(classes) > MAX_CLASSES else "Classes"
+        shown = worst if len(classes) > MAX_CLASSES else classes
+        rows = [(row["class"], row["num_images"], row["top1"], _percent(row["accuracy"])) for row in shown]
+        console.print(_table(title, ("class", "images", "right", "top-1"), rows))
+    if "budgets" in document:
+        _show_budgets(console, document["budgets"])
+    if "sensitivity" in document:
+        _show_sensitivity(console, document["sensitivity"])
+
+
+def _summary(document: Mapping[str, Any]) -> str:
+    spread = document["kept_percentiles"]
+    num_images = document["num_images"]
+    return (
+        f"top-1 {_percent(document['accuracy'])} ({document['top1']} of {num_images}), "
+        f"top-5 {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\n"
+        f"MACs kept {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the images\n"
+        f"{document['num_paths']} distinct paths, entropy {document['path_entropy_bits']:.2f} bits\n"
+        f"{document['images_per_second']:.0f} images/s, reading them included, batch {document['batch_size']}, "
+        f"{document['num_processes']} {'process' if document['num_processes'] == 1 else 'processes'}"
+    )
+
+
+def _show_budgets(console: Any, budgets: Mapping[str, Any]) -> None:
+    before = budgets["before"]
+    rows = [("as it is", "", "", f"{before['kept']:.4f}", "", _percent(before["accuracy"]), before["num_paths"])]
+    rows += [
+        (
+            f"{row['target']:g}",
+            f"{row['threshold']:.4f}",
+            f"{row['calibrated_kept']:.4f}",
+            f"{row['kept']:.4f}",
+            "yes" if row["budget_met"] else "no",
+            _percent(row["accuracy"]),
+            row["num_paths"],
+        )
+        for row in budgets["targets"]
+    ]
+    headings = ("budget", "threshold", "first half", "MACs kept", "met", "top-1", "paths")
+    console.print(_table(f"Budgets, {budgets['halves']}", headings, rows))
+    console.print(
+        f"First half: MACs kept on the {budgets['calibration']['num_images']} images of calibration. All else is of the "
+        f"{before['num_images']} others. Met: at most 0.02 above the budget."
+    )
+
+
+def _show_sensitivity(console: Any, costs: Mapping[str, Any]) -> None:
+    num_images = costs["num_images"]
+    rows = [
+        (
+            row["block"],
+            f"{row['macs_saved']:.4f}",
+            _percent(row["agreement_fraction"]),
+            "" if row["top1_change"] is None else f"{100 * row['top1_change'] / num_images:+.2f}",
+            "not finite" if row["kl_divergence"] is None else f"{row['kl_divergence']:.4f}",
+            "" if row["branch_energy"] is None else f"{row['branch_energy']:.3g}",
+        )
+        for row in costs["blocks"]
+    ]
+    headings = ("without", "MACs saved", "same answer", "top-1 points", "KL, nats", "|F|²/|z|²")
+    console.print(_table(f"Leaving out one block, the others static, {num_images} images", headings, rows))
+    if costs["static_top1"] is not None:
+        console.print(f"The static network: top-1 {_percent(costs['static_top1'] / num_images)}.")
+    if costs["warning"] is not None:
+        console.print(f"! {costs['warning']}", markup=False)
+    if costs["unskippable"]:
+        from dggraph.views.lettering import visible
+
+        names = ", ".join(costs["unskippable"])
+        console.print(visible(f"No edge leads past {names} under this wiring."), markup=False)
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from dggraph.views.lettering import visible
+
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
+    return table
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f} %"
