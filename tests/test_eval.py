@@ -111,6 +111,19 @@ def test_a_folder_of_images_serves_sensitivity(archive: Path, tmp_path: Path, ca
     )
     code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--json")
     assert code == 4 and "have no classes" in json.loads(out)["error"]["message"]
+    (tmp_path / "3.png").write_bytes(b"no image")
+    code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--sensitivity", "--json")
+    assert code == 4 and "3.png' is no image that can be read" in json.loads(out)["error"]["message"]
+
+
+def test_hostile_class_names_are_printed_as_they_are(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, names = dggraph.load(archive), ["[/b]", "[red]x", "<b>", "z\x1b[2J"]
+    dggraph.save(net, tmp_path / "net", labels=names)
+    for name in ("[red]x", "z\x1b[2J"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (80, 10, 200)).save(tmp_path / "val" / name / "1.png")
+    code, out, err = run(capsys, tmp_path / "net", "--data-dir", tmp_path)
+    assert code == 0 and not err and "[/b]" in out and "[red]x" in out and "\x1b" not in out
 
 
 def test_a_static_path_that_training_left_is_no_reference(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kinds import KINDS
+from kinds import KINDS, WIDTH, Backbone
 from reference import randomise, randomise_routers
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -42,6 +42,30 @@ def test_every_number_is_that_of_the_backbone_without_the_block(kind: str, route
             branch = model.layers[place](z.clone()) - z
             assert block.branch_energy == pytest.approx(float(branch.square().sum() / z.square().sum()), rel=1e-4)
     assert any(block.agreement < 13 for block in found.blocks), "else nothing was compared"
+
+
+class Twice(nn.Module):
+    """Two residuals in one block, as a transformer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.first(x)
+        return x + self.second(torch.relu(x))
+
+
+def test_the_branch_of_a_block_with_two_residuals_is_both() -> None:
+    model = randomise(Backbone(nn.Sequential(*(Twice() for _ in range(3))))).eval()
+    net = dggraph.convert(model, torch.zeros(1, 3, 16, 16), residual="lift")
+    assert net.graph.stages["layers"].residual == "lift"
+    found = measure_sensitivity(net, TensorDataset(X, LABELS))
+    with torch.no_grad():
+        for place, block in enumerate(found.blocks):
+            z = model.layers[:place](model.stem(X))
+            branch = model.layers[place](z) - z
+            assert block.branch_energy == pytest.approx(float(branch.square().sum() / z.square().sum()), rel=1e-4)
 
 
 def test_what_is_saved_by_hand() -> None:
