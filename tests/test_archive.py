@@ -171,7 +171,7 @@ def test_save_never_overwrites_something_else(made: Any, tmp_path: Path) -> None
 def test_a_failed_write_leaves_the_old_archive(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     folder = copy_of(made[1], tmp_path / "a")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    calls, write = [], archive_module._write
+    calls, write = [], archive_module.write_synced
 
     def failing(file: Path, content: bytes) -> None:
         calls.append(file)
@@ -179,7 +179,7 @@ def test_a_failed_write_leaves_the_old_archive(made: Any, tmp_path: Path, monkey
             raise OSError(28, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(archive_module, "_write", failing)
+    monkeypatch.setattr(archive_module, "write_synced", failing)
     with pytest.raises(ArchiveError, match="No space left"):
         dggraph.save(made[0], folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

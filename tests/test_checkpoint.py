@@ -40,7 +40,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_a_save_that_fails_anywhere_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Each call of its kind fails in turn, until a save gets through."""
     save_checkpoint(tmp_path, 1, parts(1.0), {})
-    real: dict[str, Any] = {"open": Path.open, "fsync": os.fsync, "rename": os.rename, "short write": checkpoint._write}
+    real: dict[str, Any] = {"open": Path.open, "fsync": os.fsync, "rename": os.rename, "short write": checkpoint.write_synced}
     for number in range(30):
         calls = 0
 
@@ -55,7 +55,7 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(tmp_path: Path, monkeypat
 
         with monkeypatch.context() as patch:
             if call == "short write":
-                patch.setattr(checkpoint, "_write", failing)
+                patch.setattr(checkpoint, "write_synced", failing)
             elif call == "open":
                 patch.setattr(Path, "open", failing)
             else:
@@ -78,11 +78,11 @@ def test_a_killed_save_leaves_the_old_one_and_its_rest_is_swept(tmp_path: Path) 
     save_checkpoint(tmp_path, 1, parts(1.0), {})
     code = (
         "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.training import checkpoint\n"
-        "real = checkpoint._write\n"
+        "real = checkpoint.write_synced\n"
         "def write(file, content):\n"
         "    if file.name == 'state.json':\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    real(file, content)\n"
-        "checkpoint._write = write\n"
+        "checkpoint.write_synced = write\n"
         "checkpoint.save_checkpoint(Path(sys.argv[1]), 2, {'model': {'w': torch.ones(2)}}, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -77,13 +77,13 @@ def test_a_killed_process_goes_on_from_its_last_checkpoint(tmp_path: Path) -> No
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
         "from dggraph.training import checkpoint, loop\nfrom dggraph.training.config import TrainConfig\n"
-        "real, left = checkpoint._write, [int(sys.argv[2])]\n"
+        "real, left = checkpoint.write_synced, [int(sys.argv[2])]\n"
         "def write(file, content):\n"
         "    left[0] -= 1\n"
         "    if left[0] == 0:\n"
         "        file.write_bytes(content[: len(content) // 2])\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    real(file, content)\n"
-        "checkpoint._write = write\n"
+        "checkpoint.write_synced = write\n"
         "loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}

@@ -41,8 +41,8 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     net = open_network(**model)
 
     from dggraph.runtime.atlas import collect_atlas
+    from dggraph.runtime.durable import write_whole
     from dggraph.runtime.imagesets import open_image_set
-    from dggraph.runtime.resuming import write_whole
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 

@@ -18,8 +18,8 @@ def command(output: Path) -> None:
 
     from dggraph.runtime.archive import load
     from dggraph.runtime.atlas import collect_atlas
+    from dggraph.runtime.durable import write_whole
     from dggraph.runtime.imagesets import open_image_set
-    from dggraph.runtime.resuming import write_whole
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 

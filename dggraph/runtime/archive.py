@@ -7,7 +7,6 @@ fingerprint, and the loaded network must equal it as a converted one does.
 """
 
 import copy
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
 from dggraph.runtime.checking import check_static
 from dggraph.runtime.conversion import assemble, plain_backbone
+from dggraph.runtime.durable import sha256_of, write_synced
 from dggraph.runtime.inference import InferenceNetwork
 from dggraph.runtime.manifest import (
     MANIFEST,
@@ -90,8 +90,8 @@ def save(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as scratch:
             parts = Path(scratch) / "new"
             parts.mkdir()
-            _write(parts / GRAPH, to_json(net.graph).encode())
-            _write(parts / WEIGHTS, safetensors.torch.save(state))
+            write_synced(parts / GRAPH, to_json(net.graph).encode())
+            write_synced(parts / WEIGHTS, safetensors.torch.save(state))
             manifest = Manifest(
                 format="dggraph",
                 schema_version=SCHEMA_VERSION,
@@ -105,9 +105,9 @@ def save(
                 preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
                 labels=names,
                 budgets=pack_budgets(net.budgets),
-                sha256={name: _digest(parts / name) for name in (GRAPH, WEIGHTS)},
+                sha256={name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)},
             )
-            _write(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
+            write_synced(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
             _put(parts, folder, Path(scratch) / "old")
     except OSError as error:
         raise ArchiveError(f"cannot write the archive {folder}: {error}. What was there before is unchanged.") from error
@@ -129,7 +129,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     folder = Path(os.fsdecode(folder))
     manifest = read_manifest(folder)
     for name in (GRAPH, WEIGHTS):
-        if not (folder / name).is_file() or _digest(folder / name) != manifest.sha256.get(name):
+        if not (folder / name).is_file() or sha256_of(folder / name) != manifest.sha256.get(name):
             raise ArchiveError(f"{folder / name} is missing or not what the manifest recorded; copy the archive again.")
     graph = from_json((folder / GRAPH).read_text(encoding="utf-8"))
     try:
@@ -283,18 +283,3 @@ def _put(parts: Path, folder: Path, old: Path) -> None:
         if old.exists():
             os.rename(old, folder)
         raise
-
-
-def _write(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

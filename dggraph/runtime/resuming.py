@@ -1,13 +1,13 @@
 """The state of an interrupted collection: one file, replaced as a whole, sealed by a digest, and tied to what it was collected from."""
 
 import json
-import os
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from dggraph.errors import InputError
+from dggraph.runtime.durable import write_whole
 
 
 def write_state(file: Path, identity: Mapping[str, str], document: Mapping[str, Any]) -> None:
@@ -44,27 +44,6 @@ def read_state(file: Path, identity: Mapping[str, str]) -> Any:
             "Run that one to its end, delete the state to begin anew, or choose another output."
         )
     return found["document"]
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replace `file` by `content`; readers see the old one or the new one, even after a crash.
-
-    Raises:
-        InputError: it cannot be written; what was there is unchanged.
-    """
-    scratch = file.with_name(f".{file.name[:80]}.{os.getpid()}")
-    try:
-        try:
-            with scratch.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(scratch, file)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {str(file)!r}: {error.strerror or error}. What was there before is unchanged.") from error
 
 
 def _digest(content: bytes) -> str:

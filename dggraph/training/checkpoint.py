@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import CheckpointError
+from dggraph.runtime.durable import sync_folder, write_synced
 
 STATE = "state.json"
 FORMAT = 1
@@ -59,15 +60,15 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, 
             for name, named in tensors.items():
                 content = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in named.items()})
                 digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
-                _write(parts / f"{name}.safetensors", content)
+                write_synced(parts / f"{name}.safetensors", content)
             document = json.dumps({"format": FORMAT, "step": step, "state": dict(state), "sha256": digests}, sort_keys=True)
             seal = hashlib.sha256(document.encode()).hexdigest()
-            _write(parts / STATE, f"{seal}\n{document}\n".encode())
-            _sync(parts)
+            write_synced(parts / STATE, f"{seal}\n{document}\n".encode())
+            sync_folder(parts)
             if target.exists():  # of a run that went this way before
                 os.rename(target, Path(scratch, "old"))
             os.rename(parts, target)
-            _sync(folder)
+            sync_folder(folder)
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints are as they were; make room, or choose "
@@ -144,21 +145,3 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
         for group in rest["groups"]
     ]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _write(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """A rename lasts once its folder is on the disk; Windows knows no such thing."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

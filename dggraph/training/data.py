@@ -7,7 +7,7 @@ Shape suffixes: N images, H height, W width, C channels.
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self.images_NCHW[index]), self.labels[index]
+
+
+def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
+    """`preprocess`, with what `config` says of it."""
+    given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
+    given["crop_fraction"] = config.crop_pct
+    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
 
 
 def open_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training import processes
 from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData, open_data
+from dggraph.training.data import TrainingData, configured, open_data
 from dggraph.training.evaluation import Evaluation, evaluate
 from dggraph.training.losses import budget, kept
 from dggraph.training.optimisers import build_optimiser, build_schedule
@@ -96,7 +96,7 @@ def _build(config: TrainConfig) -> tuple[nn.Module, TrainingData, Preprocess]:
     loaded = load(config.num_classes)
     if loaded.preprocess is None:
         raise InputError(f"{config.model} does not say what images it takes; give input_size.")
-    preprocess = _as_configured(loaded.preprocess, config)
+    preprocess = configured(loaded.preprocess, config)
     data = open_data(config, preprocess)
     if config.num_classes is None:
         loaded = load(len(data.classes))
@@ -114,16 +114,6 @@ def _build(config: TrainConfig) -> tuple[nn.Module, TrainingData, Preprocess]:
     )
     note_source_(net, loaded)
     return net, data, preprocess
-
-
-def _as_configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
-    given: dict[str, Any] = {
-        "mean": config.mean,
-        "std": config.std,
-        "interpolation": config.interpolation,
-        "crop_fraction": config.crop_pct,
-    }
-    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
 
 
 def _start(config: TrainConfig, model: nn.Module, per_epoch: int) -> Run:

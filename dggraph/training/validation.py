@@ -14,7 +14,7 @@ from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import evaluation_transform
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import open_data
+from dggraph.training.data import configured, open_data
 
 NO_LABEL = -1
 
@@ -79,13 +79,6 @@ def open_validation(net: DynamicNetwork, config: TrainConfig, *, limit: int | No
     num_images = len(data.images)  # type: ignore[arg-type]
     is_taken = spread(num_images, limit)
     return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
-
-
-def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
-    """`preprocess`, with what `config` says of it."""
-    given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
-    given["crop_fraction"] = config.crop_pct
-    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
 
 
 def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
