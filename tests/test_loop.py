@@ -1,6 +1,7 @@
 """Training: an interrupted run ends where an uninterrupted one does, byte for byte; what must not be stepped with is not."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -69,28 +70,63 @@ def test_a_run_that_was_stopped_anywhere_ends_as_the_other(tmp_path: Path, monke
     assert contents(result.folder) == contents(whole.folder)
 
 
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from dggraph.training import checkpoint, loop
+from dggraph.training.config import TrainConfig
+
+left = [int(sys.argv[2])]
+write, step = checkpoint.write_synced, loop._step
+
+def count(half=None):
+    left[0] -= 1
+    if left[0] == 0:
+        if half is not None:
+            half()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def writing(file, content):
+    count(lambda: file.write_bytes(content[: len(content) // 2]))
+    write(file, content)
+
+def stepping(*args):
+    count()
+    return step(*args)
+
+checkpoint.write_synced, loop._step = writing, stepping
+loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))
+"""
+
+
+def run_killed(file: Path, event: int) -> int:
+    """Train in a process that kills itself at its `event`-th step or file of a checkpoint, half of which is written then."""
+    arguments = [str(file), str(event), str(torch.get_num_threads())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False).returncode
+
+
 def test_a_killed_process_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     whole = train(keys(tmp_path / "whole"))
-    config = keys(tmp_path / "parts")
     file = tmp_path / "keys.json"
-    file.write_text(config.model_dump_json())
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(int(sys.argv[3]))\n"
-        "from dggraph.training import checkpoint, loop\nfrom dggraph.training.config import TrainConfig\n"
-        "real, left = checkpoint.write_synced, [int(sys.argv[2])]\n"
-        "def write(file, content):\n"
-        "    left[0] -= 1\n"
-        "    if left[0] == 0:\n"
-        "        file.write_bytes(content[: len(content) // 2])\n        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(file, content)\n"
-        "checkpoint.write_synced = write\n"
-        "loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    for writes in (6, 3, 1000):
-        arguments = [str(file), str(writes), str(torch.get_num_threads())]
-        done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=False)
-        assert done.returncode == (-9 if writes < 1000 else 0)
+    file.write_text(keys(tmp_path / "parts").model_dump_json())
+    assert [run_killed(file, event) for event in (14, 3, 1000)] == [-9, -9, 0]
+    assert contents(tmp_path / "parts" / "run") == contents(whole.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_kills_change_nothing(tmp_path: Path, workers: int) -> None:
+    whole = train(keys(tmp_path / "whole"))
+    file = tmp_path / "keys.json"
+    file.write_text(keys(tmp_path / "parts", workers=workers, checkpoint_steps=1).model_dump_json())
+    chance = random.Random(workers)
+    kills = 0
+    while run_killed(file, chance.randint(1, 8) if kills < 40 else 1000) == -9:
+        kills += 1
+    assert kills >= 20
     assert contents(tmp_path / "parts" / "run") == contents(whole.folder)
 
 
