@@ -1,5 +1,6 @@
 """Training: an interrupted run ends where an uninterrupted one does, byte for byte; what must not be stepped with is not."""
 
+import json
 import os
 import random
 import signal
@@ -134,6 +135,7 @@ def test_a_run_with_other_keys_is_refused(tmp_path: Path) -> None:
     train(keys(tmp_path, epochs=1))
     with pytest.raises(CheckpointError, match=r"other epochs, lr"):
         train(keys(tmp_path, epochs=2, lr=0.1))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.05, "what is there still says what it is"
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

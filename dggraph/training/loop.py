@@ -32,7 +32,19 @@ from dggraph.training.evaluation import Evaluation, evaluate
 from dggraph.training.losses import budget, kept
 from dggraph.training.optimisers import build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
-from dggraph.training.runs import METRICS, TIMING, Run, append_row, finish, judged, prepare_folder, resume_, run_folder, save_run
+from dggraph.training.runs import (
+    METRICS,
+    TIMING,
+    Run,
+    append_row,
+    describe,
+    finish,
+    judged,
+    prepare_folder,
+    resume_,
+    run_folder,
+    save_run,
+)
 from dggraph.training.schedules import temperature_at, threshold_at
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -79,6 +91,7 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     run = _start(config, model, per_epoch)
     prepare_folder(config, folder)
     resume_(run, config, folder)
+    describe(config, folder)
     result = _loop(run, config, data, folder, per_epoch, device, tell)
     if result.is_finished and processes.rank() == 0:
         finish(run, folder, data.classes, preprocess)
@@ -140,7 +153,6 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 def _loop(
     run: Run, config: TrainConfig, data: TrainingData, folder: Path, per_epoch: int, device: torch.device, tell: Tell
 ) -> TrainResult:
-
     def write(row: Mapping[str, Any]) -> None:
         if processes.rank() == 0:
             append_row(folder / METRICS, row)

@@ -72,6 +72,12 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
+    processes.barrier()
+
+
+def describe(config: TrainConfig, folder: Path) -> None:
+    """Write what the run is, once it is known to be the one in `folder`."""
+    if processes.rank() == 0:
         (folder / "config.json").write_text(config.model_dump_json(indent=1))
         versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
