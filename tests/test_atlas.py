@@ -23,9 +23,9 @@ from dggraph.runtime import atlas as collecting
 from dggraph.runtime.atlas import Collected, collect_atlas, count_item
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import open_image_set
+from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, pinned_gates
 from dggraph.runtime.preprocessing import Preprocess, open_image, preprocess_image
-from dggraph.runtime.recording import evaluating
 from dggraph.views.report import Report, make_report
 
 LABELS = ("apple", "bee", "cloud", "dune", "elk")

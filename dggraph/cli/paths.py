@@ -191,10 +191,12 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
 def _prediction(net: "DynamicNetwork", output: Any) -> dict[str, Any]:
     import torch
 
+    from dggraph.runtime.network import class_names
+
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         return {}
     probability, index = output.softmax(1)[0].max(0)
-    label = net.labels[int(index)] if net.labels is not None and len(net.labels) == output.shape[1] else f"class {int(index)}"
+    label = class_names(net, output.shape[1])[int(index)]
     return {"label": label, "index": int(index), "probability": float(probability)}
 
 

@@ -54,9 +54,8 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
 def sum_rows(features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]) -> Tensor:
     """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh tensor."""
     places = None if places_RE is None else torch.from_numpy(places_RE.T)
-    with (
-        torch._C._AutoDispatchBelowAutograd()
-    ):  # private, torch 2.10 to 2.15: the op's autograd, in Python, costs as much as a small sum
+    # Private, torch 2.10 to 2.15: the op's autograd, in Python, costs as much as a small sum.
+    with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.dggraph.sum_rows.default(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
 
 

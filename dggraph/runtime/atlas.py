@@ -22,9 +22,10 @@ from dggraph.graph.ir import ActivatedPath
 from dggraph.graph.schema import to_json
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import ImageSet, Item, spread
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.modes import evaluating
+from dggraph.runtime.network import DynamicNetwork, class_names
 from dggraph.runtime.preprocessing import preprocess_image
-from dggraph.runtime.recording import activated_paths, evaluating
+from dggraph.runtime.recording import activated_paths
 from dggraph.runtime.resuming import read_state, write_state
 
 OnBadImage = Literal["error", "skip"]
@@ -125,7 +126,7 @@ def _instance(net: DynamicNetwork, item: Item, output: Any, path: ActivatedPath,
     prediction, probability = None, None
     if isinstance(output, Tensor) and output.ndim == 2:
         best, index = output.float().softmax(1)[0].max(0)
-        prediction, probability = _names(net, output.shape[1])[int(index)], float(best)
+        prediction, probability = class_names(net, output.shape[1])[int(index)], float(best)
     return Instance(
         index=item.index,
         name=item.name,
@@ -134,12 +135,6 @@ def _instance(net: DynamicNetwork, item: Item, output: Any, path: ActivatedPath,
         probability=probability,
         path=path,
     )
-
-
-def _names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
-    if net.labels is not None and len(net.labels) == num_outputs:
-        return net.labels
-    return tuple(f"class {index}" for index in range(num_outputs))
 
 
 def _is_comparable(net: DynamicNetwork, images: ImageSet) -> bool:

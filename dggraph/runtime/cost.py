@@ -1,6 +1,7 @@
 """What a network's paths cost: the table of its parts, and the paths of a set in numbers."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,6 +17,7 @@ from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
 from dggraph.runtime.execution import refuse_nan
+from dggraph.runtime.modes import keeping_modes
 from dggraph.runtime.network import DynamicNetwork, Gates
 
 
@@ -105,10 +107,9 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
     if not net.graph.stages:
         raise InputError("this network has no stages, so there are no paths to measure.")
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in net.modules()}
     num_instances = 0
-    net.eval()
-    try:
+    with keeping_modes(net):
+        net.eval()
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) and batch else batch
             if not isinstance(images, Tensor):
@@ -119,9 +120,6 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
                 refuse_nan(net.graph, stage, raw_BE)
             num_instances += len(images)
             yield gates
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not num_instances:
         raise InputError(
             "there are no images in this set; pass at least one, and a list or a loader, not an iterator that is used up."
@@ -132,6 +130,12 @@ def path_keys(gates: Gates) -> list[bytes]:
     """Per instance 16 bytes that stand for which edges are open: equal for equal paths."""
     open_BE = torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.packbits(open_BE, axis=1)]
+
+
+def entropy_bits(counts: Counter[bytes]) -> float:
+    """Of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
+    shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:

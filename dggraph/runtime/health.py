@@ -16,7 +16,7 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.ops.liveness import leads_to_out, live_vertices
-from dggraph.runtime.cost import iterate_gates, path_keys
+from dggraph.runtime.cost import entropy_bits, iterate_gates, path_keys
 from dggraph.runtime.network import DynamicNetwork, Gates
 
 TIE_MARGIN = 1e-4
@@ -127,8 +127,6 @@ class GateHealth:
             shares = zip(edges, (counts.ties_E / self.num_instances).tolist(), strict=True)
             ties |= {edge: share for edge, share in shares if share > 0}
             lives |= zip((node.name for node in blocks), (counts.live_V[1:-1] / self.num_instances).tolist(), strict=True)
-        total = sum(self.paths.values())
-        entropy = sum(count / total * math.log2(total / count) for count in self.paths.values())
         warnings = (*self._path_warnings(), *self._block_warnings(), *self._tie_warnings(ties))
         return HealthReport(
             num_instances=self.num_instances,
@@ -136,7 +134,7 @@ class GateHealth:
             tie_fractions=ties,
             live_fractions=lives,
             num_paths=len(self.paths),
-            path_entropy_bits=entropy,
+            path_entropy_bits=entropy_bits(self.paths),
             warnings=warnings,
         )
 

@@ -16,7 +16,6 @@ from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
-from dggraph.ops.routing import find_router
 from dggraph.runtime.budgets import BudgetCurve
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
@@ -196,11 +195,17 @@ def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
     """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that it decides."""
-    edges = net.graph.edges(stage)
-    if find_router(net.recipe.router)[0] == "stage":
-        return {0: list(range(len(edges)))}
-    nodes = net.graph.nodes(stage)[:-1]
-    return {index: [place for place, edge in enumerate(edges) if edge.source == node.name] for index, node in enumerate(nodes)}
+    layout, (plan,) = net.macs_table.stages[stage].layout, (one for one in net.plan if one.name == stage)
+    if plan.scope == "stage":
+        return {0: list(range(len(layout.sources)))}
+    return dict(enumerate(layout.outgoing()[:-1]))
+
+
+def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
+    """A name for each output: the network's labels where they fit, else `class 0` and so on."""
+    if net.labels is not None and len(net.labels) == num_outputs:
+        return net.labels
+    return tuple(f"class {index}" for index in range(num_outputs))
 
 
 @contextmanager

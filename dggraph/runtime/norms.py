@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
 
 from dggraph.errors import InputError
+from dggraph.runtime.modes import keeping_modes
 from dggraph.runtime.network import DynamicNetwork
 
 
@@ -106,10 +107,8 @@ class _Moments:
 @contextmanager
 def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping[str, _Moments]) -> Iterator[None]:
     """Within this context `net` runs sparse in eval mode, its norms normalise by their batch, and `seen` collects what they see."""
-    modes = {module: module.training for module in net.modules()}
     momenta, executor = {name: norm.momentum for name, norm in norms.items()}, net.executor
     handles = []
-    net.eval()
     net.executor = "sparse"
     for name, norm in norms.items():
         norm.momentum = 0.0
@@ -122,14 +121,14 @@ def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping
 
         handles.append(norm.register_forward_pre_hook(look))
     try:
-        yield
+        with keeping_modes(net):
+            net.eval()
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for name, norm in norms.items():
             norm.momentum = momenta[name]
-        for module, mode in modes.items():
-            module.training = mode
         net.executor = executor
 
 

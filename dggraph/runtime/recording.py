@@ -3,8 +3,6 @@
 Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.ops.liveness import live_vertices
 from dggraph.ops.macs import path_macs
 from dggraph.runtime.execution import refuse_nan
+from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, Gates
 from dggraph.runtime.outputs import join_outputs
 
@@ -66,19 +65,6 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
     adjacency = {stage: adjacency_matrix(net.graph, stage, gates.weights[stage]) for stage in stages}
     macs = torch.tensor([path.macs for path in paths], dtype=torch.int64, device=x.device)
     return Recording(join_outputs(outputs), adjacency, paths, macs)
-
-
-@contextmanager
-def evaluating(net: DynamicNetwork) -> Iterator[None]:
-    """Eval mode without gradients; every module's mode is restored."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.ops.macs import path_macs
+from dggraph.runtime.modes import keeping_modes
 from dggraph.runtime.network import DynamicNetwork, Executor, pinned_gates
 
 MAX_SPREAD = 0.1
@@ -80,7 +81,7 @@ def time_inference(
         The fraction really kept, and the timings: baseline, `dense`, `sparse`, `auto`.
     """
     weights, realised = sample_paths(net, kept, len(x))
-    executor, modes = net.executor, [(module, module.training) for root in (net, backbone) for module in root.modules()]
+    executor = net.executor
 
     def run(name: Executor) -> Callable[[], object]:
         def once() -> object:
@@ -90,14 +91,12 @@ def time_inference(
         return once
 
     try:
-        net.eval()
-        backbone.eval()
-        with torch.no_grad(), pinned_gates(net, weights):
+        with keeping_modes(net, backbone), torch.no_grad(), pinned_gates(net, weights):
+            net.eval()
+            backbone.eval()
             return realised, compare(lambda: backbone(x), {name: run(name) for name in ("dense", "sparse", "auto")}, rounds=rounds)
     finally:
         net.executor = executor
-        for module, mode in modes:
-            module.training = mode
 
 
 def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int = 0) -> tuple[dict[str, Tensor], float]:

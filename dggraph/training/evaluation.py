@@ -1,8 +1,6 @@
 """How good a network is on a labelled set, in integer counts: the same for any number of processes, since batches are dealt out whole."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dggraph.errors import InputError
 from dggraph.ops.macs import path_macs
-from dggraph.runtime.cost import path_keys
+from dggraph.runtime.cost import entropy_bits, path_keys
 from dggraph.runtime.execution import refuse_nan
+from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.training import processes
 
@@ -78,7 +77,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
     counts = torch.zeros(2, dtype=torch.int64)
     per_class: torch.Tensor | None = None
     macs = [torch.zeros(0, dtype=torch.float64)]
-    with judging(model):
+    with evaluating(model):
         for images, labels in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
             if isinstance(model, DynamicNetwork):
                 output, gates = model(images.to(device), return_gates=True)
@@ -119,29 +118,10 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
     )
 
 
-def entropy_bits(counts: Counter[bytes]) -> float:
-    """Of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
-    shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
-
-
 def own_batches(num_images: int, batch_size: int) -> list[list[int]]:
     """The batches of this process: whole ones, in turn, so that what a batch holds does not depend on the number of processes."""
     starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
     return [list(range(start, min(start + batch_size, num_images))) for start in starts]
-
-
-@contextmanager
-def judging(model: nn.Module) -> Iterator[None]:
-    """Within this context `model` is in eval mode and no gradients are kept; modes are restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _joined(parts: list[object]) -> torch.Tensor:

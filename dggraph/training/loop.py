@@ -29,7 +29,7 @@ from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData, configured, open_data
 from dggraph.training.evaluation import Evaluation, evaluate
-from dggraph.training.losses import budget, kept
+from dggraph.training.losses import budget_of, kept
 from dggraph.training.optimisers import build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
 from dggraph.training.runs import (
@@ -225,10 +225,10 @@ def _step(
                 logits, gates = run.wrapped(part), None
             loss = nn.functional.cross_entropy(logits.float(), target)
             if gates is not None:
-                share = kept(gates).mean()
-                kept_sum = share.detach() / len(pairs) + (0 if kept_sum is None else kept_sum)
+                kept_B = kept(gates)
+                kept_sum = kept_B.detach().mean() / len(pairs) + (0 if kept_sum is None else kept_sum)
                 if config.budget is not None:
-                    loss = loss + config.budget_weight * budget(gates, config.budget).to(loss.dtype)
+                    loss = loss + config.budget_weight * budget_of(kept_B, gates.table, config.budget).to(loss.dtype)
             loss = loss / len(pairs)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.ops.macs import open_probabilities, path_macs
+from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 from dggraph.runtime.network import Gates
 
 
@@ -56,10 +56,15 @@ def budget(gates: Gates, target: float) -> Tensor:
     Raises:
         InputError: nothing can reach `target`, since what lies outside the stages already costs as much; or as for `kept`.
     """
-    floor = gates.table.fixed / gates.table.static
+    return budget_of(kept(gates), gates.table, target)
+
+
+def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
+    """`budget` of what `kept` gave, where that is wanted for itself too."""
+    floor = table.fixed / table.static
     if not floor < target < float("inf"):
         raise InputError(
             f"target={target} is out of reach: what lies outside the stages always runs and is {floor:.3f} of the static network's MACs. "
             "Choose a larger fraction."
         )
-    return torch.square(kept(gates).mean() - target)
+    return torch.square(kept_B.mean() - target)

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dggraph.errors import CheckpointError, InputError
 from dggraph.runtime.archive import save
+from dggraph.runtime.durable import write_whole
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training import processes
@@ -78,10 +79,10 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
 def describe(config: TrainConfig, folder: Path) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
-        (folder / "config.json").write_text(config.model_dump_json(indent=1))
+        write_whole(folder / "config.json", config.model_dump_json(indent=1).encode())
         versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
-        (folder / "environment.json").write_text(json.dumps(versions | machine, indent=1))
+        write_whole(folder / "environment.json", json.dumps(versions | machine, indent=1).encode())
     processes.barrier()
 
 
@@ -147,7 +148,8 @@ def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preproces
     if isinstance(model, DynamicNetwork):
         save(model, folder / "archive", preprocess=preprocess, labels=classes)
     else:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "backbone.safetensors")
+        state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dggraph.errors import InputError, WiringError
 from dggraph.ops.macs import path_macs
+from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.runtime.skipping import skipped_weights
 from dggraph.training import processes
-from dggraph.training.evaluation import judging, own_batches
+from dggraph.training.evaluation import own_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def measure_sensitivity(
     divergences: list[list[float]] = []
     energies: list[dict[str, tuple[float, float]]] = []
     static = static_weights(net.graph)
-    with judging(net):
+    with evaluating(net):
         for images, labels in DataLoader(dataset, batch_sampler=own_batches(num_images, batch_size), num_workers=workers):
             images = images.to(device)
             with pinned_gates(net, static):

@@ -9,7 +9,7 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.layout import Box, Layout, Panel
 from dggraph.views.lettering import for_xml, plural
 from dggraph.views.marks import NodeMark, edge_width
-from dggraph.views.picture import Picture, lines_of, mark_of, picture_path
+from dggraph.views.picture import Picture, baselines, lines_of, mark_of, picture_path
 
 PAD, WIDE = 12.0, 480.0
 """Around a diagram; from this width on it may be scrolled sideways on a narrow screen."""
@@ -94,8 +94,7 @@ def _box(picture: Picture, box: Box) -> str:
     radius = 9 if box.card.kind == "out" else 4
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     parts = [f'<g class="node {kind}"><rect {place} rx="{radius}"/>']
-    for index, line in enumerate(lines):
-        y = box.y + box.height / 2 + 3.4 if len(lines) == 1 else box.y + 14.5 + 12 * index
+    for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
         looks = f'class="{"name" if index == 0 else "detail"}" font-size="{10 if index == 0 and len(lines) > 1 else 9}"'
         parts.append(f'<text x="{box.x + box.width / 2:g}" y="{y:g}" {looks}>{for_xml(line)}</text>')
     return "".join((*parts, "</g>"))

@@ -172,6 +172,13 @@ def lines_of(picture: Picture, box: Box) -> tuple[str, ...]:
     return (*box.lines[:-1], f"{num_used} used")
 
 
+def baselines(box: Box, num_lines: int) -> list[float]:
+    """Where the lines of a drawn node stand."""
+    if num_lines == 1:
+        return [box.y + box.height / 2 + 3.4]
+    return [box.y + 14.5 + 12 * index for index in range(num_lines)]
+
+
 def _edge_legend(marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]) -> list[LegendEntry]:
     """Entries for the marks that drawn edges have."""
     drawn = set(marks.edges.values()) if layout.level != "stage" else set()

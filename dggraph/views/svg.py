@@ -10,7 +10,7 @@ from dggraph.views.frame import Frame, make_frame
 from dggraph.views.layout import Box, Panel
 from dggraph.views.lettering import for_xml
 from dggraph.views.marks import EDGE_LOOKS, GREY, INK, Look, edge_width
-from dggraph.views.picture import Picture, box_look, lines_of, mark_of
+from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
 DENSE = ' stroke-opacity="0.6"'
@@ -105,9 +105,8 @@ def _box(picture: Picture, box: Box) -> Iterator[str]:
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
     middle, lines = box.x + box.width / 2, lines_of(picture, box)
-    for index, line in enumerate(lines):
+    for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
         size, colour = (10 if len(lines) > 1 else 9, ink) if index == 0 else (9, ink if mark == "dead" else GREY)
-        y = box.y + box.height / 2 + 3.4 if len(lines) == 1 else box.y + 14.5 + 12 * index
         yield _text(middle, y, line, f'font-size="{size}" fill="{colour}" text-anchor="middle"')
     yield "</g>"
 
