@@ -9,7 +9,7 @@ from reference import randomise_routers
 from toy_data import Toy, plain_net
 
 import dggraph
-from dggraph.training import processes
+from dggraph.runtime import processes
 from dggraph.training.config import TrainConfig
 from dggraph.training.evaluation import evaluate
 from dggraph.training.loop import train

@@ -54,8 +54,8 @@ def command(
     if save is not None:
         _refuse_other(save, model)
 
+    from dggraph.runtime import processes
     from dggraph.runtime.archive import save as save_archive
-    from dggraph.training import processes
     from dggraph.training.evaluation import evaluate
     from dggraph.training.halves import HALVES, judge_budgets
     from dggraph.training.sensitivity import measure_sensitivity

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dggraph.errors import InputError
 from dggraph.ops.macs import path_macs
+from dggraph.runtime import processes
 from dggraph.runtime.cost import entropy_bits, path_keys
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork
-from dggraph.training import processes
 
 PERCENTILES = (5, 25, 50, 75, 95)
 

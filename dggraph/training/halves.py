@@ -8,10 +8,10 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dggraph.errors import InputError
+from dggraph.runtime import processes
 from dggraph.runtime.budgets import TOLERANCE, BudgetCurve
 from dggraph.runtime.calibration import calibrate
 from dggraph.runtime.network import DynamicNetwork
-from dggraph.training import processes
 from dggraph.training.evaluation import Evaluation, evaluate
 
 HALVES = "calibrated on the images at even places (0, 2, ...), measured on those at odd places"

@@ -20,11 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from dggraph.errors import DggraphError, InputError, TrainingError
+from dggraph.runtime import processes
 from dggraph.runtime.conversion import convert, note_source_
 from dggraph.runtime.models import LoadedModel, load_model
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
-from dggraph.training import processes
 from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData, configured, open_data

@@ -23,11 +23,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dggraph.errors import CheckpointError, InputError
+from dggraph.runtime import processes
 from dggraph.runtime.archive import save
 from dggraph.runtime.durable import write_whole
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
-from dggraph.training import processes
 from dggraph.training.checkpoint import (
     flatten_optimiser,
     list_checkpoints,

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dggraph.errors import InputError, WiringError
 from dggraph.ops.macs import path_macs
+from dggraph.runtime import processes
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.runtime.skipping import skipped_weights
-from dggraph.training import processes
 from dggraph.training.evaluation import own_batches
 
 

@@ -1,6 +1,6 @@
-"""One process or many: the few questions that training asks of torch.distributed, answered without it too.
+"""One process or many: the few questions that a run asks of torch.distributed, answered without it too.
 
-`torchrun -m dggraph train ...` starts the processes; `joined` makes them a group, over nccl on GPUs and gloo elsewhere.
+`torchrun -m dggraph train|eval|atlas ...` starts the processes; `joined` makes them a group, over nccl on GPUs and gloo elsewhere.
 """
 
 import os
