@@ -359,6 +359,24 @@ def test_registered_router_gate_and_wiring(registries: None, tmp_path: Any) -> N
         dggraph.register_wiring("gap", lambda: lambda size: ())
 
 
+class Blind(nn.Module):
+    """Learned edges that are the same for every instance."""
+
+    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_edges))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.bias.expand(len(features), -1)
+
+
+def test_a_router_that_hands_out_its_parameter_is_counted_too(registries: None) -> None:
+    """It has no multiplications, and must not trip what counts them."""
+    dggraph.register_router("blind", Blind)
+    net = dggraph.convert(build("resnet18"), torch.rand(1, 3, 64, 64), router="blind")
+    assert all(stage.vertices[0] == 0 for stage in net.macs_table.stages.values())
+
+
 class CountsCalls(nn.Module):
     """Changes its output from call to call: no lowering can equal it."""
 

@@ -141,7 +141,8 @@ def entropy_bits(counts: Counter[bytes]) -> float:
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
     parameter = next(router.parameters(), torch.zeros(()))
     was_training = router.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: the counter refuses a view of a parameter made without them, which a router that does not look gives.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
     router.train(was_training)
     return int(counter.get_total_flops()) // 2
