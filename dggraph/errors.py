@@ -59,3 +59,7 @@ class CheckpointError(DggraphError):
 
 class TrainingError(DggraphError):
     """Training cannot go on: a loss is not finite, or the processes disagree."""
+
+
+class LostProcessError(TrainingError):
+    """Other processes of the same run cannot be reached; where one of them has said why it ended, that is the error to look at."""

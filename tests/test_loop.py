@@ -173,5 +173,5 @@ def test_gradients_of_parts_add_up(tmp_path: Path) -> None:
 
 
 def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fewer images than one batch"):
+    with pytest.raises(InputError, match="72 images, fewer than one batch of 100"):
         train(keys(tmp_path, batch_size=100))

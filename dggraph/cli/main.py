@@ -7,6 +7,7 @@ Subcommands are imported when called: `--help` needs no torch.
 import difflib
 import json
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -80,7 +81,15 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:
-    if "--json" in arguments and os.environ.get("RANK", "0") == "0":
+    if "RANK" in os.environ:  # one of several processes
+        from dggraph.runtime.processes import is_speaker
+
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun ends the others once one has failed: not before this one has spoken
+        if not is_speaker(message, is_consequence=kind == "LostProcessError"):
+            return
+    if "--json" in arguments and (os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ):
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))
     else:
         click.echo(f"dggraph: {message}", err=True)

@@ -4,16 +4,17 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dggraph.errors import TrainingError
+from dggraph.errors import LostProcessError, TrainingError
 
 PATIENCE = timedelta(minutes=10)
 """After so long without an answer a lost process is an error, never a hang."""
@@ -23,8 +24,10 @@ PATIENCE = timedelta(minutes=10)
 def joined() -> Iterator[None]:
     """Within this context the processes that torchrun started are one group; alone, nothing happens.
 
+    After an error the group is left as it is: the end of the process closes its connections, and so tells the others.
+
     Raises:
-        TrainingError: the group cannot be formed.
+        LostProcessError: the group cannot be formed, or another process went away.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -34,11 +37,57 @@ def joined() -> Iterator[None]:
             torch.cuda.set_device(device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"the processes cannot find each other: {error}. Start them with torchrun.") from error
+        raise LostProcessError(f"the processes cannot find each other: {error}. Start them with torchrun.") from error
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise LostProcessError(
+                "another process of this run ended or was killed, so the rest of it stopped. Look for what that one said, or in the "
+                "system's log for a lack of memory. What was saved before still holds."
+            ) from error
+        raise
+    dist.destroy_process_group()
+
+
+def is_speaker(message: str, *, is_consequence: bool) -> bool:
+    """Whether this process is the one to tell the user: the first with this message, and none where another's error caused it.
+
+    Asks the store of the torchrun that started this process, which is there before `joined` and outlives every process.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    attempt = f"dggraph/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
+        )
+        if is_consequence and store.check([attempt]):
+            return False
+        if not is_consequence:
+            store.set(attempt, "")
+        return int(store.add(f"{attempt}/{blake2b(message.encode()).hexdigest()}", 1)) == 1
+    except RuntimeError:  # no store: better twice than never
+        return True
+
+
+def agree(facts: Mapping[str, object]) -> None:
+    """Find out before the work whether all processes are about to do the same.
+
+    Raises:
+        TrainingError: some fact is not the same for all; names it.
+    """
+    everyone = gather(dict(facts))
+    for name in facts:
+        found = [one.get(name) for one in everyone if isinstance(one, dict)]
+        other = next((number for number, one in enumerate(found) if one != found[0]), None)
+        if other is not None:
+            first, second = (f"{one!r:.80}" for one in (found[0], found[other]))
+            raise TrainingError(
+                f"the processes of this run differ in {name}: {first} on process 0, {second} on process {other}. Give all the same "
+                "command, files and data."
+            )
 
 
 def rank() -> int:

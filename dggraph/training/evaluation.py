@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dggraph.errors import InputError
 from dggraph.ops.macs import path_macs
@@ -16,6 +16,7 @@ from dggraph.runtime.cost import entropy_bits, path_keys
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork
+from dggraph.training.loading import load_batches
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -78,7 +79,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
     per_class: torch.Tensor | None = None
     macs = [torch.zeros(0, dtype=torch.float64)]
     with evaluating(model):
-        for images, labels in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+        for images, labels in load_batches(dataset, batches, workers=workers):
             if isinstance(model, DynamicNetwork):
                 output, gates = model(images.to(device), return_gates=True)
                 for stage, raw_BE in gates.raw.items():

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from dggraph.errors import DggraphError, InputError, TrainingError
+from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
 from dggraph.runtime.conversion import convert, note_source_
 from dggraph.runtime.models import LoadedModel, load_model
@@ -29,6 +28,8 @@ from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData, configured, open_data
 from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.training.loading import load_batches
+from dggraph.training.locking import locked
 from dggraph.training.losses import budget_of, kept
 from dggraph.training.optimisers import build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
@@ -73,9 +74,9 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         Where the run ended: finished, or interrupted by SIGINT or SIGTERM behind a checkpoint.
 
     Raises:
-        InputError: keys that do not fit each other, the data or the model.
+        InputError: keys that do not fit each other, the data or the model; another process trains in this folder.
         CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
-        TrainingError: a loss is not finite; nothing was stepped with it.
+        TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have different keys or data.
     """
     device = processes.device()
     model, data, preprocess = _build(config)
@@ -83,19 +84,25 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     folder = run_folder(config)
-    per_epoch = len(data.train) // (config.batch_size * processes.world_size())  # type: ignore[arg-type]
+    sizes = (len(data.train), len(data.validation))  # type: ignore[arg-type]
+    per_epoch = sizes[0] // (config.batch_size * processes.world_size())
     if per_epoch == 0:
         raise InputError(
-            f"the training set has fewer images than one batch ({config.batch_size} on {processes.world_size()} processes)."
+            f"the training set has {sizes[0]} images, fewer than one batch of {config.batch_size} on each of "
+            f"{processes.world_size()} processes. Lower batch_size."
         )
+    processes.agree(config.fingerprint() | {"images of the two sets": sizes, "classes": data.classes})
     run = _start(config, model, per_epoch)
     prepare_folder(config, folder)
-    resume_(run, config, folder)
-    describe(config, folder)
-    result = _loop(run, config, data, folder, per_epoch, device, tell)
-    if result.is_finished and processes.rank() == 0:
-        finish(run, folder, data.classes, preprocess)
-    processes.barrier()
+    with locked(folder) if processes.rank() == 0 else nullcontext():
+        processes.barrier()
+        resume_(run, config, folder)
+        processes.agree({"step of the last checkpoint": run.step})
+        describe(config, folder)
+        result = _loop(run, config, data, folder, per_epoch, device, tell)
+        if result.is_finished and processes.rank() == 0:
+            finish(run, folder, data.classes, preprocess)
+        processes.barrier()
     return result
 
 
@@ -180,11 +187,9 @@ def _loop(
                 world_size=processes.world_size(),
                 first=run.step - run.num_judged * per_epoch,
             )
-            loader: DataLoader[Any] = DataLoader(
-                seeded, batch_sampler=batches, num_workers=config.workers, pin_memory=device.type == "cuda"
-            )
+            loaded = load_batches(seeded, batches, workers=config.workers, pin_memory=device.type == "cuda")
             start, begun = time.perf_counter(), run.step
-            for images, labels in _plainly(loader):
+            for images, labels in loaded:
                 row = _step(run, config, images.to(device), labels.to(device), num_classes, total)
                 if run.step % config.log_interval == 0 or run.step == total:
                     write(row())
@@ -260,16 +265,6 @@ def _autocast(config: TrainConfig, device: torch.device) -> Any:
     if config.amp == "none":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, config.amp))
-
-
-def _plainly(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches; an error of ours in a loader process comes without the traceback that torch makes its message."""
-    try:
-        yield from loader
-    except DggraphError as error:
-        if str(error).startswith("Caught "):
-            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
-        raise
 
 
 @contextmanager

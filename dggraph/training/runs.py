@@ -5,6 +5,7 @@ RUN/environment.json     versions and machine
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took
 RUN/checkpoints/         see `checkpoint`
+RUN/lock                 held while a process trains here, see `locking`
 RUN/archive/             the trained network (of a static backbone: RUN/backbone.safetensors)
 """
 
@@ -73,7 +74,6 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
-    processes.barrier()
 
 
 def describe(config: TrainConfig, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dggraph.errors import InputError, WiringError
 from dggraph.ops.macs import path_macs
@@ -21,6 +21,7 @@ from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.runtime.skipping import skipped_weights
 from dggraph.training.evaluation import own_batches
+from dggraph.training.loading import load_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def measure_sensitivity(
     energies: list[dict[str, tuple[float, float]]] = []
     static = static_weights(net.graph)
     with evaluating(net):
-        for images, labels in DataLoader(dataset, batch_sampler=own_batches(num_images, batch_size), num_workers=workers):
+        for images, labels in load_batches(dataset, own_batches(num_images, batch_size), workers=workers):
             images = images.to(device)
             with pinned_gates(net, static):
                 expected_BK = net(images).double().cpu()

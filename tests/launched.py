@@ -1,0 +1,72 @@
+"""Start `dggraph train` on two processes by torchrun's own agent, once a misuse, and print what a user would see.
+
+Processes are forked from one that has imported everything, so that a launch takes a second. Usage: launched.py FOLDER
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import dggraph.training.loop  # noqa: F401 - forked processes have it
+from dggraph.cli.main import main
+from dggraph.training.locking import locked
+
+FOLDER = Path(sys.argv[1])
+BASE = {"model": "toy_data:plain_net", "num_classes": 4, "input_size": 16, "epochs": 2, "warmup_epochs": 0, "batch_size": 8}
+
+
+def command(dataset: str, **keys: object) -> list[str]:
+    flags = BASE | {"dataset": dataset, "output": FOLDER, "experiment": dataset.partition(":")[2]} | keys
+    return ["train", *(f"--{key.replace('_', '-')}={value}" for key, value in flags.items())]
+
+
+def start(arguments: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler comes with a fork only
+    torch.set_num_threads(1)
+    main(arguments)
+
+
+def launch(name: str, arguments: list[str], num_processes: int = 2) -> None:
+    """Run to the end; print one line of JSON: everything on stdout and stderr, exit codes, seconds."""
+    log = FOLDER / f"{name}.txt"
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        run_id=name, start_method="fork", max_restarts=0, monitor_interval=0.05,
+    )  # fmt: skip
+    sys.stdout.flush()
+    kept, codes, begun = [os.dup(1), os.dup(2)], {}, time.perf_counter()
+    with log.open("wb") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+        try:
+            elastic_launch(config, start)(arguments)
+        except ChildFailedError as error:
+            codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
+        except SignalException as error:
+            codes = {"torchrun": int(error.sigval)}
+        finally:
+            for number, one in zip((1, 2), kept, strict=True):
+                os.dup2(one, number)
+    said = [line for line in log.read_text().splitlines() if line.startswith(("dggraph:", "finished", "stopped", "{"))]
+    print(json.dumps({"name": name, "said": said, "codes": codes, "seconds": time.perf_counter() - begun}), flush=True)
+
+
+if __name__ == "__main__":
+    launch("same", command("toy_data:make", batch_size=50))
+    launch("json", [*command("toy_data:make", batch_size=50), "--json"])
+    for kind in ("unreadable", "infinite", "killed", "uneven", "missing"):
+        launch(kind, command(f"misbehaving:{kind}"))
+    with locked(FOLDER / "killed"):
+        launch("occupied", command("misbehaving:killed"))
+    for name in ("stopped", "continued"):
+        launch(name, command("misbehaving:stopped", epochs=3))
+    launch("fine", command("toy_data:make"))
+    launch("fewer", command("toy_data:make"), num_processes=1)

@@ -1,0 +1,83 @@
+"""Every misuse of several processes ends with one clear message and our exit code, never with a hang; `launched.py` runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dggraph.cli.main import main
+from dggraph.training.checkpoint import list_checkpoints
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `launched.py` saw, by name of the misuse, and the folder of its runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "launched.py"), str(folder)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert all(one["seconds"] < 25 for one in found.values()), "torchrun kills what does not end after 30 seconds"
+    return found | {"folder": folder}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "codes"),
+    [
+        ("same", "the training set has 72 images, fewer than one batch of 50 on each of 2 processes", {4}),
+        ("unreadable", "cannot read the image 'roses/7.png'.", {4}),
+        ("infinite", "the loss of step 6 is nan, so nothing was changed with it", {4}),
+        ("killed", "another process of this run ended or was killed", {-9, 4}),
+        ("uneven", "differ in images of the two sets: (72, 40) on process 0, (80, 40) on process 1", {4}),
+        ("missing", "there is no folder /data/flowers.", {4}),
+        ("occupied", "killed is being written by another run, process ", {4}),
+        ("fewer", "holds a run with other number of processes", {4}),
+    ],
+)
+def test_one_message_says_what_is_wrong(launches: dict[str, Any], name: str, message: str, codes: set[int]) -> None:
+    """Also where one process alone has an error and the other only loses its partner."""
+    (said,) = launches[name]["said"]
+    assert said.startswith("dggraph: ") and message in said
+    ends = set(launches[name]["codes"].values())
+    assert ends and ends <= codes | {-15}, "-15: torchrun has ended the other"
+
+
+def test_one_json_document_for_all(launches: dict[str, Any]) -> None:
+    (said,) = launches["json"]["said"]
+    assert json.loads(said)["error"]["type"] == "InputError"
+
+
+def test_what_was_saved_before_holds(launches: dict[str, Any]) -> None:
+    for name in ("unreadable", "infinite", "killed"):
+        (checkpoint,) = list_checkpoints(launches["folder"] / name / "checkpoints")
+        assert int(checkpoint.name) == 4, "of the first epoch"
+    assert launches["occupied"]["codes"], "a killed process's lock is free again, and then held by another one"
+
+
+def test_a_signal_to_torchrun_stops_all_behind_a_checkpoint(launches: dict[str, Any]) -> None:
+    assert launches["stopped"]["codes"] == {"torchrun": 15}
+    assert [said.partition(":")[0] for said in launches["stopped"]["said"]] == ["stopped; the same call goes on"]
+    assert [said.partition(":")[0] for said in launches["continued"]["said"]] == ["finished"] and not launches["continued"]["codes"]
+    rows = [json.loads(line) for line in (launches["folder"] / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "epoch" in row] == [1, 2, 3]
+
+
+def test_without_torchrun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model", "toy_data:plain_net"])
+    assert ended.value.code == 4 and "WORLD_SIZE expected, but not set. Start them with torchrun" in capsys.readouterr().err
