@@ -99,6 +99,7 @@ class TrainConfig(BaseModel):
     checkpoint_hist: int = Field(2, ge=1, description="Checkpoints to keep besides the best.")
     checkpoint_steps: int = Field(0, ge=0, description="Also checkpoint after so many steps; 0: each epoch only.")
     log_interval: int = Field(50, ge=1, description="Steps between rows of metrics.")
+    tensorboard: bool = Field(False, description="Also write event files, into RUN/tensorboard.")
 
     @pydantic.field_validator("scale", "ratio")
     @classmethod
@@ -117,7 +118,7 @@ class TrainConfig(BaseModel):
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that decide what a run computes, as JSON: a run goes on only where these are the same."""
-        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "validation_batch_size"}
+        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "validation_batch_size", "tensorboard"}
         return self.model_dump(mode="json", exclude=passing)
 
 

@@ -28,16 +28,15 @@ from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData, configured, open_data
 from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.training.events import event_writer, open_events
 from dggraph.training.loading import load_batches
 from dggraph.training.locking import locked
 from dggraph.training.losses import budget_of, kept
+from dggraph.training.metrics import METRICS, TIMING, append_row
 from dggraph.training.optimisers import build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
 from dggraph.training.runs import (
-    METRICS,
-    TIMING,
     Run,
-    append_row,
     describe,
     finish,
     judged,
@@ -74,10 +73,13 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         Where the run ended: finished, or interrupted by SIGINT or SIGTERM behind a checkpoint.
 
     Raises:
+        MissingExtraError: a package that a key asks for is not here.
         InputError: keys that do not fit each other, the data or the model; another process trains in this folder.
         CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
         TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have different keys or data.
     """
+    if config.tensorboard:
+        event_writer()  # refuses before anything is loaded
     device = processes.device()
     model, data, preprocess = _build(config)
     model.to(device)
@@ -163,12 +165,14 @@ def _loop(
     def write(row: Mapping[str, Any]) -> None:
         if processes.rank() == 0:
             append_row(folder / METRICS, row)
+            note(row)
             tell(row)
 
     seeded = SeededDataset(data.train, config.seed)
     evaluation = None
     total, num_classes = per_epoch * config.epochs, config.num_classes or len(data.classes)
-    with _signals() as stopped:
+    is_noted = config.tensorboard and processes.rank() == 0
+    with _signals() as stopped, open_events(folder) if is_noted else nullcontext(lambda row: None) as note:
         while run.num_judged < config.epochs:
             if run.step == (run.num_judged + 1) * per_epoch:
                 evaluation = evaluate(judged(run), data.validation, batch_size=config.validation_batch_size, workers=config.workers)

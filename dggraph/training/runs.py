@@ -4,6 +4,8 @@ RUN/config.json          every key
 RUN/environment.json     versions and machine
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took
+RUN/summary.html         a page with their curves, written with each checkpoint
+RUN/tensorboard/         event files, where they were asked for, see `events`
 RUN/checkpoints/         see `checkpoint`
 RUN/lock                 held while a process trains here, see `locking`
 RUN/archive/             the trained network (of a static backbone: RUN/backbone.safetensors)
@@ -12,7 +14,7 @@ RUN/archive/             the trained network (of a static backbone: RUN/backbone
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,9 +40,10 @@ from dggraph.training.checkpoint import (
     save_checkpoint,
 )
 from dggraph.training.config import TrainConfig
+from dggraph.training.metrics import METRICS, update_page
 from dggraph.training.order import seed_of
 
-METRICS, TIMING, CHECKPOINTS = "metrics.jsonl", "timing.jsonl", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
         state["metrics_bytes"] = (folder / METRICS).stat().st_size if (folder / METRICS).exists() else 0
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
         prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
+        update_page(folder)
     processes.barrier()
 
 
@@ -150,8 +154,4 @@ def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preproces
     else:
         state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
         write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))
-
-
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    update_page(folder)

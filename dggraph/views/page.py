@@ -8,16 +8,18 @@ from importlib.resources import files
 from dggraph.views.lettering import for_xml
 
 
-def write_page(title: str, body: str) -> str:
+def write_page(title: str, body: str, script: str | None = None) -> str:
     """A whole document.
 
     Args:
         title: plain text.
         body: HTML whose names are escaped.
+        script: runs at the end of the body; the page must be readable without.
     """
-    style, script = asset("report.css"), asset("report.js")
+    style = asset("report.css")
+    runs = "'none'" if script is None else f"'sha256-{_hash(script)}'"
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_hash(style)}'; script-src 'sha256-{_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src 'sha256-{_hash(style)}'; script-src {runs}; "
         "base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
@@ -35,7 +37,7 @@ def write_page(title: str, body: str) -> str:
             "</head>",
             "<body>",
             body,
-            f"<script>{script}</script>",
+            *(() if script is None else (f"<script>{script}</script>",)),
             "</body>",
             "</html>",
             "",

@@ -15,7 +15,7 @@ from dggraph.views.diagram import define_curves
 from dggraph.views.layout import lay_out
 from dggraph.views.lettering import count, plural
 from dggraph.views.numbers import write_numbers
-from dggraph.views.page import write_page
+from dggraph.views.page import asset, write_page
 from dggraph.views.sections import write_classes, write_costs, write_edges, write_health, write_images, write_paths
 
 
@@ -68,7 +68,7 @@ def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Imag
         write_images(context),
     )
     body = f"{define_curves(context.layout)}<main>{''.join(sections)}</main>"
-    html = write_page(f"Atlas: {atlas.network} on {atlas.images}", body)
+    html = write_page(f"Atlas: {atlas.network} on {atlas.images}", body, asset("report.js"))
     return Report(summary=summary, html=html, json=write_numbers(graph, atlas))
 
 

@@ -1,0 +1,220 @@
+"""The page of a training run: what it reached, how it got there, what was asked of it. Everything on it comes from the files of its folder."""
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from dggraph.views.cards import name_of, percent
+from dggraph.views.curves import NUM_COLUMNS, Series, draw_curves, is_number, number
+from dggraph.views.lettering import plural
+from dggraph.views.page import write_page
+
+Row = Mapping[str, Any]
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the files of a run folder say."""
+
+    name: str
+    """Of the folder."""
+    config: Row
+    """Every key."""
+    defaults: Row
+    """Of the keys that have one."""
+    environment: Row
+    """Versions and machine."""
+    metrics: Sequence[Row]
+    """Of each logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated epoch: `step`, `epoch` from 1, `accuracy`,
+    counts of images, of a dynamic network `kept` and its paths."""
+    timing: Sequence[Row]
+    """Of each epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
+    num_unreadable: int
+    """Lines of metrics and timing that are no rows."""
+
+    @property
+    def steps(self) -> list[Row]:
+        return [row for row in self.metrics if is_number(row.get("step")) and "epoch" not in row]
+
+    @property
+    def epochs(self) -> list[Row]:
+        return [row for row in self.metrics if is_number(row.get("step")) and is_number(row.get("epoch"))]
+
+    @property
+    def last_step(self) -> int:
+        """Of all that is told, 0 before the first."""
+        return max((row["step"] for row in (*self.steps, *self.epochs)), default=0)
+
+    @property
+    def losses(self) -> list[list[float]]:
+        """Those logged in each evaluated epoch, in the order of `epochs`."""
+        ends = [row["step"] for row in self.epochs]
+        found: list[list[float]] = [[] for _ in range(len(ends) + 1)]
+        for row in self.steps:
+            if is_number(row.get("loss")):
+                found[bisect_left(ends, row["step"])].append(row["loss"])
+        return found[:-1]
+
+    @property
+    def rates(self) -> dict[float, float]:
+        """Images a second by epoch, from 1; where an epoch was trained twice, of the last time."""
+        known = (row for row in self.timing if is_number(row.get("epoch")) and is_number(row.get("images_per_second")))
+        return {row["epoch"] + 1: row["images_per_second"] for row in known}
+
+
+def write_summary(record: Record) -> str:
+    """A whole HTML document that needs nothing else and no script. Every name in it is escaped, every missing number a dash or a gap."""
+    facts = f'<div class="columns">{_keys(record)}{_environment(record)}</div>'
+    return write_page(f"Run: {record.name}", f"<main>{_heading(record)}{_curves(record)}{_epochs(record)}{facts}</main>")
+
+
+def _heading(record: Record) -> str:
+    config, num_epochs = record.config, len(record.epochs)
+    router = config["router"]
+    kind = "static, without routers" if router == "none" else f"{name_of(router)} routers, {name_of(config['wiring'])} wiring"
+    done = f"{num_epochs} of {plural(config['epochs'], 'epoch')}, step {record.last_step:,}"
+    state = f'<p class="note">Not finished when this was written: {done}.</p>'
+    if num_epochs == config["epochs"]:
+        state = f'<p class="fine">Finished: {done}.</p>'
+    if record.num_unreadable:
+        state += f'<p class="warning">{plural(record.num_unreadable, "line")} of metrics left out: not readable.</p>'
+    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in _tiles(record))
+    return (
+        f'<header><p class="eyebrow">dggraph · training run</p><h1>{name_of(record.name)}</h1>'
+        f"<p>{name_of(config['model'])} on {name_of(config['dataset'])}; {kind}.</p>{state}"
+        + (f'<dl class="tiles">{tiles}</dl>' if tiles else "")
+        + "</header>"
+    )
+
+
+def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note of the numbers where the run stands; those that are not there yet have no tile."""
+    last = record.epochs[-1] if record.epochs else {}
+    images = f"{last['num_images']:,} images" if is_number(last.get("num_images")) else "unknown images"
+    best = _best(record.epochs)
+    if best is not None and is_number(last.get("accuracy")):
+        which = "the best epoch" if best is last else f"best {percent(best['accuracy'])}, epoch {best['epoch']}"
+        yield "accuracy", percent(last["accuracy"]), f"top 1, of {images}; {which}"
+    if is_number(last.get("kept")):
+        budget = record.config["budget"]
+        asked = "no budget" if budget is None else f"budget {percent(budget)}"
+        yield "MACs kept", percent(last["kept"]), f"of the static network's; {asked}"
+    if is_number(last.get("num_paths")):
+        yield "different paths", f"{last['num_paths']:,}", f"of {images}"
+    if is_number(last.get("path_entropy_bits")):
+        yield "path entropy", f"{last['path_entropy_bits']:.2f} bits", "of the distribution of images over paths"
+    losses = record.losses[-1] if last else []
+    if losses:
+        yield "training loss", number(fmean(losses)), f"mean of the {len(losses)} logged in epoch {last['epoch']}"
+    if record.rates:
+        yield (
+            "images a second",
+            number(median(record.rates.values())),
+            f"in training, median of {plural(len(record.rates), 'epoch')}",
+        )
+
+
+def _best(epochs: Iterable[Row]) -> Row | None:
+    """The first of those with the highest accuracy: the one whose checkpoint is kept."""
+    return max((row for row in epochs if is_number(row.get("accuracy"))), key=lambda row: row["accuracy"], default=None)
+
+
+def _curves(record: Record) -> str:
+    steps, epochs, last = record.steps, record.epochs, max(1, record.last_step)
+    budget, unit = record.config["budget"], "\N{NO-BREAK SPACE}%"
+
+    def over(rows: Iterable[Row], key: str, scale: float = 1) -> list[tuple[object, object]]:
+        return [(row["step"], scale * row[key] if is_number(row.get(key)) else None) for row in rows]
+
+    def chart(title: str, *series: Series, unit: str = "", target: tuple[str, float] | None = None) -> str:
+        drawn = draw_curves(title, series, across="step", last=last, unit=unit, target=target)
+        return f"<figure><figcaption>{title}</figcaption>{drawn}</figure>"
+
+    def by_epoch(title: str, key: str) -> str:
+        return chart(title, Series(name=title, points=over(epochs, key), is_sparse=True))
+
+    charts = [
+        chart("Training loss", Series(name="loss", points=over(steps, "loss"))),
+        chart("Validation accuracy", Series(name="top 1", points=over(epochs, "accuracy", 100), is_sparse=True), unit=unit),
+        chart("Learning rate", Series(name="rate", points=over(steps, "lr"))),
+    ]
+    if record.config["router"] != "none":
+        training = Series(name="training", points=over(steps, "kept", 100))
+        validation = Series(name="validation", points=over(epochs, "kept", 100), is_sparse=True)
+        target = None if budget is None else (f"budget {percent(budget, digits=0)}", 100 * budget)
+        charts += [
+            chart("MACs kept, of the static network's", training, validation, unit=unit, target=target),
+            by_epoch("Different paths in validation", "num_paths"),
+            by_epoch("Path entropy in validation, bits", "path_entropy_bits"),
+        ]
+    note = ""
+    if len(steps) > NUM_COLUMNS:
+        note = '<p class="note">Lines through many steps are means; the bands reach from the lowest to the highest.</p>'
+    return f'<section id="curves"><h2>Curves</h2>{note}<div class="charts">{"".join(charts)}</div></section>'
+
+
+def _epochs(record: Record) -> str:
+    if not record.epochs:
+        return '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
+    heads = ["step", "accuracy", "top 5", "training loss", "images/s"]
+    if record.config["router"] != "none":
+        heads[3:3] = ["MACs kept", "paths", "entropy, bits"]
+    body, best = "", _best(record.epochs)
+    for row, losses in zip(record.epochs, record.losses, strict=True):
+        images, top5 = row.get("num_images"), row.get("top5")
+        cells = {
+            "step": f"{row['step']:,}",
+            "accuracy": _percent(row.get("accuracy")),
+            "top 5": _percent(top5 / images) if is_number(top5) and is_number(images) and images else NONE,
+            "MACs kept": _percent(row.get("kept")),
+            "paths": _number(row.get("num_paths"), ",.0f"),
+            "entropy, bits": _number(row.get("path_entropy_bits"), ".2f"),
+            "training loss": _number(fmean(losses) if losses else None, ".4f"),
+            "images/s": _number(record.rates.get(row["epoch"]), ",.0f"),
+        }
+        badge = '<span class="badge">best</span>' if row is best else ""
+        body += f'<tr><th scope="row">{row["epoch"]}{badge}</th>{"".join(f"<td>{cells[head]}</td>" for head in heads)}</tr>'
+    head = "".join(f'<th scope="col">{one}</th>' for one in ("epoch", *heads))
+    return (
+        '<section id="epochs"><h2>Epochs</h2><p class="note">Training loss: mean of the logged steps. Images/s: in training, on all '
+        f'processes, reading included.</p><div class="scroll tall" tabindex="0"><table class="numbers"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _percent(share: object) -> str:
+    return percent(share, digits=2) if is_number(share) else NONE
+
+
+def _number(value: object, form: str) -> str:
+    return format(value, form) if is_number(value) else NONE
+
+
+def _keys(record: Record) -> str:
+    """Keys that are not at their default; the others folded."""
+    config, defaults = record.config, record.defaults
+    given = {key: value for key, value in config.items() if key not in defaults or defaults[key] != value}
+    others = {key: value for key, value in config.items() if key not in given}
+    return (
+        '<section id="keys"><h2>Configuration</h2><p class="note">Keys that differ from their defaults.</p>'
+        f"{_table(given)}<details><summary>{plural(len(others), 'key')} at their default</summary>{_table(others)}</details></section>"
+    )
+
+
+def _environment(record: Record) -> str:
+    return f'<section id="environment"><h2>Environment</h2>{_table(record.environment)}</section>'
+
+
+def _table(facts: Row) -> str:
+    rows = "".join(f'<tr><th scope="row">{name_of(key)}</th><td>{_value(value)}</td></tr>' for key, value in facts.items())
+    return f'<div class="scroll" tabindex="0"><table class="facts"><tbody>{rows}</tbody></table></div>'
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return name_of(value if isinstance(value, str) else "none" if value is None else json.dumps(value))
