@@ -18,6 +18,9 @@ from dggraph.errors import InputError
 from dggraph.runtime.modes import keeping_modes
 from dggraph.runtime.network import DynamicNetwork
 
+NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Classes of norms, of which timm's and torchvision's are subclasses."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:

@@ -40,6 +40,20 @@ class TrainConfig(BaseModel):
         "preserve", description="preserve starts as the backbone; scratch with every edge open."
     )
 
+    objective: Literal["labels", "distill"] = Field(
+        "labels",
+        description="labels: cross-entropy. distill: the static network's own outputs, from any images; needs a trained one.",
+    )
+    tune: Literal["all", "norms", "routers"] = Field(
+        "all",
+        description="What learns besides the routers: everything, the norms' weights, or nothing; norm statistics stay unless all.",
+    )
+    pin_divergence: float | None = Field(
+        None,
+        gt=0,
+        description="Pin open the blocks without which the static network's outputs move by more, as mean KL divergence in nats.",
+    )
+
     dataset: str = Field(
         "imagefolder", description="imagefolder, fashion_mnist, mnist, cifar10, cifar100, or package.module:function."
     )

@@ -7,6 +7,7 @@ Shape suffixes: N images, H height, W width, C channels.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from dggraph.errors import DggraphError, InputError
+from dggraph.runtime.imagesets import Item, open_image_set
 from dggraph.runtime.models import import_function
 from dggraph.runtime.preprocessing import Preprocess, open_image
 from dggraph.training.augmentation import Transform, evaluation_transform, training_transform
@@ -26,6 +28,7 @@ from dggraph.training.config import TrainConfig
 from dggraph.training.pixels import SMALL_SETS, Pixels, read_pixels
 
 NAMES = ("imagefolder", *SMALL_SETS)
+NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,25 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images_NCHW[index]), self.labels[index]
 
 
+class FileDataset(Dataset[tuple[Tensor, int]]):
+    """Image files.
+
+    Args:
+        items: of an `ImageSet`.
+        transform: from a picture to what the network reads.
+    """
+
+    def __init__(self, items: Sequence[Item], transform: Transform) -> None:
+        self.items, self.transform = items, transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        item = self.items[index]
+        return self.transform(item.open()), NO_LABEL if item.label is None else item.label
+
+
 def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
     """`preprocess`, with what `config` says of it."""
     given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
@@ -73,7 +95,8 @@ def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
 def open_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     """The data set that `config.dataset` names, in `config.data_dir`.
 
-    `imagefolder` reads `data_dir/train/CLASS/...` and `data_dir/val/CLASS/...`; `fashion_mnist` and `mnist` their four idx files, packed or
+    `imagefolder` reads `data_dir/train/CLASS/...` and `data_dir/val/CLASS/...`, or for distillation images in `data_dir/train` and
+    `data_dir/val`, at any depth; `fashion_mnist` and `mnist` their four idx files, packed or
     not, in `data_dir` itself or where torchvision has them (`data_dir/FashionMNIST/raw`); `cifar10` and `cifar100` torchvision's layout;
     `package.module:function` is imported and called with `config`, and returns a `TrainingData` or (train, validation, classes).
 
@@ -109,8 +132,10 @@ def _open_folder(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     if folder is None:
         raise InputError("imagefolder needs data_dir: a folder with train/CLASS/... and val/CLASS/...")
     validation = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
-    train = _image_folder(folder / "train", training_transform(config, preprocess))
-    judged = _image_folder(validation, evaluation_transform(preprocess))
+    augment, fit = training_transform(config, preprocess), evaluation_transform(preprocess)
+    if config.objective == "distill":
+        return TrainingData(_files(folder / "train", augment), _files(validation, fit), ())
+    train, judged = _image_folder(folder / "train", augment), _image_folder(validation, fit)
     if train.classes != judged.classes:
         here, there = (sorted(set(a.classes) - set(b.classes))[:3] for a, b in ((train, judged), (judged, train)))
         raise InputError(
@@ -118,6 +143,10 @@ def _open_folder(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
             "is the place of its class among the sorted folders, so both need the same ones."
         )
     return TrainingData(train, judged, tuple(train.classes))
+
+
+def _files(folder: Path, transform: Transform) -> FileDataset:
+    return FileDataset(tuple(open_image_set(folder).items()), transform)
 
 
 def _image_folder(folder: Path, transform: Transform) -> Any:

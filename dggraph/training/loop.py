@@ -20,21 +20,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
-from dggraph.runtime.conversion import convert, note_source_
-from dggraph.runtime.models import LoadedModel, load_model
 from dggraph.runtime.network import DynamicNetwork
-from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData, configured, open_data
+from dggraph.training.data import TrainingData
 from dggraph.training.evaluation import Evaluation, evaluate
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.loading import load_batches
 from dggraph.training.locking import locked
-from dggraph.training.losses import budget_of, kept
+from dggraph.training.losses import budget_of, divergence, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row
 from dggraph.training.optimisers import build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
+from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
     Run,
     describe,
@@ -81,10 +79,8 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     if config.tensorboard:
         event_writer()  # refuses before anything is loaded
     device = processes.device()
-    model, data, preprocess = _build(config)
-    model.to(device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+    prepared = prepare(config)
+    data = prepared.data
     folder = run_folder(config)
     sizes = (len(data.train), len(data.validation))  # type: ignore[arg-type]
     per_epoch = sizes[0] // (config.batch_size * processes.world_size())
@@ -94,55 +90,28 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
             f"{processes.world_size()} processes. Lower batch_size."
         )
     processes.agree(config.fingerprint() | {"images of the two sets": sizes, "classes": data.classes})
-    run = _start(config, model, per_epoch)
+    run = _start(config, prepared, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
         processes.barrier()
         resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
-        describe(config, folder)
+        describe(config, folder, prepared.sensitivity)
         result = _loop(run, config, data, folder, per_epoch, device, tell)
         if result.is_finished and processes.rank() == 0:
-            finish(run, folder, data.classes, preprocess)
+            finish(run, folder, prepared.labels, prepared.preprocess)
         processes.barrier()
     return result
 
 
-def _build(config: TrainConfig) -> tuple[nn.Module, TrainingData, Preprocess]:
-    """The model, what it learns from, and how images become its input."""
-
-    def load(num_classes: int | None) -> LoadedModel:
-        torch.manual_seed(config.seed)
-        return load_model(config.model, num_classes=num_classes, checkpoint=config.checkpoint, input_size=config.input_size)
-
-    loaded = load(config.num_classes)
-    if loaded.preprocess is None:
-        raise InputError(f"{config.model} does not say what images it takes; give input_size.")
-    preprocess = configured(loaded.preprocess, config)
-    data = open_data(config, preprocess)
-    if config.num_classes is None:
-        loaded = load(len(data.classes))
-    if config.router == "none":
-        return loaded.model, data, preprocess
-    net = convert(
-        loaded.model,
-        torch.zeros((1, *preprocess.input_size)),
-        wiring=config.wiring,
-        residual=config.residual,
-        router=config.router,
-        gate=config.gate,
-        init=config.init,
-        threshold=0.0 if config.threshold_warmup else config.threshold,
-    )
-    note_source_(net, loaded)
-    return net, data, preprocess
-
-
-def _start(config: TrainConfig, model: nn.Module, per_epoch: int) -> Run:
+def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
+    model = prepared.model
     optimiser = build_optimiser(config, model)
-    wrapped = processes.distribute(model.train())
+    wrapped = processes.distribute(model)
     return Run(
         model=model,
+        teacher=prepared.teacher,
+        held=prepared.held,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
         optimiser=optimiser,
         schedule=build_schedule(config, optimiser, per_epoch),
@@ -222,6 +191,8 @@ def _step(
             run.model.set_temperature(temperature_at(done, config.temperature))
     if config.channels_last:
         images = images.to(memory_format=torch.channels_last)
+    if run.teacher is not None:
+        labels, num_classes = torch.zeros_like(labels), 1  # its outputs stand for them, on images as they are mixed
     images, targets = mix(images, labels, num_classes, config, seed_of(config.seed, 2, run.step, processes.rank()))
     loss_sum, kept_sum = torch.zeros((), device=images.device), None
     pairs = list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
@@ -232,7 +203,12 @@ def _step(
                 logits, gates = run.wrapped(part, return_gates=True)
             else:
                 logits, gates = run.wrapped(part), None
-            loss = nn.functional.cross_entropy(logits.float(), target)
+            if run.teacher is None:
+                loss = nn.functional.cross_entropy(logits.float(), target)
+            else:
+                with torch.no_grad():
+                    expected = run.teacher(part)
+                loss = divergence(expected.float(), logits.float()).mean()
             if gates is not None:
                 kept_B = kept(gates)
                 kept_sum = kept_B.detach().mean() / len(pairs) + (0 if kept_sum is None else kept_sum)

@@ -4,7 +4,7 @@ Why not the expected MACs themselves: they and the real ones differ, and a loss 
 Why not the real ones alone: they are steps, without a gradient; and closing one of two edges into a node saves nothing until the other
 closes too, which only a probability shows.
 
-Shape suffixes: B instances.
+Shape suffixes: B instances, K classes.
 """
 
 import torch
@@ -36,6 +36,20 @@ def kept(gates: Gates) -> Tensor:
     expected_B = path_macs(open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table), gates.table)
     # Finite minus itself is exactly 0, so the value is the meter's to the bit; NaN minus itself is NaN and stays visible.
     return (real_B + (expected_B - expected_B.detach())) / gates.table.static
+
+
+def divergence(expected_BK: Tensor, actual_BK: Tensor) -> Tensor:
+    """KL(expected || actual) of each instance, of what logits stand for.
+
+    Args:
+        expected_BK: logits of the static network.
+        actual_BK: logits on the instances' paths; gets the gradient.
+
+    Returns:
+        (B,) in nats, 0 where both say the same.
+    """
+    expected_BK, actual_BK = expected_BK.log_softmax(1), actual_BK.log_softmax(1)
+    return (expected_BK.exp() * (expected_BK - actual_BK)).sum(1)
 
 
 def budget(gates: Gates, target: float) -> Tensor:

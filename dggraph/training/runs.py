@@ -2,6 +2,7 @@
 
 RUN/config.json          every key
 RUN/environment.json     versions and machine
+RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with pin_divergence
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took
 RUN/summary.html         a page with their curves, written with each checkpoint
@@ -14,7 +15,7 @@ RUN/archive/             the trained network (of a static backbone: RUN/backbone
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,10 @@ class Run:
 
     model: nn.Module
     """The DynamicNetwork, or the static backbone."""
+    teacher: nn.Module | None
+    """The static network whose outputs are learned, for distillation."""
+    held: tuple[str, ...]
+    """Parameters that do not learn in this run alone."""
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
     optimiser: torch.optim.Optimizer
@@ -79,12 +84,14 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
             raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
 
 
-def describe(config: TrainConfig, folder: Path) -> None:
+def describe(config: TrainConfig, folder: Path, sensitivity: Mapping[str, Any] | None) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
         write_whole(folder / "config.json", config.model_dump_json(indent=1).encode())
         versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
+        if sensitivity is not None:
+            write_whole(folder / "sensitivity.json", json.dumps(sensitivity, indent=1).encode())
         write_whole(folder / "environment.json", json.dumps(versions | machine, indent=1).encode())
     processes.barrier()
 
@@ -150,7 +157,9 @@ def judged(run: Run) -> nn.Module:
 def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preprocess) -> None:
     model = judged(run)
     if isinstance(model, DynamicNetwork):
-        save(model, folder / "archive", preprocess=preprocess, labels=classes)
+        for name in run.held:
+            model.lowered.get_parameter(name).requires_grad_(True)
+        save(model, folder / "archive", preprocess=preprocess, labels=classes or None)
     else:
         state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
         write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))

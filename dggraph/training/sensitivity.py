@@ -22,6 +22,7 @@ from dggraph.runtime.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.runtime.skipping import skipped_weights
 from dggraph.training.evaluation import own_batches
 from dggraph.training.loading import load_batches
+from dggraph.training.losses import divergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def measure_sensitivity(
             for row, logits_BK in enumerate(found):
                 best_B = logits_BK.argmax(1)
                 counts[row] += torch.tensor([int((best_B == expected_BK.argmax(1)).sum()), int((best_B == labels).sum())])
-            divergences.append([_divergence(expected_BK, logits_BK) for logits_BK in found[1:]])
+            divergences.append([float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]])
     agreement, top1 = processes.total(counts).T.tolist()
     every_divergence = _gathered(divergences)
     every_energy = _gathered(energies)
@@ -131,12 +132,6 @@ def _paths(net: DynamicNetwork) -> tuple[dict[tuple[str, str], Tensor], tuple[st
 def _share(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> float:
     macs_B = path_macs({stage: weights_E[None] for stage, weights_E in weights.items()}, net.macs_table)
     return float(macs_B) / net.macs_table.static
-
-
-def _divergence(expected_BK: Tensor, actual_BK: Tensor) -> float:
-    """The sum over the batch of KL(expected || actual)."""
-    expected_BK, actual_BK = expected_BK.log_softmax(1), actual_BK.log_softmax(1)
-    return float((expected_BK.exp() * (expected_BK - actual_BK)).sum())
 
 
 def _gathered(mine: list[Any]) -> list[Any]:

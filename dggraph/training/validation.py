@@ -9,14 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from dggraph.errors import InputError
-from dggraph.runtime.imagesets import Item, open_image_set, spread
+from dggraph.runtime.imagesets import open_image_set, spread
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import evaluation_transform
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import configured, open_data
-
-NO_LABEL = -1
+from dggraph.training.data import FileDataset, configured, open_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +25,6 @@ class ValidationData:
     """(image (C, H, W), label); label -1 where there are no classes."""
     classes: tuple[str, ...]
     """Names, by label; empty for images without classes."""
-
-
-class _Files(Dataset[tuple[Tensor, int]]):
-    """Image files."""
-
-    def __init__(self, items: Sequence[Item], preprocess: Preprocess) -> None:
-        self.items, self.transform = items, evaluation_transform(preprocess)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        item = self.items[index]
-        return self.transform(item.open()), NO_LABEL if item.label is None else item.label
 
 
 class _Relabelled(Dataset[tuple[Tensor, int]]):
@@ -86,7 +70,7 @@ def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
     if config.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
         names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
         found = open_image_set(next(name for name in names if name.is_dir()))
-        return ValidationData(_Files(tuple(found.items()), preprocess), found.classes)
+        return ValidationData(FileDataset(tuple(found.items()), evaluation_transform(preprocess)), found.classes)
     data = open_data(config, preprocess)
     return ValidationData(data.validation, data.classes)
 

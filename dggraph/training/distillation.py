@@ -1,0 +1,95 @@
+"""Learning from a trained static network's own outputs, without labels.
+
+The teacher is the backbone as it came. Its answers stand for labels in evaluation, so that accuracy there is agreement with it. Blocks that it
+cannot do without are found by leaving each out (`sensitivity`) and pinned open.
+
+Shape suffixes: B instances, K classes.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from dggraph.runtime import processes
+from dggraph.runtime.imagesets import spread
+from dggraph.runtime.modes import evaluating
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.pinning import pin_open_
+from dggraph.training.evaluation import own_batches
+from dggraph.training.loading import load_batches
+from dggraph.training.order import SeededDataset
+from dggraph.training.sensitivity import measure_sensitivity
+
+SENSITIVITY_IMAGES = 256
+"""Of the training set, evenly spread: enough to tell blocks that cost everything from those that cost little."""
+
+
+class _Answered(Dataset[tuple[Tensor, int]]):
+    """Another data set with other labels."""
+
+    def __init__(self, images: Dataset[Any], answers: Sequence[int]) -> None:
+        self.images, self.answers = images, answers
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index][0], self.answers[index]
+
+
+def teacher_of(model: nn.Module) -> nn.Module:
+    """A copy of `model` that does not learn, in eval mode."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def answered(teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, workers: int) -> Dataset[Any]:
+    """`dataset` with the teacher's best classes for labels. The processes share the work.
+
+    Args:
+        teacher: in eval mode.
+        dataset: (image (C, H, W), anything) by index.
+        batch_size: images at a time.
+        workers: loader processes.
+    """
+    num_images = len(dataset)  # type: ignore[arg-type]
+    device = next((parameter.device for parameter in teacher.parameters()), torch.device("cpu"))
+    mine: dict[int, int] = {}
+    batches = own_batches(num_images, batch_size)
+    with evaluating(teacher):
+        for places, (images, _) in zip(batches, load_batches(dataset, batches, workers=workers), strict=True):
+            mine |= zip(places, teacher(images.to(device)).argmax(1).tolist(), strict=True)
+    every = {place: answer for part in processes.gather(mine) if isinstance(part, dict) for place, answer in part.items()}
+    return _Answered(dataset, [every[place] for place in range(num_images)])
+
+
+def pin_fragile_(
+    net: DynamicNetwork, images: Dataset[Any], limit: float, *, seed: int, batch_size: int, workers: int
+) -> dict[str, Any]:
+    """Pin open the blocks without which the static network's outputs move by more than `limit`. In place.
+
+    Args:
+        net: just converted, so that its path is the static one.
+        images: (image, anything) by index; up to 256 of them are used, as the first epoch sees them.
+        limit: of the mean KL divergence, in nats.
+        seed: of the run.
+        batch_size: images at a time.
+        workers: loader processes.
+
+    Returns:
+        What was found, as JSON: the blocks with their numbers, and which are pinned.
+
+    Raises:
+        InputError: as for `measure_sensitivity` and `pin_open_`.
+    """
+    num_images = len(images)  # type: ignore[arg-type]
+    is_taken = spread(num_images, SENSITIVITY_IMAGES)
+    taken = Subset(SeededDataset(images, seed), [(0, index) for index in range(num_images) if is_taken(index)])  # type: ignore[misc]
+    costs = measure_sensitivity(net, taken, has_labels=False, batch_size=batch_size, workers=workers)
+    fragile = [block.node for block in costs.blocks if not block.divergence <= limit]
+    pin_open_(net, fragile)
+    return {"num_images": costs.num_images, "limit": limit, "pinned": fragile, "blocks": [asdict(block) for block in costs.blocks]}
