@@ -1,4 +1,4 @@
-"""Start `dggraph train` on two processes by torchrun's own agent, once a misuse, and print what a user would see.
+"""Start commands on two processes by torchrun's own agent, once a misuse, and print what a user would see; then make atlases.
 
 Processes are forked from one that has imported everything, so that a launch takes a second. Usage: launched.py FOLDER
 """
@@ -15,11 +15,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import dggraph.training.loop  # noqa: F401 - forked processes have it
+import dggraph
+import dggraph.training.loop  # forked processes have it
 from dggraph.cli.main import main
 from dggraph.training.locking import locked
 
 FOLDER = Path(sys.argv[1])
+ASSETS = Path(dggraph.__file__).parent / "assets"
 BASE = {"model": "toy_data:plain_net", "num_classes": 4, "input_size": 16, "epochs": 2, "warmup_epochs": 0, "batch_size": 8}
 
 
@@ -31,6 +33,7 @@ def command(dataset: str, **keys: object) -> list[str]:
 def start(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent's handler comes with a fork only
     torch.set_num_threads(1)
+    torch.seed()  # forked processes would draw the same weights
     main(arguments)
 
 
@@ -55,7 +58,8 @@ def launch(name: str, arguments: list[str], num_processes: int = 2) -> None:
         finally:
             for number, one in zip((1, 2), kept, strict=True):
                 os.dup2(one, number)
-    said = [line for line in log.read_text().splitlines() if line.startswith(("dggraph:", "finished", "stopped", "{"))]
+    beginnings = ("dggraph:", "finished", "stopped", "Report", "{")
+    said = [line for line in log.read_text().splitlines() if line.startswith(beginnings)]
     print(json.dumps({"name": name, "said": said, "codes": codes, "seconds": time.perf_counter() - begun}), flush=True)
 
 
@@ -70,3 +74,8 @@ if __name__ == "__main__":
         launch(name, command("misbehaving:stopped", epochs=3))
     launch("fine", command("toy_data:make"))
     launch("fewer", command("toy_data:make"), num_processes=1)
+    launch("untrained", ["eval", "dggraph:resnet14_4", "--num-classes=4", "--input-size=16", "--dataset=toy_data:make"])
+    atlas = ["atlas", str(ASSETS / "fashion_mnist"), str(FOLDER / "photos"), "--instances=4"]
+    for name, number in (("two", 2), ("three", 3)):
+        launch(f"atlas-{name}", [*atlas, "-o", str(FOLDER / f"{name}.html"), "--on-bad-image=skip"], number)
+    launch("atlas-bad", [*atlas, "-o", str(FOLDER / "bad.html")])

@@ -20,7 +20,7 @@ import dggraph
 from dggraph.errors import GateError, InputError
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.runtime import atlas as collecting
-from dggraph.runtime.atlas import Collected, collect_atlas, count_item
+from dggraph.runtime.atlas import Collected, collect_atlas, count_item, observe
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import open_image_set
 from dggraph.runtime.modes import evaluating
@@ -135,7 +135,7 @@ def test_hand_computed(tmp_path: Path) -> None:
         weights = torch.tensor([1.0 if edge in opened else 0.0 for edge in edges])
         with pinned_gates(net, {"blocks": weights}), evaluating(net):
             counts.is_wanted = True
-            count_item(net, item, counts, "error")
+            count_item(item, observe(net, item, images.classes, "error"), counts)
     atlas = counts.atlas(network="n", images="i", num_ignored=0)
     shares = {edge: atlas.frequencies["blocks"][place] for place, edge in enumerate(edges)}
     assert shares == dict.fromkeys(edges, 0.0) | {(v0, v3): 2 / 3, (v3, out): 1.0} | dict.fromkeys(
@@ -274,7 +274,7 @@ def test_what_is_held_does_not_grow_with_the_set(tmp_path: Path) -> None:
         with evaluating(net):
             for item in images.items():
                 again = item.__class__(item.index, item.name, item.label, lambda place=item.index: grey(place % 50))  # type: ignore[misc]
-                count_item(net, again, counts, "error")
+                count_item(again, observe(net, again, images.classes, "error"), counts)
         sizes.append(len(json.dumps(counts.document())))
     assert sizes[1] < 1.15 * sizes[0]
 

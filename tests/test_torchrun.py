@@ -2,23 +2,31 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import dggraph
 from dggraph.cli.main import main
 from dggraph.training.checkpoint import list_checkpoints
 
 HERE = Path(__file__).parent
+ASSETS = Path(dggraph.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `launched.py` saw, by name of the misuse, and the folder of its runs."""
     folder = tmp_path_factory.mktemp("runs")
+    shutil.copytree(ASSETS / "samples", folder / "photos")
+    whole = (folder / "photos" / "sandal-0.png").read_bytes()
+    (folder / "photos" / "sandal-0.png").write_bytes(whole[: len(whole) // 2])
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         [sys.executable, str(HERE / "launched.py"), str(folder)],
@@ -44,6 +52,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("uneven", "differ in images of the two sets: (72, 40) on process 0, (80, 40) on process 1", {4}),
         ("missing", "there is no folder /data/flowers.", {4}),
         ("occupied", "killed is being written by another run, process ", {4}),
+        ("untrained", "differ in network", {4}),
+        ("atlas-bad", "sandal-0.png", {4}),
         ("fewer", "holds a run with other number of processes", {4}),
     ],
 )
@@ -73,6 +83,34 @@ def test_a_signal_to_torchrun_stops_all_behind_a_checkpoint(launches: dict[str, 
     assert [said.partition(":")[0] for said in launches["continued"]["said"]] == ["finished"] and not launches["continued"]["codes"]
     rows = [json.loads(line) for line in (launches["folder"] / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "epoch" in row] == [1, 2, 3]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As torchrun's processes have, so that sums of floats are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_atlas_is_the_same_for_any_number_of_processes(launches: dict[str, Any], tmp_path: Path) -> None:
+    """To the byte; also where two processes stopped at a bad image, and one goes on from there."""
+    folder = launches["folder"]
+    atlas = ["atlas", str(ASSETS / "fashion_mnist"), str(folder / "photos"), "--instances=4", "--on-bad-image=skip", "-o"]
+    assert (folder / "bad.state").is_file()
+    for output in (tmp_path / "one.html", folder / "bad.html"):
+        with pytest.raises(SystemExit) as ended:
+            main([*atlas, str(output)])
+        assert ended.value.code == 0
+    for suffix in (".html", ".json"):
+        expected = (tmp_path / "one.html").with_suffix(suffix).read_bytes()
+        assert b"sandal-0" in expected
+        for name in ("two", "three", "bad"):
+            assert (folder / name).with_suffix(suffix).read_bytes() == expected, name
+    assert json.loads((tmp_path / "one.json").read_text())["paths"]["num"] > 2, "paths must differ, or this test says little"
+    assert len(launches["atlas-two"]["said"]) == 1, "one process reports"
 
 
 def test_without_torchrun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +33,35 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     """Run MODEL on a set of IMAGES and report on their paths.
 
     IMAGES is a folder of images, a folder with a sub-folder for each class, or MNIST's files. An interrupted run continues where it was.
+    On several processes, with the same result: torchrun --nproc-per-node N -m dggraph atlas MODEL IMAGES -o REPORT.html
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output} is to be an HTML file; give it the suffix .html.")
     state, numbers = output.with_suffix(".state"), output.with_suffix(".json")
     refuse_foreign(output, numbers)
-    net = open_network(**model)
 
+    from dggraph.runtime import processes
     from dggraph.runtime.atlas import collect_atlas
     from dggraph.runtime.durable import write_whole
     from dggraph.runtime.imagesets import open_image_set
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 
-    with counting("Running images") as progress:
-        collected = collect_atlas(
-            net,
-            open_image_set(images, net.labels),
-            limit=limit,
-            num_instances=instances,
-            on_bad_image=on_bad_image,
-            state=state,
-            progress=progress,
-        )
+    with processes.joined():
+        net = open_network(**model)
+        is_first = processes.rank() == 0
+        with counting("Running images") if is_first else nullcontext(lambda done, total: None) as progress:
+            collected = collect_atlas(
+                net,
+                open_image_set(images, net.labels),
+                limit=limit,
+                num_instances=instances,
+                on_bad_image=on_bad_image,
+                state=state,
+                progress=progress,
+            )
+    if not is_first:
+        return
     atlas = collected.atlas
     report = make_report(net.graph, atlas, collected.thumbnails)
     write_whole(numbers, report.json.encode())

@@ -56,6 +56,7 @@ def command(
 
     from dggraph.runtime import processes
     from dggraph.runtime.archive import save as save_archive
+    from dggraph.runtime.network import digest_of
     from dggraph.training.evaluation import evaluate
     from dggraph.training.halves import HALVES, judge_budgets
     from dggraph.training.sensitivity import measure_sensitivity
@@ -68,6 +69,7 @@ def command(
             raise InputError(
                 f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
             )
+        processes.agree({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
         how: Any = {"batch_size": keys.validation_batch_size, "workers": keys.workers}
         document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
         document["num_processes"] = processes.world_size()

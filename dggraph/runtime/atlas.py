@@ -2,12 +2,14 @@
 
 What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of images, and of each different path a
 few bytes, up to bounds of its own. Counts are whole numbers, so an interrupted collection that continues ends with the very same atlas.
+Several processes share out the images and tell each other what they saw; all count everything, in the order of the set, and so agree with
+one process to the last byte.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
@@ -19,11 +21,11 @@ from torch import Tensor
 from dggraph.errors import DggraphError, GateError, InputError
 from dggraph.graph.atlas import Atlas, Instance
 from dggraph.graph.ir import ActivatedPath
-from dggraph.graph.schema import to_json
+from dggraph.runtime import processes
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import ImageSet, Item, spread
 from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, class_names
+from dggraph.runtime.network import DynamicNetwork, Gates, class_names, digest_of
 from dggraph.runtime.preprocessing import preprocess_image
 from dggraph.runtime.recording import activated_paths
 from dggraph.runtime.resuming import read_state, write_state
@@ -32,6 +34,11 @@ OnBadImage = Literal["error", "skip"]
 
 SAVE_SECONDS = 10.0
 THUMBNAIL_PIXELS = 96
+ROUND = 16
+"""Images that each of several processes runs before they tell each other."""
+
+Observation = tuple[Instance, Gates] | str | DggraphError
+"""What became of an image: its path, with the gates on the CPU; why it was left out; or what stops the collection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +68,15 @@ def collect_atlas(
         limit: take at most this many, evenly spread.
         num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
         on_bad_image: `skip` counts images that cannot be read and goes on.
-        state: a file to save counts in now and then, and to continue from; it remains when this returns.
+        state: a file to save counts in now and then, and to continue from; it remains when this returns. One of several processes, the
+            first, reads and writes it, and their number may change.
         progress: called with the number of images passed and of all.
 
     Raises:
         InputError: an image cannot be read; there is none; the network does not say how images become its input, or has no stages;
             `state` is of another network, set or settings.
         GateError: an edge weight is NaN; names the image.
+        TrainingError: the processes have different networks, sets or settings.
     """
     if net.preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
@@ -77,16 +86,18 @@ def collect_atlas(
     is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
     identity = _identify(net, images, limit, num_instances)
     counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(net, images))
-    if state is not None and (document := read_state(state, identity)) is not None:
+    processes.agree(identity | {"images": images.num_images})
+    state = state if processes.rank() == 0 else None
+    (document, *_) = processes.gather(None if state is None else read_state(state, identity))
+    if isinstance(document, dict):
         counts.restore(document)
     start, saved = counts.next_index, monotonic()
+    taken = (item for item in images.items() if item.index >= start and is_taken(item.index))
     try:
         with evaluating(net):
-            for item in images.items():
-                if item.index < start or not is_taken(item.index):
-                    continue
+            for item, observation in _observe_all(net, taken, images.classes, on_bad_image):
                 counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
-                count_item(net, item, counts, on_bad_image)
+                count_item(item, observation, counts)
                 counts.next_index = item.index + 1
                 progress(counts.num_passed, total)
                 if state is not None and monotonic() - saved >= SAVE_SECONDS:
@@ -102,24 +113,45 @@ def collect_atlas(
     return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
 
 
-def count_item(net: DynamicNetwork, item: Item, counts: AtlasCounts, on_bad_image: OnBadImage) -> None:
-    """Run one image, or count it as skipped."""
+def _observe_all(
+    net: DynamicNetwork, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
+) -> Iterator[tuple[Item, Observation]]:
+    """Every item in its turn, observed by one of the processes and told to all."""
+    number = processes.world_size()
+    while batch := list(islice(items, number * ROUND if number > 1 else 1)):
+        mine = [observe(net, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
+        told: list[Any] = processes.gather(mine)
+        for place, item in enumerate(batch):
+            yield item, told[place % number][place // number]
+
+
+def observe(net: DynamicNetwork, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
+    """Run one image."""
     assert net.preprocess is not None
     try:
         image = item.open()
         x = preprocess_image(image, net.preprocess)
     except InputError as error:
-        if on_bad_image == "error":
-            raise InputError(f"{error} With --on-bad-image skip it is counted and left out.") from error
-        counts.skip(item.name, str(error))
-        return
+        return str(error) if on_bad_image == "skip" else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
     parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
     try:
         output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
         (path,) = activated_paths(net.graph, gates)
     except GateError as error:
-        raise GateError(f"{item.name!r}: {error}") from error
-    counts.add(_instance(net, item, output, path, counts.classes), item.label, gates)
+        return GateError(f"{item.name!r}: {error}")
+    weights, raw, thresholds = ({stage: one.cpu() for stage, one in part.items()} for part in gates[:3])
+    return _instance(net, item, output, path, classes), Gates(weights, raw, thresholds, gates.table)
+
+
+def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> None:
+    """Count an image, or raise what stops the collection."""
+    if isinstance(observation, DggraphError):
+        raise observation
+    if isinstance(observation, str):
+        counts.skip(item.name, observation)
+    else:
+        instance, gates = observation
+        counts.add(instance, item.label, gates)
 
 
 def _instance(net: DynamicNetwork, item: Item, output: Any, path: ActivatedPath, classes: tuple[str, ...]) -> Instance:
@@ -145,13 +177,9 @@ def _is_comparable(net: DynamicNetwork, images: ImageSet) -> bool:
 
 def _identify(net: DynamicNetwork, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
     """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
-    digest = blake2b(to_json(net.graph).encode(), digest_size=16)
-    for key, tensor in net.lowered.state_dict().items():
-        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
     return {
-        "network": digest.hexdigest(),
+        "network": digest_of(net),
         "network's settings": repr(settings),
         "images": images.fingerprint,
         "limit": str(limit),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from dggraph.compiler.lowering import LoweredModule
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.graph.schema import to_json
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.runtime.budgets import BudgetCurve
@@ -199,6 +201,15 @@ def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
     if plan.scope == "stage":
         return {0: list(range(len(layout.sources)))}
     return dict(enumerate(layout.outgoing()[:-1]))
+
+
+def digest_of(net: DynamicNetwork) -> str:
+    """Of what may connect and of every weight and buffer, to the bit."""
+    digest = blake2b(to_json(net.graph).encode(), digest_size=16)
+    for key, tensor in net.lowered.state_dict().items():
+        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
