@@ -27,7 +27,16 @@ BASE = {"model": "toy_data:plain_net", "num_classes": 4, "input_size": 16, "epoc
 
 def command(dataset: str, **keys: object) -> list[str]:
     flags = BASE | {"dataset": dataset, "output": FOLDER, "experiment": dataset.partition(":")[2]} | keys
-    return ["train", *(f"--{key.replace('_', '-')}={value}" for key, value in flags.items())]
+    dashed = {key.replace("_", "-"): value for key, value in flags.items()}
+    return ["train", *(f"--{key}" if value is True else f"--{key}={value}" for key, value in dashed.items())]
+
+
+ROUTED: dict[str, object] = {
+    "model": "dggraph:resnet14_4", "gate": "sigmoid", "init": "scratch", "threshold": 0.7, "threshold_warmup": 0, "lr": 0.05, "router_lr": 0.3,
+    "budget": 0.8, "mixup": 0.2, "clip_grad": 1, "grad_accum_steps": 2, "model_ema": True, "model_ema_decay": 0.5, "log_interval": 1,
+    "epochs": 5,
+}  # fmt: skip
+"""Gates that start so near the threshold that images take different paths from the third step on."""
 
 
 def start(arguments: list[str]) -> None:
@@ -72,6 +81,15 @@ if __name__ == "__main__":
         launch("occupied", command("misbehaving:killed"))
     for name in ("stopped", "continued"):
         launch(name, command("misbehaving:stopped", epochs=3))
+    for parallel in ("ddp", "fsdp"):
+        launch(parallel, command("toy_data:make", experiment=parallel, parallel=parallel, **ROUTED))
+    launch("switched", command("toy_data:make", experiment="ddp", parallel="fsdp", **ROUTED))
+    shorter = ROUTED | {"parallel": "fsdp", "epochs": 3}
+    for name in ("fsdp-stopped", "fsdp-continued"):
+        launch(name, command("misbehaving:stopped", experiment="fsdp-stopped", **shorter))
+    launch("fsdp-whole", command("misbehaving:quiet", experiment="fsdp-whole", **shorter))
+    for key in ("torchcompile", "channels_last"):
+        launch(key, command("toy_data:make", experiment=key, parallel="fsdp", **{key: True}))
     launch("fine", command("toy_data:make"))
     launch("fewer", command("toy_data:make"), num_processes=1)
     launch("untrained", ["eval", "dggraph:resnet14_4", "--num-classes=4", "--input-size=16", "--dataset=toy_data:make"])

@@ -56,6 +56,11 @@ def stopped(config: object) -> Data:
     return _for_rank(1, "stopped")
 
 
+def quiet(config: object) -> Data:
+    """The images of `stopped`, and nothing happens."""
+    return _for_rank(-1, "none")
+
+
 def uneven(config: object) -> Data:
     return Toy(72 + 8 * int(os.environ["RANK"]), False, 0), Toy(40, False, 1), ("a", "b", "c", "d")
 

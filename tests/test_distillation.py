@@ -15,10 +15,10 @@ from torch.utils.data import TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.pinning import pin_open_
+from dggraph.runtime.pinning import decide_blocks_, pin_open_, release_
 from dggraph.training import loop
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
-from dggraph.training.distillation import answered, pin_fragile_, teacher_of
+from dggraph.training.distillation import answered, find_fragile, teacher_of
 from dggraph.training.loop import train
 from dggraph.training.losses import divergence
 
@@ -83,7 +83,7 @@ def test_the_teachers_answers_are_the_labels() -> None:
 
 def test_blocks_that_cost_much_are_pinned() -> None:
     net = convert(router="stage")
-    found = pin_fragile_(net, TensorDataset(X, torch.zeros(12)), 0.2, seed=0, batch_size=4, workers=0)
+    found = find_fragile(net, TensorDataset(X, torch.zeros(12)), 0.2, seed=0, batch_size=4, workers=0)
     assert found["pinned"] == ["layers_2"] and found["num_images"] == 12
     costs = {block["node"]: block["divergence"] for block in found["blocks"]}
     assert costs["layers_2"] > 0.2 > max(costs["layers_0"], costs["layers_1"])
@@ -109,6 +109,47 @@ def test_pinned_edges_stay_at_1_and_learn_nothing(router: str, tmp_path: Path) -
     dggraph.save(net, tmp_path / "a")
     again = dggraph.load(tmp_path / "a", model=trained())
     assert torch.equal(again.eval()(X), net(X))
+
+
+def test_blocks_are_decided_about_as_one(tmp_path: Path) -> None:
+    """A plain loop of x + w F(x) over the backbone's own blocks, left out where w is at or below the threshold; the same after an archive."""
+    net, static = convert(router="stage").eval(), trained()
+    decide_blocks_(net, ["layers_2"])
+    router = net.lowered.get_submodule("dg_layers.router_0")
+    optimiser = torch.optim.Adam(router.parameters(), lr=0.3)
+    for step in range(4):
+        _, gates = net(X, return_gates=True)
+        (divergence(static(X), net(X)).mean() + dggraph.losses.budget(gates, 0.7) * (10 * step)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    raw = net(X, return_gates=True)[1].raw["layers"]
+    edges = net.graph.edges("layers")
+    weight = {edge.source: raw[:, place] for place, edge in enumerate(edges)}
+    for place, edge in enumerate(edges):
+        assert torch.equal(raw[:, place], weight[edge.source]), "one weight a block"
+    names = [node.name for node in net.graph.nodes("layers")]
+    assert bool((weight["layers_2"] == 1).all() and (weight[names[0]] == 1).all())
+    z, num_open = static.stem(X), 0
+    for number in range(3):
+        scale = weight[f"layers_{number}"] * (weight[f"layers_{number}"] > 0.5)
+        num_open += int((scale > 0).sum())
+        z = z + scale[:, None, None, None] * (static.layers[number](z) - z)
+    assert 12 < num_open < 36, "some must be left out and some not, or this test says little"
+    before = net(X)
+    torch.testing.assert_close(before, static.head(20 * z.mean((2, 3))), rtol=0, atol=1e-4)
+    release_(net)
+    assert torch.equal(net(X), before) and len(router.weight.unique(dim=0)) == 3, "two blocks, and the zero of all else"  # type: ignore[operator, union-attr]
+    dggraph.save(net, tmp_path / "a")
+    assert torch.equal(dggraph.load(tmp_path / "a", model=trained()).eval()(X), before)
+
+
+def test_what_cannot_be_decided_about_as_one() -> None:
+    with pytest.raises(InputError, match=r"too late to leave it out.*router=.stage."):
+        decide_blocks_(convert(router="node"))
+    with pytest.raises(InputError, match="no block is left to decide about"):
+        decide_blocks_(convert(router="stage"), ["layers_0", "layers_1", "layers_2"])
+    with pytest.raises(InputError, match="no block is left to decide about"):
+        decide_blocks_(convert(router="stage", residual="keep"))
 
 
 def test_what_cannot_be_pinned() -> None:

@@ -175,3 +175,11 @@ def test_gradients_of_parts_add_up(tmp_path: Path) -> None:
 def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="72 images, fewer than one batch of 100"):
         train(keys(tmp_path, batch_size=100))
+
+
+def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        train(keys(tmp_path, parallel=parallel, experiment=parallel))
+    names = [name for name in FILES if not name.endswith("state.json")]
+    whole, shared = (contents(tmp_path / name, (*names, "metrics.jsonl")) for name in ("ddp", "fsdp"))
+    assert len(names) > 1 and whole == shared

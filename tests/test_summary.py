@@ -166,3 +166,8 @@ def test_a_long_run_stays_a_small_page() -> None:
     rows = [{"step": step, "loss": 1 / step, "lr": 0.1, "kept": 0.7 + step % 7 / 100} for step in range(1, 50_001)]
     html = write_summary(replace(DYNAMIC, metrics=rows))
     assert len(html) < 60_000 and "the bands reach from the lowest to the highest" in html
+
+
+def test_what_is_learned_from_a_static_network_is_no_accuracy() -> None:
+    page = write_summary(replace(DYNAMIC, config=CONFIG | {"objective": "distill"}))
+    assert "Validation agreement" in page and "with the static network" in page and "accuracy" not in page.lower()

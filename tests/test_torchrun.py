@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import dggraph
@@ -54,6 +55,9 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("occupied", "killed is being written by another run, process ", {4}),
         ("untrained", "differ in network", {4}),
         ("atlas-bad", "sandal-0.png", {4}),
+        ("switched", "holds a run with other parallel. Go on with those, or choose another experiment", {4}),
+        ("torchcompile", "torchcompile does not go with parallel = 'fsdp'", {4}),
+        ("channels_last", "channels_last does not go with parallel = 'fsdp'", {4}),
         ("fewer", "holds a run with other number of processes", {4}),
     ],
 )
@@ -81,8 +85,43 @@ def test_a_signal_to_torchrun_stops_all_behind_a_checkpoint(launches: dict[str, 
     assert launches["stopped"]["codes"] == {"torchrun": 15}
     assert [said.partition(":")[0] for said in launches["stopped"]["said"]] == ["stopped; the same call goes on"]
     assert [said.partition(":")[0] for said in launches["continued"]["said"]] == ["finished"] and not launches["continued"]["codes"]
-    rows = [json.loads(line) for line in (launches["folder"] / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(launches["folder"] / "stopped")
     assert [row["epoch"] for row in rows if "epoch" in row] == [1, 2, 3]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_shares_of_weights_learn_what_whole_ones_do(launches: dict[str, Any]) -> None:
+    """With routers, accumulation, clipping and an average, 20 steps; only sums over the processes are taken in another order."""
+    whole, shared = (launches["folder"] / name for name in ("ddp", "fsdp"))
+    (checkpoint,) = {list_checkpoints(folder / "checkpoints")[-1].name for folder in (whole, shared)}
+    for part in ("model", "average", "optimiser"):
+        tensors = [
+            safetensors.torch.load_file(folder / "checkpoints" / checkpoint / f"{part}.safetensors") for folder in (whole, shared)
+        ]
+        assert tensors[0].keys() == tensors[1].keys()
+        for name, tensor in tensors[0].items():
+            torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    rows = [[row for row in rows_of(folder) if "epoch" in row] for folder in (whole, shared)]
+    assert [row["top1"] for row in rows[0]] == [row["top1"] for row in rows[1]]
+    kept = [row["kept"] for row in rows_of(shared) if "loss" in row]
+    assert len(kept) == 20 and len(set(kept)) > 8, "paths must differ, or this test says little"
+    archives = [dggraph.load(folder / "archive").state_dict() for folder in (whole, shared)]
+    torch.testing.assert_close(archives[1], archives[0], rtol=0, atol=1e-6)
+
+
+def test_shares_of_weights_go_on_where_they_stopped(launches: dict[str, Any]) -> None:
+    """Weights, optimiser, average and metrics to the byte."""
+    assert launches["fsdp-stopped"]["codes"] == {"torchrun": 15} and not launches["fsdp-continued"]["codes"]
+    stopped, whole = (launches["folder"] / name for name in ("fsdp-stopped", "fsdp-whole"))
+    last = [list_checkpoints(folder / "checkpoints")[-1] for folder in (stopped, whole)]
+    assert last[0].name == last[1].name
+    for part in ("model", "average", "optimiser"):
+        one, other = ((folder / f"{part}.safetensors").read_bytes() for folder in last)
+        assert one == other, part
+    assert rows_of(stopped) == rows_of(whole)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import LostProcessError, TrainingError
@@ -116,9 +117,24 @@ def distribute(model: nn.Module) -> nn.Module:
 
 def synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Gradients travel with the last part of a batch only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()
+
+
+def share_buffers_(model: nn.Module) -> None:
+    """Give every process the buffers of the first, such as running statistics; DistributedDataParallel does so before each step."""
+    if not dist.is_initialized():
+        return
+    buffers = list(model.buffers())
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
+        same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
+        dist.broadcast(flat, 0)
+        for buffer, part in zip(same, torch.split(flat, [buffer.numel() for buffer in same]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def total(values: Tensor) -> Tensor:

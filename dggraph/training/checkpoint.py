@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dggraph.errors import CheckpointError
 from dggraph.runtime.durable import sync_folder, write_synced
+from dggraph.runtime.sharding import share_like, whole
 
 STATE = "state.json"
 FORMAT = 1
@@ -121,25 +122,26 @@ def prune(folder: Path, keep: int, also: Collection[int] = ()) -> None:
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of an optimiser's state by `<parameter>.<name>`, and the rest as JSON."""
-    whole = optimiser.state_dict()
+    """Tensors of an optimiser's state by `<parameter>.<name>`, whole, and the rest as JSON. Where they are sharded, every process must ask."""
+    found = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
-    for parameter, values in whole["state"].items():
+    for parameter, values in found["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value
+                tensors[f"{parameter}.{name}"] = whole(value)
             else:
                 rest.setdefault(str(parameter), {})[name] = value
-    return tensors, {"state": rest, "groups": whole["param_groups"]}
+    return tensors, {"state": rest, "groups": found["param_groups"]}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
     """The inverse of `flatten_optimiser`."""
     state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["state"].items()}
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = tensor
+        state.setdefault(int(parameter), {})[name] = share_like(tensor, parameters[int(parameter)])
     groups = [
         {key: tuple(value) if isinstance(value, list) and key == "betas" else value for key, value in group.items()}
         for group in rest["groups"]

@@ -48,6 +48,10 @@ class TrainConfig(BaseModel):
         "all",
         description="What learns besides the routers: everything, the norms' weights, or nothing; norm statistics stay unless all.",
     )
+    decide: Literal["edges", "blocks"] = Field(
+        "edges",
+        description="What routers decide about: each edge, or each lifted block with all its edges as one, where the others stay static.",
+    )
     pin_divergence: float | None = Field(
         None,
         gt=0,
@@ -82,6 +86,9 @@ class TrainConfig(BaseModel):
     grad_accum_steps: int = Field(1, ge=1, description="Parts that a batch is split into.")
     validation_batch_size: int = Field(256, ge=1, description="Images at a time in evaluation.")
     workers: int = Field(0, ge=0, description="Loader processes.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several processes share the work: each has the whole network, or a share of every weight (FSDP2)."
+    )
     seed: int = Field(0, ge=0, description="Of weights, order and augmentation.")
 
     opt: str = Field("sgd", description="timm's name of an optimiser.")
@@ -132,8 +139,8 @@ class TrainConfig(BaseModel):
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that decide what a run computes, as JSON: a run goes on only where these are the same."""
-        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "validation_batch_size", "tensorboard"}
-        return self.model_dump(mode="json", exclude=passing)
+        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "parallel", "validation_batch_size"}
+        return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
 
 
 def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:

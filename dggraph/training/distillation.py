@@ -1,7 +1,7 @@
 """Learning from a trained static network's own outputs, without labels.
 
 The teacher is the backbone as it came. Its answers stand for labels in evaluation, so that accuracy there is agreement with it. Blocks that it
-cannot do without are found by leaving each out (`sensitivity`) and pinned open.
+cannot do without are found by leaving each out (`sensitivity`), to be pinned open.
 
 Shape suffixes: B instances, K classes.
 """
@@ -19,7 +19,6 @@ from dggraph.runtime import processes
 from dggraph.runtime.imagesets import spread
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork
-from dggraph.runtime.pinning import pin_open_
 from dggraph.training.evaluation import own_batches
 from dggraph.training.loading import load_batches
 from dggraph.training.order import SeededDataset
@@ -67,13 +66,13 @@ def answered(teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, work
     return _Answered(dataset, [every[place] for place in range(num_images)])
 
 
-def pin_fragile_(
+def find_fragile(
     net: DynamicNetwork, images: Dataset[Any], limit: float, *, seed: int, batch_size: int, workers: int
 ) -> dict[str, Any]:
-    """Pin open the blocks without which the static network's outputs move by more than `limit`. In place.
+    """Leave out each block, and call fragile those without which the static network's outputs move by more than `limit`.
 
     Args:
-        net: just converted, so that its path is the static one.
+        net: a converted network.
         images: (image, anything) by index; up to 256 of them are used, as the first epoch sees them.
         limit: of the mean KL divergence, in nats.
         seed: of the run.
@@ -81,15 +80,14 @@ def pin_fragile_(
         workers: loader processes.
 
     Returns:
-        What was found, as JSON: the blocks with their numbers, and which are pinned.
+        What was found, as JSON: the blocks with their numbers, and the names of those to pin.
 
     Raises:
-        InputError: as for `measure_sensitivity` and `pin_open_`.
+        InputError: as for `measure_sensitivity`.
     """
     num_images = len(images)  # type: ignore[arg-type]
     is_taken = spread(num_images, SENSITIVITY_IMAGES)
     taken = Subset(SeededDataset(images, seed), [(0, index) for index in range(num_images) if is_taken(index)])  # type: ignore[misc]
     costs = measure_sensitivity(net, taken, has_labels=False, batch_size=batch_size, workers=workers)
     fragile = [block.node for block in costs.blocks if not block.divergence <= limit]
-    pin_open_(net, fragile)
     return {"num_images": costs.num_images, "limit": limit, "pinned": fragile, "blocks": [asdict(block) for block in costs.blocks]}

@@ -7,8 +7,9 @@ is written.
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
 from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.sharding import local, shard_
 from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData
@@ -37,7 +39,7 @@ from dggraph.training.runs import (
     Run,
     describe,
     finish,
-    judged,
+    judging,
     prepare_folder,
     resume_,
     run_folder,
@@ -89,7 +91,7 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
             f"the training set has {sizes[0]} images, fewer than one batch of {config.batch_size} on each of "
             f"{processes.world_size()} processes. Lower batch_size."
         )
-    processes.agree(config.fingerprint() | {"images of the two sets": sizes, "classes": data.classes})
+    processes.agree(config.fingerprint() | {"parallel": config.parallel, "images of the two sets": sizes, "classes": data.classes})
     run = _start(config, prepared, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
@@ -98,24 +100,34 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         processes.agree({"step of the last checkpoint": run.step})
         describe(config, folder, prepared.sensitivity)
         result = _loop(run, config, data, folder, per_epoch, device, tell)
-        if result.is_finished and processes.rank() == 0:
+        if result.is_finished:
             finish(run, folder, prepared.labels, prepared.preprocess)
         processes.barrier()
     return result
 
 
 def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
-    model = prepared.model
+    model, unsharded = prepared.model, None
+    average = _average(model, config.model_ema_decay) if config.model_ema else None
+    if config.parallel == "fsdp" and processes.world_size() > 1:
+        _refuse_with_shards(config)
+        unsharded = deepcopy(model).cpu()
+        shard_(model)
+        if average is not None:
+            shard_(average.module)
+        wrapped = model
+    else:
+        wrapped = processes.distribute(model)
     optimiser = build_optimiser(config, model)
-    wrapped = processes.distribute(model)
     return Run(
         model=model,
         teacher=prepared.teacher,
         held=prepared.held,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
+        unsharded=unsharded,
         optimiser=optimiser,
         schedule=build_schedule(config, optimiser, per_epoch),
-        average=_average(model, config.model_ema_decay) if config.model_ema else None,
+        average=average,
         scaler=torch.amp.GradScaler(processes.device().type, enabled=config.amp == "float16"),
         step=0,
         num_judged=0,
@@ -123,8 +135,23 @@ def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
     )
 
 
+def _refuse_with_shards(config: TrainConfig) -> None:
+    reasons = {
+        "torchcompile": "the hooks that gather the weights would cut the compiled graph",
+        "channels_last": "weights are shared out as contiguous ones",
+    }
+    for key, reason in reasons.items():
+        if getattr(config, key):
+            raise InputError(f"{key} does not go with parallel = 'fsdp': {reason}. Leave it out, or choose parallel = 'ddp'.")
+
+
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    average: AveragedModel = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def follow_locally(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        follow(local(averages), local(values), num_averaged)
+
+    average: AveragedModel = AveragedModel(model, multi_avg_fn=follow_locally, use_buffers=True)
     return average
 
 
@@ -144,7 +171,8 @@ def _loop(
     with _signals() as stopped, open_events(folder) if is_noted else nullcontext(lambda row: None) as note:
         while run.num_judged < config.epochs:
             if run.step == (run.num_judged + 1) * per_epoch:
-                evaluation = evaluate(judged(run), data.validation, batch_size=config.validation_batch_size, workers=config.workers)
+                with judging(run) as model:
+                    evaluation = evaluate(model, data.validation, batch_size=config.validation_batch_size, workers=config.workers)
                 run.num_judged += 1
                 if evaluation.top1 > run.best["top1"]:
                     run.best = {"top1": evaluation.top1, "step": run.step}

@@ -12,10 +12,11 @@ from dggraph.runtime.conversion import convert, note_source_
 from dggraph.runtime.models import LoadedModel, is_registered, load_model
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.norms import NORMS
+from dggraph.runtime.pinning import decide_blocks_, pin_open_
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData, configured, open_data
-from dggraph.training.distillation import answered, pin_fragile_, teacher_of
+from dggraph.training.distillation import answered, find_fragile, teacher_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,11 @@ def prepare(config: TrainConfig) -> Prepared:
     if teacher is not None:
         data = replace(data, validation=answered(teacher, data.validation, **how))
     sensitivity = None
-    if config.pin_divergence is not None:
-        assert isinstance(model, DynamicNetwork)
-        sensitivity = pin_fragile_(model, data.train, config.pin_divergence, seed=config.seed, **how)
+    if isinstance(model, DynamicNetwork):
+        if config.pin_divergence is not None:
+            sensitivity = find_fragile(model, data.train, config.pin_divergence, seed=config.seed, **how)
+        pin = decide_blocks_ if config.decide == "blocks" else pin_open_
+        pin(model, sensitivity["pinned"] if sensitivity else ())
     held = _hold_(model.train(), config.tune)
     return Prepared(
         model=model, teacher=teacher, data=data, labels=labels, preprocess=preprocess, sensitivity=sensitivity, held=held
@@ -78,7 +81,7 @@ def prepare(config: TrainConfig) -> Prepared:
 
 
 def _refuse(config: TrainConfig) -> None:
-    defaults = {key: TrainConfig.model_fields[key].default for key in ("objective", "tune", "pin_divergence")}
+    defaults = {key: TrainConfig.model_fields[key].default for key in ("objective", "tune", "decide", "pin_divergence")}
     given = [f"{key} = {getattr(config, key)!r}" for key, default in defaults.items() if getattr(config, key) != default]
     if config.router == "none" and given:
         raise InputError(f"router = 'none' trains the static backbone, for which {given[0]} means nothing. Choose a router.")

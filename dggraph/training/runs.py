@@ -15,7 +15,8 @@ RUN/archive/             the trained network (of a static backbone: RUN/backbone
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,9 @@ from dggraph.runtime import processes
 from dggraph.runtime.archive import save
 from dggraph.runtime.durable import write_whole
 from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.pinning import release_
 from dggraph.runtime.preprocessing import Preprocess
+from dggraph.runtime.sharding import load_whole_, whole_state
 from dggraph.training.checkpoint import (
     flatten_optimiser,
     list_checkpoints,
@@ -59,6 +62,8 @@ class Run:
     """Parameters that do not learn in this run alone."""
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
+    unsharded: nn.Module | None
+    """Where `model` is in shares, a copy on the CPU that whole weights are loaded into, to evaluate and save them."""
     optimiser: torch.optim.Optimizer
     schedule: Any
     average: AveragedModel | None
@@ -97,18 +102,18 @@ def describe(config: TrainConfig, folder: Path, sensitivity: Mapping[str, Any] |
 
 
 def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
+    tensors, rest = flatten_optimiser(run.optimiser)
+    parts = {"model": whole_state(run.model), "optimiser": tensors}
+    if run.average is not None:
+        parts["average"] = whole_state(run.average)
     if processes.rank() == 0:
-        tensors, rest = flatten_optimiser(run.optimiser)
-        parts = {"model": run.model.state_dict(), "optimiser": tensors}
-        if run.average is not None:
-            parts["average"] = run.average.state_dict()
         state: dict[str, Any] = {
             "keys": config.fingerprint(),
             "optimiser": rest,
             "best": run.best,
             "scaler": run.scaler.state_dict(),
         }
-        state |= {"world_size": processes.world_size(), "num_judged": run.num_judged}
+        state |= {"world_size": processes.world_size(), "parallel": config.parallel, "num_judged": run.num_judged}
         state["metrics_bytes"] = (folder / METRICS).stat().st_size if (folder / METRICS).exists() else 0
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
         prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
@@ -129,38 +134,50 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> None:
     different = sorted(key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key))
     if found.state["world_size"] != processes.world_size():
         different.append("number of processes")
+    if found.state.get("parallel", "ddp") != config.parallel:
+        different.append("parallel")
     if different:
         raise CheckpointError(
             f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose another experiment."
         )
-    run.model.load_state_dict(found.tensors["model"])
+    load_whole_(run.model, found.tensors["model"])
     restore_optimiser(run.optimiser, found.tensors["optimiser"], found.state["optimiser"])
     if run.average is not None:
-        run.average.load_state_dict(found.tensors["average"])
+        load_whole_(run.average, found.tensors["average"])
     run.scaler.load_state_dict(found.state["scaler"])
     run.step, run.num_judged, run.best = found.step, found.state["num_judged"], found.state["best"]
     if processes.rank() == 0:
         os.truncate(metrics, found.state["metrics_bytes"])
 
 
-def judged(run: Run) -> nn.Module:
-    """What is evaluated: the average where one is kept."""
+@contextmanager
+def judging(run: Run) -> Iterator[nn.Module]:
+    """What is evaluated: the average where one is kept, whole, and the same on every process; all must ask for it."""
     model: nn.Module = run.average.module if run.average is not None else run.model
+    processes.share_buffers_(model)
+    if run.unsharded is not None:
+        run.unsharded.load_state_dict(whole_state(model))
+        model = run.unsharded.to(processes.device())
     if isinstance(model, DynamicNetwork) and isinstance(run.model, DynamicNetwork):
         now = dict(run.model.lowered.named_buffers())
         for name, buffer in model.lowered.named_buffers():
             if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
                 buffer.copy_(now[name])
-    return model
+    yield model
+    if run.unsharded is not None:
+        run.unsharded.cpu()
 
 
 def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preprocess) -> None:
-    model = judged(run)
-    if isinstance(model, DynamicNetwork):
-        for name in run.held:
-            model.lowered.get_parameter(name).requires_grad_(True)
-        save(model, folder / "archive", preprocess=preprocess, labels=classes or None)
-    else:
-        state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-        write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))
+    with judging(run) as model:
+        if processes.rank() != 0:
+            return
+        if isinstance(model, DynamicNetwork):
+            release_(model)
+            for name in run.held:
+                model.lowered.get_parameter(name).requires_grad_(True)
+            save(model, folder / "archive", preprocess=preprocess, labels=classes or None)
+        else:
+            state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+            write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))
     update_page(folder)

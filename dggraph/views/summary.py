@@ -37,6 +37,11 @@ class Record:
     """Lines of metrics and timing that are no rows."""
 
     @property
+    def measure(self) -> str:
+        """What `accuracy` counts: right answers, or those of the static network that is learned from."""
+        return "agreement" if self.config.get("objective") == "distill" else "accuracy"
+
+    @property
     def steps(self) -> list[Row]:
         return [row for row in self.metrics if is_number(row.get("step")) and "epoch" not in row]
 
@@ -98,7 +103,8 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     best = _best(record.epochs)
     if best is not None and is_number(last.get("accuracy")):
         which = "the best epoch" if best is last else f"best {percent(best['accuracy'])}, epoch {best['epoch']}"
-        yield "accuracy", percent(last["accuracy"]), f"top 1, of {images}; {which}"
+        of_what = "top 1" if record.measure == "accuracy" else "with the static network's best class"
+        yield record.measure, percent(last["accuracy"]), f"{of_what}, of {images}; {which}"
     if is_number(last.get("kept")):
         budget = record.config["budget"]
         asked = "no budget" if budget is None else f"budget {percent(budget)}"
@@ -139,7 +145,9 @@ def _curves(record: Record) -> str:
 
     charts = [
         chart("Training loss", Series(name="loss", points=over(steps, "loss"))),
-        chart("Validation accuracy", Series(name="top 1", points=over(epochs, "accuracy", 100), is_sparse=True), unit=unit),
+        chart(
+            f"Validation {record.measure}", Series(name="top 1", points=over(epochs, "accuracy", 100), is_sparse=True), unit=unit
+        ),
         chart("Learning rate", Series(name="rate", points=over(steps, "lr"))),
     ]
     if record.config["router"] != "none":
@@ -160,7 +168,7 @@ def _curves(record: Record) -> str:
 def _epochs(record: Record) -> str:
     if not record.epochs:
         return '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
-    heads = ["step", "accuracy", "top 5", "training loss", "images/s"]
+    heads = ["step", record.measure, "top 5", "training loss", "images/s"]
     if record.config["router"] != "none":
         heads[3:3] = ["MACs kept", "paths", "entropy, bits"]
     body, best = "", _best(record.epochs)
@@ -168,7 +176,7 @@ def _epochs(record: Record) -> str:
         images, top5 = row.get("num_images"), row.get("top5")
         cells = {
             "step": f"{row['step']:,}",
-            "accuracy": _percent(row.get("accuracy")),
+            record.measure: _percent(row.get("accuracy")),
             "top 5": _percent(top5 / images) if is_number(top5) and is_number(images) and images else NONE,
             "MACs kept": _percent(row.get("kept")),
             "paths": _number(row.get("num_paths"), ",.0f"),

@@ -1,0 +1,59 @@
+"""FSDP2: each process keeps a share of every parameter, of its gradient and of the optimiser's state. From whole tensors to shares, and back.
+
+The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks, and modules such as attention read the
+weights of others without calling them. So each step gathers all weights once; between steps a process holds its share.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dggraph.runtime.processes import share_buffers_
+
+
+def shard_(model: nn.Module) -> None:
+    """Leave this process its share of every parameter; they are first made those of process 0, and so are buffers before each step.
+
+    A sharded model can be called and trained. Copying and saving need `whole_state`.
+    """
+    for parameter in model.parameters():
+        dist.broadcast(parameter.detach(), 0)
+    fully_shard(model)
+
+    def share(module: nn.Module, _inputs: Any) -> None:
+        if module.training:
+            share_buffers_(module)
+
+    model.register_forward_pre_hook(share)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on the CPU where it was in shares; then every process must ask for it."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process has of them."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def share_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This process's share of `tensor`, as it has one of `other`, where it has one."""
+    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict in whole tensors; every process must ask for it."""
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `whole_state` gave, sharded or not."""
+    now = model.state_dict()
+    model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})
