@@ -2,22 +2,28 @@
 
     python benchmarks/fashion_mnist.py list                 every run, and which are done
     python benchmarks/fashion_mnist.py run [--hours 1.5]    the next ones, one after the other; goes on wherever it was stopped
+    python benchmarks/fashion_mnist.py table                what docs/benchmarks.md says of them
 
 A finished run is a row of docs/benchmarks/fashion_mnist.jsonl. `swapped` says what each image's adjacency is worth: accuracy when every image
-gets the mean adjacency of the test set, or another image's.
+gets the mean adjacency of the test set, or another image's. `health` counts edges that are open for all images or for none, and blocks that
+none reaches.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.runtime.health import check_gates
+from dggraph.runtime.models import load_model
 from dggraph.runtime.network import DynamicNetwork, pinned_gates
 from dggraph.training.config import TrainConfig, read_config
 from dggraph.training.data import open_data
@@ -59,6 +65,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "node, budget 0.8": {"router": "node", "budget": 0.8},
     "node, budget 0.7": {"router": "node", "budget": 0.7},
     "static, shorter": {"router": "none", "budget": None, "model": "dggraph:resnet14_8"},
+    "node, slow routers": {"router": "node", "budget": None, "router_lr": 0.01},
+    "node, slow routers, budget 0.8": {"router": "node", "budget": 0.8, "router_lr": 0.01},
+}
+SECOND = {
+    f"mobilenet, {variant}": VARIANTS[variant] | {"model": "families:mobilenet", "lr": 0.1}
+    for variant in ("static", "node", "node, budget 0.8")
 }
 
 
@@ -75,13 +87,15 @@ class Run:
 
     def config(self, output: Path) -> TrainConfig:
         return read_config(RECIPE, {"seed": self.seed, "output": output, "experiment": self.name}).model_copy(
-            update=VARIANTS[self.variant]
+            update=(VARIANTS | SECOND)[self.variant]
         )
 
 
 def runs() -> list[Run]:
     """In the order in which they are wanted: a whole seed before the next."""
-    return [Run(variant, seed) for seed in SEEDS for variant in VARIANTS if seed < 3 or "budget" not in variant]
+    first = [Run(variant, seed) for seed in SEEDS for variant in VARIANTS if seed < 3 or "budget" not in variant]
+    second = [Run(variant, seed) for variant in SECOND for seed in SEEDS[:3]]
+    return [run for run in first if "slow" not in run.variant] + second + [run for run in first if "slow" in run.variant]
 
 
 def done() -> dict[tuple[str, int], dict[str, Any]]:
@@ -100,21 +114,25 @@ def execute(run: Run, output: Path) -> None:
     row: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "model": config.model, "epochs": config.epochs}
     row |= {"accuracy": last["accuracy"], "kept": last.get("kept"), "num_paths": last.get("num_paths")}
     row |= {"path_entropy_bits": last.get("path_entropy_bits"), "seconds": round(sum(part["seconds"] for part in timing))}
-    if run.variant in ("node", "stage"):
-        row["swapped"] = swap(dggraph.load(result.folder / "archive"), config)
+    if config.router in ("node", "stage"):
+        static = load_model(config.model, num_classes=config.num_classes, input_size=config.input_size).model
+        row |= look(dggraph.load(result.folder / "archive", model=static), config)
     print(json.dumps(row), round(time.perf_counter() - start), "s", flush=True)
     ROWS.parent.mkdir(exist_ok=True)
     with ROWS.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
-def swap(net: DynamicNetwork, config: TrainConfig) -> dict[str, float]:
-    """Accuracy with the mean adjacency for all, and with each image's replaced by another's of the test set."""
+def look(net: DynamicNetwork, config: TrainConfig) -> dict[str, Any]:
+    """Accuracy on the test set with the mean adjacency for all, and with another image's; and the health of the gates."""
     assert net.preprocess is not None
     net = net.eval()
     validation = open_data(config, net.preprocess).validation
     samples = [validation[index] for index in range(len(validation))]  # type: ignore[arg-type]
     images, labels = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+    report = check_gates(net, images.split(500))
+    health = {"always_open": len(report.always_open), "never_open": len(report.always_closed), "edges": len(report.open_fractions)}
+    health |= {"never_reached": len(report.never_live), "blocks": len(report.live_fractions)}
     with torch.no_grad():
         gates = [net(part, return_gates=True)[1].weights for part in images.split(500)]
         weights = {stage: torch.cat([one[stage] for one in gates]) for stage in gates[0]}
@@ -128,17 +146,69 @@ def swap(net: DynamicNetwork, config: TrainConfig) -> dict[str, float]:
             for place in torch.arange(len(images)).split(500):
                 with pinned_gates(net, {stage: weight[place] for stage, weight in pinned.items()}):
                     right[name] += int((net(images[place]).argmax(1) == labels[place]).sum())
-    return {name: count / len(images) for name, count in right.items()}
+    return {"swapped": {name: count / len(images) for name, count in right.items()}, "health": health}
+
+
+def table(variants: Iterable[str], static: str) -> str:
+    """Markdown: means over seeds, lowest and highest, and differences from the static network of the same seed with 95 % intervals."""
+    rows = done()
+    lines = [
+        "| variant | seeds | accuracy, % | minus static | MACs kept | paths | entropy, bits | mean adjacency | another's | open for all / none "
+        "| blocks unreached |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for variant in variants:
+        found = {seed: row for (name, seed), row in rows.items() if name == variant}
+        if not found:
+            continue
+        accuracy = [100 * row["accuracy"] for row in found.values()]
+        paired = [100 * (row["accuracy"] - rows[static, seed]["accuracy"]) for seed, row in found.items() if (static, seed) in rows]
+        looks = [row for row in found.values() if "swapped" in row]
+        healths = [row["health"] for row in found.values() if "health" in row]
+        cells = [
+            f"{fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
+            "" if variant == static else interval(paired),
+            mean_of(found.values(), lambda row: row["kept"], ".3f"),
+            mean_of(found.values(), lambda row: row["num_paths"], ".0f"),
+            mean_of(found.values(), lambda row: row["path_entropy_bits"], ".1f"),
+            mean_of(looks, lambda row: 100 * row["swapped"]["mean"], ".2f"),
+            mean_of(looks, lambda row: 100 * row["swapped"]["other"], ".2f"),
+            mean_of(healths, lambda row: row["always_open"], ".0f") + mean_of(healths, lambda row: row["never_open"], " / .0f"),
+            mean_of(healths, lambda row: row["never_reached"], ".1f") + mean_of(healths, lambda row: row["blocks"], " of .0f"),
+        ]
+        lines.append(f"| {variant.removeprefix('mobilenet, ')} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean_of(rows: Iterable[dict[str, Any]], pick: Callable[[dict[str, Any]], float | None], form: str) -> str:
+    """Empty where no row has it; text before the format's dot is written before the number."""
+    values = [value for value in map(pick, rows) if value is not None]
+    before, _, digits = form.rpartition(".")
+    return f"{before}{format(fmean(values), '.' + digits)}" if values else ""
+
+
+def interval(differences: list[float]) -> str:
+    """Mean and half of its 95 % interval, by Student's t."""
+    if len(differences) < 2:
+        return f"{fmean(differences):+.2f}" if differences else ""
+    half = {2: 12.706, 3: 4.303, 4: 3.182}[len(differences)] * stdev(differences) / len(differences) ** 0.5
+    return f"{fmean(differences):+.2f} ± {half:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["list", "run"])
+    parser.add_argument("command", choices=["list", "run", "table"])
     parser.add_argument("--hours", type=float, default=1e9, help="Start no run after so many.")
+    parser.add_argument("--variant", help="This one only, so that two queues can share the work.")
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table(VARIANTS, "static"), table(SECOND, "mobilenet, static"), sep="\n\n")
+        return
     start, finished = time.perf_counter(), done()
     for run in runs():
+        if arguments.variant not in (None, run.variant):
+            continue
         if arguments.command == "list":
             print("done" if (run.variant, run.seed) in finished else "    ", run.variant, run.seed)
         elif (run.variant, run.seed) not in finished and time.perf_counter() - start < 3600 * arguments.hours:
