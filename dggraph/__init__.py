@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dggraph.runtime.archive import load, save
     from dggraph.runtime.calibration import calibrate
     from dggraph.runtime.conversion import convert
+    from dggraph.runtime.detectors import convert_backbone_
     from dggraph.runtime.inference import optimize_for_inference
     from dggraph.runtime.norms import recalibrate_norms_
     from dggraph.runtime.recording import record
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "calibrate",
     "convert",
+    "convert_backbone_",
     "load",
     "losses",
     "optimize_for_inference",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "calibrate": "dggraph.runtime.calibration",
     "convert": "dggraph.runtime.conversion",
+    "convert_backbone_": "dggraph.runtime.detectors",
     "load": "dggraph.runtime.archive",
     "optimize_for_inference": "dggraph.runtime.inference",
     "recalibrate_norms_": "dggraph.runtime.norms",

@@ -103,6 +103,7 @@ class DynamicNetwork(nn.Module):
         self.budgets: BudgetCurve | None = None
         self._executor: Executor = "auto"
         self._program: Program | None = None
+        self._collected: list[Gates] | None = None
 
     @property
     def executor(self) -> Executor:
@@ -175,10 +176,13 @@ class DynamicNetwork(nn.Module):
             raise InputError(
                 f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype})."
             ) from error
-        if not return_gates:
+        if not return_gates and self._collected is None:
             return output
         thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}
-        return output, Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
+        named = Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
+        if self._collected is not None:
+            self._collected.append(named)
+        return (output, named) if return_gates else output
 
     def _is_sparse(self, x: Tensor) -> bool:
         is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"
@@ -217,6 +221,17 @@ def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
     if net.labels is not None and len(net.labels) == num_outputs:
         return net.labels
     return tuple(f"class {index}" for index in range(num_outputs))
+
+
+@contextmanager
+def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
+    """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else."""
+    before, collected = net._collected, list[Gates]()
+    net._collected = collected
+    try:
+        yield collected
+    finally:
+        net._collected = before
 
 
 @contextmanager
