@@ -99,8 +99,12 @@ def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     return batch
 
 
-def open_image(file: str | os.PathLike[str]) -> Image.Image:
-    """The first frame of an image file, upright, in RGB.
+def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image.Image:
+    """The first frame of an image file, in RGB.
+
+    Args:
+        file: its path.
+        is_turned: upright, as its EXIF data say; False leaves it as it is stored, which is what boxes are drawn on.
 
     Raises:
         InputError: no image, a damaged one, one of a format not in `FORMATS`, or one of more than 100 megapixels; names the file.
@@ -117,8 +121,9 @@ def open_image(file: str | os.PathLike[str]) -> Image.Image:
                     raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
                 if image.mode.startswith("I"):
                     image = image.convert("I").point(lambda value: value / 256)
-                upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
-                return upright
+                if is_turned:
+                    image = ImageOps.exif_transpose(image)
+                return image.convert("RGB")
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise what they like on damaged files
