@@ -7,7 +7,7 @@ then would take the step with them that training wants to finish and save.
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -18,7 +18,12 @@ WAITED_FOR = {signal.SIGINT, signal.SIGTERM}
 
 
 def load_batches(
-    dataset: Dataset[Any], batches: Sampler[Any] | Sequence[Any], *, workers: int, pin_memory: bool = False
+    dataset: Dataset[Any],
+    batches: Sampler[Any] | Sequence[Any],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[Any]:
     """The batches of `dataset` whose indices `batches` lists.
 
@@ -27,12 +32,18 @@ def load_batches(
         batches: indices of each batch.
         workers: loader processes; 0 loads in this one.
         pin_memory: for a GPU.
+        collate: makes a batch of samples; by default they are stacked.
 
     Raises:
         DggraphError: what the data set raised, without the traceback that torch makes its message.
     """
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_heed_parent
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        worker_init_fn=_heed_parent,
     )
     try:
         yield from loader
