@@ -25,6 +25,7 @@ def blocks(file: str, language: str) -> list[str]:
         "docs/tutorial.md",
         "docs/pictures.md",
         "docs/training.md",
+        "docs/detection.md",
         "docs/budgets.md",
         "docs/inference.md",
         "docs/extending.md",
