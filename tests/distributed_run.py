@@ -1,5 +1,6 @@
 """Run by two processes that torchrun starts: gradients, parameters and counts against one process. Prints what held."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from toy_data import Toy, plain_net
 
 import dggraph
 from dggraph.runtime import processes
+from dggraph.runtime.sharding import shard_, whole
+from dggraph.training.checkpoint import flatten_optimiser, restore_optimiser
 from dggraph.training.config import TrainConfig
 from dggraph.training.evaluation import evaluate
 from dggraph.training.loop import train
 from dggraph.training.losses import budget
+from dggraph.training.optimisers import ON_SHARES, build_optimiser
 
 
 def network(seed: int = 0) -> dggraph.runtime.network.DynamicNetwork:
@@ -62,18 +66,31 @@ def check_parameters() -> None:
 
 
 def check_sharded() -> None:
-    from torch.distributed.fsdp import fully_shard
-
+    """The gradients; then each optimiser that may step on them takes the steps of one process, its state saved and restored on the way."""
     torch.manual_seed(3)
     images, labels = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randint(4, (8,))
-    alone, sharded = network(), network()
-    loss_of(alone, images, labels).backward()
-    fully_shard(sharded)
     part = slice(4 * processes.rank(), 4 * processes.rank() + 4)
-    loss_of(sharded, images[part], labels[part]).backward()
-    for (name, one), other in zip(alone.named_parameters(), sharded.parameters(), strict=True):
-        whole = other.grad.full_tensor()
-        assert float((one.grad - whole).abs().max()) <= 1e-6 * max(1.0, float(one.grad.abs().max())), name
+
+    def stepped(opt: str, net: torch.nn.Module, part: slice) -> list[torch.Tensor]:
+        config = TrainConfig(model="", opt=opt, lr=0.01, weight_decay=0.05)
+        optimiser = build_optimiser(config, net)
+        for step in range(4):
+            if step == 2:
+                tensors, rest = flatten_optimiser(optimiser)
+                optimiser = build_optimiser(config, net)
+                restore_optimiser(optimiser, tensors, json.loads(json.dumps(rest)))
+            optimiser.zero_grad()
+            loss_of(net, images[part], labels[part]).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            optimiser.step()
+        return [whole(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)]
+
+    for opt in ON_SHARES:
+        alone, sharded = network(), network()
+        shard_(sharded)
+        both = zip(stepped(opt, alone, slice(8)), stepped(opt, sharded, part), strict=True)
+        worst = max(float((one - other).abs().max()) for one, other in both)
+        assert worst <= 1e-6, (opt, worst)
     print("sharded", flush=True)
 
 

@@ -32,11 +32,15 @@ def command(dataset: str, **keys: object) -> list[str]:
 
 
 ROUTED: dict[str, object] = {
-    "model": "dggraph:resnet14_4", "gate": "sigmoid", "init": "scratch", "threshold": 0.7, "threshold_warmup": 0, "lr": 0.05, "router_lr": 0.3,
+    "model": "dggraph:resnet14_4", "gate": "sigmoid", "init": "scratch", "threshold": 0.7, "threshold_warmup": 0, "lr": 0.1, "router_lr": 1,
     "budget": 0.8, "mixup": 0.2, "clip_grad": 1, "grad_accum_steps": 2, "model_ema": True, "model_ema_decay": 0.5, "log_interval": 1,
-    "epochs": 5,
+    "epochs": 4,
 }  # fmt: skip
-"""Gates that start so near the threshold that images take different paths from the third step on."""
+"""Gates that start so near the threshold that images take different paths from the second step on."""
+FROZEN: dict[str, object] = {
+    "objective": "distill", "tune": "routers", "router": "stage", "opt": "adamw", "lr": 0.02, "budget": 0.7, "budget_weight": 20,
+    "clip_grad": 0.1, "model_ema": True, "model_ema_decay": 0.5, "log_interval": 1,
+}  # fmt: skip
 
 
 def start(arguments: list[str]) -> None:
@@ -82,14 +86,17 @@ if __name__ == "__main__":
     for name in ("stopped", "continued"):
         launch(name, command("misbehaving:stopped", epochs=3))
     for parallel in ("ddp", "fsdp"):
-        launch(parallel, command("toy_data:make", experiment=parallel, parallel=parallel, **ROUTED))
-    launch("switched", command("toy_data:make", experiment="ddp", parallel="fsdp", **ROUTED))
-    shorter = ROUTED | {"parallel": "fsdp", "epochs": 3}
+        launch(parallel, command("toy_data:unequal", experiment=parallel, parallel=parallel, **ROUTED))
+        launch(f"{parallel}-frozen", command("toy_data:unequal", experiment=f"{parallel}-frozen", parallel=parallel, **FROZEN))
+    for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
+        launch(f"{before}-then-{after}", command("toy_data:unequal", experiment=before, parallel=after, **ROUTED))
+    launch("fsdp-infinite", command("misbehaving:infinite", experiment="fsdp-infinite", parallel="fsdp"))
+    shorter = ROUTED | {"parallel": "fsdp", "epochs": 2, "checkpoint_hist": 1}
     for name in ("fsdp-stopped", "fsdp-continued"):
         launch(name, command("misbehaving:stopped", experiment="fsdp-stopped", **shorter))
     launch("fsdp-whole", command("misbehaving:quiet", experiment="fsdp-whole", **shorter))
-    for key in ("torchcompile", "channels_last"):
-        launch(key, command("toy_data:make", experiment=key, parallel="fsdp", **{key: True}))
+    for key, value in (("torchcompile", True), ("channels_last", True), ("opt", "adamp")):
+        launch(key, command("toy_data:make", experiment=key, parallel="fsdp", **{key: value}))
     launch("fine", command("toy_data:make"))
     launch("fewer", command("toy_data:make"), num_processes=1)
     launch("untrained", ["eval", "dggraph:resnet14_4", "--num-classes=4", "--input-size=16", "--dataset=toy_data:make"])

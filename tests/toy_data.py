@@ -30,6 +30,14 @@ def make(config: object) -> tuple[Dataset, Dataset, tuple[str, ...]]:
     return Toy(72, True, 0), Toy(40, False, 1), ("a", "b", "c", "d")
 
 
+def unequal(config: object) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Images of contrasts so far apart that their paths differ."""
+    sets = Toy(72, True, 0), Toy(40, False, 1)
+    for one in sets:
+        one.images *= torch.linspace(0.1, 4, len(one))[:, None, None, None]
+    return *sets, ("a", "b", "c", "d")
+
+
 class Plain(nn.Module):
     """No norm: an instance's gradient does not depend on its neighbours."""
 

@@ -5,14 +5,13 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import LostProcessError, TrainingError
@@ -113,15 +112,6 @@ def distribute(model: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return model
     return DistributedDataParallel(model, device_ids=[device().index] if device().type == "cuda" else None)
-
-
-def synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients travel with the last part of a batch only."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
-    if isinstance(model, DistributedDataParallel) and not is_last:
-        return model.no_sync()
-    return nullcontext()
 
 
 def share_buffers_(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
 from dggraph.runtime.network import DynamicNetwork
-from dggraph.runtime.sharding import local, shard_
+from dggraph.runtime.sharding import local, shard_, synchronised
 from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData
@@ -32,7 +32,7 @@ from dggraph.training.loading import load_batches
 from dggraph.training.locking import locked
 from dggraph.training.losses import budget_of, divergence, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row
-from dggraph.training.optimisers import build_optimiser, build_schedule
+from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
@@ -143,6 +143,11 @@ def _refuse_with_shards(config: TrainConfig) -> None:
     for key, reason in reasons.items():
         if getattr(config, key):
             raise InputError(f"{key} does not go with parallel = 'fsdp': {reason}. Leave it out, or choose parallel = 'ddp'.")
+    if config.opt.lower() not in ON_SHARES:
+        raise InputError(
+            f"opt = {config.opt!r} does not go with parallel = 'fsdp': it may need whole weights, and steps wrongly, or not at all, with "
+            f"shares of them. Choose one of {', '.join(ON_SHARES)}, which were seen to step alike, or parallel = 'ddp'."
+        )
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
@@ -226,7 +231,7 @@ def _step(
     pairs = list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
     for number, (part, target) in enumerate(pairs, start=1):
         is_last = number == len(pairs)
-        with processes.synchronised(run.wrapped, is_last), _autocast(config, part.device):
+        with synchronised(run.wrapped, is_last), _autocast(config, part.device):
             if isinstance(run.model, DynamicNetwork):
                 logits, gates = run.wrapped(part, return_gates=True)
             else:

@@ -9,6 +9,9 @@ from dggraph.errors import InputError, MissingExtraError
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.training.config import TrainConfig
 
+ON_SHARES = ("adafactor", "adam", "adamw", "adan", "lars", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")
+"""Optimisers that take the same steps where each process has a share of every weight, to 1e-6. Of timm's others some fail there."""
+
 
 def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | None = None) -> list[dict[str, Any]]:
     """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do not.

@@ -155,14 +155,14 @@ def judging(run: Run) -> Iterator[nn.Module]:
     """What is evaluated: the average where one is kept, whole, and the same on every process; all must ask for it."""
     model: nn.Module = run.average.module if run.average is not None else run.model
     processes.share_buffers_(model)
-    if run.unsharded is not None:
-        run.unsharded.load_state_dict(whole_state(model))
-        model = run.unsharded.to(processes.device())
     if isinstance(model, DynamicNetwork) and isinstance(run.model, DynamicNetwork):
         now = dict(run.model.lowered.named_buffers())
         for name, buffer in model.lowered.named_buffers():
             if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
                 buffer.copy_(now[name])
+    if run.unsharded is not None:
+        run.unsharded.load_state_dict(whole_state(model))
+        model = run.unsharded.to(processes.device())
     yield model
     if run.unsharded is not None:
         run.unsharded.cpu()
