@@ -86,7 +86,7 @@ def check_sharded() -> None:
         return [whole(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)]
 
     for opt in ON_SHARES:
-        alone, sharded = network(), network()
+        alone, sharded = network(), network(processes.rank())  # whose weights become those of process 0
         shard_(sharded)
         both = zip(stepped(opt, alone, slice(8)), stepped(opt, sharded, part), strict=True)
         worst = max(float((one - other).abs().max()) for one, other in both)

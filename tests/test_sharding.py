@@ -19,5 +19,7 @@ from dggraph.runtime.sharding import shard_
 def test_parameters_without_shares(parameter: torch.Tensor, message: str) -> None:
     net = plain_net()
     net.scale = nn.Parameter(parameter)
-    with pytest.raises(InputError, match=f"the parameter {message}, so processes cannot have shares of it. Choose parallel = 'ddp'"):
+    with pytest.raises(
+        InputError, match=f"the parameter {message}, so processes cannot have shares of it. Choose parallel = 'ddp'"
+    ):
         shard_(net)

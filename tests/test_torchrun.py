@@ -108,7 +108,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Of the last checkpoint and the archive, by `<part>.<name>`."""
     last = list_checkpoints(folder / "checkpoints")[-1]
-    files = [*(last / f"{part}.safetensors" for part in ("model", "average", "optimiser")), folder / "archive" / "model.safetensors"]
+    files = [
+        *(last / f"{part}.safetensors" for part in ("model", "average", "optimiser")),
+        folder / "archive" / "model.safetensors",
+    ]
     named = ((file, safetensors.torch.load_file(file)) for file in files)
     return {f"{file.parent.name}.{file.stem}.{name}": tensor for file, tensors in named for name, tensor in tensors.items()}
 
