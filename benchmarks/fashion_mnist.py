@@ -12,7 +12,7 @@ none reaches.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -149,42 +149,42 @@ def look(net: DynamicNetwork, config: TrainConfig) -> dict[str, Any]:
     return {"swapped": {name: count / len(images) for name, count in right.items()}, "health": health}
 
 
-def table(variants: Iterable[str], static: str) -> str:
-    """Markdown: means over seeds, lowest and highest, and differences from the static network of the same seed with 95 % intervals."""
+def tables(variants: Iterable[str], static: str) -> str:
+    """Markdown: accuracy as mean over seeds, lowest and highest, and difference from the static network of the same seed with its 95 %
+    interval; then what gates do."""
     rows = done()
-    lines = [
-        "| variant | seeds | accuracy, % | minus static | MACs kept | paths | entropy, bits | mean adjacency | another's | open for all / none "
-        "| blocks unreached |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+    accuracies = ["| variant | seeds | accuracy, % | minus static | MACs kept |", "|---|---|---|---|---|"]
+    gates = [
+        "| variant | paths | entropy, bits | mean adjacency, % | another's, % | edges open for all, none | blocks unreached |",
+        "|---|---|---|---|---|---|---|",
     ]
     for variant in variants:
         found = {seed: row for (name, seed), row in rows.items() if name == variant}
         if not found:
             continue
-        accuracy = [100 * row["accuracy"] for row in found.values()]
+        name, accuracy = variant.removeprefix("mobilenet, "), [100 * row["accuracy"] for row in found.values()]
         paired = [100 * (row["accuracy"] - rows[static, seed]["accuracy"]) for seed, row in found.items() if (static, seed) in rows]
-        looks = [row for row in found.values() if "swapped" in row]
+        spread = f"{fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})"
+        difference = "" if variant == static else interval(paired)
+        accuracies.append(f"| {name} | {len(found)} | {spread} | {difference} | {mean_of(found.values(), 'kept', '.3f')} |")
+        looks = [row["swapped"] for row in found.values() if "swapped" in row]
         healths = [row["health"] for row in found.values() if "health" in row]
-        cells = [
-            f"{fmean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})",
-            "" if variant == static else interval(paired),
-            mean_of(found.values(), lambda row: row["kept"], ".3f"),
-            mean_of(found.values(), lambda row: row["num_paths"], ".0f"),
-            mean_of(found.values(), lambda row: row["path_entropy_bits"], ".1f"),
-            mean_of(looks, lambda row: 100 * row["swapped"]["mean"], ".2f"),
-            mean_of(looks, lambda row: 100 * row["swapped"]["other"], ".2f"),
-            mean_of(healths, lambda row: row["always_open"], ".0f") + mean_of(healths, lambda row: row["never_open"], " / .0f"),
-            mean_of(healths, lambda row: row["never_reached"], ".1f") + mean_of(healths, lambda row: row["blocks"], " of .0f"),
-        ]
-        lines.append(f"| {variant.removeprefix('mobilenet, ')} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if looks:
+            cells = [
+                mean_of(found.values(), "num_paths", ".0f"),
+                mean_of(found.values(), "path_entropy_bits", ".1f"),
+                *(mean_of(looks, key, ".2f", 100) for key in ("mean", "other")),
+                ", ".join(mean_of(healths, key, ".0f") for key in ("always_open", "never_open")),
+                f"{mean_of(healths, 'never_reached', '.1f')} of {mean_of(healths, 'blocks', '.0f')}",
+            ]
+            gates.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*accuracies, "", *gates])
 
 
-def mean_of(rows: Iterable[dict[str, Any]], pick: Callable[[dict[str, Any]], float | None], form: str) -> str:
-    """Empty where no row has it; text before the format's dot is written before the number."""
-    values = [value for value in map(pick, rows) if value is not None]
-    before, _, digits = form.rpartition(".")
-    return f"{before}{format(fmean(values), '.' + digits)}" if values else ""
+def mean_of(rows: Iterable[dict[str, Any]], key: str, form: str, scale: float = 1) -> str:
+    """Empty where no row has it."""
+    values = [scale * row[key] for row in rows if row.get(key) is not None]
+    return format(fmean(values), form) if values else ""
 
 
 def interval(differences: list[float]) -> str:
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     if arguments.command == "table":
-        print(table(VARIANTS, "static"), table(SECOND, "mobilenet, static"), sep="\n\n")
+        print(tables(VARIANTS, "static"), tables(SECOND, "mobilenet, static"), sep="\n\n\n")
         return
     start, finished = time.perf_counter(), done()
     for run in runs():
