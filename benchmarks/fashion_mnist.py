@@ -155,7 +155,7 @@ def tables(variants: Iterable[str], static: str) -> str:
     rows = done()
     accuracies = ["| variant | seeds | accuracy, % | minus static | MACs kept |", "|---|---|---|---|---|"]
     gates = [
-        "| variant | paths | entropy, bits | mean adjacency, % | another's, % | edges open for all, none | blocks unreached |",
+        "| variant | paths | entropy, bits | mean adjacency, % | another's, % | always, never open | unreached |",
         "|---|---|---|---|---|---|---|",
     ]
     for variant in variants:
