@@ -273,7 +273,7 @@ def table() -> str:
     ]
     others = [
         "",
-        "| network, budget | MACs kept on photographs | paths | stamps right | by the static network |",
+        "| network, budget | minus time-sharing | MACs on photographs | paths | stamps right, static |",
         "|---|---|---|---|---|",
     ]
     for network, budget in PINS:
