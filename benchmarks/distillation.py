@@ -197,14 +197,11 @@ def oracle(table: Table, share: float) -> float:
     return float((np.cumsum(extra_N) <= (share - table.kept_P.min()) * len(extra_N) + 1e-9).mean())
 
 
-def tables(config: TrainConfig, free: list[str], crops: Path, output: Path) -> tuple[Table, Table]:
-    """Of the pool and of the test images."""
-    network, preprocess = static_network(config)
-    pool, _ = read(crops / "train", preprocess, POOL_IMAGES)
-    test, _ = test_images(crops, preprocess)
-    net = dggraph.convert(network, test[:1], router="stage").eval()
-    stem = f"{config.model.rpartition(':')[2]}-{'-'.join(free)}"
-    return tuple(tabulate(net, free, x, output / f"{stem}-{part}.npz") for part, x in (("pool", pool), ("test", test)))  # type: ignore[return-value]
+def tables(static: nn.Module, free: list[str], pool: Tensor, test: Tensor, stem: Path) -> tuple[Table, Table]:
+    """Of the pool and of the test images, kept in files that begin with `stem`."""
+    net = dggraph.convert(static, test[:1], router="stage").eval()
+    stem = Path(f"{stem}-{'-'.join(free)}")
+    return tabulate(net, free, pool, Path(f"{stem}-pool.npz")), tabulate(net, free, test, Path(f"{stem}-test.npz"))
 
 
 def execute(run: Run, crops: Path, output: Path) -> None:
@@ -225,7 +222,8 @@ def execute(run: Run, crops: Path, output: Path) -> None:
     best_N = torch.cat([logits.argmax(1) for logits, _ in parts])
     share_N = torch.cat([kept(gates) for _, gates in parts])
     open_NE = torch.cat([torch.cat([weights != 0 for weights in gates.weights.values()], 1) for _, gates in parts])
-    pool, test = tables(config, free, crops, output)
+    pool_images, _ = read(crops / "train", preprocess, POOL_IMAGES)
+    pool, test = tables(static, free, pool_images, x, output / config.model.rpartition(":")[2])
     share, agrees_N = float(share_N.mean()), best_N == expected_N
     num_stamps = len(right)
     write(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_detectors import seeded
 from torch import nn
 from torchvision import models
 from torchvision.ops import FrozenBatchNorm2d
@@ -18,11 +19,6 @@ MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
     "efficientnet_b0": (models.efficientnet_b0, {"0": (24, 24, 16), "1": (40, 12, 8), "2": (112, 6, 4), "3": (320, 3, 2)}),
     "convnext_tiny": (models.convnext_tiny, {"0": (96, 24, 16), "1": (192, 12, 8), "2": (384, 6, 4), "3": (768, 3, 2)}),
 }
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return make().eval()
 
 
 @pytest.mark.parametrize("name", MAKE)
