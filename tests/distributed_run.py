@@ -125,3 +125,4 @@ if __name__ == "__main__":
         check_sharded()
         check_counts(expected)
         check_training(Path(sys.argv[1]))
+    processes.leave(0)

@@ -4,10 +4,12 @@
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -48,6 +50,17 @@ def joined() -> Iterator[None]:
             ) from error
         raise
     dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as it is, with its output written and the interpreter not torn down.
+
+    torch keeps the mesh of a sharded network in caches, so the group's threads outlive `joined`. One that lets go of its last tensor while
+    the interpreter closes aborts the process (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_speaker(message: str, *, is_consequence: bool) -> bool:
