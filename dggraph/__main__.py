@@ -1,6 +1,15 @@
 """`python -m dggraph`, for launchers such as torchrun that start modules."""
 
+import os
+
 from dggraph.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from dggraph.runtime.processes import leave
+
+            leave(int(ended.code or 0))
+        raise

@@ -57,35 +57,27 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `dggraph` script."""
-    code = _run(sys.argv[1:] if args is None else args)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
-        from dggraph.runtime.processes import leave
-
-        leave(code)
-    sys.exit(code)
-
-
-def _run(arguments: list[str]) -> int:
+    arguments = sys.argv[1:] if args is None else args
     try:
         code = cli.main(arguments, prog_name="dggraph", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as error:
-        return error.exit_code
+        sys.exit(error.exit_code)
     except click.Abort:
-        return 130
+        sys.exit(130)
     except click.ClickException as error:
         _report(arguments, "UsageError", error.format_message())
-        return 2
+        sys.exit(2)
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))
-        return 3 if isinstance(error, LoweringError) else 4
+        sys.exit(3 if isinstance(error, LoweringError) else 4)
     except Exception as error:
         if os.environ.get("DGGRAPH_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
         hint = "" if isinstance(error, OSError) else " DGGRAPH_TRACEBACK=1 shows where; please report it."
         _report(arguments, type(error).__name__, f"{type(error).__name__}: {text[:300]}.{hint}")
-        return 4
+        sys.exit(4)
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:
