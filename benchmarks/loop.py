@@ -55,7 +55,7 @@ def bare(config: TrainConfig) -> float:
     prepared = prepare(config)
     model = prepared.model
     optimiser = torch.optim.SGD(param_groups(model, config.weight_decay), lr=0.01, momentum=config.momentum)
-    loader: Any = DataLoader(prepared.data.train, batch_size=config.batch_size, shuffle=True, drop_last=True)
+    loader: Any = DataLoader(prepared.task.train, batch_size=config.batch_size, shuffle=True, drop_last=True)
     start = time.perf_counter()
     for images, labels in loader:
         if isinstance(model, DynamicNetwork) and config.budget is not None:

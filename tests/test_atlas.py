@@ -23,9 +23,9 @@ from dggraph.runtime import atlas as collecting
 from dggraph.runtime.atlas import Collected, collect_atlas, count_item, observe
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import open_image_set
-from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, pinned_gates
 from dggraph.runtime.preprocessing import Preprocess, open_image, preprocess_image
+from dggraph.runtime.recording import watch_network
 from dggraph.views.report import Report, make_report
 
 LABELS = ("apple", "bee", "cloud", "dune", "elk")
@@ -133,9 +133,9 @@ def test_hand_computed(tmp_path: Path) -> None:
         images.items(), ([(v0, v3), (v3, out)], [(v0, v1), (v1, v2), (v2, v3), (v3, out)], [(v0, v3), (v3, out)]), strict=True
     ):
         weights = torch.tensor([1.0 if edge in opened else 0.0 for edge in edges])
-        with pinned_gates(net, {"blocks": weights}), evaluating(net):
+        with pinned_gates(net, {"blocks": weights}):
             counts.is_wanted = True
-            count_item(item, observe(net, item, images.classes, "error"), counts)
+            count_item(item, observe(watch_network(net), item, images.classes, "error"), counts)
     atlas = counts.atlas(network="n", images="i", num_ignored=0)
     shares = {edge: atlas.frequencies["blocks"][place] for place, edge in enumerate(edges)}
     assert shares == dict.fromkeys(edges, 0.0) | {(v0, v3): 2 / 3, (v3, out): 1.0} | dict.fromkeys(
@@ -271,10 +271,9 @@ def test_what_is_held_does_not_grow_with_the_set(tmp_path: Path) -> None:
         write_idx(tmp_path / str(number), "t10k", [index % 5 for index in range(number)], number)
         images = open_image_set(tmp_path / str(number), LABELS)
         counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=True)
-        with evaluating(net):
-            for item in images.items():
-                again = item.__class__(item.index, item.name, item.label, lambda place=item.index: grey(place % 50))  # type: ignore[misc]
-                count_item(again, observe(net, again, images.classes, "error"), counts)
+        for item in images.items():
+            again = item.__class__(item.index, item.name, item.label, lambda place=item.index: grey(place % 50))  # type: ignore[misc]
+            count_item(again, observe(watch_network(net), again, images.classes, "error"), counts)
         sizes.append(len(json.dumps(counts.document())))
     assert sizes[1] < 1.15 * sizes[0]
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.training.box_data import BoxDataset, ShapedBatches, collate
+from dggraph.training.box_data import BoxDataset, collate
 from dggraph.training.boxes import Box, BoxImage
-from dggraph.training.order import EpochBatches, SeededDataset
+from dggraph.training.order import SeededDataset
 
 
 def picture(folder: Path, width: int = 20, height: int = 10, exif: Image.Exif | None = None) -> Path:
@@ -57,16 +57,3 @@ def test_augmentation_follows_from_seed_and_place(tmp_path: Path) -> None:
 def test_images_of_several_sizes_stay_a_list() -> None:
     images, targets = collate([(torch.zeros(3, 2, 4), {"a": torch.ones(1)}), (torch.zeros(3, 5, 4), {"a": torch.zeros(1)})])
     assert [tuple(image.shape) for image in images] == [(3, 2, 4), (3, 5, 4)] and float(targets[0]["a"]) == 1
-
-
-def test_batches_are_of_one_shape_and_every_image_comes_at_most_once() -> None:
-    is_tall = [index % 3 == 0 for index in range(50)]
-    whole = list(ShapedBatches(is_tall, 4, seed=1, epoch=2))
-    assert all(len({is_tall[index] for _, index in batch}) == 1 and len(batch) == 4 for batch in whole)
-    seen = [index for batch in whole for _, index in batch]
-    assert len(seen) == len(set(seen)) == 16 + 32, "17 tall and 33 wide ones"
-    assert whole != list(ShapedBatches(is_tall, 4, seed=1, epoch=3)) and {epoch for batch in whole for epoch, _ in batch} == {2}
-    assert list(ShapedBatches(is_tall, 4, seed=1, epoch=2, first=5)) == whole[5:]
-    halves = [list(ShapedBatches(is_tall, 2, seed=1, epoch=2, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [one + two for one, two in zip(*halves, strict=True)] == whole
-    assert list(ShapedBatches([False] * 50, 4, seed=1, epoch=2)) == list(EpochBatches(50, 4, seed=1, epoch=2))

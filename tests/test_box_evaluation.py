@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dggraph.errors import InputError
+from dggraph.errors import InputError, MissingExtraError
 from dggraph.training import box_evaluation
 from dggraph.training.box_evaluation import Detection, average_precision, write_predictions
 from dggraph.training.boxes import Box, BoxImage, BoxSet, read_coco, read_voc
@@ -137,5 +137,5 @@ def test_predictions_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None
         raise ImportError(name)
 
     monkeypatch.setattr(box_evaluation, "import_module", missing)
-    with pytest.raises(InputError, match=r"dggraph\[detection\]"):
+    with pytest.raises(MissingExtraError, match=r"dggraph\[detection\]"):
         average_precision({}, expected)

@@ -215,7 +215,7 @@ def test_loader_processes_give_the_samples_of_one(tmp_path: Path) -> None:
     found = open_data(keys("mnist", tmp_path, crop_padding=2, randaugment=(1, 5)), GREY)
 
     def samples(train: Any, workers: int) -> list[Any]:
-        batches = EpochBatches(20, 4, seed=3, epoch=1)
+        batches = EpochBatches([0] * 20, 4, seed=3, epoch=1)
         return list(DataLoader(SeededDataset(train, 3), batch_sampler=batches, num_workers=workers))
 
     alone = samples(found.train, 0)

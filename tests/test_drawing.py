@@ -61,7 +61,7 @@ def test_a_path_shows_active_dropped_dead_and_unused() -> None:
     assert node_marks(svg) == {"a_0": "live", "a_1": "unused", "a_2": "dead", "a_out": "live"}
     shown = " | ".join(texts(svg))
     assert "cat.jpg" in shown and "tabby 0.91" in shown and "2 of 6 edges active" in shown and "1.5M MACs" in shown
-    assert "computed, unused" in shown and "never reached" in shown
+    assert "reached, unused" in shown and "never reached" in shown
     assert "a_0 to a_out: 0.700" in svg
 
 

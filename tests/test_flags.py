@@ -18,7 +18,7 @@ from dggraph.training.config import TrainConfig, read_config
 RECIPES = sorted(Path(str(resources.files("dggraph"))).glob("recipes/*.toml"))
 VALUES: dict[str, Any] = {
     "model": "resnet18", "checkpoint": Path("a.pth"), "num_classes": 7, "input_size": 64, "wiring": "window(3)", "residual": "lift",
-    "router": "stage", "gate": "sigmoid", "init": "scratch", "dataset": "mnist", "data_dir": Path("d"), "mean": (0.1, 0.2, 0.3),
+    "max_size": 96, "router": "stage", "gate": "sigmoid", "init": "scratch", "dataset": "mnist", "data_dir": Path("d"), "mean": (0.1, 0.2, 0.3),
     "std": (0.5, 0.25, 1.0), "interpolation": "bicubic", "crop_pct": 0.9, "scale": (0.2, 0.75), "ratio": (0.5, 2.0), "crop_padding": 4,
     "hflip": 0.0, "color_jitter": 0.4, "randaugment": (2, 9), "reprob": 0.25, "mixup": 0.2, "cutmix": 1.0, "smoothing": 0.1,
 }  # fmt: skip
@@ -45,7 +45,7 @@ def as_flags(values: dict[str, Any]) -> list[str]:
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             arguments.append(flag if value else flag.replace("--", "--no-", 1))
-        elif key in ("mean", "std"):
+        elif key in ("mean", "std", "decay_milestones"):
             arguments += [part for one in value for part in (flag, str(one))]
         else:
             arguments += [flag, *map(str, value if isinstance(value, tuple) else (value,))]

@@ -142,11 +142,11 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: 
     seen: list[tuple[Any, list[torch.Tensor]]] = []
     real = loop._step
 
-    def step(run: Any, config: Any, images: torch.Tensor, *rest: Any) -> Any:
+    def step(run: Any, config: Any, task: Any, batch: Any, total: int) -> Any:
         if run.step == 5:
             seen.append((run, [parameter.detach().clone() for parameter in run.model.parameters()]))
-            images = images * torch.inf
-        return real(run, config, images, *rest)
+            batch = [batch[0] * torch.inf, batch[1]]
+        return real(run, config, task, batch, total)
 
     monkeypatch.setattr(loop, "_step", step)
     with pytest.raises(TrainingError, match="the loss of step 5 is nan"):

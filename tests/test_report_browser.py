@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from test_atlas import build, paint
 from test_report import hostile_atlas
 
+from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.runtime.atlas import Collected, collect_atlas
 from dggraph.runtime.imagesets import open_image_set
 from dggraph.views.report import make_report
@@ -157,6 +159,35 @@ def test_hostile_names_do_nothing(browser: Any, collected: Collected, tmp_path: 
         )
         assert page.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_outlined_objects_are_shown_on_their_images(browser: Any, collected: Collected, tmp_path: Path) -> None:
+    """Within the image, over it, and found by their class; at both widths nothing sticks out."""
+    box = FoundObject(corners=(4, 4, 12, 12), label=3, name="<b>bird</b>\u202e", score=0.75)
+    instances = tuple(
+        replace(one, detected=Detected(size=(16, 16), objects=(box,) * (place % 2)))
+        for place, one in enumerate(collected.atlas.instances)
+    )
+    report = make_report(build().graph, replace(collected.atlas, instances=instances), collected.thumbnails)
+    page = open_page(browser, tmp_path / "objects.html", report.html)
+    page.find_element("id", "every").click()
+    page.find_element("id", "search").send_keys("<b>bird")
+    assert shown(page) == [f"image-{one.index}" for one in instances[1::2]]
+    for width in (390, 1200):
+        page.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        )
+        image, outline = (
+            page.execute_script(
+                f"return document.querySelector('#image-{instances[1].index} .head {what}').getBoundingClientRect()"
+            )
+            for what in ("image", ".objects rect:last-child")
+        )
+        assert outline["left"] - image["left"] == pytest.approx(image["width"] / 4, abs=2.5)
+        assert outline["top"] - image["top"] == pytest.approx(image["height"] / 4, abs=2.5)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert page.get_log("browser") == [] and requests(page) == [page.current_url]
 
 
 def test_without_scripts_everything_is_there(browser: Any, collected: Collected, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option
 from dggraph.errors import InputError
 
 
@@ -28,10 +28,21 @@ from dggraph.errors import InputError
     type=click.Choice(["error", "skip"]),
     help="Stop at an image that cannot be read, or count and name it.",
 )
+@score_option
 @as_json
-def command(images: Path, output: Path, limit: int | None, instances: int, on_bad_image: Any, as_json: bool, **model: Any) -> None:
+def command(
+    images: Path,
+    output: Path,
+    limit: int | None,
+    instances: int,
+    on_bad_image: Any,
+    score: float | None,
+    as_json: bool,
+    **model: Any,
+) -> None:
     """Run MODEL on a set of IMAGES and report on their paths.
 
+    MODEL may also be the run folder of a detector: images are shown with what it finds.
     IMAGES is a folder of images, a folder with a sub-folder for each class, or MNIST's files. An interrupted run continues where it was.
     On several processes, with the same result: torchrun --nproc-per-node N -m dggraph atlas MODEL IMAGES -o REPORT.html
     """
@@ -48,12 +59,12 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     from dggraph.views.report import make_report
 
     with processes.joined():
-        net = open_network(**model)
+        watch = open_watch(score=score, **model)
         is_first = processes.rank() == 0
         with counting("Running images") if is_first else nullcontext(lambda done, total: None) as progress:
             collected = collect_atlas(
-                net,
-                open_image_set(images, net.labels),
+                watch,
+                open_image_set(images, watch.net.labels),
                 limit=limit,
                 num_instances=instances,
                 on_bad_image=on_bad_image,
@@ -63,7 +74,7 @@ def command(images: Path, output: Path, limit: int | None, instances: int, on_ba
     if not is_first:
         return
     atlas = collected.atlas
-    report = make_report(net.graph, atlas, collected.thumbnails)
+    report = make_report(watch.net.graph, atlas, collected.thumbnails, score=SCORE if score is None else score)
     write_whole(numbers, report.json.encode())
     write_whole(output, report.html.encode())
     state.unlink(missing_ok=True)

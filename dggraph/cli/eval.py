@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
 from dggraph.cli.options import as_json, model_options, open_network, working
 from dggraph.cli.tables import show
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dggraph.training.sensitivity import Sensitivity
 
 DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "validation_batch_size", "workers")
+BOX_KEYS = ("on_bad_box", "max_size")
 
 FORGOTTEN = 0.05
 """Share of the images by which the static path may be worse than a network's own before it is no longer a reference."""
@@ -29,7 +31,7 @@ FORGOTTEN = 0.05
 
 @click.command()
 @model_options
-@config_flags_for(*DATA_KEYS)
+@config_flags_for(*DATA_KEYS, *BOX_KEYS)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images, evenly spread over the set.")
 @click.option(
     "--budget",
@@ -40,17 +42,39 @@ FORGOTTEN = 0.05
 )
 @click.option("--save", type=click.Path(path_type=Path), metavar="FOLDER", help="Archive with the curve of --budget; may be MODEL.")
 @click.option("--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels.")
+@click.option(
+    "--predictions", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Boxes as COCO's JSON, of a detector."
+)
 @as_json
 def command(
-    model: str, limit: int | None, budgets: tuple[float, ...], save: Path | None, sensitivity: bool, as_json: bool, **options: Any
+    model: str,
+    limit: int | None,
+    budgets: tuple[float, ...],
+    save: Path | None,
+    sensitivity: bool,
+    predictions: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Evaluate MODEL on the validation part of a data set.
+
+    MODEL may also be the folder of a run that trained a detector, or with --dataset coco or voc the name of one.
 
     On several processes: torchrun --nproc-per-node N -m dggraph eval MODEL; the counts are those of one.
     """
     if save is not None and not budgets:
         raise click.UsageError("--save keeps the curve that --budget measures; give at least one --budget.")
-    keys = read_config(None, {"model": model} | {key: options.pop(key) for key in DATA_KEYS})
+    given = {key: options.pop(key) for key in (*DATA_KEYS, *BOX_KEYS)}
+    if _is_detection(model, given["dataset"]):
+        _refuse_for_boxes({"budget": budgets, "save": save, "sensitivity": sensitivity} | given, options)
+        built = {key: options[key] for key in ("checkpoint", "num_classes", "input_size")}
+        evaluate_boxes(model, given | built, options["backbone"], limit=limit, predictions=predictions, as_json=as_json)
+        return
+    if predictions is not None or any(given[key] is not None for key in BOX_KEYS):
+        raise click.UsageError(
+            f"--predictions, --on-bad-box and --max-size are for detectors: the folder of a run, or --dataset {' or '.join(BOX_SETS)}."
+        )
+    keys = read_config(None, {"model": model} | {key: given[key] for key in DATA_KEYS})
     if save is not None:
         _refuse_other(save, model)
 
@@ -70,7 +94,7 @@ def command(
                 f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
             )
         processes.agree({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
-        how: Any = {"batch_size": keys.validation_batch_size, "workers": keys.workers}
+        how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
         document["num_processes"] = processes.world_size()
         if data.classes:
@@ -93,6 +117,21 @@ def command(
                 click.echo(json.dumps(document))
             else:
                 show(document)
+
+
+def _is_detection(model: str, dataset: str | None) -> bool:
+    from dggraph.training.detector_runs import is_detector_run
+
+    return dataset in BOX_SETS or is_detector_run(model)
+
+
+def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
+    """Flags without a meaning for detectors, which normalise by themselves, and whose routers come trained or not at all."""
+    usual = {"wiring": "complete", "residual": "auto", "router": "node", "gate": None, "threshold": 0.5}
+    found = [name for name in ("budget", "save", "sensitivity", "mean", "std", "interpolation", "crop_pct") if given[name]]
+    found += [name for name, value in usual.items() if options[name] != value]
+    if found:
+        raise click.UsageError(f"--{found[0].replace('_', '-')} is for classifiers; it means nothing for a detector. Leave it out.")
 
 
 def _refuse_other(save: Path, model: str) -> None:

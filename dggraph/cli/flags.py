@@ -53,7 +53,7 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
     first, *others = get_args(kind)
     if others == [...]:
         return click.option(
-            f"--{dashed}", name, type=first, multiple=True, callback=_none_if_empty, help=f"{help} Give one per channel."
+            f"--{dashed}", name, type=first, multiple=True, callback=_none_if_empty, help=f"{help} Repeat it for each value."
         )
     return click.option(f"--{dashed}", name, type=first, nargs=1 + len(others), default=None, help=help)
 

@@ -11,7 +11,15 @@ from dggraph.errors import InputError
 
 if TYPE_CHECKING:
     from dggraph.runtime.network import DynamicNetwork
+    from dggraph.runtime.recording import Watch
 
+SCORE = 0.5
+
+score_option = click.option(
+    "--score",
+    type=click.FloatRange(0, 1),
+    help=f"Of a detector: outline the objects of this score or more.  [default: {SCORE}]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
 
@@ -40,7 +48,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--backbone",
                 metavar="MODULE:FUNCTION",
-                help="For an archive of a model of your own: what builds it, imported and called.",
+                help="For an archive, or the run of a detector, of a model of your own: what builds it, imported and called.",
             ),
         )
     ):
@@ -73,19 +81,17 @@ def open_network(
     from dggraph.runtime.models import load_model
 
     if (Path(model) / MANIFEST).is_file():
-        answered = {
-            "checkpoint": checkpoint,
-            "input-size": input_size,
-            "wiring": wiring != "complete",
-            "residual": residual != "auto",
-        }
-        answered |= {"router": router != "node", "gate": gate, "threshold": threshold != 0.5}
-        answered |= {"num-classes": num_classes and backbone is None}
-        given = [f"--{name}" for name, value in answered.items() if value]
-        if given:
-            raise click.UsageError(
-                f"{given[0]} does not go with an archive: {model} is converted already. Convert its MODEL again."
-            )
+        refuse_answered(
+            f"an archive: {model} is converted already. Convert its MODEL again.",
+            checkpoint=checkpoint,
+            num_classes=None if backbone is not None else num_classes,
+            input_size=input_size,
+            wiring=wiring,
+            residual=residual,
+            router=router,
+            gate=gate,
+            threshold=threshold,
+        )
         with working(f"Loading {model}"):
             return load(model, load_model(backbone, num_classes=num_classes).model if backbone is not None else None)
     if backbone is not None:
@@ -105,6 +111,41 @@ def open_network(
         net = convert(built.model, example, wiring=wiring, residual=residual, router=router, gate=gate, threshold=threshold)
     note_source_(net, built)
     return net
+
+
+def open_watch(model: str, *, score: float | None, **options: Any) -> "Watch":
+    """What `open_network` opens, or the detector of a run folder, to be shown images.
+
+    Raises:
+        click.UsageError: options that the run has already answered, or a score without a detector; or as for `open_network`.
+        InputError: the run's backbone is static, or the network does not say how images become its input.
+    """
+    from dggraph.runtime.recording import watch_detector, watch_network
+    from dggraph.training.detector_runs import is_detector_run, open_detector
+
+    if not is_detector_run(model):
+        if score is not None:
+            raise click.UsageError(f"--score goes with the run folder of a detector, and {model} is none.")
+        return watch_network(open_network(model, **options))
+    backbone = options.pop("backbone")
+    refuse_answered(f"a run folder: {model} says how its detector was built.", **options)
+    with working(f"Loading {model}"):
+        detector = open_detector(model, backbone)
+    if detector.net is None:
+        raise InputError(f"the detector in {model} has a static backbone, so there are no paths. Train one with routers.")
+    return watch_detector(detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name)
+
+
+def refuse_answered(what: str, **options: Any) -> None:
+    """Refuse model options that `what` has answered already.
+
+    Raises:
+        click.UsageError: names one that is not at its default.
+    """
+    defaults = {"wiring": "complete", "residual": "auto", "router": "node", "threshold": 0.5}
+    given = next((name for name, value in options.items() if value != defaults.get(name)), None)
+    if given is not None:
+        raise click.UsageError(f"--{given.replace('_', '-')} does not go with {what}")
 
 
 def make_folder(folder: Path) -> None:

@@ -1,33 +1,38 @@
 """`dggraph paths`: the path that each image takes, drawn."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
-from dggraph.cli.options import as_json, make_folder, model_options, open_network, working
-from dggraph.errors import InputError
+from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option, working
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dggraph.graph.atlas import Detected
     from dggraph.graph.ir import ActivatedPath
     from dggraph.runtime.network import DynamicNetwork
+    from dggraph.runtime.recording import Watch
     from dggraph.views.layout import Layout
 
 SUFFIXES = {"svg": "svg", "png": "png", "pdf": "pdf", "dot": "dot", "mermaid": "mmd", "json": "json"}
 
 
 class Run(NamedTuple):
-    """One image run through a network."""
+    """One image run through a network, or a detector on one."""
 
     row: dict[str, Any]
     """Facts for the table and for --json."""
     path: "ActivatedPath"
     image: "Image.Image"
+    detected: "Detected | None"
+    """What a detector found."""
 
 
 @click.command()
@@ -39,6 +44,7 @@ class Run(NamedTuple):
     "--diff", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="One picture: what only one of two images uses."
 )
 @collapse_option
+@score_option
 @click.option("--random-routers", type=int, metavar="SEED", help="Try out routing: give the routers seeded random weights.")
 @as_json
 def command(
@@ -47,27 +53,32 @@ def command(
     kind: str,
     diff: tuple[Path, Path] | None,
     collapse: str | None,
+    score: float | None,
     random_routers: int | None,
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Run MODEL on IMAGES; one picture an image."""
+    """Run MODEL on IMAGES; one picture an image.
+
+    MODEL may also be the run folder of a detector: pictures show what it finds.
+    """
     if not images and diff is None:
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
     make_folder(output)
-    net = open_network(**model)
+    watch = open_watch(score=score, **model)
+    net, score = watch.net, SCORE if score is None else score
     if random_routers is not None:
         randomise_routers(net, random_routers)
     layout = lay_out_network(net, collapse)
-    document: dict[str, Any] = {"collapse": layout.level}
-    document["images"] = draw_paths(net, images, output, SUFFIXES[kind], layout=layout)
+    document: dict[str, Any] = {"collapse": layout.level} | ({"score": score} if watch.is_detector else {})
+    document["images"] = draw_paths(watch, images, output, SUFFIXES[kind], layout=layout, score=score)
     if diff is not None:
-        document["difference"] = draw_difference(net, diff, output, SUFFIXES[kind], layout=layout)
+        document["difference"] = draw_difference(watch, diff, output, SUFFIXES[kind], layout=layout, score=score)
     if as_json:
         click.echo(json.dumps(document))
         return
     if images:
-        show_rows(document["images"])
+        show_rows(document["images"], score if watch.is_detector else None)
     if diff is not None:
         show_difference(document["difference"])
     if message := say_collapsed(net, layout, collapse):
@@ -75,19 +86,25 @@ def command(
 
 
 def draw_paths(
-    net: "DynamicNetwork", images: Sequence[Path], output: Path, suffix: str, *, layout: "Layout"
+    watched: "DynamicNetwork | Watch", images: Sequence[Path], output: Path, suffix: str, *, layout: "Layout", score: float = SCORE
 ) -> list[dict[str, Any]]:
-    """Draw every image's path into `output`; one row of facts an image."""
+    """Draw every image's path into `output`, of a detector with the objects of `score` or more; one row of facts an image."""
+    from dggraph.runtime.recording import as_watch
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
 
-    rows: list[dict[str, Any]] = []
+    watch, rows = as_watch(watched), list[dict[str, Any]]()
     for number, file in enumerate(images):
         with working(f"Drawing {file.name}"):
-            row, path, image = run_image(net, file)
+            row, path, image, detected = run_image(watch, file)
             note = " · the backbone's own path: these routers are untrained, or agree on it" if row["is_static_path"] else ""
-            facts = (f"{tell_prediction(row)} · {row['kept']:.3f} of the static network's MACs{note}",)
-            picture = picture_path(net.graph, path, title=file.name, facts=facts, layout=layout, thumbnail=image)
+            macs = f"{tell_prediction(row)} · {row['kept']:.3f} of the static network's MACs"
+            if detected is not None:
+                macs = f"{row['kept']:.3f} of the static backbone's MACs, at the traced size"
+                detected = detected.scoring(score)
+            picture = picture_path(
+                watch.net.graph, path, title=file.name, facts=[macs + note], layout=layout, thumbnail=image, detected=detected
+            )
             target = output / f"{number:03d}-{_safe(file.stem)}.{suffix}"
             draw(picture, target)
             rows.append(row | {"picture": str(target)})
@@ -95,16 +112,22 @@ def draw_paths(
 
 
 def draw_difference(
-    net: "DynamicNetwork", files: tuple[Path, Path], output: Path, suffix: str, *, layout: "Layout"
+    watch: "Watch", files: tuple[Path, Path], output: Path, suffix: str, *, layout: "Layout", score: float
 ) -> dict[str, Any]:
     """Draw what only one of two images uses; its facts, with the nodes and edges of each side."""
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_difference
 
-    first, second = (run_image(net, file) for file in files)
+    first, second = runs = [run_image(watch, file) for file in files]
     names = (files[0].name, files[1].name) if files[0].name != files[1].name else (str(files[0]), str(files[1]))
     picture = picture_difference(
-        net.graph, first.path, second.path, names=names, layout=layout, thumbnails=(first.image, second.image)
+        watch.net.graph,
+        first.path,
+        second.path,
+        names=names,
+        layout=layout,
+        thumbnails=[run.image for run in runs],
+        detected=[None if run.detected is None else run.detected.scoring(score) for run in runs],
     )
     target = output / f"diff-{_safe(files[0].stem)}-{_safe(files[1].stem)}.{suffix}"
     draw(picture, target)
@@ -117,20 +140,18 @@ def draw_difference(
     return facts
 
 
-def run_image(net: "DynamicNetwork", file: Path) -> Run:
+def run_image(watch: "Watch", file: Path) -> Run:
     """Record the path of one image file.
 
     Raises:
-        InputError: no image, or the network does not say how images become its input.
+        InputError: no image.
     """
-    from dggraph.runtime.preprocessing import open_image, preprocess_image
-    from dggraph.runtime.recording import record
+    from dggraph.runtime.preprocessing import open_image
+    from dggraph.views.numbers import list_detected
 
-    if net.preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
-    image = open_image(file)
-    recording = record(net, preprocess_image(image, net.preprocess))
-    (path,) = recording.paths
+    image, net = open_image(file), watch.net
+    sight = watch.see(image)
+    path = sight.path
     is_static = all(
         (weight != 0) == edge.is_static
         for stage, weights in path.weights.items()
@@ -138,7 +159,8 @@ def run_image(net: "DynamicNetwork", file: Path) -> Run:
     )
     row: dict[str, Any] = {"image": str(file), "macs": path.macs, "kept": path.macs / net.report.total_macs}
     row |= {"active_edges": len(path.active_edges(net.graph)), "is_static_path": is_static, "margin": path.margin}
-    return Run(row | _prediction(net, recording.output), path, image)
+    row |= {} if sight.prediction is None else asdict(sight.prediction)
+    return Run(row | list_detected(sight.detected), path, image, sight.detected)
 
 
 def tell_prediction(row: dict[str, Any]) -> str:
@@ -146,21 +168,30 @@ def tell_prediction(row: dict[str, Any]) -> str:
     return f"{row['label']} {row['probability']:.2f}" if "label" in row else "no class scores"
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table, and say so where every image went the static way."""
+def tell_found(row: dict[str, Any], score: float) -> str:
+    """How many objects of `score` or more a detector found, by class."""
+    names = Counter(one["class"] for one in row["objects"] if one["score"] >= score)
+    return ", ".join(f"{name} ({number})" if number > 1 else name for name, number in names.items()) or "none"
+
+
+def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
+    """Print the rows as a table, and say so where every image went the static way; of a detector the objects of `score` or more."""
     from rich.console import Console
     from rich.table import Table
 
     from dggraph.views.lettering import for_terminal
 
     table = Table()
-    for heading in ("image", "prediction", "MACs kept", "active edges"):
+    for heading in ("image", "prediction" if score is None else "objects", "MACs kept", "active edges"):
         table.add_column(heading, justify="right" if heading in ("MACs kept", "active edges") else "left", overflow="fold")
     for row in rows:
-        cells = (Path(row["image"]).name, tell_prediction(row), f"{row['kept']:.3f}", str(row["active_edges"]))
+        told = tell_prediction(row) if score is None else tell_found(row, score)
+        cells = (Path(row["image"]).name, told, f"{row['kept']:.3f}", str(row["active_edges"]))
         table.add_row(*(for_terminal(cell) for cell in cells))
     console = Console()
     console.print(table)
+    if score is not None:
+        console.print(f"Objects of score {score:g} or more. MACs kept: of the static backbone's, at the traced size.")
     console.print(for_terminal(f"Pictures are in {Path(rows[0]['picture']).parent}, numbered in this order."), soft_wrap=True)
     if all(row["is_static_path"] for row in rows):
         console.print("Every image took the backbone's own path: untrained routers send every image along the static edges.")
@@ -186,18 +217,6 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
             for parameter in net.lowered.get_submodule(f"dg_{stage}").parameters():
                 scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale * 2)
-
-
-def _prediction(net: "DynamicNetwork", output: Any) -> dict[str, Any]:
-    import torch
-
-    from dggraph.runtime.network import class_names
-
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        return {}
-    probability, index = output.softmax(1)[0].max(0)
-    label = class_names(net, output.shape[1])[int(index)]
-    return {"label": label, "index": int(index), "probability": float(probability)}
 
 
 def _safe(stem: str) -> str:

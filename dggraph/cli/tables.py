@@ -19,10 +19,39 @@ def show(document: Mapping[str, Any]) -> None:
         shown = worst if len(classes) > MAX_CLASSES else classes
         rows = [(row["class"], row["num_images"], row["top1"], _percent(row["accuracy"])) for row in shown]
         console.print(_table(title, ("class", "images", "right", "top-1"), rows))
+    if "AP" in document:
+        _show_boxes(console, document)
     if "budgets" in document:
         _show_budgets(console, document["budgets"])
     if "sensitivity" in document:
         _show_sensitivity(console, document["sensitivity"])
+
+
+def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:
+    names = ("AP", "AP50", "AP75", "small", "medium", "large")
+    console.print(
+        _table(f"Boxes on {document['num_images']} images, in percent", names, [[_points(document[name]) for name in names]])
+    )
+    rows = [(name, _points(precision)) for name, precision in document["per_class"].items()]
+    worst = sorted(rows, key=lambda row: float(row[1] or 101))[:MAX_CLASSES]
+    title = f"The {MAX_CLASSES} worst of {len(rows)} classes; --json has all" if len(rows) > MAX_CLASSES else "Classes"
+    console.print(_table(title, ("class", "AP"), worst if len(rows) > MAX_CLASSES else rows))
+    if "kept" in document:
+        console.print(f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size")
+    for key, what in (("skipped", "bad entries left out"), ("num_clipped", "boxes cut at the edge of their image")):
+        count = document[key] if key == "num_clipped" else len(document[key])
+        if count:
+            console.print(f"{count} {what}")
+    console.print(_speed(document))
+
+
+def _points(precision: float | None) -> str:
+    return "" if precision is None else f"{100 * precision:.2f}"
+
+
+def _speed(document: Mapping[str, Any]) -> str:
+    processes = f"{document['num_processes']} {'process' if document['num_processes'] == 1 else 'processes'}"
+    return f"{document['images_per_second']:.3g} images/s, reading them included, batch {document['batch_size']}, {processes}"
 
 
 def _summary(document: Mapping[str, Any]) -> str:
@@ -33,8 +62,7 @@ def _summary(document: Mapping[str, Any]) -> str:
         f"top-5 {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\n"
         f"MACs kept {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the images\n"
         f"{document['num_paths']} distinct paths, entropy {document['path_entropy_bits']:.2f} bits\n"
-        f"{document['images_per_second']:.0f} images/s, reading them included, batch {document['batch_size']}, "
-        f"{document['num_processes']} {'process' if document['num_processes'] == 1 else 'processes'}"
+        f"{_speed(document)}"
     )
 
 

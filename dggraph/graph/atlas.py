@@ -1,7 +1,7 @@
 """The atlas of a set: what its images' paths have in common and where they part, in numbers. Collected by `runtime/atlas`, shown by `views`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dggraph.graph.ir import ActivatedPath, CandidateEdge
 
@@ -10,6 +10,32 @@ Frequencies = Mapping[str, tuple[float, ...]]
 
 BINS_PER_STATIC = 200
 """Histogram bins are a two-hundredth of the static network's MACs wide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundObject:
+    """One object that a detector found on an image."""
+
+    corners: tuple[float, float, float, float]
+    """Left, top, right, bottom, in pixels of the image."""
+    label: int
+    """Its class, an index into the detector's."""
+    name: str
+    """Of its class."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """What a detector found on one image."""
+
+    size: tuple[int, int]
+    """Width and height of the image in pixels."""
+    objects: tuple[FoundObject, ...]
+
+    def scoring(self, least: float) -> "Detected":
+        """Only the objects of score `least` or more."""
+        return replace(self, objects=tuple(one for one in self.objects if one.score >= least))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +51,8 @@ class Instance:
     """The network's most probable class, where it is a classifier."""
     probability: float | None
     path: ActivatedPath
+    detected: Detected | None = None
+    """What the network's detector found, where it is the backbone of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +130,8 @@ class Atlas:
     dearest: tuple[int, ...]
     """Places in the set of the images with the most MACs, the most first."""
     gates: GateFacts
+
+    @property
+    def is_of_detector(self) -> bool:
+        """Whether the network is the backbone of a detector, so that images have objects."""
+        return any(one.detected is not None for one in self.instances)

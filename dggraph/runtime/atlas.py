@@ -1,4 +1,4 @@
-"""Collect an atlas: run a network over a set of images, one at a time, and count what their paths do.
+"""Collect an atlas: run a network, or a detector on one, over a set of images, one at a time, and count what their paths do.
 
 What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of images, and of each different path a
 few bytes, up to bounds of its own. Counts are whole numbers, so an interrupted collection that continues ends with the very same atlas.
@@ -16,24 +16,21 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dggraph.errors import DggraphError, GateError, InputError
-from dggraph.graph.atlas import Atlas, Instance
-from dggraph.graph.ir import ActivatedPath
+from dggraph.graph.atlas import Atlas, Detected, FoundObject, Instance
 from dggraph.runtime import processes
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import ImageSet, Item, spread
-from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, Gates, class_names, digest_of
-from dggraph.runtime.preprocessing import preprocess_image
-from dggraph.runtime.recording import activated_paths
+from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.runtime.recording import Sight, Watch, as_watch
 from dggraph.runtime.resuming import read_state, write_state
 
 OnBadImage = Literal["error", "skip"]
 
 SAVE_SECONDS = 10.0
-THUMBNAIL_PIXELS = 96
+THUMBNAIL_PIXELS, DETECTED_PIXELS = 96, 480
+"""Largest side of a small copy; of one to outline objects on."""
 ROUND = 16
 """Images that each of several processes runs before they tell each other."""
 
@@ -51,7 +48,7 @@ class Collected:
 
 
 def collect_atlas(
-    net: DynamicNetwork,
+    watched: DynamicNetwork | Watch,
     images: ImageSet,
     *,
     limit: int | None = None,
@@ -60,10 +57,10 @@ def collect_atlas(
     state: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Collected:
-    """Run `net` over `images`.
+    """Run a model over `images`.
 
     Args:
-        net: a converted network that knows how images become its input; its modes are restored.
+        watched: a converted network that knows how images become its input, or a detector, from `watch_detector`; modes are restored.
         images: from `open_image_set`.
         limit: take at most this many, evenly spread.
         num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
@@ -78,69 +75,59 @@ def collect_atlas(
         GateError: an edge weight is NaN; names the image.
         TrainingError: the processes have different networks, sets or settings.
     """
-    if net.preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
-    if not net.graph.stages:
-        raise InputError("this network has no stages, so there are no paths to collect.")
+    watch = as_watch(watched)
+    net = watch.net
     total = images.num_images if limit is None else min(limit, images.num_images)
     is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
-    identity = _identify(net, images, limit, num_instances)
-    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(net, images))
+    identity = _identify(watch, images, limit, num_instances)
+    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(watch, images))
     processes.agree(identity | {"images": images.num_images})
     state = state if processes.rank() == 0 else None
     (document, *_) = processes.gather(None if state is None else read_state(state, identity))
     if isinstance(document, dict):
-        counts.restore(document)
+        counts.restore(document | _with_objects(document))
     start, saved = counts.next_index, monotonic()
     taken = (item for item in images.items() if item.index >= start and is_taken(item.index))
     try:
-        with evaluating(net):
-            for item, observation in _observe_all(net, taken, images.classes, on_bad_image):
-                counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
-                count_item(item, observation, counts)
-                counts.next_index = item.index + 1
-                progress(counts.num_passed, total)
-                if state is not None and monotonic() - saved >= SAVE_SECONDS:
-                    write_state(state, identity, counts.document())
-                    saved = monotonic()
+        for item, observation in _observe_all(watch, taken, images.classes, on_bad_image):
+            counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
+            count_item(item, observation, counts)
+            counts.next_index = item.index + 1
+            progress(counts.num_passed, total)
+            if state is not None and monotonic() - saved >= SAVE_SECONDS:
+                write_state(state, identity, counts.document())
+                saved = monotonic()
     except DggraphError:  # of an image that was not counted; after other errors the last saved state stands
         if state is not None and counts.next_index > start:
             write_state(state, identity, counts.document())
         raise
     if state is not None and counts.next_index > start:
         write_state(state, identity, counts.document())
-    atlas = counts.atlas(network=net.graph.name, images=images.name, num_ignored=images.num_ignored)
+    atlas = counts.atlas(network=watch.name, images=images.name, num_ignored=images.num_ignored)
     return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
 
 
 def _observe_all(
-    net: DynamicNetwork, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
+    watch: Watch, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
 ) -> Iterator[tuple[Item, Observation]]:
     """Every item in its turn, observed by one of the processes and told to all."""
     number = processes.world_size()
     while batch := list(islice(items, number * ROUND if number > 1 else 1)):
-        mine = [observe(net, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
+        mine = [observe(watch, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
         told: list[Any] = processes.gather(mine)
         for place, item in enumerate(batch):
             yield item, told[place % number][place // number]
 
 
-def observe(net: DynamicNetwork, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
+def observe(watch: Watch, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
     """Run one image."""
-    assert net.preprocess is not None
     try:
-        image = item.open()
-        x = preprocess_image(image, net.preprocess)
+        sight = watch.see(item.open())
     except InputError as error:
         return str(error) if on_bad_image == "skip" else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
-    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
-    try:
-        output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
-        (path,) = activated_paths(net.graph, gates)
     except GateError as error:
         return GateError(f"{item.name!r}: {error}")
-    weights, raw, thresholds = ({stage: one.cpu() for stage, one in part.items()} for part in gates[:3])
-    return _instance(net, item, output, path, classes), Gates(weights, raw, thresholds, gates.table)
+    return _instance(item, sight, classes), sight.gates
 
 
 def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> None:
@@ -154,33 +141,32 @@ def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> Non
         counts.add(instance, item.label, gates)
 
 
-def _instance(net: DynamicNetwork, item: Item, output: Any, path: ActivatedPath, classes: tuple[str, ...]) -> Instance:
-    prediction, probability = None, None
-    if isinstance(output, Tensor) and output.ndim == 2:
-        best, index = output.float().softmax(1)[0].max(0)
-        prediction, probability = class_names(net, output.shape[1])[int(index)], float(best)
+def _instance(item: Item, sight: Sight, classes: tuple[str, ...]) -> Instance:
+    prediction = sight.prediction
     return Instance(
         index=item.index,
         name=item.name,
         label=None if item.label is None else classes[item.label],
-        prediction=prediction,
-        probability=probability,
-        path=path,
+        prediction=None if prediction is None else prediction.label,
+        probability=None if prediction is None else prediction.probability,
+        path=sight.path,
+        detected=sight.detected,
     )
 
 
-def _is_comparable(net: DynamicNetwork, images: ImageSet) -> bool:
+def _is_comparable(watch: Watch, images: ImageSet) -> bool:
     """Whether the set's classes are the network's, so that predictions can be right or wrong."""
-    known = net.labels if net.labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
+    if watch.is_detector:
+        return False
+    labels = watch.net.labels
+    known = labels if labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
     return bool(images.classes) and set(images.classes) <= set(known)
 
 
-def _identify(net: DynamicNetwork, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
+def _identify(watch: Watch, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
     """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
-    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
     return {
-        "network": digest_of(net),
-        "network's settings": repr(settings),
+        **watch.identify(),
         "images": images.fingerprint,
         "limit": str(limit),
         "instances": str(num_instances),
@@ -190,12 +176,28 @@ def _identify(net: DynamicNetwork, images: ImageSet, limit: int | None, num_inst
 
 def _thumbnails(images: ImageSet, atlas: Atlas) -> dict[int, Image.Image]:
     wanted = {instance.index for instance in atlas.instances} | {index for path in atlas.most_common for index in path.examples}
+    side = DETECTED_PIXELS if atlas.is_of_detector else THUMBNAIL_PIXELS
     last, found = max(wanted), {}
     for item in images.items():
         if item.index in wanted:
             small = item.open()
-            small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            small.thumbnail((side, side))
             found[item.index] = small.convert("RGB")
         if item.index >= last:
             break
     return found
+
+
+def _with_objects(document: dict[str, Any]) -> dict[str, Any]:
+    """The instances of a saved `document`, their objects whole again."""
+    return {
+        name: [one | {"detected": _unpack(one.get("detected"))} for one in document[name]]
+        for name in ("shown", "cheapest", "dearest")
+    }
+
+
+def _unpack(packed: dict[str, Any] | None) -> Detected | None:
+    if packed is None:
+        return None
+    objects = tuple(FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in packed["objects"])
+    return Detected(size=tuple(packed["size"]), objects=objects)

@@ -77,7 +77,7 @@ def load_model(
     if input_size is not None and is_registered(name) and (sized := _sized(name, model, options, input_size)) is not None:
         model, options = sized, options | {"image_size": input_size}
     if checkpoint is not None:
-        _load_checkpoint(model, checkpoint)
+        load_checkpoint_(model, checkpoint)
     size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
     labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
@@ -173,7 +173,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+    """Load a state dict, `.safetensors` or torch's format (read with `weights_only=True`). In place.
+
+    Raises:
+        InputError: it cannot be read, is something else, or does not fit.
+    """
     file = os.fspath(checkpoint)
     try:
         loaded = safetensors.torch.load_file(file) if file.endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)

@@ -223,6 +223,11 @@ def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(num_outputs))
 
 
+def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
+    """The network in `model`, which may be one itself; None in a static one."""
+    return next((module for module in model.modules() if isinstance(module, DynamicNetwork)), None)
+
+
 @contextmanager
 def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
     """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else."""

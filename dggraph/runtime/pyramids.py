@@ -1,4 +1,4 @@
-"""Feature pyramids on trained classifiers for which torchvision ships none: MobileNetV2, RegNet and others built as one chain.
+"""Feature pyramids on trained classifiers: ResNet, ResNeXt, and those for which torchvision ships none, MobileNetV2, RegNet and other chains.
 
 What comes out is torchvision's `BackboneWithFPN`, so that its detectors take it, and `convert_backbone_` makes it dynamic.
 """
@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from torchvision.models import RegNet
+from torchvision.models import RegNet, ResNet
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
@@ -24,8 +24,9 @@ def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: boo
     """The trunk of a trained classifier, with a feature pyramid on the last features of strides 4, 8, 16 and 32.
 
     Args:
-        classifier: torchvision's RegNet, or a model whose trunk is an `nn.Sequential` called `features` (MobileNetV2, EfficientNet, ConvNeXt).
-            Its modules are used, not copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier, is left out.
+        classifier: torchvision's ResNet or RegNet, or a model whose trunk is an `nn.Sequential` called `features` (MobileNetV2, EfficientNet,
+            ConvNeXt). Its modules are used, not copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier, is
+            left out.
         out_channels: of every level.
         is_frozen: replace batch norms by `FrozenBatchNorm2d`, as usual where few images fit a batch.
 
@@ -78,14 +79,16 @@ def freeze_norms_(model: nn.Module) -> None:
 
 
 def _layers(classifier: nn.Module) -> "OrderedDict[str, nn.Module]":
+    if isinstance(classifier, ResNet):
+        return OrderedDict((name, layer) for name, layer in classifier.named_children() if name not in ("avgpool", "fc"))
     if isinstance(classifier, RegNet):
         return OrderedDict([("stem", classifier.stem), *classifier.trunk_output.named_children()])
     features = getattr(classifier, "features", None)
     if isinstance(features, nn.Sequential):
         return OrderedDict(features.named_children())
     raise InputError(
-        f"{type(classifier).__name__} has no nn.Sequential called features and is no RegNet. For ResNet, ResNeXt and MobileNetV3 torchvision "
-        "has resnet_fpn_backbone and mobilenet_backbone."
+        f"{type(classifier).__name__} has no nn.Sequential called features and is neither a ResNet nor a RegNet of torchvision. Build the "
+        "pyramid yourself: torchvision's BackboneWithFPN on your own trunk."
     )
 
 

@@ -1,22 +1,32 @@
-"""Record what every instance did: its adjacency matrices, its path and its MACs. Outside the model, so training sees none of it.
+"""Record what every instance did: its adjacency matrices, its path and its MACs; of an image also what its model said of it.
+
+Outside the model, so training sees none of it.
 
 Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional
 
 from dggraph.errors import InputError
+from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.ops.liveness import live_vertices
 from dggraph.ops.macs import path_macs
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates, digest_of
 from dggraph.runtime.outputs import join_outputs
+from dggraph.runtime.preprocessing import preprocess_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,81 @@ class Recording:
     """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation included."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The most probable class of an image."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What a model said of one image, and the path on which its network came there."""
+
+    path: ActivatedPath
+    gates: Gates
+    """On the CPU."""
+    prediction: Prediction | None
+    """Where the network is a classifier."""
+    detected: Detected | None
+    """Where it is the backbone of a detector."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """A model that is shown one image at a time, and the network in it whose paths are noted. Made by `watch_network` and `watch_detector`."""
+
+    name: str
+    net: DynamicNetwork
+    see: Callable[[Image.Image], Sight]
+    """Runs an image by itself, in eval mode without gradients; modes are restored. Raises GateError where an edge weight is NaN."""
+    identify: Callable[[], Mapping[str, str]]
+    """What sights depend on, by name: the same for models that see the same."""
+    is_detector: bool
+
+
+def watch_network(net: DynamicNetwork) -> Watch:
+    """Watch a converted network.
+
+    Raises:
+        InputError: it does not say how images become its input, or has no stages.
+    """
+    if net.preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    _require_stages(net)
+    see, identify = partial(_see, net), partial(_identify, net)
+    return Watch(name=net.graph.name, net=net, see=see, identify=identify, is_detector=False)
+
+
+def as_watch(watched: DynamicNetwork | Watch) -> Watch:
+    """A network watched; a watch as it is.
+
+    Raises:
+        InputError: as for `watch_network`.
+    """
+    return watch_network(watched) if isinstance(watched, DynamicNetwork) else watched
+
+
+def watch_detector(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Watch:
+    """Watch a detector and its backbone.
+
+    Args:
+        model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each, as torchvision's detectors do.
+        net: its backbone, by `convert_backbone_`.
+        classes: label k is `classes[k - 1]`.
+        name: what to call it.
+
+    Raises:
+        InputError: the backbone has no stages; (when an image is seen) the backbone does not run once on it.
+    """
+    _require_stages(net)
+    see = partial(_see_with_detector, model, net, tuple(classes))
+    identify = partial(_identify_detector, model, net, tuple(classes))
+    return Watch(name=name, net=net, see=see, identify=identify, is_detector=True)
+
+
 def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
     """Run `x` through `net` in eval mode without gradients and note every instance's path.
 
@@ -45,8 +130,7 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         InputError: `x` is no image batch, or `batch_size` is not positive.
         GateError: an edge weight is NaN; names stage, edge and instance.
     """
-    if not net.graph.stages:
-        raise InputError("this network has no stages, so there are no paths to record.")
+    _require_stages(net)
     if x.ndim != 4 or batch_size < 1:
         raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
     outputs: list[Any] = []
@@ -99,6 +183,59 @@ def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Ten
     adjacency_BVV = weights_BE.new_zeros((weights_BE.shape[0], len(place), len(place)))
     adjacency_BVV[:, rows, columns] = weights_BE
     return adjacency_BVV
+
+
+def _require_stages(net: DynamicNetwork) -> None:
+    if not net.graph.stages:
+        raise InputError("this network has no stages, so there are no paths to record.")
+
+
+def _see(net: DynamicNetwork, image: Image.Image) -> Sight:
+    assert net.preprocess is not None
+    x = preprocess_image(image, net.preprocess)
+    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
+    with evaluating(net):
+        output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
+        (path,) = activated_paths(net.graph, gates)
+    prediction = None
+    if isinstance(output, Tensor) and output.ndim == 2:
+        best, index = output.float().softmax(1)[0].max(0)
+        label = class_names(net, output.shape[1])[int(index)]
+        prediction = Prediction(label=label, index=int(index), probability=float(best))
+    return Sight(path=path, gates=_on_cpu(gates), prediction=prediction, detected=None)
+
+
+def _see_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image) -> Sight:
+    pixels = functional.convert_image_dtype(functional.pil_to_tensor(image.convert("RGB")), torch.float32)
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), pixels)
+    with evaluating(model):
+        with collecting_gates(net) as collected:
+            (output,) = model([pixels.to(parameter.device, parameter.dtype)])
+        if len(collected) != 1:
+            raise InputError(f"this detector runs its backbone {len(collected)} times an image, so there is no one path to record.")
+        (path,) = activated_paths(net.graph, collected[0])
+    boxes, labels, scores = (output[key].double().tolist() for key in ("boxes", "labels", "scores"))
+    objects = tuple(
+        FoundObject(corners=tuple(corners), label=int(label) - 1, name=classes[int(label) - 1], score=score)
+        for corners, label, score in zip(boxes, labels, scores, strict=True)
+    )
+    return Sight(path=path, gates=_on_cpu(collected[0]), prediction=None, detected=Detected(size=image.size, objects=objects))
+
+
+def _on_cpu(gates: Gates) -> Gates:
+    weights, raw, thresholds = ({stage: one.cpu() for stage, one in part.items()} for part in gates[:3])
+    return Gates(weights, raw, thresholds, gates.table)
+
+
+def _identify(net: DynamicNetwork) -> dict[str, str]:
+    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
+    return {"network": digest_of(net), "network's settings": repr(settings)}
+
+
+def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:
+    digest = blake2b(repr((classes, model)).encode(), digest_size=16)
+    digest.update(safetensors.torch.save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
+    return _identify(net) | {"detector": digest.hexdigest()}
 
 
 def _margins(gates: Gates) -> list[float]:

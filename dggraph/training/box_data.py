@@ -1,20 +1,23 @@
-"""Images with boxes as torchvision's detectors take them: tensors, targets, and batches of images of one shape.
+"""Images with boxes: the sets that a configuration names, and samples as torchvision's detectors take them, tensors and targets.
 
 Pixels are float32 in [0, 1]: detectors normalise and resize by themselves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dggraph.errors import InputError
+from dggraph.runtime.models import import_function
 from dggraph.runtime.preprocessing import open_image
-from dggraph.training.boxes import BoxImage
-from dggraph.training.order import Place, permutation
+from dggraph.training.boxes import BoxImage, BoxSet, OnBadBox, read_coco, read_voc
+from dggraph.training.config import TrainConfig
 
 Target = dict[str, Tensor]
 
@@ -73,37 +76,79 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], lis
     return list(images), list(targets)
 
 
-class ShapedBatches(Sampler[list[Place]]):
-    """The batches of one process in one epoch, each of images that are all wide or all tall, so that little is padded.
+def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
+    """The training and validation sets that `config.dataset` names, in `config.data_dir`.
 
-    A function of the seed and the epoch, like `EpochBatches`; samples that fill no global batch wait for another epoch's order.
+    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in folders called like the files' last words
+    (`train2017`), there or in `images`; `voc` reads `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
+    `package.module:function` is imported and called with `config`, and returns two `BoxSet`.
 
-    Args:
-        is_tall: of each image: higher than wide.
-        batch_size: of one process.
-        seed: of the run.
-        epoch: counts from 0.
-        rank: of this process.
-        world_size: number of processes.
-        first: global batches of this epoch that are done already.
+    Raises:
+        InputError: the set is not there, or is bad as `read_coco` says; or the two parts have different classes, or more than num_classes.
     """
+    training, validation = _open_part(config, "train"), open_validation_boxes(config)
+    if training.classes != validation.classes:
+        strangers = sorted(set(training.classes) ^ set(validation.classes))
+        raise InputError(
+            f"{training.name} and {validation.name} have different categories, for example {strangers[:3]}; a label is a place among them."
+        )
+    if config.num_classes is not None and len(training.classes) > config.num_classes:
+        raise InputError(f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}.")
+    return training, validation
 
-    def __init__(
-        self, is_tall: Sequence[bool], batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, first: int = 0
-    ) -> None:
-        self.epoch, self.mine, self.first = epoch, slice(rank * batch_size, (rank + 1) * batch_size), first
-        waiting: dict[bool, list[int]] = {True: [], False: []}
-        self.batches: list[list[int]] = []
-        for index in permutation(len(is_tall), seed, epoch).tolist():
-            group = waiting[is_tall[index]]
-            group.append(index)
-            if len(group) == batch_size * world_size:
-                self.batches.append(list(group))
-                group.clear()
 
-    def __len__(self) -> int:
-        return len(self.batches) - self.first
+def open_validation_boxes(config: TrainConfig) -> BoxSet:
+    """The second of `open_boxes`; a set without a training part will do.
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        for batch in self.batches[self.first :]:
-            yield [(self.epoch, index) for index in batch[self.mine]]
+    Raises:
+        InputError: the set is not there, or is bad as `read_coco` says.
+    """
+    return _open_part(config, "val")
+
+
+def _open_part(config: TrainConfig, part: str) -> BoxSet:
+    if ":" in config.dataset:
+        sets = import_function(config.dataset)(config)
+        if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
+            raise InputError(f"{config.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
+        found: BoxSet = sets[part == "val"]
+        return found
+    if config.dataset not in READERS:
+        raise InputError(
+            f"there is no dataset {config.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
+        )
+    if config.data_dir is None:
+        raise InputError(f"{config.dataset} needs data_dir, the folder that it is in.")
+    return READERS[config.dataset](config.data_dir, part, config.on_bad_box)
+
+
+def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
+    files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
+    if len(files) != 1:
+        found = f"{len(files)} of them: {', '.join(file.name for file in files)}" if files else "none"
+        raise InputError(
+            f"coco needs one file {folder / 'annotations'}/instances_{part}*.json, for example instances_{part}2017.json; there is {found}."
+        )
+    name = files[0].stem.removeprefix("instances_")
+    images = next((place for place in (folder / name, folder / "images" / name) if place.is_dir()), None)
+    if images is None:
+        raise InputError(f"there is no folder {folder / name} with the images of {files[0].name}, nor {folder / 'images' / name}.")
+    return read_coco(files[0], images, on_bad=on_bad)
+
+
+def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
+    file = folder / "ImageSets" / "Main" / f"{part}.txt"
+    try:
+        stems = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}, the list of images of voc's part {part!r}: {error}.") from error
+    whole = read_voc(folder / "Annotations", folder / "JPEGImages", on_bad=on_bad)
+    by_stem = {Path(image.name).stem: image for image in whole.images}
+    strangers = [f"{file.name} lists {stem!r}, which has no annotations" for stem in stems if stem not in by_stem]
+    if strangers and on_bad == "error":
+        raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
+    images = tuple(by_stem[stem] for stem in stems if stem in by_stem)
+    return replace(whole, name=file.name, images=images, skipped=(*whole.skipped, *strangers))
+
+
+READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}

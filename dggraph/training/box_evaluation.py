@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dggraph.errors import InputError
+from dggraph.errors import InputError, MissingExtraError
 from dggraph.runtime.durable import write_whole
 from dggraph.training.boxes import BoxImage, BoxSet
 
@@ -54,9 +54,10 @@ def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet
         expected: what is there.
 
     Raises:
-        InputError: faster-coco-eval is not installed; a prediction is of an unknown image or class, or is not finite.
+        MissingExtraError: faster-coco-eval is not installed.
+        InputError: a prediction is of an unknown image or class, or is not finite.
     """
-    library = _library()
+    library = require_library()
     truth = library.COCO(
         {
             "images": [{"id": image.image_id, "width": image.width, "height": image.height} for image in expected.images],
@@ -103,11 +104,16 @@ def write_predictions(file: Path, found: Mapping[int, Sequence[Detection]], expe
     write_whole(file, json.dumps(rows, allow_nan=False).encode())
 
 
-def _library() -> Any:
+def require_library() -> Any:
+    """faster-coco-eval, before the work that needs it in the end.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         return import_module("faster_coco_eval")
     except ImportError as error:
-        raise InputError("average precision needs faster-coco-eval: pip install 'dggraph[detection]'.") from error
+        raise MissingExtraError("average precision needs faster-coco-eval: pip install 'dggraph[detection]'.") from error
 
 
 def _numbered(images: Iterable[BoxImage]) -> Iterable[dict[str, Any]]:

@@ -26,12 +26,21 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = Field(
-        description="MODEL to convert and train: torchvision's name, timm:NAME, dggraph:NAME or package.module:function."
+    task: Literal["classification", "detection"] = Field(
+        "classification", description="One label an image, or boxes by a torchvision detector."
     )
-    checkpoint: Path | None = Field(None, description="State dict that the backbone starts from.")
+    model: str = Field(
+        description="MODEL to convert and train: torchvision's name, timm:NAME, dggraph:NAME or package.module:function. For detection a "
+        "detector, whose backbone is converted, or a classifier, which becomes Faster R-CNN with a feature pyramid."
+    )
+    checkpoint: Path | None = Field(None, description="State dict that the MODEL starts from.")
     num_classes: int | None = Field(None, ge=1, description="Outputs of the classifier; by default the data set's classes.")
-    input_size: int | None = Field(None, ge=1, description="Side of the square input in pixels; by default the model's.")
+    input_size: int | None = Field(
+        None, ge=1, description="Side of the square input in pixels, for detection its shorter side; by default the model's."
+    )
+    max_size: int | None = Field(
+        None, ge=1, description="Longest side of a detector's input in pixels; by default 5/3 of input_size."
+    )
     wiring: str = Field("complete", description="Candidate edges: complete, window(k), ...")
     residual: Literal["auto", "keep", "lift"] = Field("auto", description="What becomes of identity residuals.")
     router: str = Field("node", description="node, stage, node(16), a registered name, or none: train the static backbone itself.")
@@ -59,9 +68,13 @@ class TrainConfig(BaseModel):
     )
 
     dataset: str = Field(
-        "imagefolder", description="imagefolder, fashion_mnist, mnist, cifar10, cifar100, or package.module:function."
+        "imagefolder",
+        description="imagefolder, fashion_mnist, mnist, cifar10, cifar100; for detection coco or voc; or package.module:function.",
     )
     data_dir: Path | None = Field(None, description="Where the data set is.")
+    on_bad_box: Literal["error", "skip"] = Field(
+        "error", description="Stop at images and boxes whose annotations make no sense, or leave them out and say how many."
+    )
     mean: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")
     std: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")
     interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="For resizing; by default the model's.")
@@ -84,7 +97,9 @@ class TrainConfig(BaseModel):
     epochs: int = Field(100, ge=1, description="Passes over the training set.")
     batch_size: int = Field(128, ge=1, description="Images of one process and step.")
     grad_accum_steps: int = Field(1, ge=1, description="Parts that a batch is split into.")
-    validation_batch_size: int = Field(256, ge=1, description="Images at a time in evaluation.")
+    validation_batch_size: int | None = Field(
+        None, ge=1, description="Images at a time in evaluation; by default 256, for detection batch_size."
+    )
     workers: int = Field(0, ge=0, description="Loader processes.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="How several processes share the work: each has the whole network, or a share of every weight (FSDP2)."
@@ -102,6 +117,7 @@ class TrainConfig(BaseModel):
     warmup_lr: float = Field(1e-5, ge=0, description="Where the warm-up starts.")
     min_lr: float = Field(0.0, ge=0, description="Where the schedule ends.")
     decay_epochs: float = Field(30, gt=0, description="For step schedules.")
+    decay_milestones: tuple[int, ...] = Field((90, 180, 270), description="Epochs at which the multistep schedule decays.")
     decay_rate: float = Field(0.1, gt=0, description="For step schedules.")
     model_ema: bool = Field(False, description="Keep and evaluate an average of the weights.")
     model_ema_decay: float = Field(0.9998, ge=0, lt=1, description="How slowly the average follows.")
@@ -136,6 +152,11 @@ class TrainConfig(BaseModel):
         if value is not None and not (value[0] >= 1 and 0 <= value[1] <= 30):
             raise ValueError("at least one operation, of a magnitude from 0 to 30")
         return value
+
+    @property
+    def judged_at_a_time(self) -> int:
+        """Images at a time in evaluation."""
+        return self.validation_batch_size or (self.batch_size if self.task == "detection" else 256)
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that decide what a run computes, as JSON: a run goes on only where these are the same."""

@@ -1,19 +1,27 @@
-"""Run a detector over a set: what it finds on each image, and what its backbone spends there."""
+"""Learn boxes: what a detector finds on each image of a set, how precise that is, and what its backbone spends there."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.runtime import processes
 from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, collecting_gates
-from dggraph.training.box_data import BoxDataset, collate
-from dggraph.training.box_evaluation import Detection
+from dggraph.runtime.network import DynamicNetwork, Gates, collecting_gates, dynamic_part
+from dggraph.training.box_data import BoxDataset, Target, collate
+from dggraph.training.box_evaluation import Detection, Precision, average_precision
+from dggraph.training.boxes import BoxSet
+from dggraph.training.config import TrainConfig
 from dggraph.training.evaluation import own_batches
 from dggraph.training.loading import load_batches
 from dggraph.training.losses import kept
+
+Part = tuple[list[Tensor], list[Target]]
+"""Images (3, H, W) and what is on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,94 @@ class Found:
     detections: dict[int, list[Detection]]
     kept: dict[int, float]
     """MACs of the backbone's path over the static backbone's, as they are at the traced size; empty where the backbone is static."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxEvaluation:
+    """How good a detector is."""
+
+    num_images: int
+    precision: Precision
+    kept: float | None
+    """Mean MACs of the backbone as a fraction of the static backbone's; None where it is static."""
+
+    @property
+    def score(self) -> float:
+        """AP; -1 where there is nothing to be found."""
+        return -1.0 if self.precision.AP is None else self.precision.AP
+
+    def row(self) -> dict[str, Any]:
+        """For metrics: precisions, and MACs."""
+        row = {"num_images": self.num_images} | self.precision.row()
+        return row if self.kept is None else row | {"kept": self.kept}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detecting:
+    """A `Task`."""
+
+    config: TrainConfig
+    training: BoxSet
+    validation: BoxSet
+
+    @cached_property
+    def train(self) -> BoxDataset:
+        return BoxDataset(self.training.learnable, flip=self.config.hflip)
+
+    @property
+    def groups(self) -> list[int]:
+        """Tall images and wide ones: batches of both would be mostly padding."""
+        return [int(image.height > image.width) for image in self.training.learnable]
+
+    @property
+    def collate(self) -> Any:
+        return collate
+
+    @property
+    def facts(self) -> dict[str, object]:
+        sizes = (len(self.training.learnable), len(self.validation.images))
+        return {"images of the two sets": sizes, "classes": self.training.classes}
+
+    def parts(self, batch: Part, step: int) -> list[Part]:
+        device, (images, targets) = processes.device(), batch
+        images = [image.to(device) for image in images]
+        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
+        size = -(-len(images) // self.config.grad_accum_steps)
+        return [(images[start : start + size], targets[start : start + size]) for start in range(0, len(images), size)]
+
+    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
+        if net is None:
+            return sum(model(*part).values(), torch.zeros(())), None
+        with collecting_gates(net) as gates:
+            losses = model(*part)
+        return sum(losses.values(), torch.zeros(())), gates[0]
+
+    def judge(self, model: nn.Module) -> BoxEvaluation:
+        found = detect(
+            model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
+        )
+        return judge(found, self.validation)
+
+
+def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
+    """What `detect` found, against what is there.
+
+    Raises:
+        InputError: as for `average_precision`.
+    """
+    shares = found.kept.values()
+    mean = sum(shares) / len(shares) if shares else None
+    return BoxEvaluation(num_images=len(expected.images), precision=average_precision(found.detections, expected), kept=mean)
+
+
+def by_category(found: Found, expected: BoxSet) -> Found:
+    """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones have. Ids not in `expected` are dropped."""
+    place = {number - 1: label for label, number in enumerate(expected.category_ids)}
+    renumbered = {
+        image_id: [replace(one, label=place[one.label]) for one in detections if one.label in place]
+        for image_id, detections in found.detections.items()
+    }
+    return replace(found, detections=renumbered)
 
 
 def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, workers: int = 0) -> Found:
@@ -37,18 +133,12 @@ def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, worker
     Raises:
         InputError: an image cannot be read, or `model` returns something else than a detector does.
     """
-    net = next((module for module in model.modules() if isinstance(module, DynamicNetwork)), None)
+    net = dynamic_part(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     mine: list[tuple[int, list[Detection], float | None]] = []
     with evaluating(model):
         for images, targets in load_batches(dataset, own_batches(len(dataset), batch_size), workers=workers, collate=collate):
-            images = [image.to(device) for image in images]
-            if net is None:
-                outputs, shares = model(images), [None] * len(images)
-            else:
-                with collecting_gates(net) as gates:
-                    outputs = model(images)
-                shares = kept(gates[0]).tolist() if len(gates) == 1 else [None] * len(images)
+            outputs, shares = _run(model, net, [image.to(device) for image in images])
             mine += [
                 (int(target["image_id"]), _detections(output), share)
                 for target, output, share in zip(targets, outputs, shares, strict=True)
@@ -58,6 +148,15 @@ def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, worker
         detections={image_id: detections for image_id, detections, _ in every},
         kept={image_id: share for image_id, _, share in every if share is not None},
     )
+
+
+def _run(model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]) -> tuple[Any, Sequence[float | None]]:
+    """Outputs, and shares of the backbone's MACs where it was run once on these images."""
+    if net is None:
+        return model(images), [None] * len(images)
+    with collecting_gates(net) as gates:
+        outputs = model(images)
+    return outputs, kept(gates[0]).tolist() if len(gates) == 1 else [None] * len(images)
 
 
 def _detections(output: object) -> list[Detection]:

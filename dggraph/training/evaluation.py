@@ -48,6 +48,11 @@ class Evaluation:
         """Top-1."""
         return self.top1 / self.num_images
 
+    @property
+    def score(self) -> int:
+        """Top-1, a count."""
+        return self.top1
+
     def row(self) -> dict[str, Any]:
         """For metrics: accuracies, counts, paths."""
         counts = {"num_images": self.num_images, "top1": self.top1, "top5": self.top5, "accuracy": self.accuracy}

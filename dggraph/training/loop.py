@@ -21,16 +21,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.network import dynamic_part
 from dggraph.runtime.sharding import local, shard_, synchronised
-from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData
-from dggraph.training.evaluation import Evaluation, evaluate
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.loading import load_batches
 from dggraph.training.locking import locked
-from dggraph.training.losses import budget_of, divergence, kept
+from dggraph.training.losses import budget_of, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
@@ -46,6 +43,7 @@ from dggraph.training.runs import (
     save_run,
 )
 from dggraph.training.schedules import temperature_at, threshold_at
+from dggraph.training.tasks import Judgement, Task
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -58,7 +56,7 @@ class TrainResult:
     step: int
     is_finished: bool
     """False where a signal ended it; the same call goes on."""
-    evaluation: Evaluation | None
+    evaluation: Judgement | None
     """Of the last epoch."""
 
 
@@ -80,18 +78,15 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     """
     if config.tensorboard:
         event_writer()  # refuses before anything is loaded
-    device = processes.device()
     prepared = prepare(config)
-    data = prepared.data
     folder = run_folder(config)
-    sizes = (len(data.train), len(data.validation))  # type: ignore[arg-type]
-    per_epoch = sizes[0] // (config.batch_size * processes.world_size())
+    per_epoch = len(_batches(config, prepared.task))
     if per_epoch == 0:
         raise InputError(
-            f"the training set has {sizes[0]} images, fewer than one batch of {config.batch_size} on each of "
+            f"the training set has {len(prepared.task.groups)} images, fewer than one batch of {config.batch_size} on each of "
             f"{processes.world_size()} processes. Lower batch_size."
         )
-    processes.agree(config.fingerprint() | {"parallel": config.parallel, "images of the two sets": sizes, "classes": data.classes})
+    processes.agree(config.fingerprint() | {"parallel": config.parallel, **prepared.task.facts})
     run = _start(config, prepared, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
@@ -99,9 +94,9 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
         describe(config, folder, prepared.sensitivity)
-        result = _loop(run, config, data, folder, per_epoch, device, tell)
+        result = _loop(run, config, prepared.task, folder, per_epoch, tell)
         if result.is_finished:
-            finish(run, folder, prepared.labels, prepared.preprocess)
+            finish(run, config, folder, prepared.labels, prepared.preprocess)
         processes.barrier()
     return result
 
@@ -121,7 +116,7 @@ def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
     optimiser = build_optimiser(config, model)
     return Run(
         model=model,
-        teacher=prepared.teacher,
+        net=dynamic_part(model),
         held=prepared.held,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
         unsharded=unsharded,
@@ -131,7 +126,7 @@ def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
         scaler=torch.amp.GradScaler(processes.device().type, enabled=config.amp == "float16"),
         step=0,
         num_judged=0,
-        best={"top1": -1, "step": -1},
+        best={"score": None, "step": -1},
     )
 
 
@@ -160,43 +155,37 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
     return average
 
 
-def _loop(
-    run: Run, config: TrainConfig, data: TrainingData, folder: Path, per_epoch: int, device: torch.device, tell: Tell
-) -> TrainResult:
+def _batches(config: TrainConfig, task: Task, epoch: int = 0, first: int = 0) -> EpochBatches:
+    where = {"rank": processes.rank(), "world_size": processes.world_size()}
+    return EpochBatches(task.groups, config.batch_size, seed=config.seed, epoch=epoch, first=first, **where)
+
+
+def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: int, tell: Tell) -> TrainResult:
     def write(row: Mapping[str, Any]) -> None:
         if processes.rank() == 0:
             append_row(folder / METRICS, row)
             note(row)
             tell(row)
 
-    seeded = SeededDataset(data.train, config.seed)
-    evaluation = None
-    total, num_classes = per_epoch * config.epochs, config.num_classes or len(data.classes)
+    seeded, is_gpu = SeededDataset(task.train, config.seed), processes.device().type == "cuda"
+    evaluation, total = None, per_epoch * config.epochs
     is_noted = config.tensorboard and processes.rank() == 0
     with _signals() as stopped, open_events(folder) if is_noted else nullcontext(lambda row: None) as note:
         while run.num_judged < config.epochs:
             if run.step == (run.num_judged + 1) * per_epoch:
                 with judging(run) as model:
-                    evaluation = evaluate(model, data.validation, batch_size=config.validation_batch_size, workers=config.workers)
+                    evaluation = task.judge(model)
                 run.num_judged += 1
-                if evaluation.top1 > run.best["top1"]:
-                    run.best = {"top1": evaluation.top1, "step": run.step}
+                if run.best["score"] is None or evaluation.score > run.best["score"]:
+                    run.best = {"score": evaluation.score, "step": run.step}
                 write({"step": run.step, "epoch": run.num_judged, **evaluation.row()})
                 save_run(run, config, folder)
                 continue
-            batches = EpochBatches(
-                len(data.train),  # type: ignore[arg-type]
-                config.batch_size,
-                seed=config.seed,
-                epoch=run.num_judged,
-                rank=processes.rank(),
-                world_size=processes.world_size(),
-                first=run.step - run.num_judged * per_epoch,
-            )
-            loaded = load_batches(seeded, batches, workers=config.workers, pin_memory=device.type == "cuda")
+            batches = _batches(config, task, run.num_judged, run.step - run.num_judged * per_epoch)
+            loaded = load_batches(seeded, batches, workers=config.workers, pin_memory=is_gpu, collate=task.collate)
             start, begun = time.perf_counter(), run.step
-            for images, labels in loaded:
-                row = _step(run, config, images.to(device), labels.to(device), num_classes, total)
+            for batch in loaded:
+                row = _step(run, config, task, batch, total)
                 if run.step % config.log_interval == 0 or run.step == total:
                     write(row())
                 if processes.any_of(bool(stopped)):
@@ -211,43 +200,26 @@ def _loop(
     return TrainResult(folder, run.step, True, evaluation)
 
 
-def _step(
-    run: Run, config: TrainConfig, images: Tensor, labels: Tensor, num_classes: int, total: int
-) -> Callable[[], dict[str, Any]]:
+def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> Callable[[], dict[str, Any]]:
     """One optimiser step; returns what makes the row of metrics, which waits for the device."""
-    done = run.step / total
+    done, device = run.step / total, processes.device()
     torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
     run.schedule.step_update(run.step)
-    if isinstance(run.model, DynamicNetwork):
-        run.model.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
+    if run.net is not None:
+        run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
         if config.temperature != 1:
-            run.model.set_temperature(temperature_at(done, config.temperature))
-    if config.channels_last:
-        images = images.to(memory_format=torch.channels_last)
-    if run.teacher is not None:
-        labels, num_classes = torch.zeros_like(labels), 1  # its outputs stand for them, on images as they are mixed
-    images, targets = mix(images, labels, num_classes, config, seed_of(config.seed, 2, run.step, processes.rank()))
-    loss_sum, kept_sum = torch.zeros((), device=images.device), None
-    pairs = list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
-    for number, (part, target) in enumerate(pairs, start=1):
-        is_last = number == len(pairs)
-        with synchronised(run.wrapped, is_last), _autocast(config, part.device):
-            if isinstance(run.model, DynamicNetwork):
-                logits, gates = run.wrapped(part, return_gates=True)
-            else:
-                logits, gates = run.wrapped(part), None
-            if run.teacher is None:
-                loss = nn.functional.cross_entropy(logits.float(), target)
-            else:
-                with torch.no_grad():
-                    expected = run.teacher(part)
-                loss = divergence(expected.float(), logits.float()).mean()
+            run.net.set_temperature(temperature_at(done, config.temperature))
+    loss_sum, kept_sum = torch.zeros((), device=device), None
+    parts = task.parts(batch, run.step)
+    for number, part in enumerate(parts, start=1):
+        with synchronised(run.wrapped, number == len(parts)), _autocast(config, device):
+            loss, gates = task.loss(run.wrapped, run.net, part)
             if gates is not None:
                 kept_B = kept(gates)
-                kept_sum = kept_B.detach().mean() / len(pairs) + (0 if kept_sum is None else kept_sum)
+                kept_sum = kept_B.detach().mean() / len(parts) + (0 if kept_sum is None else kept_sum)
                 if config.budget is not None:
                     loss = loss + config.budget_weight * budget_of(kept_B, gates.table, config.budget).to(loss.dtype)
-            loss = loss / len(pairs)
+            loss = loss / len(parts)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"the loss of step {run.step} is {float(loss.detach())}, so nothing was changed with it. Lower lr, clip gradients "

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dggraph.errors import InputError, MissingExtraError
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.network import dynamic_part
 from dggraph.training.config import TrainConfig
 
 ON_SHARES = ("adafactor", "adam", "adamw", "adan", "lars", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")
@@ -17,23 +17,25 @@ def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | No
     """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do not.
 
     Args:
-        model: a converted network, or a static one, which has no routers.
+        model: a converted network, a model with one in it, or a static one, which has no routers.
         weight_decay: of the weights.
         router_lr: learning rate of the routers; by default the optimiser's own.
 
     Returns:
         Up to three groups, none empty; frozen parameters are in none.
     """
-    lowered = model.lowered if isinstance(model, DynamicNetwork) else model
-    stages = model.graph.stages if isinstance(model, DynamicNetwork) else ()
-    prefixes = tuple(f"dg_{stage}." for stage in stages)
+    net = dynamic_part(model)
+    of_routers = (
+        {id(parameter) for stage in net.graph.stages for parameter in net.lowered.get_submodule(f"dg_{stage}").parameters()}
+        if net
+        else set()
+    )
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     routers: list[nn.Parameter] = []
-    for name, parameter in lowered.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            is_router = bool(prefixes) and name.startswith(prefixes)
-            (routers if is_router else decayed if parameter.ndim > 1 else others).append(parameter)
+            (routers if id(parameter) in of_routers else decayed if parameter.ndim > 1 else others).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups.append({"params": routers, "weight_decay": 0.0} | ({} if router_lr is None else {"lr": router_lr}))
     return [group for group in groups if group["params"]]
@@ -74,6 +76,7 @@ def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_
         warmup_prefix=False,
         min_lr=config.min_lr,
         decay_epochs=config.decay_epochs,
+        decay_milestones=list(config.decay_milestones),
         decay_rate=config.decay_rate,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,

@@ -4,7 +4,8 @@ A run that stops after any step and goes on from there sees the same samples, au
 processes. Order: a permutation of f(seed, epoch). Augmentation: torch's generator seeded by f(seed, epoch, index) around each sample.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -30,9 +31,9 @@ class EpochBatches(Sampler[list[Place]]):
     """The batches of one process in one epoch; the last samples that fill no global batch wait for another epoch's order.
 
     Args:
-        num_samples: of the data set.
-        batch_size: of one process; a global batch is `batch_size * world_size` neighbours in the epoch's order, so one process with
-            that batch size sees the same global batches.
+        groups: of each sample of the data set; a global batch has samples of one group, for example images that are all wide.
+        batch_size: of one process; a global batch is `batch_size * world_size` neighbours in the epoch's order of their group, so one
+            process with that batch size sees the same global batches.
         seed: of the run.
         epoch: counts from 0.
         rank: of this process.
@@ -41,19 +42,25 @@ class EpochBatches(Sampler[list[Place]]):
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, first: int = 0
+        self, groups: Sequence[int], batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, first: int = 0
     ) -> None:
-        self.num_samples, self.batch_size, self.seed, self.epoch = num_samples, batch_size, seed, epoch
-        self.rank, self.world_size, self.first = rank, world_size, first
+        self.groups, self.seed, self.epoch, self.first = groups, seed, epoch, first
+        self.mine, self.global_size = slice(rank * batch_size, (rank + 1) * batch_size), batch_size * world_size
 
     def __len__(self) -> int:
-        return self.num_samples // (self.batch_size * self.world_size) - self.first
+        return sum(count // self.global_size for count in Counter(self.groups).values()) - self.first
 
     def __iter__(self) -> Iterator[list[Place]]:
-        order = permutation(self.num_samples, self.seed, self.epoch).tolist()
-        for number in range(self.first, self.first + len(self)):
-            start = (number * self.world_size + self.rank) * self.batch_size
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+        waiting: dict[int, list[int]] = {group: [] for group in self.groups}
+        number = 0
+        for index in permutation(len(self.groups), self.seed, self.epoch).tolist():
+            batch = waiting[self.groups[index]]
+            batch.append(index)
+            if len(batch) == self.global_size:
+                if number >= self.first:
+                    yield [(self.epoch, index) for index in batch[self.mine]]
+                number += 1
+                batch.clear()
 
 
 class SeededDataset(Dataset[Any]):

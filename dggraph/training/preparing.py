@@ -1,5 +1,6 @@
 """What a run starts from, as its configuration says: the model, what it learns from, and what of it learns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +11,26 @@ from dggraph.errors import InputError
 from dggraph.runtime import processes
 from dggraph.runtime.conversion import convert, note_source_
 from dggraph.runtime.models import LoadedModel, is_registered, load_model
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.network import DynamicNetwork, dynamic_part
 from dggraph.runtime.norms import NORMS
 from dggraph.runtime.pinning import decide_blocks_, pin_open_
 from dggraph.runtime.preprocessing import Preprocess
+from dggraph.training.box_data import open_boxes
+from dggraph.training.box_evaluation import require_library
+from dggraph.training.classifying import Classifying
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData, configured, open_data
+from dggraph.training.data import configured, open_data
+from dggraph.training.detecting import Detecting
+from dggraph.training.detector_runs import build_detector
 from dggraph.training.distillation import answered, find_fragile, teacher_of
+from dggraph.training.tasks import Task
+
+OF_CLASSIFICATION = (
+    "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio", "crop_padding", "color_jitter",
+    "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
+)  # fmt: skip
+"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves."""
+OF_DETECTION = ("max_size", "on_bad_box")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +38,12 @@ class Prepared:
     """Ready to train."""
 
     model: nn.Module
-    """The DynamicNetwork, or the static backbone; on the device, in the modes that it trains in."""
-    teacher: nn.Module | None
-    """Whose outputs are learned, for distillation."""
-    data: TrainingData
-    """For distillation the labels of the validation set are the teacher's answers."""
+    """The DynamicNetwork, the static backbone, or a detector on either; on the device, in the modes that it trains in."""
+    task: Task
     labels: tuple[str, ...]
     """Names of the outputs, where known."""
-    preprocess: Preprocess
+    preprocess: Preprocess | None
+    """Of a classifier."""
     sensitivity: dict[str, Any] | None
     """What pinning found."""
     held: tuple[str, ...]
@@ -45,7 +57,28 @@ def prepare(config: TrainConfig) -> Prepared:
         InputError: keys that do not fit each other, the data or the model.
     """
     _refuse(config)
+    return _prepare_detector(config) if config.task == "detection" else _prepare_classifier(config)
 
+
+def _prepare_detector(config: TrainConfig) -> Prepared:
+    require_library()
+    training, validation = open_boxes(config)
+    torch.manual_seed(config.seed)
+    detector = build_detector(config, training.classes)
+    model = detector.model.to(processes.device())
+    if detector.net is not None:
+        (decide_blocks_ if config.decide == "blocks" else pin_open_)(detector.net, ())
+    return Prepared(
+        model=model,
+        task=Detecting(config=config, training=training, validation=validation),
+        labels=training.classes,
+        preprocess=None,
+        sensitivity=None,
+        held=_hold_(model.train(), config.tune),
+    )
+
+
+def _prepare_classifier(config: TrainConfig) -> Prepared:
     def load(num_classes: int | None) -> LoadedModel:
         torch.manual_seed(config.seed)
         return load_model(config.model, num_classes=num_classes, checkpoint=config.checkpoint, input_size=config.input_size)
@@ -65,7 +98,7 @@ def prepare(config: TrainConfig) -> Prepared:
         one.to(processes.device())
         if config.channels_last:
             one.to(memory_format=torch.channels_last)
-    how = {"batch_size": config.validation_batch_size, "workers": config.workers}
+    how = {"batch_size": config.judged_at_a_time, "workers": config.workers}
     if teacher is not None:
         data = replace(data, validation=answered(teacher, data.validation, **how))
     sensitivity = None
@@ -74,17 +107,29 @@ def prepare(config: TrainConfig) -> Prepared:
             sensitivity = find_fragile(model, data.train, config.pin_divergence, seed=config.seed, **how)
         pin = decide_blocks_ if config.decide == "blocks" else pin_open_
         pin(model, sensitivity["pinned"] if sensitivity else ())
-    held = _hold_(model.train(), config.tune)
     return Prepared(
-        model=model, teacher=teacher, data=data, labels=labels, preprocess=preprocess, sensitivity=sensitivity, held=held
+        model=model,
+        task=Classifying(config=config, data=data, teacher=teacher),
+        labels=labels,
+        preprocess=preprocess,
+        sensitivity=sensitivity,
+        held=_hold_(model.train(), config.tune),
     )
 
 
+def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
+    """The first of `keys` that has another value than its default, as one would write it."""
+    values = {key: getattr(config, key) for key in keys}
+    return next((f"{key} = {value!r}" for key, value in values.items() if value != TrainConfig.model_fields[key].default), None)
+
+
 def _refuse(config: TrainConfig) -> None:
-    defaults = {key: TrainConfig.model_fields[key].default for key in ("objective", "tune", "decide", "pin_divergence")}
-    given = [f"{key} = {getattr(config, key)!r}" for key, default in defaults.items() if getattr(config, key) != default]
+    given = _given(config, ("objective", "tune", "decide", "pin_divergence"))
     if config.router == "none" and given:
-        raise InputError(f"router = 'none' trains the static backbone, for which {given[0]} means nothing. Choose a router.")
+        raise InputError(f"router = 'none' trains the static backbone, for which {given} means nothing. Choose a router.")
+    foreign = _given(config, OF_CLASSIFICATION if config.task == "detection" else OF_DETECTION)
+    if foreign:
+        raise InputError(f"{foreign} means nothing for {config.task}. Leave it out, or choose another task.")
     if config.objective == "distill" and config.checkpoint is None and is_registered(config.model):
         raise InputError(
             f"objective = 'distill' learns from the outputs of {config.model}, whose weights would be random: give its trained ones as "
@@ -111,18 +156,17 @@ def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess)
 
 def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
     """Unless everything is tuned, put the backbone's modules into eval mode and hold what is not tuned; returns the parameters held."""
-    if tune == "all" or not isinstance(model, DynamicNetwork):
+    net = dynamic_part(model)
+    if tune == "all" or net is None:
         return ()
     tuned: set[nn.Parameter] = set()
-    for name, module in model.lowered.named_modules():
+    for name, module in net.lowered.named_modules():
         if name.startswith("dg_") or (tune == "norms" and isinstance(module, NORMS)):
             tuned.update(module.parameters())
         if name and not name.startswith("dg_"):
             module.training = False
     held = {
-        name: parameter
-        for name, parameter in model.lowered.named_parameters()
-        if parameter.requires_grad and parameter not in tuned
+        name: parameter for name, parameter in net.lowered.named_parameters() if parameter.requires_grad and parameter not in tuned
     }
     for parameter in held.values():
         parameter.requires_grad_(False)

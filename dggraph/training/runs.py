@@ -9,7 +9,7 @@ RUN/summary.html         a page with their curves, written with each checkpoint
 RUN/tensorboard/         event files, where they were asked for, see `events`
 RUN/checkpoints/         see `checkpoint`
 RUN/lock                 held while a process trains here, see `locking`
-RUN/archive/             the trained network (of a static backbone: RUN/backbone.safetensors)
+RUN/archive/             the trained network (of a static backbone RUN/backbone.safetensors, of a detector RUN/detector.safetensors)
 """
 
 import json
@@ -31,7 +31,7 @@ from dggraph.errors import CheckpointError, InputError
 from dggraph.runtime import processes
 from dggraph.runtime.archive import save
 from dggraph.runtime.durable import write_whole
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.network import DynamicNetwork, dynamic_part
 from dggraph.runtime.pinning import release_
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.sharding import load_whole_, whole_state
@@ -48,6 +48,7 @@ from dggraph.training.metrics import METRICS, update_page
 from dggraph.training.order import seed_of
 
 CHECKPOINTS = "checkpoints"
+WEIGHTS = {"classification": "backbone.safetensors", "detection": "detector.safetensors"}
 
 
 @dataclass(slots=True)
@@ -55,9 +56,9 @@ class Run:
     """What changes while a run goes on."""
 
     model: nn.Module
-    """The DynamicNetwork, or the static backbone."""
-    teacher: nn.Module | None
-    """The static network whose outputs are learned, for distillation."""
+    """What learns: the network, static or dynamic, or the detector around it."""
+    net: DynamicNetwork | None
+    """The dynamic network: `model`, or a part of it."""
     held: tuple[str, ...]
     """Parameters that do not learn in this run alone."""
     wrapped: nn.Module
@@ -155,9 +156,10 @@ def judging(run: Run) -> Iterator[nn.Module]:
     """What is evaluated: the average where one is kept, whole, and the same on every process; all must ask for it."""
     model: nn.Module = run.average.module if run.average is not None else run.model
     processes.share_buffers_(model)
-    if isinstance(model, DynamicNetwork) and isinstance(run.model, DynamicNetwork):
-        now = dict(run.model.lowered.named_buffers())
-        for name, buffer in model.lowered.named_buffers():
+    net = dynamic_part(model)
+    if net is not None and run.net is not None:
+        now = dict(run.net.lowered.named_buffers())
+        for name, buffer in net.lowered.named_buffers():
             if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
                 buffer.copy_(now[name])
     if run.unsharded is not None:
@@ -168,16 +170,20 @@ def judging(run: Run) -> Iterator[nn.Module]:
         run.unsharded.cpu()
 
 
-def finish(run: Run, folder: Path, classes: Sequence[str], preprocess: Preprocess) -> None:
+def finish(run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], preprocess: Preprocess | None) -> None:
+    """Write the trained network: a dynamic classifier as an archive, anything else as a state dict."""
     with judging(run) as model:
         if processes.rank() != 0:
             return
+        net = dynamic_part(model)
+        if net is not None:
+            release_(net)
         if isinstance(model, DynamicNetwork):
-            release_(model)
             for name in run.held:
                 model.lowered.get_parameter(name).requires_grad_(True)
-            save(model, folder / "archive", preprocess=preprocess, labels=classes or None)
+            save(model, folder / "archive", preprocess=preprocess, labels=labels or None)
         else:
             state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-            write_whole(folder / "backbone.safetensors", safetensors.torch.save(state))
+            notes = {"classes": json.dumps(list(labels))}
+            write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))
     update_page(folder)

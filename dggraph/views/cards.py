@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from dggraph.graph.atlas import Atlas, ClassPaths, CommonPath, Frequencies, Instance
+from dggraph.graph.atlas import Atlas, ClassPaths, CommonPath, Detected, Frequencies, Instance
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.diagram import draw_diagram
+from dggraph.views.frame import HIGH, WIDE, fit_size
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
 from dggraph.views.lettering import count, fit, for_xml, text_width, visible
+from dggraph.views.overlay import place_outlines, tell_objects, write_outlines
 from dggraph.views.picture import NEAR_TIE
 
 SMALL = 64
 """Images up to this side are kept as they are and shown in large pixels."""
+EXAMPLE = 96
+"""Side of images that are shown without objects."""
 NUM_NAMED = 3
 NAME_WIDTH = 92.0
 
@@ -29,6 +33,8 @@ class Context:
     atlas: Atlas
     layout: Layout
     thumbnails: Mapping[int, Image.Image]
+    score: float
+    """The least of outlined objects."""
     uris: dict[int, str] = field(default_factory=dict)
     """Thumbnails as data URIs, made when first needed."""
 
@@ -49,6 +55,11 @@ def node_names(graph: DynamicGraph) -> dict[str, str]:
     return {block.name: "out" if block.kind == "out" else block.module_path or block.name for block in blocks}
 
 
+def static_part(atlas: Atlas) -> str:
+    """What the MACs are a share of: only the backbone of a detector has paths."""
+    return "backbone" if atlas.is_of_detector else "network"
+
+
 def name_of(text: str) -> str:
     """A name from outside: escaped, and kept from turning the text around it."""
     return f"<bdi>{for_xml(text)}</bdi>"
@@ -59,6 +70,10 @@ def write_instance(context: Context, one: Instance) -> str:
     atlas, path = context.atlas, one.path
     kinds = [kind for kind, places in (("cheapest", atlas.cheapest), ("dearest", atlas.dearest)) if one.index in places]
     facts: list[str] = []
+    detected = one.detected.scoring(context.score) if one.detected is not None else None
+    image = thumbnail(context, one.index, one.name)
+    if detected is not None and one.index in context.thumbnails:
+        image = outlined_image(context.thumbnails[one.index], detected, one.name)
     if one.label is not None:
         facts.append(f"class {name_of(one.label)}")
     if one.prediction is not None and one.probability is not None:
@@ -68,6 +83,8 @@ def write_instance(context: Context, one: Instance) -> str:
             kinds += [] if is_right else ["wrong"]
             verdict = '<span class="right"> ✓</span>' if is_right else '<span class="wrong"> ✗ wrong</span>'
         facts.append(f"predicted {name_of(one.prediction)} {one.probability:.2f}{verdict}")
+    if detected is not None:
+        facts.append(name_of(tell_objects(detected)))
     active = len(path.active_edges(context.graph))
     total = sum(len(weights) for weights in path.weights.values())
     facts.append(f"<strong>{percent(path.macs / atlas.static_macs)}</strong> of the static MACs ({count(path.macs)})")
@@ -81,7 +98,7 @@ def write_instance(context: Context, one: Instance) -> str:
     )
     return (
         f'<article class="instance" id="image-{one.index}" data-kinds="{" ".join(kinds)}" data-class="{for_xml(one.label or "")}" '
-        f'data-name="{for_xml(one.name)}"><div class="head">{thumbnail(context, one.index, one.name)}'
+        f'data-name="{for_xml(one.name)}"><div class="head">{image}'
         f"<div><h3>{name_of(one.name)}{badges}</h3><p>{' · '.join(facts)}</p>{near}</div></div>"
         f"{draw_diagram(context.graph, path, context.layout)}</article>"
     )
@@ -160,10 +177,24 @@ def thumbnail(context: Context, index: int, told: str) -> str:
     image = context.thumbnails.get(index)
     if image is None:
         return '<span class="missing">no image</span>'
+    image = image.copy()
+    image.thumbnail((EXAMPLE, EXAMPLE))
     if index not in context.uris:
         context.uris[index] = _data_uri(image)
     kind = ' class="pixels"' if max(image.size) <= SMALL else ""
     return f'<img{kind} src="{context.uris[index]}" width="{image.width}" height="{image.height}" alt="{for_xml(told)}">'
+
+
+def outlined_image(image: Image.Image, detected: Detected, told: str) -> str:
+    """An image inside the page, with the objects that were found on it."""
+    width, height = fit_size(detected.size, WIDE, HIGH)
+    size = f'width="{width:.1f}" height="{height:.1f}"'
+    outlines = "".join(write_outlines(place_outlines(detected, (0.0, 0.0, width, height))))
+    told = for_xml(f"{told}, {tell_objects(detected)}")
+    return (
+        f'<svg viewBox="0 0 {width:.1f} {height:.1f}" {size} role="img" aria-label="{told}">'
+        f'<image {size} href="{_data_uri(image)}"/>{outlines}</svg>'
+    )
 
 
 def _data_uri(image: Image.Image) -> str:

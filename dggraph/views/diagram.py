@@ -63,7 +63,7 @@ def _describe(picture: Picture, panel: Panel) -> str:
     graph, marks = picture.graph, picture.marks
     edges = [marks.edges[edge.source, edge.target] for edge in graph.edges(panel.stage)]
     texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
-    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "computed, unused"}
+    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
     for mark, text in states.items():
         names = [
             node.module_path or node.name

@@ -17,7 +17,9 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.document import write_json
 from dggraph.views.dot import INCH, place_node, write_dot
 from dggraph.views.frame import make_frame
+from dggraph.views.lettering import for_dot
 from dggraph.views.mermaid import write_mermaid
+from dggraph.views.overlay import RIM, STROKE, TAG, place_outlines
 from dggraph.views.picture import Picture, picture_graph, picture_path
 from dggraph.views.svg import write_svg
 
@@ -37,7 +39,7 @@ def render(graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str
     """The graph, or one instance's path, as DOT with fixed positions; notebooks show it as SVG. Needs no drawing program.
 
     Without a path static edges are dark and other candidate edges light. With one, active edges are coloured and as wide as their
-    weight, dropped edges faint, nodes the instance never reached grey, and nodes computed without reaching `out` marked unused.
+    weight, dropped edges faint, nodes the instance never reached grey, and nodes reached that do not reach `out` marked unused.
 
     Args:
         graph: what may connect.
@@ -89,7 +91,7 @@ def dot_command() -> str | None:
 
 
 def _print(picture: Picture, kind: str) -> bytes:
-    """png or pdf, by the drawing program; thumbnails are pasted into a png."""
+    """png or pdf, by the drawing program; thumbnails are put under a png."""
     command = dot_command()
     if command is None or (kind == "pdf" and Path(command).stem != "dot"):
         need = "pdf needs the system's graphviz" if kind == "pdf" else "png needs graphviz"
@@ -100,6 +102,9 @@ def _print(picture: Picture, kind: str) -> bytes:
         drawing = write_dot(picture)
         if kind == "pdf":
             _add_thumbnails(picture, drawing, Path(folder))
+        elif picture.thumbnails:
+            _clear_page(drawing)
+        _add_outlines(picture, drawing)
         dpi = [f"-Gdpi={PNG_DPI}"] if kind == "png" else []
         try:
             source = str(drawing.source).encode()
@@ -110,28 +115,53 @@ def _print(picture: Picture, kind: str) -> bytes:
             raise InputError(f"{command} took more than {DRAW_SECONDS} s; write an .svg file.") from error
     if done.returncode != 0 or not done.stdout:
         raise InputError(f"{command} failed: {done.stderr.decode(errors='replace').strip()[:300]}")
-    return _paste_thumbnails(picture, done.stdout) if kind == "png" and picture.thumbnails else done.stdout
+    return _lay_under(picture, done.stdout) if kind == "png" and picture.thumbnails else done.stdout
 
 
 def _add_thumbnails(picture: Picture, drawing: graphviz.Digraph, folder: Path) -> None:
     """Files for graphviz to place into a pdf."""
     frame = make_frame(picture)
-    for index, (image, (x, y, width, height)) in enumerate(zip(picture.thumbnails, frame.images, strict=True)):
+    for index, ((image, _), (x, y, width, height)) in enumerate(zip(picture.thumbnails, frame.images, strict=True)):
         file = folder / f"{index}.png"
         image.convert("RGB").resize((max(1, int(width * 3)), max(1, int(height * 3)))).save(file)
         place = place_node(frame, x, y, width, height)
         drawing.node(f"image{index}", **place, image=str(file), imagescale="both", shape="none", style="")
 
 
-def _paste_thumbnails(picture: Picture, png: bytes) -> bytes:
-    """graphviz-pure draws no images, so they are put on the finished page."""
+def _clear_page(drawing: graphviz.Digraph) -> None:
+    """Let through what lies under the page."""
+    drawing.attr(bgcolor="transparent")
+    drawing.node("page", style="", color="transparent")
+
+
+def _add_outlines(picture: Picture, drawing: graphviz.Digraph) -> None:
+    """Found objects, each as an outline with a rim, and their tags on top, a little smaller than in Helvetica for a wider font in its place."""
+    frame = make_frame(picture)
+    outlines = [
+        one
+        for (_, detected), place in zip(picture.thumbnails, frame.images, strict=True)
+        if detected is not None
+        for one in place_outlines(detected, place)
+    ]
+    for index, one in enumerate(outlines):
+        for kind, colour, width in (("rim", one.contrast, RIM), ("outline", one.colour, STROKE)):
+            drawing.node(f"{kind}{index}", **place_node(frame, *one.place), style="", color=colour, penwidth=f"{width:g}")
+    for index, one in enumerate(outlines):
+        looks = {"color": one.contrast, "fillcolor": one.colour, "fontcolor": one.contrast, "fontsize": f"{TAG - 1:g}"}
+        drawing.node(f"tag{index}", **place_node(frame, *one.tag), **looks, label=for_dot(one.text), style="filled")
+
+
+def _lay_under(picture: Picture, png: bytes) -> bytes:
+    """graphviz-pure draws no images, so they are put under the finished page, which has no ground."""
     scale = PNG_DPI / INCH
-    page = Image.open(BytesIO(png)).convert("RGB")
-    for image, (x, y, width, height) in zip(picture.thumbnails, make_frame(picture).images, strict=True):
+    drawn = Image.open(BytesIO(png)).convert("RGBA")
+    page = Image.new("RGBA", drawn.size, "white")
+    for (image, _), (x, y, width, height) in zip(picture.thumbnails, make_frame(picture).images, strict=True):
         size = max(1, int(width * scale)), max(1, int(height * scale))
         page.paste(image.convert("RGB").resize(size), (int(x * scale), int(y * scale)))
+    page.alpha_composite(drawn)
     stream = BytesIO()
-    page.save(stream, "PNG")
+    page.convert("RGB").save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -8,6 +8,8 @@ from dggraph.views.marks import AMBER, GREY, INK
 from dggraph.views.picture import LegendEntry, Picture
 
 THUMBNAIL, TITLE, FACT, LINE = 72.0, 14.0, 11.0, 16.0
+WIDE, HIGH, BESIDE = 320.0, 216.0, 400.0
+"""The most that an image with outlined objects takes, and what the heading beside it has at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +41,30 @@ class Frame:
     """(x, y, width, height) of each thumbnail."""
 
 
+def fit_size(size: tuple[int, int], wide: float, high: float) -> tuple[float, float]:
+    """Width and height of an image of `size` that is to fill a place."""
+    scale = min(wide / size[0], high / size[1])
+    return size[0] * scale, size[1] * scale
+
+
 def make_frame(picture: Picture) -> Frame:
     """Place heading, thumbnails and legend; the warning's line is kept free where there is none, so that nothing moves."""
     entries = [entry._replace(text=fit(entry.text, FACT, 400)) for entry in picture.legend]
     width = max(picture.layout.width, 460.0, *(text_width(entry.text, FACT) + 60 for entry in entries))
     images = []
-    x = MARGIN
-    for image in picture.thumbnails:
-        scale = THUMBNAIL / max(image.size)
-        images.append((x, MARGIN, image.width * scale, image.height * scale))
-        x += image.width * scale + 10
+    x, tall = MARGIN, 0.0
+    for image, detected in picture.thumbnails:
+        wide, high = (THUMBNAIL, THUMBNAIL) if detected is None else (WIDE, HIGH)
+        images.append((x, MARGIN, *fit_size(image.size, wide, high)))
+        x, tall = x + images[-1][2] + 10, max(tall, high)
+    width = max(width, x + BESIDE + MARGIN) if tall == HIGH else width
     texts = [Text(x=x, y=MARGIN + 13, text=fit(picture.title, TITLE, width - x - MARGIN), size=TITLE, colour=INK, is_bold=True)]
     y = MARGIN + 13
     for line, colour in [*((fact, GREY) for fact in picture.facts), (picture.warning, AMBER)]:
         y += LINE + 1
         if line:
             texts.append(Text(x=x, y=y, text=fit(line, FACT, width - x - MARGIN), size=FACT, colour=colour))
-    top = max(y - (0 if picture.marks.weights else LINE), MARGIN + THUMBNAIL if images else 0.0)
+    top = max(y - (0 if picture.marks.weights else LINE), MARGIN + tall if images else 0.0)
     samples = []
     x, y = MARGIN, top + picture.layout.height + LINE
     for entry in entries:

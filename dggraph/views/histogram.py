@@ -57,9 +57,7 @@ def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
     low, high = percent * (first - pad), percent * (first + number + pad)
     for tick in range(int(-(-low // step)) * step, int(high) + 1, step):
         parts.append(f'<text x="{across(tick / 100):.1f}" y="{HEIGHT - BOTTOM + 15:g}" class="column">{tick} %</text>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" class="column">MACs, share of the static network</text>'
-    )
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" class="column">share of the static MACs</text>')
     parts.append(f'<path class="mean" d="M{across(mean):.1f},{TOP - 4:g}V{TOP + height:g}"/>')
     side = "start" if across(mean) < WIDTH / 2 else "end"
     shift = 5 if side == "start" else -5

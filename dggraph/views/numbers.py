@@ -3,12 +3,15 @@
 import json
 from typing import Any
 
-from dggraph.graph.atlas import BINS_PER_STATIC, Atlas, Frequencies, Instance
+from dggraph.graph.atlas import BINS_PER_STATIC, Atlas, Detected, Frequencies, Instance
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 
 
-def write_numbers(graph: DynamicGraph, atlas: Atlas) -> str:
-    """One document. Lists over edges have the order of `graph`'s `edges`; ASCII, so that no reader is fooled."""
+def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
+    """One document. Lists over edges have the order of `graph`'s `edges`; ASCII, so that no reader is fooled.
+
+    Of a detector all objects are told, and `score`, from which on they are outlined in the report.
+    """
     gates = atlas.gates
     document: dict[str, Any] = {
         "format": "dggraph atlas",
@@ -20,6 +23,7 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas) -> str:
         "skipped": [{"name": name, "reason": reason} for name, reason in atlas.skipped],
         "num_ignored": atlas.num_ignored,
         "accuracy": atlas.accuracy,
+        "score": score if atlas.is_of_detector else None,
         "macs": {
             "static": atlas.static_macs,
             "mean": atlas.mean_macs,
@@ -74,6 +78,14 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
+def list_detected(detected: Detected | None) -> dict[str, Any]:
+    """The image's size and every object found on it; nothing where no detector ran."""
+    if detected is None:
+        return {}
+    objects = [{"class": one.name, "score": one.score, "corners": list(one.corners)} for one in detected.objects]
+    return {"size": list(detected.size), "objects": objects}
+
+
 def _ends(edge: CandidateEdge) -> tuple[str, str]:
     return edge.source, edge.target
 
@@ -84,4 +96,5 @@ def _lists(frequencies: Frequencies) -> dict[str, list[float]]:
 
 def _instance(one: Instance) -> dict[str, Any]:
     facts = {"index": one.index, "name": one.name, "class": one.label, "prediction": one.prediction, "probability": one.probability}
+    facts |= list_detected(one.detected)
     return facts | {"macs": one.path.macs, "margin": one.path.margin, "weights": _lists(one.path.weights)}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from dggraph.graph.atlas import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.layout import Box, Layout, lay_out
 from dggraph.views.lettering import count, plural
@@ -22,6 +23,7 @@ from dggraph.views.marks import (
     mark_graph,
     mark_path,
 )
+from dggraph.views.overlay import tell_objects
 
 NEAR_TIE = 1e-4
 
@@ -32,6 +34,13 @@ class LegendEntry(NamedTuple):
     look: Look
     text: str
     is_node: bool = False
+
+
+class Thumbnail(NamedTuple):
+    """An image beside its path; a large one where a detector ran on it, with what it found."""
+
+    image: Image.Image
+    detected: Detected | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +56,7 @@ class Picture:
     warning: str
     """A line to mark: a margin near the threshold; else empty."""
     legend: tuple[LegendEntry, ...]
-    thumbnails: tuple[Image.Image, ...]
+    thumbnails: tuple[Thumbnail, ...]
 
 
 def picture_graph(graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None) -> Picture:
@@ -83,6 +92,7 @@ def picture_path(
     facts: Sequence[str] = (),
     layout: Layout | None = None,
     thumbnail: Image.Image | None = None,
+    detected: Detected | None = None,
 ) -> Picture:
     """What did connect for one instance.
 
@@ -93,24 +103,26 @@ def picture_path(
         facts: lines below it, for example the prediction.
         layout: from `lay_out(graph)`; one for all images saves the time.
         thumbnail: the image.
+        detected: the objects to outline on it, where a detector ran.
     """
     layout = layout or lay_out(graph)
     marks = mark_path(graph, path)
     active = sum(mark == "active" for mark in marks.edges.values())
     near = path.margin < NEAR_TIE
     lines: dict[EdgeMark, str] = {"active": "active edge, as wide as its weight", "dropped": "dropped edge"}
-    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "computed, unused"}
+    states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
     legend = _edge_legend(marks, layout, lines)
     legend += [LegendEntry(NODE_LOOKS[mark], text, True) for mark, text in states.items() if mark in marks.nodes.values()]
+    found = (tell_objects(detected),) if detected is not None else ()
     return Picture(
         graph=graph,
         layout=layout,
         marks=marks,
         title=title or graph.name,
-        facts=(*facts, f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin {path.margin:.3g}"),
+        facts=(*found, *facts, f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin {path.margin:.3g}"),
         warning="margin near the threshold: in another batch this image may take another path" if near else "",
         legend=tuple(legend),
-        thumbnails=(thumbnail,) if thumbnail is not None else (),
+        thumbnails=(Thumbnail(thumbnail, detected),) if thumbnail is not None else (),
     )
 
 
@@ -122,8 +134,19 @@ def picture_difference(
     names: tuple[str, str] = ("first", "second"),
     layout: Layout | None = None,
     thumbnails: Sequence[Image.Image] = (),
+    detected: Sequence[Detected | None] = (None, None),
 ) -> Picture:
-    """What only one of two instances uses, and what both do."""
+    """What only one of two instances uses, and what both do.
+
+    Args:
+        graph: what may connect.
+        first: what did for one instance.
+        second: for the other.
+        names: of the instances.
+        layout: as for `picture_path`.
+        thumbnails: the images.
+        detected: the objects to outline on each, where a detector ran.
+    """
     layout = layout or lay_out(graph)
     marks = mark_difference(graph, first, second)
     edges = Counter(marks.edges.values())
@@ -143,10 +166,13 @@ def picture_difference(
         layout=layout,
         marks=marks,
         title=f"{names[0]} and {names[1]}",
-        facts=(f"{graph.name} · {count(first.macs)} and {count(second.macs)} MACs",),
+        facts=(
+            f"{graph.name} · {count(first.macs)} and {count(second.macs)} MACs",
+            *(f"{name}: {tell_objects(one)}" for name, one in zip(names, detected, strict=True) if one is not None),
+        ),
         warning="",
         legend=tuple(legend),
-        thumbnails=tuple(thumbnails),
+        thumbnails=tuple(Thumbnail(*both) for both in zip(thumbnails, detected, strict=False)),
     )
 
 

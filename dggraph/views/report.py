@@ -10,7 +10,7 @@ from PIL import Image
 
 from dggraph.graph.atlas import Atlas
 from dggraph.graph.ir import DynamicGraph
-from dggraph.views.cards import Context, name_of, percent
+from dggraph.views.cards import Context, name_of, percent, static_part
 from dggraph.views.diagram import define_curves
 from dggraph.views.layout import lay_out
 from dggraph.views.lettering import count, plural
@@ -44,18 +44,19 @@ class Report:
         return "<pre>This report cannot be shown.</pre>"
 
 
-def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Image.Image]) -> Report:
+def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Image.Image], *, score: float = 0.5) -> Report:
     """Write the report of `atlas`.
 
     Args:
         graph: what may connect.
         atlas: what did.
         thumbnails: small images by their place in the set; where one is missing, the report says so.
+        score: outline the objects of this score or more, where a detector ran.
     """
-    context = Context(graph=graph, atlas=atlas, layout=lay_out(graph), thumbnails=thumbnails)
+    context = Context(graph=graph, atlas=atlas, layout=lay_out(graph), thumbnails=thumbnails, score=score)
     kept = atlas.mean_macs / atlas.static_macs
     summary = (
-        f"{atlas.network} on {atlas.images}: {plural(atlas.num_images, 'image')}, {kept:.1%} of the static network's MACs, "
+        f"{atlas.network} on {atlas.images}: {plural(atlas.num_images, 'image')}, {kept:.1%} of the static {static_part(atlas)}'s MACs, "
         f"{plural(atlas.num_paths, 'path')}, {atlas.path_entropy_bits:.2f} bits"
     )
     sections = (
@@ -69,7 +70,7 @@ def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Imag
     )
     body = f"{define_curves(context.layout)}<main>{''.join(sections)}</main>"
     html = write_page(f"Atlas: {atlas.network} on {atlas.images}", body, asset("report.js"))
-    return Report(summary=summary, html=html, json=write_numbers(graph, atlas))
+    return Report(summary=summary, html=html, json=write_numbers(graph, atlas, score))
 
 
 def _heading(context: Context) -> str:

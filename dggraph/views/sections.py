@@ -9,6 +9,7 @@ from dggraph.views.cards import (
     name_of,
     node_names,
     percent,
+    static_part,
     write_class,
     write_common_path,
     write_instance,
@@ -84,9 +85,10 @@ def write_costs(context: Context) -> str:
     ]
     if by_index[atlas.cheapest[0]].path.macs == by_index[atlas.dearest[0]].path.macs:
         strips = ['<p class="note">Every image needs the same MACs.</p>']
+    size = ", at the size that it was traced at, whatever the image's" if atlas.is_of_detector else ""
     return (
         '<section id="costs"><h2>MACs</h2><p class="note">Multiply-accumulates of each image\'s path, routers and aggregation included, '
-        f"as a share of the static network's {count(atlas.static_macs)}.</p>"
+        f"as a share of the static {static_part(atlas)}'s {count(atlas.static_macs)}{size}.</p>"
         f'<div class="columns"><div>{draw_histogram(atlas.histogram, atlas.mean_macs / atlas.static_macs)}</div>'
         f"<div>{''.join(strips)}</div></div></section>"
     )
@@ -197,9 +199,10 @@ def write_images(context: Context) -> str:
         '<output id="matches" aria-live="polite"></output></div></div>'
     )
     cards = "".join(write_instance(context, one) for one in atlas.instances)
+    outlined = f" Outlined: objects of score {context.score:g} or more." if atlas.is_of_detector else ""
     return (
         f'<section id="images"><h2>Images</h2><p class="note">{plural(len(atlas.instances), "image")}, spread evenly over the set, with the '
-        f"cheapest and the dearest.</p>{_legend('active edge, as wide as its weight')}{tools}{cards}</section>"
+        f"cheapest and the dearest.{outlined}</p>{_legend('active edge, as wide as its weight')}{tools}{cards}</section>"
     )
 
 
@@ -208,7 +211,7 @@ def _legend(active: str) -> str:
         ('<path class="sample active" d="M0,6h26"/>', active),
         ('<path class="sample dropped" d="M0,6h26"/>', "dropped edge"),
         ('<g class="node dead"><rect x="1" y="1" width="24" height="10" rx="3"/></g>', "never reached"),
-        ('<g class="node unused"><rect x="1" y="1" width="24" height="10" rx="3"/></g>', "computed, unused"),
+        ('<g class="node unused"><rect x="1" y="1" width="24" height="10" rx="3"/></g>', "reached, unused"),
     )
     keys = " ".join(
         f'<span class="key"><svg width="26" height="12" aria-hidden="true">{sample}</svg> {text}</span>' for sample, text in samples

@@ -10,12 +10,13 @@ from dggraph.views.frame import Frame, make_frame
 from dggraph.views.layout import Box, Panel
 from dggraph.views.lettering import for_xml
 from dggraph.views.marks import EDGE_LOOKS, GREY, INK, Look, edge_width
+from dggraph.views.overlay import place_outlines, write_outlines
 from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
 DENSE = ' stroke-opacity="0.6"'
-PIXELS = 168
-"""Side of an embedded thumbnail."""
+SHARPNESS = 7 / 3
+"""Pixels of an embedded thumbnail for each of the picture's."""
 
 
 def write_svg(picture: Picture) -> str:
@@ -39,18 +40,21 @@ def write_svg(picture: Picture) -> str:
     return "\n".join(parts) + "\n"
 
 
-def data_uri(image: Image.Image) -> str:
-    """A small copy of `image` as a data URI."""
+def data_uri(image: Image.Image, side: float) -> str:
+    """A copy of `image`, at most `side` pixels wide or high, as a data URI."""
     small = image.convert("RGB")
-    small.thumbnail((PIXELS, PIXELS))
+    small.thumbnail((side, side))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
-    for image, (x, y, width, height) in zip(picture.thumbnails, frame.images, strict=True):
-        yield f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{data_uri(image)}"/>'
+    for (image, detected), (x, y, width, height) in zip(picture.thumbnails, frame.images, strict=True):
+        uri = data_uri(image, SHARPNESS * max(width, height))
+        yield f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{uri}"/>'
+        if detected is not None:
+            yield from write_outlines(place_outlines(detected, (x, y, width, height)))
     for text in frame.texts:
         weight = ' font-weight="bold"' if text.is_bold else ""
         place = f'x="{text.x:g}" y="{text.y:g}" font-size="{text.size:g}" fill="{text.colour}"{weight}'
@@ -112,7 +116,7 @@ def _box(picture: Picture, box: Box) -> Iterator[str]:
 
 
 def _tip(picture: Picture, box: Box) -> str:
-    state = {"unused": "computed, unused", "dead": "never reached", "plain": ""}.get(mark_of(picture, box), "")
+    state = {"unused": "reached, unused", "dead": "never reached", "plain": ""}.get(mark_of(picture, box), "")
     return " · ".join(text for text in (box.card.name, box.card.label, *box.card.details, state) if text)
 
 

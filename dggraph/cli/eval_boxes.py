@@ -1,0 +1,107 @@
+"""`dggraph eval` of a detector: COCO's average precision, and what its backbone spends."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dggraph.cli.options import working
+from dggraph.cli.tables import show
+from dggraph.errors import InputError
+from dggraph.training.config import read_config
+
+if TYPE_CHECKING:
+    from dggraph.training.boxes import BoxSet
+
+BOX_SETS = ("coco", "voc")
+BUILT = ("checkpoint", "num_classes", "input_size", "max_size")
+
+
+def evaluate_boxes(
+    model: str, given: dict[str, Any], backbone: str | None, *, limit: int | None, predictions: Path | None, as_json: bool
+) -> None:
+    """Evaluate a detector on the validation part of a set of boxes.
+
+    Args:
+        model: the folder of a run, or what a `TrainConfig` takes as its model.
+        given: keys of a `TrainConfig` that flags gave; where `model` is a run, those of the data only, and the run says the others.
+        backbone: what builds the detector of a run, where that is code.
+        limit: at most so many images, evenly spread.
+        predictions: a JSON file to write, as COCO's servers take it.
+        as_json: print one document.
+
+    Raises:
+        InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
+    """
+    from dggraph.runtime import processes
+    from dggraph.runtime.detection_models import detector_names
+    from dggraph.runtime.imagesets import spread
+    from dggraph.training.box_data import BoxDataset, open_validation_boxes
+    from dggraph.training.box_evaluation import require_library, write_predictions
+    from dggraph.training.detecting import by_category, detect, judge
+    from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
+
+    require_library()
+    given = {key: value for key, value in given.items() if value is not None}
+    with processes.joined():
+        with working(f"Loading {model}"):
+            if is_detector_run(model):
+                answered = [key for key in BUILT if key in given]
+                if answered:
+                    raise click.UsageError(
+                        f"--{answered[0].replace('_', '-')} does not go with a run: {model} has it in its config.json."
+                    )
+                detector = open_detector(model, backbone)
+                if ":" in detector.config.dataset and "dataset" not in given:
+                    raise InputError(
+                        f"the data set of {model} is code, {detector.config.dataset!r}, which is run only where you name it."
+                    )
+                keys, has_ids = detector.config.model_copy(update=given), False
+                expected = open_validation_boxes(keys)
+                refuse_other_classes(detector.classes, expected)
+            else:
+                keys, has_ids = (
+                    read_config(None, {"model": model, "task": "detection", "router": "none"} | given),
+                    model in detector_names(),
+                )
+                expected = open_validation_boxes(keys)
+                if has_ids and keys.num_classes is None:
+                    keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
+                detector = build_detector(keys, expected.classes)
+        is_taken = spread(len(expected.images), limit)
+        expected = replace(expected, images=tuple(image for place, image in enumerate(expected.images) if is_taken(place)))
+        processes.agree({"images": len(expected.images), "classes": expected.classes})
+        how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
+        with working("Detecting"):
+            start = time.perf_counter()
+            found = detect(detector.model.to(processes.device()), BoxDataset(expected.images), **how)
+            seconds = time.perf_counter() - start
+        if processes.rank() != 0:
+            return
+        if has_ids:
+            found = by_category(found, expected)
+        if predictions is not None:
+            write_predictions(predictions, found.detections, expected)
+        document = {"model": model, "dataset": keys.dataset, **how, "num_processes": processes.world_size()}
+        document |= judge(found, expected).row() | {"images_per_second": len(expected.images) / seconds}
+        document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped}
+        if as_json:
+            click.echo(json.dumps(document))
+        else:
+            show(document)
+
+
+def refuse_other_classes(classes: tuple[str, ...], expected: "BoxSet") -> None:
+    """
+    Raises:
+        InputError: the set has other classes than the detector has learned.
+    """
+    if classes != expected.classes:
+        strangers = sorted(set(classes) ^ set(expected.classes))
+        raise InputError(
+            f"{expected.name} has other categories than this detector has learned, for example {strangers[:3] or expected.classes[:3]}; a "
+            "label is a place among them."
+        )

@@ -1,0 +1,76 @@
+"""MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or `package.module:function`."""
+
+import inspect
+import os
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from dggraph.errors import InputError
+from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model
+from dggraph.runtime.pyramids import faster_rcnn_on
+
+LONGEST = 5 / 3
+"""Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333 to 800."""
+OF_MORE_THAN_BOXES = ("maskrcnn", "keypointrcnn")
+
+
+def detector_names() -> tuple[str, ...]:
+    """Torchvision's detectors of boxes."""
+    names = torchvision.models.list_models(module=torchvision.models.detection)
+    return tuple(name for name in names if not name.startswith(OF_MORE_THAN_BOXES))
+
+
+def load_detector(
+    name: str,
+    num_classes: int,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    input_size: int | None = None,
+    max_size: int | None = None,
+) -> nn.Module:
+    """Build the detector called `name`, in eval mode.
+
+    Args:
+        name: `fasterrcnn_resnet50_fpn` and others of torchvision; a classifier as for `load_model`, which becomes Faster R-CNN by
+            `faster_rcnn_on`; or `package.module:function`, called with `num_classes` where it takes that, which returns either.
+        num_classes: without the background, which torchvision counts besides.
+        checkpoint: a state dict of the detector or the classifier, whichever `name` says.
+        input_size: of images as the network reads them, the shorter side in pixels; by default the detector's own.
+        max_size: the longer side at most; by default 5/3 of `input_size`.
+
+    Raises:
+        InputError: no such model, a checkpoint that does not fit, a function that fails, or a detector that reads one size only.
+    """
+    if name in detector_names():
+        model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + 1)
+        if checkpoint is not None:
+            load_checkpoint_(model, checkpoint)
+    elif name.startswith(OF_MORE_THAN_BOXES):
+        raise InputError(
+            f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
+        )
+    else:
+        takes_number = not is_registered(name) and "num_classes" in inspect.signature(import_function(name)).parameters
+        model = load_model(name, num_classes=num_classes if takes_number else None, checkpoint=checkpoint).model
+        if not is_detector(model):
+            model = faster_rcnn_on(model, num_classes)
+    if input_size is not None or max_size is not None:
+        _resize_(model, name, input_size, max_size)
+    return model.eval()
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether it is built as torchvision's are: what resizes images, a backbone, and more."""
+    return isinstance(getattr(model, "backbone", None), nn.Module) and isinstance(getattr(model, "transform", None), nn.Module)
+
+
+def _resize_(model: Any, name: str, input_size: int | None, max_size: int | None) -> None:
+    transform = model.transform
+    if getattr(transform, "fixed_size", None) is not None:
+        raise InputError(f"{name} reads images of {transform.fixed_size} pixels only. Leave input_size and max_size out.")
+    if input_size is not None:
+        transform.min_size, transform.max_size = (input_size,), round(LONGEST * input_size)
+    if max_size is not None:
+        transform.max_size = max_size

@@ -1,0 +1,68 @@
+"""Learn one label an image, or what a trained static network says of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dggraph.runtime import processes
+from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.training.augmentation import mix
+from dggraph.training.config import TrainConfig
+from dggraph.training.data import TrainingData
+from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.training.losses import divergence
+from dggraph.training.order import seed_of
+
+Part = tuple[Tensor, Tensor]
+"""Images (B, C, H, W), and labels (B,) or targets (B, K)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifying:
+    """A `Task`."""
+
+    config: TrainConfig
+    data: TrainingData
+    """For distillation the labels of the validation set are the teacher's answers."""
+    teacher: nn.Module | None
+    """Whose outputs are learned, for distillation."""
+    collate: None = None
+
+    @property
+    def train(self) -> Dataset[Any]:
+        return self.data.train
+
+    @property
+    def groups(self) -> list[int]:
+        return [0] * len(self.data.train)  # type: ignore[arg-type]
+
+    @property
+    def facts(self) -> dict[str, object]:
+        sizes = (len(self.data.train), len(self.data.validation))  # type: ignore[arg-type]
+        return {"images of the two sets": sizes, "classes": self.data.classes}
+
+    def parts(self, batch: Any, step: int) -> list[Part]:
+        config = self.config
+        images, labels = (tensor.to(processes.device()) for tensor in batch)
+        if config.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        num_classes = config.num_classes or len(self.data.classes)
+        if self.teacher is not None:
+            labels, num_classes = torch.zeros_like(labels), 1  # its outputs stand for them, on images as they are mixed
+        images, targets = mix(images, labels, num_classes, config, seed_of(config.seed, 2, step, processes.rank()))
+        return list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
+
+    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
+        images, targets = part
+        logits, gates = (model(images), None) if net is None else model(images, return_gates=True)
+        if self.teacher is None:
+            return nn.functional.cross_entropy(logits.float(), targets), gates
+        with torch.no_grad():
+            expected = self.teacher(images)
+        return divergence(expected.float(), logits.float()).mean(), gates
+
+    def judge(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data.validation, batch_size=self.config.judged_at_a_time, workers=self.config.workers)
