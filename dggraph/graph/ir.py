@@ -190,7 +190,7 @@ class ActivatedPath:
         return frozenset(_reach(entries, self._active_pairs(graph)))
 
     def useful_nodes(self, graph: DynamicGraph) -> frozenset[str]:
-        """Live nodes whose output reaches their stage's `out`; the others run in vain behind node routers, and not at all behind stage routers."""
+        """Live nodes whose output reaches their stage's `out`; the others run in vain behind node routers, not at all behind stage ones."""
         outs = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"}
         return self.live_nodes(graph) & _reach(outs, [(target, source) for source, target in self._active_pairs(graph)])
 

@@ -1,5 +1,6 @@
 """MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or `package.module:function`."""
 
+import difflib
 import inspect
 import os
 from typing import Any
@@ -8,7 +9,7 @@ import torchvision
 from torch import nn
 
 from dggraph.errors import InputError
-from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model
+from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model, model_names
 from dggraph.runtime.pyramids import faster_rcnn_on
 
 LONGEST = 5 / 3
@@ -51,6 +52,14 @@ def load_detector(
         raise InputError(
             f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
         )
+    elif is_registered(name) and name not in model_names():
+        close = difflib.get_close_matches(name, (*detector_names(), *model_names()), n=3)
+        hint = (
+            f"Did you mean {' or '.join(close)}?"
+            if close
+            else f"`dggraph models` lists classifiers; detectors are {', '.join(detector_names())}."
+        )
+        raise InputError(f"there is no model {name!r}. {hint}")
     else:
         takes_number = not is_registered(name) and "num_classes" in inspect.signature(import_function(name)).parameters
         model = load_model(name, num_classes=num_classes if takes_number else None, checkpoint=checkpoint).model

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dggraph.errors import InputError
+from dggraph.errors import DggraphError, InputError
 from dggraph.runtime.models import import_function
 from dggraph.runtime.preprocessing import open_image
 from dggraph.training.boxes import BoxImage, BoxSet, OnBadBox, read_coco, read_voc
@@ -108,7 +108,15 @@ def open_validation_boxes(config: TrainConfig) -> BoxSet:
 
 def _open_part(config: TrainConfig, part: str) -> BoxSet:
     if ":" in config.dataset:
-        sets = import_function(config.dataset)(config)
+        function = import_function(config.dataset)
+        try:
+            sets = function(config)
+        except DggraphError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise InputError(
+                f"{config.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
+            ) from error
         if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
             raise InputError(f"{config.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
         found: BoxSet = sets[part == "val"]

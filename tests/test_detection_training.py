@@ -1,0 +1,245 @@
+"""Detectors trained and judged by command: the loss is torchvision's own, runs go on to the byte, and what is read back finds the same."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import run
+from toy_boxes import detector, sets, write_coco, write_voc
+
+import dggraph
+from dggraph.errors import ArchiveError, InputError
+from dggraph.runtime.detection_models import load_detector
+from dggraph.runtime.network import collecting_gates, dynamic_part
+from dggraph.training import loop
+from dggraph.training.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
+from dggraph.training.box_evaluation import Detection
+from dggraph.training.config import TrainConfig
+from dggraph.training.detecting import Found, by_category, detect, judge
+from dggraph.training.detector_runs import is_detector_run, open_detector
+from dggraph.training.loop import train
+from dggraph.training.preparing import prepare
+
+MODEL = "toy_boxes:detector"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("coco"))
+
+
+def keys(data: Path, output: Path, **others: Any) -> TrainConfig:
+    base: dict[str, Any] = {"task": "detection", "model": MODEL, "dataset": "coco", "data_dir": data, "input_size": 64, "epochs": 2}
+    base |= {"batch_size": 2, "warmup_epochs": 0, "lr": 0.01, "clip_grad": 5.0, "log_interval": 1, "budget": 0.9, "router": "stage"}
+    return TrainConfig(**base | {"output": output, "experiment": "run", "checkpoint_steps": 2} | others)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, with an average that is judged."""
+    return train(keys(data, tmp_path_factory.mktemp("runs"), model_ema=True, model_ema_decay=0.5)).folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_is_torchvisions_and_the_budget_is_that_of_its_gates(data: Path, tmp_path: Path) -> None:
+    prepared = prepare(keys(data, tmp_path, seed=3))
+    net = dynamic_part(prepared.model)
+    batch = collate([prepared.task.train[index] for index in range(4)])
+    (part,) = prepared.task.parts(batch, 0)
+    torch.manual_seed(5)
+    loss, gates = prepared.task.loss(prepared.model, net, part)
+    torch.manual_seed(5)
+    with collecting_gates(net) as collected:
+        expected = prepared.model(*batch)
+    assert torch.equal(loss, sum(expected.values())) and len(expected) == 4
+    assert gates is not None and all(torch.equal(gates.raw[stage], collected[0].raw[stage]) for stage in gates.raw)
+    assert len(next(iter(gates.raw.values()))) == 4
+    halves = prepare(keys(data, tmp_path, grad_accum_steps=2)).task.parts(batch, 0)
+    assert [len(images) for images, _ in halves] == [2, 2] and halves[1][0][0] is batch[0][2]
+
+
+def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
+    """The last row's precision, to the bit, from the folder alone."""
+    assert is_detector_run(trained) and not is_detector_run(data) and not (trained / "archive").exists()
+    found = open_detector(trained, MODEL)
+    assert found.classes == ("dark", "light") and found.net is not None and not found.model.training
+    validation = open_validation_boxes(found.config)
+    judged = judge(detect(found.model, BoxDataset(validation.images), batch_size=2), validation)
+    assert judged.row() == {key: value for key, value in rows(trained)[-1].items() if key not in ("step", "epoch")}
+    assert judged.kept is not None and judged.num_images == 6
+    steps = [row for row in rows(trained) if "epoch" not in row]
+    assert len(steps) == 2 * (4 // 2 + 8 // 2), "batches of tall images and of wide ones"
+    assert sum(row["loss"] for row in steps[-3:]) < sum(row["loss"] for row in steps[:3])
+
+
+def test_a_stopped_run_goes_on_to_the_byte(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop._step
+
+    def step(run: Any, *rest: Any) -> Any:
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    config = keys(data, tmp_path, model_ema=True, model_ema_decay=0.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_step", step)
+        assert not train(config).is_finished
+    assert not is_detector_run(tmp_path / "run") and train(config).is_finished
+    for name in ("detector.safetensors", "metrics.jsonl", "checkpoints/00000012/optimiser.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_a_static_detector_trains_by_the_same_recipe(data: Path, tmp_path: Path) -> None:
+    result = train(keys(data, tmp_path, router="none", budget=None, epochs=1, dataset="toy_boxes:sets"))
+    assert "kept" not in rows(result.folder)[-1] and open_detector(result.folder, MODEL).net is None
+
+
+def test_blocks_as_one(data: Path, tmp_path: Path) -> None:
+    result = train(keys(data, tmp_path, decide="blocks", router_lr=1.0, budget=0.8, budget_weight=50.0, epochs=3, tune="routers"))
+    start, (last, *_) = rows(result.folder)[0], rows(result.folder)[::-1]
+    assert last["kept"] < start["kept"], "the heads learn, and of the backbone routers alone"
+    assert judge_again(result.folder) == last["AP"]
+
+
+def judge_again(folder: Path) -> float | None:
+    found = open_detector(folder, MODEL)
+    validation = open_validation_boxes(found.config)
+    return judge(detect(found.model, BoxDataset(validation.images), batch_size=2), validation).precision.AP
+
+
+def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
+    config = keys(data, tmp_path)
+    coco = open_boxes(config)
+    voc = open_boxes(config.model_copy(update={"dataset": "voc", "data_dir": write_voc(tmp_path / "voc", coco)}))
+    for one, other in zip(coco, voc, strict=True):
+        assert one.classes == other.classes
+        assert [image.boxes for image in one.images] == [tuple(other_box for other_box in image.boxes) for image in other.images]
+    (tmp_path / "voc" / "Annotations" / "train-7.xml").unlink()
+    config = config.model_copy(update={"dataset": "voc", "data_dir": tmp_path / "voc"})
+    with pytest.raises(InputError, match=r"train.txt lists 'train-7', which has no annotations; 1 such"):
+        open_boxes(config)
+    left, _ = open_boxes(config.model_copy(update={"on_bad_box": "skip"}))
+    assert len(left.images) == 11 and left.skipped == ("train.txt lists 'train-7', which has no annotations",)
+    assert coco == sets(config.model_copy(update={"data_dir": data}))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"mixup": 0.2}, r"mixup = 0.2 means nothing for detection"),
+        ({"objective": "distill"}, "objective = 'distill' means nothing for detection"),
+        ({"task": "classification", "max_size": 9}, "max_size = 9 means nothing for classification"),
+        ({"dataset": "imagefolder"}, "no dataset 'imagefolder' of boxes. There are coco, voc"),
+        ({"dataset": "toy_boxes:write_coco"}, "write_coco failed when it was called with the configuration: TypeError"),
+        ({"dataset": "builtins:repr"}, "repr is no set of boxes"),
+        ({"data_dir": None}, "coco needs data_dir"),
+        ({"num_classes": 1}, "has 2 categories, but num_classes = 1"),
+        ({"model": "maskrcnn_resnet50_fpn"}, "learns more than boxes"),
+        ({"model": "ssdlite320_mobilenet_v3_large"}, r"reads images of \(320, 320\) pixels only"),
+        ({"model": "fasterrcnn_resnet5_fpn"}, "there is no model 'fasterrcnn_resnet5_fpn'. Did you mean fasterrcnn"),
+        ({"parallel": "fsdp", "batch_size": 50}, "fewer than one batch of 50"),
+    ],
+)
+def test_keys_that_make_no_sense(data: Path, tmp_path: Path, others: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(keys(data, tmp_path, **others))
+
+
+def test_folders_that_are_no_set(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    shutil.copytree(data, folder)
+    config = keys(folder, tmp_path)
+    shutil.copy(folder / "annotations/instances_train2017.json", folder / "annotations/instances_train2014.json")
+    with pytest.raises(InputError, match=r"there is 2 of them: instances_train2014.json, instances_train2017.json"):
+        open_boxes(config)
+    (folder / "annotations/instances_train2014.json").unlink()
+    content = json.loads((folder / "annotations/instances_val2017.json").read_text())
+    content["categories"][0]["name"] = "pale"
+    (folder / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"different categories, for example \['dark', 'pale'\]"):
+        open_boxes(config)
+    (folder / "images").mkdir()
+    shutil.move(folder / "val2017", folder / "images/val2017")
+    (folder / "annotations/instances_train2017.json").unlink()
+    assert len(open_validation_boxes(config).images) == 6, "a validation part alone, its images in another usual place"
+
+
+def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    code, out, err = run(capsys, "eval", str(trained), "--backbone", MODEL, "--json", "--predictions", str(file))
+    document = json.loads(out)
+    assert code == 0 and not err and document["AP"] == rows(trained)[-1]["AP"] and document["kept"] == rows(trained)[-1]["kept"]
+    assert {one["category_id"] for one in json.loads(file.read_text())} <= {3, 9}, "COCO's own numbers"
+    code, out, _ = run(capsys, "eval", str(trained), "--backbone", MODEL, "--limit", "2", "--on-bad-box", "skip")
+    assert code == 0 and "Boxes on 2 images" in out and "dark" in out and "at the traced size" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 4, f"is run only where you name it: --backbone {MODEL}"),
+        (["--backbone", MODEL, "--budget", "0.8"], 2, "--budget is for classifiers"),
+        (["--backbone", MODEL, "--router", "stage"], 2, "--router is for classifiers"),
+        (["--backbone", MODEL, "--input-size", "64"], 2, "--input-size does not go with a run"),
+        (["--backbone", MODEL, "--dataset", "voc"], 4, "ImageSets/Main/val.txt"),
+    ],
+)
+def test_eval_that_makes_no_sense(
+    trained: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    found, _, err = run(capsys, "eval", str(trained), *arguments)
+    assert found == code and message in err
+
+
+def test_a_run_with_code_of_its_own_is_not_run_unasked(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": "os:abort"}))
+    _, _, err = run(capsys, "eval", str(folder), "--backbone", MODEL)
+    assert "'os:abort', which is run only where you name it" in err
+    (folder / "config.json").write_text(json.dumps(config | {"model": "regnet_y_400mf"}))
+    with pytest.raises(InputError, match="built by name; leave --backbone out"):
+        open_detector(folder, MODEL)
+    with pytest.raises(ArchiveError, match="does not fit regnet_y_400mf"):
+        open_detector(folder)
+    for damage in (b"", b"{}", b"[1]"):
+        (folder / "config.json").write_bytes(damage)
+        with pytest.raises((ArchiveError, InputError), match=r"damaged|'model' is missing"):
+            open_detector(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ArchiveError, match=r"config.json is not there"):
+        open_detector(folder)
+
+
+def test_categories_by_number(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torchvision's trained detectors have COCO's category ids for labels, gaps and all."""
+    expected = open_validation_boxes(keys(data, tmp_path))
+    corners = (0.0, 0.0, 1.0, 1.0)
+    raw = [Detection(corners=corners, label=number - 1, score=0.5) for number in (9, 3, 4)]
+    found = by_category(Found(detections={0: raw}, kept={}), expected)
+    assert [one.label for one in found.detections[0]] == [1, 0]
+    code, out, err = run(
+        capsys, "eval", "fasterrcnn_mobilenet_v3_large_320_fpn", "--dataset", "coco", "--data-dir", str(data), "--limit", "1",
+        "--input-size", "64", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["num_images"] == 1 and "kept" not in json.loads(out)
+
+
+def test_detectors_by_name_read_the_size_asked_for() -> None:
+    torch.manual_seed(0)
+    model: Any = load_detector("regnet_y_400mf", 3, input_size=60)
+    assert model.transform.min_size == (60,) and model.transform.max_size == 100
+    assert model.roi_heads.box_predictor.cls_score.out_features == 4
+    again: Any = load_detector(MODEL, 2, max_size=80)
+    assert again.transform.min_size == (64,) and again.transform.max_size == 80 and type(again) is type(detector(2))
+    assert dggraph.convert_backbone_(model).graph.stages
