@@ -14,6 +14,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from toy_boxes import write_coco
 
 import dggraph
 import dggraph.training.loop  # forked processes have it
@@ -41,6 +42,21 @@ FROZEN: dict[str, object] = {
     "objective": "distill", "tune": "routers", "router": "stage", "opt": "adamw", "lr": 0.02, "budget": 0.7, "budget_weight": 20,
     "clip_grad": 0.1, "model_ema": True, "model_ema_decay": 0.5, "log_interval": 1,
 }  # fmt: skip
+
+
+def boxes(name: str, parallel: str) -> list[str]:
+    keys: dict[str, object] = {"task": "detection", "model": "toy_boxes:detector", "data-dir": FOLDER / "squares", "num-classes": 2}
+    keys |= {"epochs": 1, "batch-size": 2, "input-size": 64, "router": "stage", "budget": 0.9, "model-ema": True, "log-interval": 1}
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in keys.items()]
+    common = [
+        f"--experiment={name}",
+        f"--parallel={parallel}",
+        f"--output={FOLDER}",
+        "--dataset=coco",
+        "--warmup-epochs=0",
+        "--lr=0.01",
+    ]
+    return ["train", *flags, *common]
 
 
 def start(arguments: list[str]) -> None:
@@ -90,6 +106,9 @@ if __name__ == "__main__":
         launch(f"{parallel}-frozen", command("toy_data:unequal", experiment=f"{parallel}-frozen", parallel=parallel, **FROZEN))
     for before, after in (("ddp", "fsdp"), ("fsdp", "ddp")):
         launch(f"{before}-then-{after}", command("toy_data:unequal", experiment=before, parallel=after, **ROUTED))
+    write_coco(FOLDER / "squares", 24)
+    for parallel in ("ddp", "fsdp"):
+        launch(f"boxes-{parallel}", boxes(f"boxes-{parallel}", parallel))
     launch("fsdp-infinite", command("misbehaving:infinite", experiment="fsdp-infinite", parallel="fsdp"))
     shorter = ROUTED | {"parallel": "fsdp", "epochs": 2, "checkpoint_hist": 1}
     for name in ("fsdp-stopped", "fsdp-continued"):

@@ -243,3 +243,17 @@ def test_detectors_by_name_read_the_size_asked_for() -> None:
     again: Any = load_detector(MODEL, 2, max_size=80)
     assert again.transform.min_size == (64,) and again.transform.max_size == 80 and type(again) is type(detector(2))
     assert dggraph.convert_backbone_(model).graph.stages
+
+
+def test_another_number_of_classes_starts_the_last_layers_anew(data: Path, tmp_path: Path) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    torch.manual_seed(0)
+    trained = load_detector(name, 90)
+    torch.save(trained.state_dict(), tmp_path / "coco.pth")
+    with pytest.raises(InputError, match="other shapes"):
+        load_detector(name, 2, checkpoint=tmp_path / "coco.pth")
+    prepared = prepare(keys(data, tmp_path, model=name, checkpoint=tmp_path / "coco.pth", router="none", budget=None))
+    expected, found = trained.state_dict(), prepared.model.state_dict()
+    different = {key for key, tensor in found.items() if not torch.equal(tensor, expected[key])}
+    heads = {f"roi_heads.box_predictor.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")}
+    assert different == heads and len(found["roi_heads.box_predictor.cls_score.bias"]) == 3

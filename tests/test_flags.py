@@ -131,6 +131,7 @@ def test_help_imports_no_torch(name: str) -> None:
 
 def test_recipes_are_shipped() -> None:
     assert {file.stem for file in RECIPES} == {
+        "coco_faster_rcnn",
         "fashion_mnist",
         "imagenet_mobilenet_v2",
         "imagenet_regnet_y_400mf",

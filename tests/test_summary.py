@@ -171,3 +171,23 @@ def test_a_long_run_stays_a_small_page() -> None:
 def test_what_is_learned_from_a_static_network_is_no_accuracy() -> None:
     page = write_summary(replace(DYNAMIC, config=CONFIG | {"objective": "distill"}))
     assert "Validation agreement" in page and "with the static network" in page and "accuracy" not in page.lower()
+
+
+def test_a_detector_is_told_by_its_precision() -> None:
+    scores = [{"AP": 0.125, "AP50": 0.5, "AP75": None, "small": 0.25, "medium": 0.1, "large": None, "per_class": {"a": 0.125}}]
+    scores.append(scores[0] | {"AP": 0.0625})
+    epochs = [row | score for row, score in zip((row for row in STATIC.metrics if "epoch" in row), scores, strict=True)]
+    epochs = [
+        {key: value for key, value in row.items() if key not in ("accuracy", "top1", "top5")} | {"kept": 0.9} for row in epochs
+    ]
+    steps = [row for row in DYNAMIC.metrics if "epoch" not in row]
+    html = write_summary(
+        replace(DYNAMIC, config=CONFIG | {"task": "detection"}, metrics=[*steps[:2], epochs[0], *steps[2:], epochs[1]])
+    )
+    assert "AP 6.2 % mean over overlaps from 0.50 to 0.95, of 2,000 images; best 12.5 %, epoch 1" in texts(html)
+    assert "AP50 50.0 % at an overlap of 0.50, of 2,000 images" in texts(html)
+    assert charts(html) == ["Training loss", "Validation AP", "Learning rate", "MACs kept, of the static network's"]
+    heads, first, second = cells(html)
+    assert heads == ["epoch", "step", "AP", *("AP50", "AP75", "small", "medium", "large"), "MACs kept", "training loss", "images/s"]
+    assert first[:8] == ["1 best", "100", "12.50 %", "50.00 %", "–", "25.00 %", "10.00 %", "–"] and second[2] == "6.25 %"
+    assert "accuracy" not in texts(html).partition("Configuration")[0] and "paths" not in heads

@@ -150,6 +150,15 @@ def test_shares_of_weights_go_on_where_they_stopped(launches: dict[str, Any]) ->
         assert (stopped / file.relative_to(whole)).read_bytes() == file.read_bytes(), file.name
 
 
+def test_detectors_in_shares_learn_what_whole_ones_do(launches: dict[str, Any]) -> None:
+    """Also the precision that all processes measured together."""
+    whole, shared = (launches["folder"] / f"boxes-{parallel}" for parallel in ("ddp", "fsdp"))
+    expected, found = (safetensors.torch.load_file(folder / "detector.safetensors") for folder in (whole, shared))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    judged, again = ([row for row in rows_of(folder) if "epoch" in row] for folder in (whole, shared))
+    assert judged[0]["num_images"] == 6 and judged[0]["AP50"] == pytest.approx(again[0]["AP50"]) and len(rows_of(whole)) == 7
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """As torchrun's processes have, so that sums of floats are the same."""

@@ -86,7 +86,10 @@ def evaluate_boxes(
         if predictions is not None:
             write_predictions(predictions, found.detections, expected)
         document = {"model": model, "dataset": keys.dataset, **how, "num_processes": processes.world_size()}
-        document |= judge(found, expected).row() | {"images_per_second": len(expected.images) / seconds}
+        document |= judge(found, expected).row() | {
+            "kept_by_image": found.kept,
+            "images_per_second": len(expected.images) / seconds,
+        }
         document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped}
         if as_json:
             click.echo(json.dumps(document))

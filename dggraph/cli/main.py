@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
     "train": "Train from a configuration, or go on with a run.",
-    "eval": "Accuracy, MACs and paths on a data set; budgets; what each block is worth.",
+    "eval": "Accuracy or average precision, MACs and paths on a data set; budgets; what each block is worth.",
     "atlas": "Report on the paths of a whole set of images.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",

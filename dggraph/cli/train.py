@@ -71,4 +71,5 @@ def _telling(*, is_silent: bool) -> Iterator["Tell"]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+    shown = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())

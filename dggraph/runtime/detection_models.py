@@ -5,6 +5,7 @@ import inspect
 import os
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -30,6 +31,7 @@ def load_detector(
     checkpoint: str | os.PathLike[str] | None = None,
     input_size: int | None = None,
     max_size: int | None = None,
+    is_head_new: bool = False,
 ) -> nn.Module:
     """Build the detector called `name`, in eval mode.
 
@@ -40,6 +42,7 @@ def load_detector(
         checkpoint: a state dict of the detector or the classifier, whichever `name` says.
         input_size: of images as the network reads them, the shorter side in pixels; by default the detector's own.
         max_size: the longer side at most; by default 5/3 of `input_size`.
+        is_head_new: of a checkpoint of torchvision's detectors with another number of classes, leave out what depends on that number.
 
     Raises:
         InputError: no such model, a checkpoint that does not fit, a function that fails, or a detector that reads one size only.
@@ -47,7 +50,7 @@ def load_detector(
     if name in detector_names():
         model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + 1)
         if checkpoint is not None:
-            load_checkpoint_(model, checkpoint)
+            load_checkpoint_(model, checkpoint, replaceable=_of_classes(name) if is_head_new else ())
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
             f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
@@ -73,6 +76,16 @@ def load_detector(
 def is_detector(model: nn.Module) -> bool:
     """Whether it is built as torchvision's are: what resizes images, a backbone, and more."""
     return isinstance(getattr(model, "backbone", None), nn.Module) and isinstance(getattr(model, "transform", None), nn.Module)
+
+
+def _of_classes(name: str) -> set[str]:
+    """Names of the tensors whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        one, other = (
+            torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=number).state_dict()
+            for number in (2, 3)
+        )
+    return {key for key, tensor in one.items() if tensor.shape != other[key].shape}
 
 
 def _resize_(model: Any, name: str, input_size: int | None, max_size: int | None) -> None:

@@ -5,7 +5,7 @@ import importlib
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,8 +173,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str], *, replaceable: Collection[str] = ()) -> None:
     """Load a state dict, `.safetensors` or torch's format (read with `weights_only=True`). In place.
+
+    Args:
+        model: what it is of.
+        checkpoint: the file.
+        replaceable: names of tensors that stay as they are in `model` where they have another shape.
 
     Raises:
         InputError: it cannot be read, is something else, or does not fit.
@@ -199,6 +204,7 @@ def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str]) -> No
         raise InputError(f"{file!r} holds no state dict of tensors.")
     state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
     expected = model.state_dict()
+    state |= {name: expected[name] for name in replaceable if name in state and state[name].shape != expected[name].shape}
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     misfits = [
         f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in expected.items() if k in state and state[k].shape != v.shape

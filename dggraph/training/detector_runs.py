@@ -32,8 +32,8 @@ class Detector:
     """What it was built from."""
 
 
-def build_detector(config: TrainConfig, classes: tuple[str, ...]) -> Detector:
-    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode.
+def build_detector(config: TrainConfig, classes: tuple[str, ...], *, is_head_new: bool = False) -> Detector:
+    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode. `is_head_new` as for `load_detector`.
 
     Raises:
         InputError: as for `load_detector` and `convert_backbone_`.
@@ -44,6 +44,7 @@ def build_detector(config: TrainConfig, classes: tuple[str, ...]) -> Detector:
         checkpoint=config.checkpoint,
         input_size=config.input_size,
         max_size=config.max_size,
+        is_head_new=is_head_new,
     )
     if config.router == "none":
         return Detector(model, None, classes, config)

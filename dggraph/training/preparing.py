@@ -64,7 +64,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
     require_library()
     training, validation = open_boxes(config)
     torch.manual_seed(config.seed)
-    detector = build_detector(config, training.classes)
+    detector = build_detector(config, training.classes, is_head_new=True)
     model = detector.model.to(processes.device())
     if detector.net is not None:
         (decide_blocks_ if config.decide == "blocks" else pin_open_)(detector.net, ())

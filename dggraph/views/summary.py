@@ -30,16 +30,27 @@ class Record:
     """Versions and machine."""
     metrics: Sequence[Row]
     """Of each logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated epoch: `step`, `epoch` from 1, `accuracy`,
-    counts of images, of a dynamic network `kept` and its paths."""
+    counts of images, of a dynamic network `kept` and its paths; for detection `AP`, `AP50` and others in place of `accuracy`."""
     timing: Sequence[Row]
     """Of each epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
     num_unreadable: int
     """Lines of metrics and timing that are no rows."""
 
     @property
+    def is_detection(self) -> bool:
+        return self.config.get("task") == "detection"
+
+    @property
     def measure(self) -> str:
-        """What `accuracy` counts: right answers, or those of the static network that is learned from."""
+        """What the score is: COCO's mean average precision, right answers, or those of the static network that is learned from."""
+        if self.is_detection:
+            return "AP"
         return "agreement" if self.config.get("objective") == "distill" else "accuracy"
+
+    @property
+    def score(self) -> str:
+        """Its key in rows of epochs; higher is better."""
+        return "AP" if self.is_detection else "accuracy"
 
     @property
     def steps(self) -> list[Row]:
@@ -100,15 +111,20 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of the numbers where the run stands; those that are not there yet have no tile."""
     last = record.epochs[-1] if record.epochs else {}
     images = f"{last['num_images']:,} images" if is_number(last.get("num_images")) else "unknown images"
-    best = _best(record.epochs)
-    if best is not None and is_number(last.get("accuracy")):
-        which = "the best epoch" if best is last else f"best {percent(best['accuracy'])}, epoch {best['epoch']}"
-        of_what = "top 1" if record.measure == "accuracy" else "with the static network's best class"
-        yield record.measure, percent(last["accuracy"]), f"{of_what}, of {images}; {which}"
+    best = _best(record)
+    if best is not None and is_number(last.get(record.score)):
+        which = "the best epoch" if best is last else f"best {percent(best[record.score])}, epoch {best['epoch']}"
+        of_what = {"accuracy": "top 1", "AP": "mean over overlaps from 0.50 to 0.95"}.get(
+            record.measure, "with the static network's best class"
+        )
+        yield record.measure, percent(last[record.score]), f"{of_what}, of {images}; {which}"
+    if is_number(last.get("AP50")):
+        yield "AP50", percent(last["AP50"]), f"at an overlap of 0.50, of {images}"
     if is_number(last.get("kept")):
         budget = record.config["budget"]
         asked = "no budget" if budget is None else f"budget {percent(budget)}"
-        yield "MACs kept", percent(last["kept"]), f"of the static network's; {asked}"
+        whose = "the static backbone's, at the traced size" if record.is_detection else "the static network's"
+        yield "MACs kept", percent(last["kept"]), f"of {whose}; {asked}"
     if is_number(last.get("num_paths")):
         yield "different paths", f"{last['num_paths']:,}", f"of {images}"
     if is_number(last.get("path_entropy_bits")):
@@ -124,9 +140,10 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _best(epochs: Iterable[Row]) -> Row | None:
-    """The first of those with the highest accuracy: the one whose checkpoint is kept."""
-    return max((row for row in epochs if is_number(row.get("accuracy"))), key=lambda row: row["accuracy"], default=None)
+def _best(record: Record) -> Row | None:
+    """The first of the epochs with the highest score: the one whose checkpoint is kept."""
+    key = record.score
+    return max((row for row in record.epochs if is_number(row.get(key))), key=lambda row: row[key], default=None)
 
 
 def _curves(record: Record) -> str:
@@ -143,10 +160,13 @@ def _curves(record: Record) -> str:
     def by_epoch(title: str, key: str) -> str:
         return chart(title, Series(name=title, points=over(epochs, key), is_sparse=True))
 
+    judged = {"AP": "AP", "AP50": "AP50"} if record.is_detection else {"accuracy": "top 1"}
     charts = [
         chart("Training loss", Series(name="loss", points=over(steps, "loss"))),
         chart(
-            f"Validation {record.measure}", Series(name="top 1", points=over(epochs, "accuracy", 100), is_sparse=True), unit=unit
+            f"Validation {record.measure}",
+            *(Series(name=name, points=over(epochs, key, 100), is_sparse=True) for key, name in judged.items()),
+            unit=unit,
         ),
         chart("Learning rate", Series(name="rate", points=over(steps, "lr"))),
     ]
@@ -156,6 +176,9 @@ def _curves(record: Record) -> str:
         target = None if budget is None else (f"budget {percent(budget, digits=0)}", 100 * budget)
         charts += [
             chart("MACs kept, of the static network's", training, validation, unit=unit, target=target),
+        ]
+    if record.config["router"] != "none" and not record.is_detection:
+        charts += [
             by_epoch("Different paths in validation", "num_paths"),
             by_epoch("Path entropy in validation, bits", "path_entropy_bits"),
         ]
@@ -168,15 +191,18 @@ def _curves(record: Record) -> str:
 def _epochs(record: Record) -> str:
     if not record.epochs:
         return '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
-    heads = ["step", record.measure, "top 5", "training loss", "images/s"]
+    of_detection = ["AP50", "AP75", "small", "medium", "large"]
+    heads = ["step", record.measure, *(of_detection if record.is_detection else ["top 5"])]
     if record.config["router"] != "none":
-        heads[3:3] = ["MACs kept", "paths", "entropy, bits"]
-    body, best = "", _best(record.epochs)
+        heads += ["MACs kept"] if record.is_detection else ["MACs kept", "paths", "entropy, bits"]
+    heads += ["training loss", "images/s"]
+    body, best = "", _best(record)
     for row, losses in zip(record.epochs, record.losses, strict=True):
         images, top5 = row.get("num_images"), row.get("top5")
         cells = {
             "step": f"{row['step']:,}",
-            record.measure: _percent(row.get("accuracy")),
+            record.measure: _percent(row.get(record.score)),
+            **{key: _percent(row.get(key)) for key in of_detection},
             "top 5": _percent(top5 / images) if is_number(top5) and is_number(images) and images else NONE,
             "MACs kept": _percent(row.get("kept")),
             "paths": _number(row.get("num_paths"), ",.0f"),
