@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dggraph.errors import DggraphError, GateError, InputError
-from dggraph.graph.atlas import Atlas, Detected, FoundObject, Instance
+from dggraph.graph.atlas import Atlas, Instance
 from dggraph.runtime import processes
 from dggraph.runtime.counting import AtlasCounts
 from dggraph.runtime.imagesets import ImageSet, Item, spread
@@ -85,7 +85,7 @@ def collect_atlas(
     state = state if processes.rank() == 0 else None
     (document, *_) = processes.gather(None if state is None else read_state(state, identity))
     if isinstance(document, dict):
-        counts.restore(document | _with_objects(document))
+        counts.restore(document)
     start, saved = counts.next_index, monotonic()
     taken = (item for item in images.items() if item.index >= start and is_taken(item.index))
     try:
@@ -186,18 +186,3 @@ def _thumbnails(images: ImageSet, atlas: Atlas) -> dict[int, Image.Image]:
         if item.index >= last:
             break
     return found
-
-
-def _with_objects(document: dict[str, Any]) -> dict[str, Any]:
-    """The instances of a saved `document`, their objects whole again."""
-    return {
-        name: [one | {"detected": _unpack(one.get("detected"))} for one in document[name]]
-        for name in ("shown", "cheapest", "dearest")
-    }
-
-
-def _unpack(packed: dict[str, Any] | None) -> Detected | None:
-    if packed is None:
-        return None
-    objects = tuple(FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in packed["objects"])
-    return Detected(size=tuple(packed["size"]), objects=objects)

@@ -11,7 +11,17 @@ import numpy.typing as npt
 import torch
 
 from dggraph.errors import InputError
-from dggraph.graph.atlas import BINS_PER_STATIC, Atlas, ClassPaths, CommonPath, Frequencies, GateFacts, Instance
+from dggraph.graph.atlas import (
+    BINS_PER_STATIC,
+    Atlas,
+    ClassPaths,
+    CommonPath,
+    Detected,
+    FoundObject,
+    Frequencies,
+    GateFacts,
+    Instance,
+)
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.runtime.cost import path_keys
 from dggraph.runtime.health import GateHealth, StageCounts
@@ -229,6 +239,10 @@ class AtlasCounts:
 
 
 def _unpack(packed: dict[str, Any]) -> Instance:
-    path = packed["path"]
+    path, detected = packed["path"], packed["detected"]
     weights = {stage: tuple(values) for stage, values in path["weights"].items()}
-    return Instance(**(packed | {"path": ActivatedPath(weights=weights, macs=path["macs"], margin=path["margin"])}))
+    whole: dict[str, Any] = {"path": ActivatedPath(weights=weights, macs=path["macs"], margin=path["margin"])}
+    if detected is not None:
+        objects = tuple(FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"])
+        whole["detected"] = Detected(size=tuple(detected["size"]), objects=objects)
+    return Instance(**(packed | whole))
