@@ -257,3 +257,18 @@ def test_another_number_of_classes_starts_the_last_layers_anew(data: Path, tmp_p
     different = {key for key, tensor in found.items() if not torch.equal(tensor, expected[key])}
     heads = {f"roi_heads.box_predictor.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")}
     assert different == heads and len(found["roi_heads.box_predictor.cls_score.bias"]) == 3
+
+
+def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    shutil.copytree(data, folder)
+    file = folder / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][4]["bbox"][2] = -3
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"instances_train2017.json has 1 bad entries: annotation 4"):
+        train(keys(folder, tmp_path, epochs=1))
+    told: list[Any] = []
+    result = train(keys(folder, tmp_path, epochs=1, on_bad_box="skip"), told.append)
+    (left,) = json.loads((result.folder / "skipped.json").read_text())
+    assert left.startswith("instances_train2017.json: annotation 4") and told[0] == {"bad entries left out": 1}

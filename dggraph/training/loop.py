@@ -65,7 +65,7 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
 
     Args:
         config: every key.
-        tell: is called with every row that is written to metrics.jsonl.
+        tell: is called with every row that is written to metrics.jsonl, and before with the number of bad annotations left out, if any.
 
     Returns:
         Where the run ended: finished, or interrupted by SIGINT or SIGTERM behind a checkpoint.
@@ -93,7 +93,9 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         processes.barrier()
         resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
-        describe(config, folder, prepared.sensitivity)
+        describe(config, folder, prepared.notes)
+        if prepared.notes.get("skipped.json") and processes.rank() == 0:
+            tell({"bad entries left out": len(prepared.notes["skipped.json"])})
         result = _loop(run, config, prepared.task, folder, per_epoch, tell)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)

@@ -44,8 +44,8 @@ class Prepared:
     """Names of the outputs, where known."""
     preprocess: Preprocess | None
     """Of a classifier."""
-    sensitivity: dict[str, Any] | None
-    """What pinning found."""
+    notes: dict[str, Any]
+    """Files of the run folder about what was found: what pinning measured, which boxes were left out."""
     held: tuple[str, ...]
     """Parameters that would learn, and are held as they came."""
 
@@ -63,6 +63,7 @@ def prepare(config: TrainConfig) -> Prepared:
 def _prepare_detector(config: TrainConfig) -> Prepared:
     require_library()
     training, validation = open_boxes(config)
+    skipped = [f"{part.name}: {what}" for part in (training, validation) for what in part.skipped]
     torch.manual_seed(config.seed)
     detector = build_detector(config, training.classes, is_head_new=True)
     model = detector.model.to(processes.device())
@@ -73,7 +74,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         task=Detecting(config=config, training=training, validation=validation),
         labels=training.classes,
         preprocess=None,
-        sensitivity=None,
+        notes={"skipped.json": skipped} if skipped else {},
         held=_hold_(model.train(), config.tune),
     )
 
@@ -112,7 +113,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         task=Classifying(config=config, data=data, teacher=teacher),
         labels=labels,
         preprocess=preprocess,
-        sensitivity=sensitivity,
+        notes={"sensitivity.json": sensitivity} if sensitivity else {},
         held=_hold_(model.train(), config.tune),
     )
 

@@ -3,6 +3,7 @@
 RUN/config.json          every key
 RUN/environment.json     versions and machine
 RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with pin_divergence
+RUN/skipped.json         bad images and boxes that were left out, where that was asked for
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took
 RUN/summary.html         a page with their curves, written with each checkpoint
@@ -90,14 +91,14 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
             raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
 
 
-def describe(config: TrainConfig, folder: Path, sensitivity: Mapping[str, Any] | None) -> None:
+def describe(config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
         write_whole(folder / "config.json", config.model_dump_json(indent=1).encode())
         versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
-        if sensitivity is not None:
-            write_whole(folder / "sensitivity.json", json.dumps(sensitivity, indent=1).encode())
+        for name, content in notes.items():
+            write_whole(folder / name, json.dumps(content, indent=1).encode())
         write_whole(folder / "environment.json", json.dumps(versions | machine, indent=1).encode())
     processes.barrier()
 
