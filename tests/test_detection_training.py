@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from test_cli import run
 from toy_boxes import detector, sets, write_coco, write_voc
 
@@ -16,6 +17,7 @@ import dggraph
 from dggraph.errors import ArchiveError, InputError
 from dggraph.runtime.detection_models import load_detector
 from dggraph.runtime.network import collecting_gates, dynamic_part
+from dggraph.runtime.pyramids import freeze_norms_
 from dggraph.training import loop
 from dggraph.training.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
 from dggraph.training.box_evaluation import Detection
@@ -92,7 +94,11 @@ def test_a_stopped_run_goes_on_to_the_byte(data: Path, trained: Path, tmp_path: 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "_step", step)
         assert not train(config).is_finished
-    assert not is_detector_run(tmp_path / "run") and train(config).is_finished
+    with pytest.raises(
+        ArchiveError, match=r"no finished run of a detector: detector.safetensors is not there. The command that began it"
+    ):
+        open_detector(tmp_path / "run", MODEL)
+    assert is_detector_run(tmp_path / "run") and train(config).is_finished
     for name in ("detector.safetensors", "metrics.jsonl", "checkpoints/00000012/optimiser.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes(), name
 
@@ -221,7 +227,7 @@ def test_a_run_with_code_of_its_own_is_not_run_unasked(trained: Path, tmp_path: 
 
 
 def test_categories_by_number(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """torchvision's trained detectors have COCO's category ids for labels, gaps and all."""
+    """Detectors that are not of a run have COCO's category ids for labels, gaps and all, as torchvision's trained ones."""
     expected = open_validation_boxes(keys(data, tmp_path))
     corners = (0.0, 0.0, 1.0, 1.0)
     raw = [Detection(corners=corners, label=number - 1, score=0.5) for number in (9, 3, 4)]
@@ -272,3 +278,33 @@ def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
     result = train(keys(folder, tmp_path, epochs=1, on_bad_box="skip"), told.append)
     (left,) = json.loads((result.folder / "skipped.json").read_text())
     assert left.startswith("instances_train2017.json: annotation 4") and told[0] == {"bad entries left out": 1}
+
+
+def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_path: Path) -> None:
+    """By torchvision's own rule: a trained backbone is frozen, a random one is not; and a run's detector is built as it was trained."""
+
+    def frozen(model: torch.nn.Module) -> set[bool]:
+        return {
+            type(module).__name__ == "FrozenBatchNorm2d" for module in model.modules() if "BatchNorm2d" in type(module).__name__
+        }
+
+    torch.manual_seed(0)
+    classifier = torchvision.models.regnet_y_400mf()
+    torch.save(classifier.state_dict(), tmp_path / "regnet.pth")
+    for keys_of_model, expected in (({}, {False}), ({"checkpoint": tmp_path / "regnet.pth"}, {True})):
+        config = keys(data, tmp_path, model="regnet_y_400mf", input_size=32, epochs=1, experiment=str(expected), **keys_of_model)
+        assert frozen(prepare(config).model) == expected
+        folder = train(config).folder
+        again = open_detector(folder)
+        assert frozen(again.model) == expected
+        validation = open_validation_boxes(config)
+        found = judge(detect(again.model, BoxDataset(validation.images), batch_size=2), validation)
+        assert rows(folder)[-1]["AP"] == found.precision.AP
+    trained: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None)
+    assert frozen(load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 2)) == {False}
+    freeze_norms_(trained.backbone)
+    torch.save(trained.state_dict(), tmp_path / "frozen.pth")
+    loaded = load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 90, checkpoint=tmp_path / "frozen.pth")
+    assert frozen(loaded) == {True} and all(
+        torch.equal(one, other) for one, other in zip(loaded.state_dict().values(), trained.state_dict().values(), strict=True)
+    )

@@ -37,7 +37,6 @@ def evaluate_boxes(
         InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
     """
     from dggraph.runtime import processes
-    from dggraph.runtime.detection_models import detector_names
     from dggraph.runtime.imagesets import spread
     from dggraph.training.box_data import BoxDataset, open_validation_boxes
     from dggraph.training.box_evaluation import require_library, write_predictions
@@ -48,7 +47,8 @@ def evaluate_boxes(
     given = {key: value for key, value in given.items() if value is not None}
     with processes.joined():
         with working(f"Loading {model}"):
-            if is_detector_run(model):
+            is_run = is_detector_run(model)
+            if is_run:
                 answered = [key for key in BUILT if key in given]
                 if answered:
                     raise click.UsageError(
@@ -59,16 +59,13 @@ def evaluate_boxes(
                     raise InputError(
                         f"the data set of {model} is code, {detector.config.dataset!r}, which is run only where you name it."
                     )
-                keys, has_ids = detector.config.model_copy(update=given), False
+                keys = detector.config.model_copy(update=given)
                 expected = open_validation_boxes(keys)
                 refuse_other_classes(detector.classes, expected)
             else:
-                keys, has_ids = (
-                    read_config(None, {"model": model, "task": "detection", "router": "none"} | given),
-                    model in detector_names(),
-                )
+                keys = read_config(None, {"model": model, "task": "detection", "router": "none"} | given)
                 expected = open_validation_boxes(keys)
-                if has_ids and keys.num_classes is None:
+                if keys.num_classes is None:
                     keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
                 detector = build_detector(keys, expected.classes)
         is_taken = spread(len(expected.images), limit)
@@ -81,7 +78,7 @@ def evaluate_boxes(
             seconds = time.perf_counter() - start
         if processes.rank() != 0:
             return
-        if has_ids:
+        if not is_run:
             found = by_category(found, expected)
         if predictions is not None:
             write_predictions(predictions, found.detections, expected)

@@ -3,15 +3,16 @@
 import difflib
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from dggraph.errors import InputError
-from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model, model_names
-from dggraph.runtime.pyramids import faster_rcnn_on
+from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model, model_names, read_checkpoint
+from dggraph.runtime.pyramids import faster_rcnn_on, freeze_norms_
 
 LONGEST = 5 / 3
 """Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333 to 800."""
@@ -32,6 +33,7 @@ def load_detector(
     input_size: int | None = None,
     max_size: int | None = None,
     is_head_new: bool = False,
+    is_frozen: bool | None = None,
 ) -> nn.Module:
     """Build the detector called `name`, in eval mode.
 
@@ -43,14 +45,19 @@ def load_detector(
         input_size: of images as the network reads them, the shorter side in pixels; by default the detector's own.
         max_size: the longer side at most; by default 5/3 of `input_size`.
         is_head_new: of a checkpoint of torchvision's detectors with another number of classes, leave out what depends on that number.
+        is_frozen: whether the backbone's batch norms are frozen; by default where a checkpoint of a detector comes of frozen ones, and below a
+            pyramid on a classifier that is trained: one with a checkpoint, or of a function.
 
     Raises:
         InputError: no such model, a checkpoint that does not fit, a function that fails, or a detector that reads one size only.
     """
     if name in detector_names():
         model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + 1)
+        state = {} if checkpoint is None else read_checkpoint(checkpoint)
+        if is_frozen if is_frozen is not None else state and has_frozen_norms(state):
+            freeze_norms_(model.get_submodule("backbone"))
         if checkpoint is not None:
-            load_checkpoint_(model, checkpoint, replaceable=_of_classes(name) if is_head_new else ())
+            load_checkpoint_(model, state, os.fspath(checkpoint), replaceable=_of_classes(name) if is_head_new else ())
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
             f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
@@ -67,10 +74,16 @@ def load_detector(
         takes_number = not is_registered(name) and "num_classes" in inspect.signature(import_function(name)).parameters
         model = load_model(name, num_classes=num_classes if takes_number else None, checkpoint=checkpoint).model
         if not is_detector(model):
-            model = faster_rcnn_on(model, num_classes)
+            is_trained = checkpoint is not None or not is_registered(name)
+            model = faster_rcnn_on(model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen)
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
     return model.eval()
+
+
+def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:
+    """Whether the state dict of a detector is of one with a frozen backbone: `FrozenBatchNorm2d` counts no batches."""
+    return not any(name.startswith("backbone.") and name.endswith(".num_batches_tracked") for name in state)
 
 
 def is_detector(model: nn.Module) -> bool:

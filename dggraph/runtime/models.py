@@ -77,7 +77,7 @@ def load_model(
     if input_size is not None and is_registered(name) and (sized := _sized(name, model, options, input_size)) is not None:
         model, options = sized, options | {"image_size": input_size}
     if checkpoint is not None:
-        load_checkpoint_(model, checkpoint)
+        load_checkpoint_(model, read_checkpoint(checkpoint), os.fspath(checkpoint))
     size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
     labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
@@ -173,16 +173,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str], *, replaceable: Collection[str] = ()) -> None:
-    """Load a state dict, `.safetensors` or torch's format (read with `weights_only=True`). In place.
-
-    Args:
-        model: what it is of.
-        checkpoint: the file.
-        replaceable: names of tensors that stay as they are in `model` where they have another shape.
+def read_checkpoint(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A state dict, `.safetensors` or torch's format (read with `weights_only=True`).
 
     Raises:
-        InputError: it cannot be read, is something else, or does not fit.
+        InputError: it cannot be read, or is something else.
     """
     file = os.fspath(checkpoint)
     try:
@@ -202,8 +197,23 @@ def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str], *, re
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{file!r} holds no state dict of tensors.")
-    state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def load_checkpoint_(model: nn.Module, state: Mapping[str, Tensor], name: str, *, replaceable: Collection[str] = ()) -> None:
+    """Load what `read_checkpoint` gave. In place.
+
+    Args:
+        model: what it is of.
+        state: its tensors.
+        name: of the file, for the error.
+        replaceable: names of tensors that stay as they are in `model` where they have another shape.
+
+    Raises:
+        InputError: it does not fit.
+    """
     expected = model.state_dict()
+    state = dict(state)
     state |= {name: expected[name] for name in replaceable if name in state and state[name].shape != expected[name].shape}
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     misfits = [
@@ -211,7 +221,7 @@ def load_checkpoint_(model: nn.Module, checkpoint: str | os.PathLike[str], *, re
     ]
     if missing or unexpected or misfits:
         raise InputError(
-            f"{file!r} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes {misfits[:3]}. "
+            f"{name!r} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes {misfits[:3]}. "
             "Is it this model's, with this --num-classes?"
         )
     model.load_state_dict(state)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dggraph.errors import ArchiveError, InputError
-from dggraph.runtime.detection_models import load_detector
+from dggraph.runtime.detection_models import has_frozen_norms, load_detector
 from dggraph.runtime.detectors import EXAMPLE_SIDE, convert_backbone_
 from dggraph.runtime.models import is_registered
 from dggraph.runtime.network import DynamicNetwork
@@ -32,8 +32,8 @@ class Detector:
     """What it was built from."""
 
 
-def build_detector(config: TrainConfig, classes: tuple[str, ...], *, is_head_new: bool = False) -> Detector:
-    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode. `is_head_new` as for `load_detector`.
+def build_detector(config: TrainConfig, classes: tuple[str, ...], **how: bool) -> Detector:
+    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode. `how` goes to `load_detector`.
 
     Raises:
         InputError: as for `load_detector` and `convert_backbone_`.
@@ -44,7 +44,7 @@ def build_detector(config: TrainConfig, classes: tuple[str, ...], *, is_head_new
         checkpoint=config.checkpoint,
         input_size=config.input_size,
         max_size=config.max_size,
-        is_head_new=is_head_new,
+        **how,
     )
     if config.router == "none":
         return Detector(model, None, classes, config)
@@ -63,8 +63,12 @@ def build_detector(config: TrainConfig, classes: tuple[str, ...], *, is_head_new
 
 
 def is_detector_run(folder: str | Path) -> bool:
-    """Whether `open_detector` would find a finished run there."""
-    return (Path(folder) / WEIGHTS["detection"]).is_file()
+    """Whether a detector was trained there, to the end or not."""
+    try:
+        keys = json.loads((Path(folder) / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return (Path(folder) / WEIGHTS["detection"]).is_file()
+    return isinstance(keys, dict) and keys.get("task") == "detection"
 
 
 def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
@@ -86,7 +90,7 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         overrides = json.loads(keys.read_bytes())
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{folder} holds no finished run of a detector: {Path(error.filename or file).name} is not there."
+            f"{folder} holds no finished run of a detector: {Path(error.filename or file).name} is not there. The command that began it goes on."
         ) from error
     except Exception as error:  # whatever damaged files raise
         raise ArchiveError(
@@ -101,7 +105,8 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
             if backbone is not None
             else f"the model in {folder} is built by code, {config.model!r}, which is run only where you name it: --backbone {config.model}."
         )
-    detector = build_detector(config.model_copy(update={"model": backbone or config.model}), tuple(classes))
+    config = config.model_copy(update={"model": backbone or config.model})
+    detector = build_detector(config, tuple(classes), is_frozen=has_frozen_norms(state))
     try:
         detector.model.load_state_dict(state)
     except RuntimeError as error:
