@@ -59,6 +59,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 PINS = {
     ("lite0", 0.93): 0.142,
     ("lite0", 0.855): 0.19,
+    ("lite0", 0.85): 0.19,
     ("lite0", 0.845): 0.19,
     ("mobilenet_v2", 0.93): 0.95,
     ("mobilenet_v2", 0.84): 1.3,

@@ -11,5 +11,5 @@ if __name__ == "__main__":
         if "TORCHELASTIC_RUN_ID" in os.environ:
             from dggraph.runtime.processes import leave
 
-            leave(int(ended.code or 0))
+            leave(ended.code if isinstance(ended.code, int) else 1 if ended.code else 0)
         raise

@@ -7,23 +7,26 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from test_cli import run
 from toy_boxes import detector, sets, write_coco, write_voc
 
 import dggraph
-from dggraph.errors import ArchiveError, InputError
+from dggraph.errors import ArchiveError, InputError, TrainingError
 from dggraph.runtime.detection_models import load_detector
 from dggraph.runtime.network import collecting_gates, dynamic_part
 from dggraph.runtime.pyramids import freeze_norms_
+from dggraph.runtime.recording import watch_detector
 from dggraph.training import loop
 from dggraph.training.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
 from dggraph.training.box_evaluation import Detection
 from dggraph.training.config import TrainConfig
-from dggraph.training.detecting import Found, by_category, detect, judge
-from dggraph.training.detector_runs import is_detector_run, open_detector
+from dggraph.training.detecting import Detecting, Found, by_category, detect, judge
+from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
 from dggraph.training.loop import train
 from dggraph.training.preparing import prepare
 
@@ -74,7 +77,7 @@ def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
     found = open_detector(trained, MODEL)
     assert found.classes == ("dark", "light") and found.net is not None and not found.model.training
     validation = open_validation_boxes(found.config)
-    judged = judge(detect(found.model, BoxDataset(validation.images), batch_size=2), validation)
+    judged = judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation)
     assert judged.row() == {key: value for key, value in rows(trained)[-1].items() if key not in ("step", "epoch")}
     assert judged.kept is not None and judged.num_images == 6
     steps = [row for row in rows(trained) if "epoch" not in row]
@@ -95,7 +98,7 @@ def test_a_stopped_run_goes_on_to_the_byte(data: Path, trained: Path, tmp_path: 
         patched.setattr(loop, "_step", step)
         assert not train(config).is_finished
     with pytest.raises(
-        ArchiveError, match=r"no finished run of a detector: detector.safetensors is not there. The command that began it"
+        ArchiveError, match=r"no finished run of a detector: detector.safetensors is not there. The command that trained it goes on"
     ):
         open_detector(tmp_path / "run", MODEL)
     assert is_detector_run(tmp_path / "run") and train(config).is_finished
@@ -118,7 +121,7 @@ def test_blocks_as_one(data: Path, tmp_path: Path) -> None:
 def judge_again(folder: Path) -> float | None:
     found = open_detector(folder, MODEL)
     validation = open_validation_boxes(found.config)
-    return judge(detect(found.model, BoxDataset(validation.images), batch_size=2), validation).precision.AP
+    return judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation).precision.AP
 
 
 def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
@@ -148,6 +151,7 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
         ({"dataset": "builtins:repr"}, "repr is no set of boxes"),
         ({"data_dir": None}, "coco needs data_dir"),
         ({"num_classes": 1}, "has 2 categories, but num_classes = 1"),
+        ({"num_classes": 3}, "has 2 categories, but num_classes = 3. The background is not counted"),
         ({"model": "maskrcnn_resnet50_fpn"}, "learns more than boxes"),
         ({"model": "ssdlite320_mobilenet_v3_large"}, r"reads images of \(320, 320\) pixels only"),
         ({"model": "fasterrcnn_resnet5_fpn"}, "there is no model 'fasterrcnn_resnet5_fpn'. Did you mean fasterrcnn"),
@@ -298,7 +302,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
         again = open_detector(folder)
         assert frozen(again.model) == expected
         validation = open_validation_boxes(config)
-        found = judge(detect(again.model, BoxDataset(validation.images), batch_size=2), validation)
+        found = judge(detect(again.model, BoxDataset(validation.images), batch_size=1), validation)
         assert rows(folder)[-1]["AP"] == found.precision.AP
     trained: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None)
     assert frozen(load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 2)) == {False}
@@ -308,3 +312,62 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
     assert frozen(loaded) == {True} and all(
         torch.equal(one, other) for one, other in zip(loaded.state_dict().values(), trained.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
+def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str) -> None:
+    """Their logits count label 0 among the classes; what they call that is no object."""
+    detected: Any = open_watch_of(name, data, tmp_path)
+    image = Image.open(data / "val2017" / "2.png")
+    with torch.no_grad():
+        (output,) = detected.model([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255])
+    labels = output["labels"].tolist()
+    sight = watch_detector(detected.model, detected.net, classes=detected.classes, name="n").see(image)
+    assert sight.detected is not None and 0 in labels and len(sight.detected.objects) == sum(label > 0 for label in labels) > 0
+    assert [one.name for one in sight.detected.objects] == [detected.classes[label - 1] for label in labels if label]
+    validation = open_validation_boxes(keys(data, tmp_path))
+    found = detect(detected.model, BoxDataset(validation.images[2:3]))
+    assert [one.label for one in found.detections[14]] == [label - 1 for label in labels if label]
+
+
+def open_watch_of(name: str, data: Path, output: Path) -> Any:
+    torch.manual_seed(0)
+    detector = build_detector(keys(data, output, model=name, input_size=64), ("dark", "light"))
+    head: Any = detector.model.get_submodule("head.classification_head.cls_logits")
+    torch.nn.init.zeros_(head.bias)
+    return detector
+
+
+def test_batches_of_few_tall_images_are_not_lost(data: Path, tmp_path: Path) -> None:
+    training, validation = open_boxes(keys(data, tmp_path))
+    tall = [int(image.height > image.width) for image in training.learnable]
+    config = keys(data, tmp_path)
+    assert Detecting(config=config, training=training, validation=validation).groups == tall and sum(tall) == 4
+    config = config.model_copy(update={"batch_size": 5})
+    assert Detecting(config=config, training=training, validation=validation).groups == [0] * 12
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    real = Detecting.loss
+
+    def loss(self: Detecting, model: Any, net: Any, part: Any) -> Any:
+        found, gates = real(self, model, net, part)
+        weight = model.backbone.fpn.layer_blocks[0][0].bias
+        seen.append((weight, weight.detach().clone()))
+        return found + (0.0 * weight[0] if len(seen) < 3 else (weight[0] - weight[0].detach()).abs().sqrt()), gates
+
+    monkeypatch.setattr(Detecting, "loss", loss)
+    with pytest.raises(TrainingError, match=r"a gradient of step 2 is not finite, so nothing was changed with it"):
+        train(keys(data, tmp_path, grad_accum_steps=1))
+    weight, before = seen[-1]
+    assert len(seen) == 3 and torch.equal(weight.detach(), before)
+
+
+def test_an_empty_set_has_nothing_to_be_found(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coco"
+    shutil.copytree(data, folder)
+    file = folder / "annotations/instances_val2017.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(InputError, match="no boxes on 6 images, so there is nothing to be found"):
+        train(keys(folder, tmp_path))

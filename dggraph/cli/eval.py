@@ -120,9 +120,10 @@ def command(
 
 
 def _is_detection(model: str, dataset: str | None) -> bool:
+    from dggraph.runtime.detection_models import detector_names
     from dggraph.training.detector_runs import is_detector_run
 
-    return dataset in BOX_SETS or is_detector_run(model)
+    return dataset in BOX_SETS or model in detector_names() or is_detector_run(model)
 
 
 def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ def evaluate_boxes(
         InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
     """
     from dggraph.runtime import processes
+    from dggraph.runtime.detection_models import detector_names
     from dggraph.runtime.imagesets import spread
     from dggraph.training.box_data import BoxDataset, open_validation_boxes
     from dggraph.training.box_evaluation import require_library, write_predictions
@@ -65,7 +66,7 @@ def evaluate_boxes(
             else:
                 keys = read_config(None, {"model": model, "task": "detection", "router": "none"} | given)
                 expected = open_validation_boxes(keys)
-                if keys.num_classes is None:
+                if keys.num_classes is None and model in detector_names():
                     keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
                 detector = build_detector(keys, expected.classes)
         is_taken = spread(len(expected.images), limit)
@@ -78,7 +79,8 @@ def evaluate_boxes(
             seconds = time.perf_counter() - start
         if processes.rank() != 0:
             return
-        if not is_run:
+        has_ids = not is_run and (keys.num_classes or len(expected.classes)) != len(expected.classes)
+        if has_ids:
             found = by_category(found, expected)
         if predictions is not None:
             write_predictions(predictions, found.detections, expected)
@@ -87,6 +89,7 @@ def evaluate_boxes(
             "kept_by_image": found.kept,
             "images_per_second": len(expected.images) / seconds,
         }
+        document |= {"labels": "category ids" if has_ids else "places among the categories"}
         document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped}
         if as_json:
             click.echo(json.dumps(document))

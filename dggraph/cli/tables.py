@@ -38,6 +38,8 @@ def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:
     console.print(_table(title, ("class", "AP"), worst if len(rows) > MAX_CLASSES else rows))
     if "kept" in document:
         console.print(f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size")
+    if document["labels"] == "category ids":
+        console.print("Labels were read as the categories' ids, as torchvision's trained detectors have them.")
     for key, what in (("skipped", "bad entries left out"), ("num_clipped", "boxes cut at the edge of their image")):
         count = document[key] if key == "num_clipped" else len(document[key])
         if count:

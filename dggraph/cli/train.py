@@ -64,7 +64,7 @@ def _telling(*, is_silent: bool) -> Iterator["Tell"]:
 
             def show(row: Mapping[str, Any]) -> None:
                 status.update(escape(_line(row)))
-                if "epoch" in row:
+                if "epoch" in row or "step" not in row:
                     console.print(escape(_line(row)))
 
             yield show

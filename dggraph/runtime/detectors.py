@@ -10,6 +10,8 @@ from dggraph.runtime.conversion import convert
 from dggraph.runtime.network import DynamicNetwork
 
 EXAMPLE_SIDE = 256
+FoundBox = tuple[tuple[float, float, float, float], int, float]
+"""Corners in pixels, label from 0, score."""
 
 
 def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **options: Any) -> DynamicNetwork:
@@ -44,6 +46,20 @@ def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **o
     net = convert(body, example_input, **options)
     setattr(owner, name, net)
     return net
+
+
+def read_boxes(output: object) -> list[FoundBox]:
+    """What a detector of torchvision's kind found on one image. Label 0, the background, which RetinaNet and FCOS may answer too, is left out.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(output, dict) or not {"boxes", "labels", "scores"} <= output.keys():
+        raise InputError(
+            f"the model gave {type(output).__name__} for an image; a detector gives a dict with boxes, labels and scores, as torchvision's do."
+        )
+    boxes, labels, scores = (output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores"))
+    return [(tuple(box), int(label) - 1, score) for box, label, score in zip(boxes, labels, scores, strict=True) if int(label) > 0]
 
 
 def _place(model: nn.Module) -> tuple[nn.Module, str]:

@@ -128,7 +128,10 @@ def import_function(name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), function)
+        found = getattr(importlib.import_module(module_name), function)
+        if not callable(found):
+            raise TypeError(f"{type(found).__name__} is no function")
+        return found
     except Exception as error:  # whatever a user's module raises
         raise InputError(
             f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."
@@ -138,6 +141,10 @@ def import_function(name: str) -> Any:
 def _unknown(name: str, known: tuple[str, ...]) -> InputError:
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else "`dggraph models` lists them."
+    if name in torchvision.models.list_models(module=torchvision.models.detection):
+        hint = (
+            "It is a detector: use `dggraph train --task detection`, `dggraph eval --dataset coco`, or `dggraph.convert_backbone_`."
+        )
     return InputError(f"there is no model {name!r}. {hint}")
 
 

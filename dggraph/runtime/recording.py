@@ -22,6 +22,7 @@ from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.ops.liveness import live_vertices
 from dggraph.ops.macs import path_macs
+from dggraph.runtime.detectors import read_boxes
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates, digest_of
@@ -214,10 +215,8 @@ def _see_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str
         if len(collected) != 1:
             raise InputError(f"this detector runs its backbone {len(collected)} times an image, so there is no one path to record.")
         (path,) = activated_paths(net.graph, collected[0])
-    boxes, labels, scores = (output[key].double().tolist() for key in ("boxes", "labels", "scores"))
     objects = tuple(
-        FoundObject(corners=tuple(corners), label=int(label) - 1, name=classes[int(label) - 1], score=score)
-        for corners, label, score in zip(boxes, labels, scores, strict=True)
+        FoundObject(corners=corners, label=label, name=classes[label], score=score) for corners, label, score in read_boxes(output)
     )
     return Sight(path=path, gates=_on_cpu(collected[0]), prediction=None, detected=Detected(size=image.size, objects=objects))
 
@@ -234,7 +233,7 @@ def _identify(net: DynamicNetwork) -> dict[str, str]:
 
 def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:
     digest = blake2b(repr((classes, model)).encode(), digest_size=16)
-    digest.update(safetensors.torch.save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
+    digest.update(safetensors.torch.save({key: tensor.clone() for key, tensor in model.state_dict().items()}))
     return _identify(net) | {"detector": digest.hexdigest()}
 
 

@@ -92,8 +92,11 @@ def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
         raise InputError(
             f"{training.name} and {validation.name} have different categories, for example {strangers[:3]}; a label is a place among them."
         )
-    if config.num_classes is not None and len(training.classes) > config.num_classes:
-        raise InputError(f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}.")
+    if config.num_classes not in (None, len(training.classes)):
+        raise InputError(
+            f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}. The background is not counted; "
+            "leave num_classes out."
+        )
     return training, validation
 
 
@@ -101,9 +104,12 @@ def open_validation_boxes(config: TrainConfig) -> BoxSet:
     """The second of `open_boxes`; a set without a training part will do.
 
     Raises:
-        InputError: the set is not there, or is bad as `read_coco` says.
+        InputError: the set is not there, is bad as `read_coco` says, or has nothing to be found.
     """
-    return _open_part(config, "val")
+    found = _open_part(config, "val")
+    if not any(not box.is_crowd for image in found.images for box in image.boxes):
+        raise InputError(f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be found.")
+    return found
 
 
 def _open_part(config: TrainConfig, part: str) -> BoxSet:
@@ -150,9 +156,10 @@ def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
         stems = file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}, the list of images of voc's part {part!r}: {error}.") from error
-    whole = read_voc(folder / "Annotations", folder / "JPEGImages", on_bad=on_bad)
+    whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=stems, on_bad=on_bad)
     by_stem = {Path(image.name).stem: image for image in whole.images}
-    strangers = [f"{file.name} lists {stem!r}, which has no annotations" for stem in stems if stem not in by_stem]
+    has_file = {file.stem for file in (folder / "Annotations").glob("*.xml")}
+    strangers = [f"{file.name} lists {stem!r}, which has no annotations" for stem in stems if stem not in has_file]
     if strangers and on_bad == "error":
         raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
     images = tuple(by_stem[stem] for stem in stems if stem in by_stem)

@@ -5,7 +5,6 @@ are not kept, since files in the wild begin them at 0, which COCO's evaluation t
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from dggraph.errors import InputError
 
 OnBadBox = Literal["error", "skip"]
 SHOWN = 5
+MAX_NUMBER, MAX_DIGITS = 1e15, 10
+"""Beyond any image: what is larger makes no sense, and no float or int of Python's reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +132,21 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
     )
 
 
-def read_voc(annotations: Path, images: Path, *, classes: Iterable[str] | None = None, on_bad: OnBadBox = "error") -> BoxSet:
+def read_voc(
+    annotations: Path,
+    images: Path,
+    *,
+    classes: Iterable[str] | None = None,
+    stems: Collection[str] | None = None,
+    on_bad: OnBadBox = "error",
+) -> BoxSet:
     """Read a folder of VOC XML files. Objects marked `difficult` count as crowds: neither learned nor missed.
 
     Args:
         annotations: the folder `Annotations`.
         images: the folder `JPEGImages`.
-        classes: names in order; by default those found, sorted.
+        classes: names in order; by default those found in the whole folder, sorted.
+        stems: names of the XML files to read, without suffix; by default all.
         on_bad: as for `read_coco`.
 
     Raises:
@@ -153,7 +162,8 @@ def read_voc(annotations: Path, images: Path, *, classes: Iterable[str] | None =
         try:
             roots[file] = ElementTree.parse(file).getroot()
         except (ElementTree.ParseError, OSError, ValueError) as error:
-            findings.note(f"{file.name} is no XML: {error}")
+            if stems is None or file.stem in stems:
+                findings.note(f"{file.name} is no XML: {error}")
     given = (
         tuple(classes)
         if classes is not None
@@ -162,6 +172,8 @@ def read_voc(annotations: Path, images: Path, *, classes: Iterable[str] | None =
     place = {name: index for index, name in enumerate(given)}
     found: list[BoxImage] = []
     for image_id, (file, root) in enumerate(roots.items(), start=1):
+        if stems is not None and file.stem not in stems:
+            continue
         name = _text(root, "filename") or f"{file.stem}.jpg"
         width, height = (_whole(_text(root, f"size/{side}")) for side in ("width", "height"))
         if not _is_within(images, name) or not (images / name).is_file():
@@ -307,7 +319,7 @@ def _area(corners: tuple[float, float, float, float]) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _is_within(folder: Path, name: str) -> bool:
@@ -331,4 +343,4 @@ def _float(text: str) -> float | None:
 
 
 def _whole(text: str) -> int | None:
-    return int(text) if text.isdecimal() and int(text) > 0 else None
+    return int(text) if text.isdecimal() and len(text) < MAX_DIGITS and int(text) > 0 else None

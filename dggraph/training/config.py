@@ -98,7 +98,9 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(128, ge=1, description="Images of one process and step.")
     grad_accum_steps: int = Field(1, ge=1, description="Parts that a batch is split into.")
     validation_batch_size: int | None = Field(
-        None, ge=1, description="Images at a time in evaluation; by default 256, for detection batch_size."
+        None,
+        ge=1,
+        description="Images at a time in evaluation; by default 256, for detection 1, since images of a batch pad each other.",
     )
     workers: int = Field(0, ge=0, description="Loader processes.")
     parallel: Literal["ddp", "fsdp"] = Field(
@@ -156,11 +158,12 @@ class TrainConfig(BaseModel):
     @property
     def judged_at_a_time(self) -> int:
         """Images at a time in evaluation."""
-        return self.validation_batch_size or (self.batch_size if self.task == "detection" else 256)
+        return self.validation_batch_size or (1 if self.task == "detection" else 256)
 
     def fingerprint(self) -> dict[str, Any]:
         """The keys that decide what a run computes, as JSON: a run goes on only where these are the same."""
-        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "parallel", "validation_batch_size"}
+        passing = {"output", "experiment", "checkpoint_hist", "checkpoint_steps", "workers", "parallel"}
+        passing |= set() if self.task == "detection" else {"validation_batch_size"}
         return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
 
 

@@ -119,6 +119,8 @@ def open_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     else:
         close = difflib.get_close_matches(config.dataset, NAMES, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(NAMES)}, and package.module:function."
+        if config.dataset in ("coco", "voc"):
+            hint = "It is one of boxes: add task = 'detection'."
         raise InputError(f"there is no dataset {config.dataset!r}. {hint}")
     if config.num_classes is not None and len(data.classes) > config.num_classes:
         raise InputError(

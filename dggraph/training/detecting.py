@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dggraph.errors import InputError
 from dggraph.runtime import processes
+from dggraph.runtime.detectors import read_boxes
 from dggraph.runtime.modes import evaluating
 from dggraph.runtime.network import DynamicNetwork, Gates, collecting_gates, dynamic_part
 from dggraph.training.box_data import BoxDataset, Target, collate
@@ -67,8 +67,10 @@ class Detecting:
 
     @property
     def groups(self) -> list[int]:
-        """Tall images and wide ones: batches of both would be mostly padding."""
-        return [int(image.height > image.width) for image in self.training.learnable]
+        """Tall images and wide ones: batches of both would be mostly padding. One group where either would not fill a batch."""
+        is_tall = [int(image.height > image.width) for image in self.training.learnable]
+        global_size = self.config.batch_size * processes.world_size()
+        return is_tall if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size else [0] * len(is_tall)
 
     @property
     def collate(self) -> Any:
@@ -97,7 +99,10 @@ class Detecting:
         found = detect(
             model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
         )
-        return judge(found, self.validation)
+        judged = judge(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
+        (first, *_) = processes.gather(judged)
+        assert isinstance(first, BoxEvaluation)
+        return first
 
 
 def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
@@ -139,10 +144,9 @@ def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, worker
     with evaluating(model):
         for images, targets in load_batches(dataset, own_batches(len(dataset), batch_size), workers=workers, collate=collate):
             outputs, shares = _run(model, net, [image.to(device) for image in images])
-            mine += [
-                (int(target["image_id"]), _detections(output), share)
-                for target, output, share in zip(targets, outputs, shares, strict=True)
-            ]
+            for target, output, share in zip(targets, outputs, shares, strict=True):
+                detections = [Detection(corners=corners, label=label, score=score) for corners, label, score in read_boxes(output)]
+                mine.append((int(target["image_id"]), detections, share))
     every = [item for part in processes.gather(mine) if isinstance(part, list) for item in part]
     return Found(
         detections={image_id: detections for image_id, detections, _ in every},
@@ -157,15 +161,3 @@ def _run(model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]) -> 
     with collecting_gates(net) as gates:
         outputs = model(images)
     return outputs, kept(gates[0]).tolist() if len(gates) == 1 else [None] * len(images)
-
-
-def _detections(output: object) -> list[Detection]:
-    if not isinstance(output, dict) or not {"boxes", "labels", "scores"} <= output.keys():
-        raise InputError(
-            f"the model gave {type(output).__name__} for an image; a detector gives a dict with boxes, labels and scores, as torchvision's do."
-        )
-    boxes, labels, scores = (output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores"))
-    return [
-        Detection(corners=tuple(box), label=int(label) - 1, score=score)
-        for box, label, score in zip(boxes, labels, scores, strict=True)
-    ]

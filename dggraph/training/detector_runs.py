@@ -32,8 +32,16 @@ class Detector:
     """What it was built from."""
 
 
-def build_detector(config: TrainConfig, classes: tuple[str, ...], **how: bool) -> Detector:
-    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode. `how` goes to `load_detector`.
+def build_detector(
+    config: TrainConfig, classes: tuple[str, ...], *, is_head_new: bool = False, is_frozen: bool | None = None
+) -> Detector:
+    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode.
+
+    Args:
+        config: what to build.
+        classes: names of the labels.
+        is_head_new: as for `load_detector`.
+        is_frozen: as for `load_detector`.
 
     Raises:
         InputError: as for `load_detector` and `convert_backbone_`.
@@ -44,14 +52,16 @@ def build_detector(config: TrainConfig, classes: tuple[str, ...], **how: bool) -
         checkpoint=config.checkpoint,
         input_size=config.input_size,
         max_size=config.max_size,
-        **how,
+        is_head_new=is_head_new,
+        is_frozen=is_frozen,
     )
     if config.router == "none":
         return Detector(model, None, classes, config)
     side = config.input_size or EXAMPLE_SIDE
+    height, width = getattr(model.transform, "fixed_size", None) or (side, side)
     net = convert_backbone_(
         model,
-        torch.zeros((1, 3, side, side)),
+        torch.zeros((1, 3, height, width)),
         wiring=config.wiring,
         residual=config.residual,
         router=config.router,
@@ -90,7 +100,7 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         overrides = json.loads(keys.read_bytes())
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{folder} holds no finished run of a detector: {Path(error.filename or file).name} is not there. The same command goes on."
+            f"{folder} holds no finished run of a detector: {Path(error.filename or file).name} is not there. The command that trained it goes on."
         ) from error
     except Exception as error:  # whatever damaged files raise
         raise ArchiveError(

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
 from dggraph.runtime.network import dynamic_part
-from dggraph.runtime.sharding import local, shard_, synchronised
+from dggraph.runtime.sharding import local, shard_, synchronised, whole
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.loading import load_batches
@@ -223,15 +223,16 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
                     loss = loss + config.budget_weight * budget_of(kept_B, gates.table, config.budget).to(loss.dtype)
             loss = loss / len(parts)
             if not bool(torch.isfinite(loss)):
-                raise TrainingError(
-                    f"the loss of step {run.step} is {float(loss.detach())}, so nothing was changed with it. Lower lr, clip gradients "
-                    "(clip_grad), or use amp = 'bfloat16' instead of float16; the last checkpoint still holds."
-                )
+                raise _not_finite(config, f"the loss of step {run.step} is {float(loss.detach())}")
             run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
+    learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    run.scaler.unscale_(run.optimiser)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
+    if not (run.scaler.is_enabled() or bool(torch.isfinite(whole(norm)))):  # a scaler leaves such steps out, and lowers its factor
+        raise _not_finite(config, f"a gradient of step {run.step} is not finite")
     if config.clip_grad is not None:
-        run.scaler.unscale_(run.optimiser)
-        nn.utils.clip_grad_norm_([p for p in run.model.parameters() if p.grad is not None], config.clip_grad)
+        nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
     run.scaler.step(run.optimiser)
     run.scaler.update()
     run.optimiser.zero_grad()
@@ -246,6 +247,13 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
         return values if kept_sum is None else values | {"kept": float(kept_sum)}
 
     return row
+
+
+def _not_finite(config: TrainConfig, what: str) -> TrainingError:
+    other = {"none": "", "float16": ", or use amp = 'bfloat16' instead of float16", "bfloat16": ", or leave amp out"}[config.amp]
+    return TrainingError(
+        f"{what}, so nothing was changed with it. Lower lr, clip gradients (clip_grad){other}; the last checkpoint still holds."
+    )
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> Any:

@@ -29,7 +29,7 @@ OF_CLASSIFICATION = (
     "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio", "crop_padding", "color_jitter",
     "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
 )  # fmt: skip
-"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves."""
+"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves, each to another shape."""
 OF_DETECTION = ("max_size", "on_bad_box")
 
 

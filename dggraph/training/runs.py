@@ -132,7 +132,8 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> None:
             metrics.write_bytes(b"")
         return
     found = load_checkpoint(checkpoints[-1])
-    keys, wanted = found.state["keys"], config.fingerprint()
+    wanted = config.fingerprint()
+    keys = TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]  # a run from before a key had its default
     different = sorted(key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key))
     if found.state["world_size"] != processes.world_size():
         different.append("number of processes")
@@ -184,7 +185,7 @@ def finish(run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], p
                 model.lowered.get_parameter(name).requires_grad_(True)
             save(model, folder / "archive", preprocess=preprocess, labels=labels or None)
         else:
-            state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+            state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}  # tied ones too
             notes = {"classes": json.dumps(list(labels))}
             write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))
     update_page(folder)
