@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_to_the_byte(data: Path, trained: Path, tmp_path: 
         patched.setattr(loop, "_step", step)
         assert not train(config).is_finished
     with pytest.raises(
-        ArchiveError, match=r"no finished run of a detector: detector.safetensors is not there. The command that trained it goes on"
+        ArchiveError, match=r"no finished run of a detector: detector.safetensors is not there. The command that began it goes on"
     ):
         open_detector(tmp_path / "run", MODEL)
     assert is_detector_run(tmp_path / "run") and train(config).is_finished
@@ -197,7 +197,7 @@ def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ([], 4, f"is run only where you name it: --backbone {MODEL}"),
         (["--backbone", MODEL, "--budget", "0.8"], 2, "--budget is for classifiers"),
-        (["--backbone", MODEL, "--router", "stage"], 2, "--router is for classifiers"),
+        (["--backbone", MODEL, "--router", "stage"], 2, "--router does not go with a detector"),
         (["--backbone", MODEL, "--input-size", "64"], 2, "--input-size does not go with a run"),
         (["--backbone", MODEL, "--dataset", "voc"], 4, "ImageSets/Main/val.txt"),
     ],

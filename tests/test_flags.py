@@ -154,3 +154,10 @@ def test_a_recipe_with_a_wrong_key_would_be_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(RECIPES[0].read_text() + "\nbatchsize = 3\n")
     with pytest.raises(InputError, match=r"unknown key 'batchsize' in .*a\.toml: did you mean 'batch_size'"):
         read_config(tmp_path / "a.toml", {})
+
+
+def test_a_batch_splits_into_equal_parts() -> None:
+    """Parts count alike, so they must be alike."""
+    assert TrainConfig(model="a", batch_size=6, grad_accum_steps=3).grad_accum_steps == 3
+    with pytest.raises(InputError, match=r"grad_accum_steps = 4: .*batch_size = 6 does not split into so many equal parts"):
+        read_config(None, {"model": "a", "batch_size": 6, "grad_accum_steps": 4})

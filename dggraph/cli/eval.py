@@ -12,7 +12,7 @@ import click
 
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.options import as_json, model_options, open_network, working
+from dggraph.cli.options import as_json, model_options, open_network, refuse_answered, working
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import read_config
@@ -128,11 +128,15 @@ def _is_detection(model: str, dataset: str | None) -> bool:
 
 def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
     """Flags without a meaning for detectors, which normalise by themselves, and whose routers come trained or not at all."""
-    usual = {"wiring": "complete", "residual": "auto", "router": "node", "gate": None, "threshold": 0.5}
-    found = [name for name in ("budget", "save", "sensitivity", "mean", "std", "interpolation", "crop_pct") if given[name]]
-    found += [name for name, value in usual.items() if options[name] != value]
+    found = next(
+        (name for name in ("budget", "save", "sensitivity", "mean", "std", "interpolation", "crop_pct") if given[name]), None
+    )
     if found:
-        raise click.UsageError(f"--{found[0].replace('_', '-')} is for classifiers; it means nothing for a detector. Leave it out.")
+        raise click.UsageError(f"--{found.replace('_', '-')} is for classifiers; it means nothing for a detector. Leave it out.")
+    converting = ("wiring", "residual", "router", "gate", "threshold")
+    refuse_answered(
+        "a detector: its backbone is dynamic as it was trained, or static.", **{name: options[name] for name in converting}
+    )
 
 
 def _refuse_other(save: Path, model: str) -> None:

@@ -155,6 +155,13 @@ class TrainConfig(BaseModel):
             raise ValueError("at least one operation, of a magnitude from 0 to 30")
         return value
 
+    @pydantic.field_validator("grad_accum_steps")
+    @classmethod
+    def _is_part(cls, value: int, info: pydantic.ValidationInfo) -> int:
+        if info.data.get("batch_size", value) % value:
+            raise ValueError(f"batch_size = {info.data['batch_size']} does not split into so many equal parts")
+        return value
+
     @property
     def judged_at_a_time(self) -> int:
         """Images at a time in evaluation."""

@@ -100,7 +100,7 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         overrides = json.loads(keys.read_bytes())
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{folder} holds no finished run of a detector: {Path(error.filename or file).name} is not there. The command that trained it goes on."
+            f"{folder} has no finished run of a detector: {Path(error.filename or file).name} is not there. The command that began it goes on."
         ) from error
     except Exception as error:  # whatever damaged files raise
         raise ArchiveError(
