@@ -317,7 +317,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
 def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str) -> None:
     """Their logits count label 0 among the classes; what they call that is no object."""
-    detected: Any = open_watch_of(name, data, tmp_path)
+    detected: Any = with_even_scores(name, data, tmp_path)
     image = Image.open(data / "val2017" / "2.png")
     with torch.no_grad():
         (output,) = detected.model([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255])
@@ -330,7 +330,7 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     assert [one.label for one in found.detections[14]] == [label - 1 for label in labels if label]
 
 
-def open_watch_of(name: str, data: Path, output: Path) -> Any:
+def with_even_scores(name: str, data: Path, output: Path) -> Any:
     torch.manual_seed(0)
     detector = build_detector(keys(data, output, model=name, input_size=64), ("dark", "light"))
     head: Any = detector.model.get_submodule("head.classification_head.cls_logits")

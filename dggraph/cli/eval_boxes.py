@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.options import working
+from dggraph.cli.options import refuse_answered, working
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import read_config
@@ -50,11 +50,7 @@ def evaluate_boxes(
         with working(f"Loading {model}"):
             is_run = is_detector_run(model)
             if is_run:
-                answered = [key for key in BUILT if key in given]
-                if answered:
-                    raise click.UsageError(
-                        f"--{answered[0].replace('_', '-')} does not go with a run: {model} has it in its config.json."
-                    )
+                refuse_answered(f"a run: {model} has it in its config.json.", **{key: given.get(key) for key in BUILT})
                 detector = open_detector(model, backbone)
                 if ":" in detector.config.dataset and "dataset" not in given:
                     raise InputError(

@@ -209,8 +209,13 @@ def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
 
 def digest_of(net: DynamicNetwork) -> str:
     """Of what may connect and of every weight and buffer, to the bit."""
-    digest = blake2b(to_json(net.graph).encode(), digest_size=16)
-    for key, tensor in net.lowered.state_dict().items():
+    return digest_state(to_json(net.graph), net.lowered)
+
+
+def digest_state(description: str, model: nn.Module) -> str:
+    """Of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
+    digest = blake2b(description.encode(), digest_size=16)
+    for key, tensor in model.state_dict().items():
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -8,10 +8,8 @@ Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from typing import Any
 
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -25,7 +23,7 @@ from dggraph.ops.macs import path_macs
 from dggraph.runtime.detectors import read_boxes
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates, digest_of
+from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates, digest_of, digest_state
 from dggraph.runtime.outputs import join_outputs
 from dggraph.runtime.preprocessing import preprocess_image
 
@@ -232,9 +230,7 @@ def _identify(net: DynamicNetwork) -> dict[str, str]:
 
 
 def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:
-    digest = blake2b(repr((classes, model)).encode(), digest_size=16)
-    digest.update(safetensors.torch.save({key: tensor.clone() for key, tensor in model.state_dict().items()}))
-    return _identify(net) | {"detector": digest.hexdigest()}
+    return _identify(net) | {"detector": digest_state(repr((classes, model)), model)}
 
 
 def _margins(gates: Gates) -> list[float]:

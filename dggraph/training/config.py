@@ -163,6 +163,13 @@ class TrainConfig(BaseModel):
         return value
 
     @property
+    def conversion(self) -> dict[str, Any]:
+        """Options of `convert`, as training begins."""
+        threshold = 0.0 if self.threshold_warmup else self.threshold
+        names = ("wiring", "residual", "router", "gate", "init")
+        return {name: getattr(self, name) for name in names} | {"threshold": threshold}
+
+    @property
     def judged_at_a_time(self) -> int:
         """Images at a time in evaluation."""
         return self.validation_batch_size or (1 if self.task == "detection" else 256)

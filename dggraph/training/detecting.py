@@ -68,7 +68,7 @@ class Detecting:
     @property
     def groups(self) -> list[int]:
         """Tall images and wide ones: batches of both would be mostly padding. One group where either would not fill a batch."""
-        is_tall = [int(image.height > image.width) for image in self.training.learnable]
+        is_tall = [int(image.height > image.width) for image in self.train.images]
         global_size = self.config.batch_size * processes.world_size()
         return is_tall if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size else [0] * len(is_tall)
 
@@ -78,14 +78,14 @@ class Detecting:
 
     @property
     def facts(self) -> dict[str, object]:
-        sizes = (len(self.training.learnable), len(self.validation.images))
+        sizes = (len(self.train), len(self.validation.images))
         return {"images of the two sets": sizes, "classes": self.training.classes}
 
     def parts(self, batch: Part, step: int) -> list[Part]:
         device, (images, targets) = processes.device(), batch
         images = [image.to(device) for image in images]
         targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
-        size = -(-len(images) // self.config.grad_accum_steps)
+        size = len(images) // self.config.grad_accum_steps
         return [(images[start : start + size], targets[start : start + size]) for start in range(0, len(images), size)]
 
     def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:

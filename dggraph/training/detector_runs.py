@@ -62,12 +62,7 @@ def build_detector(
     net = convert_backbone_(
         model,
         torch.zeros((1, 3, height, width)),
-        wiring=config.wiring,
-        residual=config.residual,
-        router=config.router,
-        gate=config.gate,
-        init=config.init,
-        threshold=0.0 if config.threshold_warmup else config.threshold,
+        **config.conversion,
     )
     return Detector(model, net, classes, config)
 

@@ -144,12 +144,7 @@ def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess)
     net = convert(
         loaded.model,
         torch.zeros((1, *preprocess.input_size)),
-        wiring=config.wiring,
-        residual=config.residual,
-        router=config.router,
-        gate=config.gate,
-        init=config.init,
-        threshold=0.0 if config.threshold_warmup else config.threshold,
+        **config.conversion,
     )
     note_source_(net, loaded)
     return net
