@@ -109,12 +109,16 @@ class Named(Net):
         return neck
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "recompile", "meta", "dg_blocks"])
-def test_names_that_a_graph_module_needs(name: str) -> None:
-    with pytest.raises(LoweringError, match=f"{name!r}"):
-        dggraph.convert(Named(name), X)
-    if name != "dg_blocks":
-        assert dggraph.convert(nn.Sequential(Named(name)), X).report.num_edges == 10
+@pytest.mark.parametrize("name", ["graph", "code", "recompile", "meta"])
+def test_names_that_a_graph_module_has(name: str) -> None:
+    for model in (Named(name).eval(), nn.Sequential(Named(name)).eval()):
+        net = dggraph.convert(model, X)
+        assert net.report.num_edges == 10 and torch.equal(net(X), model(X))
+
+
+def test_the_name_that_routers_need() -> None:
+    with pytest.raises(LoweringError, match="'dg_blocks'"):
+        dggraph.convert(Named("dg_blocks"), X)
 
 
 def test_lazy_and_lowered_modules_are_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from dggraph.compiler.lowering import LoweredModule, stage_layout
+from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import BlockPlan, ReadKind, StagePlan
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import DynamicGraph, EdgeKind
@@ -74,7 +75,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
     made_by = {stage.output: stage.name for stage in stages}
     dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
-    output = _output(by_name["output"])
+    output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
     wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
     outside = _needed(wanted, by_name, made_by, reads) - members
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
@@ -159,6 +160,7 @@ def _output(output_node: fx.Node) -> Piece:
 
 def _function(graph: fx.Graph) -> Callable[..., Any]:
     """`graph` as a function of the module that owns its targets, and its inputs."""
+    read_taken_names_(graph)
     code = graph.python_code("self")
     scope = dict(code.globals)
     exec(compile(code.src, "<dggraph>", "exec"), scope)

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
 from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
@@ -34,8 +35,20 @@ class LoweredModule(fx.GraphModule):
     """A GraphModule that owns the backbone's module tree as it was, used or not: original state-dict keys stand."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "LoweredModule") -> None:
-        super().__init__(root, graph, class_name)
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        read_taken_names_(graph)
+        self.graph = graph
         _adopt(self, root)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""
+        first, _, rest = target.partition(".")
+        if not shadows_graph_module(first):
+            return super().get_submodule(target)
+        child = self._modules.get(first)
+        if child is None:
+            raise AttributeError(f"{type(self).__name__} has no module {first!r}.")
+        return child.get_submodule(rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
         root = nn.Module()
@@ -80,9 +93,8 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
         deciders: routers, gates and threshold.
 
     Raises:
-        LoweringError: the backbone has a name that a GraphModule or a stage's routers need.
+        LoweringError: the backbone has a name that a stage's routers need.
     """
-    _refuse_taken_names(flow.module)
     source_graph = next(iter(flow.order)).graph
     lowered = copy.deepcopy(source_graph)
     root = nn.Module()
@@ -273,17 +285,6 @@ def stage_layout(graph: DynamicGraph, stage: str) -> Layout:
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
     return Layout(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
-
-
-def _refuse_taken_names(root: nn.Module) -> None:
-    """A child that is called as something every GraphModule has would be shadowed by it."""
-    empty = fx.GraphModule(nn.Module(), fx.Graph())
-    for name in (*root._modules, *root._parameters, *root._buffers):
-        if hasattr(empty, name):
-            raise LoweringError(
-                f"the backbone's {name!r} is named as an attribute that every torch.fx.GraphModule has, which would hide it. Rename "
-                "it, or convert nn.Sequential(backbone): only the outermost names clash."
-            )
 
 
 def _owned(module: nn.Module) -> nn.Module:

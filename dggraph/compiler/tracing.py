@@ -151,6 +151,19 @@ class _BackboneTracer(fx.Tracer):
         name = parameters[0].name if parameters and parameters[0].kind.name.startswith("POSITIONAL") else "x"
         return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
 
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+    ) -> fx.Node:
+        if name is None and target == "self":  # a layer of this name; in the generated code `self` is the module
+            name = "self_layer"
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:
             return super().call_module(m, forward, args, kwargs)

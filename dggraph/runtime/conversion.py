@@ -205,11 +205,12 @@ def _freeze_unused(lowered: LoweredModule) -> tuple[str, ...]:
         if fx_node.op == "call_module":
             used.update(id(parameter) for parameter in lowered.get_submodule(str(fx_node.target)).parameters())
         elif fx_node.op == "get_attr":
-            owner, _, name = str(fx_node.target).rpartition(".")
-            used.add(id(getattr(lowered.get_submodule(owner), name)))
-    unused = [name for name, parameter in lowered.named_parameters() if id(parameter) not in used]
-    for name in unused:
-        lowered.get_parameter(name).requires_grad_(False)
+            path, _, name = str(fx_node.target).rpartition(".")
+            owner = lowered.get_submodule(path)
+            used.add(id(owner._parameters.get(name, getattr(owner, name))))
+    unused = {name: parameter for name, parameter in lowered.named_parameters() if id(parameter) not in used}
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
     return tuple(unused)
 
 
