@@ -5,6 +5,10 @@ class DggraphError(Exception):
     """Root of all dggraph errors; the command line turns it into one line and exit code 4."""
 
 
+class DggraphWarning(UserWarning):
+    """Something that a user should know and that ends nothing; the command line prints it as one line."""
+
+
 class InputError(DggraphError):
     """A model, an input tensor, an image or an option is not something dggraph can work with."""
 
@@ -58,7 +62,7 @@ class CheckpointError(DggraphError):
 
 
 class TrainingError(DggraphError):
-    """Training cannot go on: a loss is not finite, or the processes disagree."""
+    """Training cannot go on: a loss is not finite, the processes disagree, or what it computes cannot be written."""
 
 
 class LostProcessError(TrainingError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_loop import contents, keys
 
-from dggraph.errors import MissingExtraError
+from dggraph.errors import DggraphWarning, MissingExtraError
 from dggraph.training import loop
 from dggraph.training.events import EVENTS
 from dggraph.training.loop import train
@@ -71,3 +71,26 @@ def test_without_tensorboard_nothing_is_begun(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(MissingExtraError, match=r"dggraph\[tensorboard\]"):
         train(keys(tmp_path, tensorboard=True))
     assert list(tmp_path.iterdir()) == []
+
+
+class _Full:
+    """Event files on a full disk."""
+
+    def __init__(self, *_args: object, **_options: object) -> None: ...
+
+    def add_scalar(self, *_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None: ...
+
+
+def test_a_run_goes_on_without_events_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dggraph.training.events.event_writer", lambda: _Full)
+    with pytest.warns(DggraphWarning, match="goes on without tensorboard: .*No space left") as caught:
+        result = train(keys(tmp_path, epochs=1, tensorboard=True))
+    assert result.is_finished and len(caught) == 1
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tensorboard").write_text("a file in the way")
+    with pytest.warns(DggraphWarning, match="goes on without tensorboard"):
+        assert train(keys(tmp_path, epochs=1, tensorboard=True, experiment="other")).is_finished

@@ -13,6 +13,7 @@ from dggraph.cli.main import main
 from dggraph.errors import InputError
 from dggraph.training import loop
 from dggraph.training.config import read_config
+from dggraph.training.loading import ENDING
 
 TOY = 'model = "toy_data:plain_net"\nnum_classes = 4\ninput_size = 16\ndataset = "toy_data:make"\nepochs = 1\nwarmup_epochs = 0\n'
 
@@ -33,15 +34,16 @@ def test_file_and_flags_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 8
 
 
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_a_stopped_run_says_so_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     file = tmp_path / "toy.toml"
     file.write_text(TOY + "batch_size = 8\n")
     real = loop._step
 
     def step(run: Any, *args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         return real(run, *args)
 
     with monkeypatch.context() as patch:
@@ -50,6 +52,23 @@ def test_a_stopped_run_says_so_and_goes_on(
     assert code == 130 and "stopped; the same call goes on" in out
     code, out, err = run(capsys, file, "--output", tmp_path, "--experiment", "run")
     assert code == 0 and "finished" in out and "accuracy" in err
+
+
+def test_nohup_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "toy.toml").write_text(TOY + "batch_size = 8\n")
+    real = loop._step
+
+    def step(run: Any, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return real(run, *args)
+
+    monkeypatch.setattr(loop, "_step", step)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code, out, _ = run(capsys, tmp_path / "toy.toml", "--output", tmp_path, "--experiment", "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert code == 0 and "finished" in out
 
 
 @pytest.mark.parametrize(

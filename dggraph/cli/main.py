@@ -1,6 +1,7 @@
 """The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document) and an exit code.
 
-Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen (DGGRAPH_TRACEBACK=1 shows where).
+Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen (DGGRAPH_TRACEBACK=1 shows where), 130
+interrupted.
 Subcommands are imported when called: `--help` needs no torch.
 """
 
@@ -13,7 +14,12 @@ from importlib import import_module
 
 import click
 
+from dggraph.cli.causes import explain
+from dggraph.cli.options import INTERRUPTED
+from dggraph.cli.streams import steady_streams
 from dggraph.errors import DggraphError, LoweringError
+
+BAD_INPUT = 4
 
 COMMANDS = {
     "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
@@ -58,26 +64,43 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `dggraph` script."""
     arguments = sys.argv[1:] if args is None else args
+    with steady_streams() as lost:
+        code = _run(arguments)
+    if lost and code == 0:
+        click.echo(
+            f"dggraph: what was printed is lost: {lost[0].strerror or lost[0]}. Make room, and give the command again.", err=True
+        )
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command, and tell how it failed; returns the exit code."""
     try:
         code = cli.main(arguments, prog_name="dggraph", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(130)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _report(arguments, "Interrupted", "interrupted. What was saved before still holds.")
+        return INTERRUPTED
     except click.ClickException as error:
         _report(arguments, "UsageError", error.format_message())
-        sys.exit(2)
+        return 2
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))
-        sys.exit(3 if isinstance(error, LoweringError) else 4)
+        return 3 if isinstance(error, LoweringError) else BAD_INPUT
     except Exception as error:
         if os.environ.get("DGGRAPH_TRACEBACK"):
             raise
-        text = " ".join(str(error).split())
-        hint = "" if isinstance(error, OSError) else " DGGRAPH_TRACEBACK=1 shows where; please report it."
-        _report(arguments, type(error).__name__, f"{type(error).__name__}: {text[:300]}.{hint}")
-        sys.exit(4)
+        kind, message = explain(error) or _unforeseen(error)
+        _report(arguments, kind, message)
+        return BAD_INPUT
+
+
+def _unforeseen(error: Exception) -> tuple[str, str]:
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    return kind, f"{kind}: {text[:300]}. DGGRAPH_TRACEBACK=1 shows where; please report it."
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:

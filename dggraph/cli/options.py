@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dggraph.runtime.network import DynamicNetwork
     from dggraph.runtime.recording import Watch
 
+INTERRUPTED = 130
+"""Exit code of what a signal ended."""
 SCORE = 0.5
 
 score_option = click.option(

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dggraph.cli.flags import config_flags
-from dggraph.cli.options import as_json
+from dggraph.cli.options import INTERRUPTED, as_json
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
     from dggraph.training.loop import Tell
-
-INTERRUPTED = 130
 
 
 @click.command()
@@ -35,10 +33,17 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
 
     with processes.joined():
         is_first = processes.rank() == 0
-        with _telling(is_silent=as_json or not is_first) as tell:
+        notes: list[str] = []
+        with _telling(is_silent=as_json or not is_first) as show:
+
+            def tell(row: Mapping[str, Any]) -> None:
+                notes.extend([str(row["note"])] if "note" in row else ())
+                show(row)
+
             result = train(keys, tell)
         if is_first:
-            row = {"folder": str(result.folder), "step": result.step, "is_finished": result.is_finished}
+            row: dict[str, Any] = {"folder": str(result.folder), "step": result.step, "is_finished": result.is_finished}
+            row |= {"notes": notes} if notes else {}
             row |= {} if result.evaluation is None else result.evaluation.row()
             click.echo(
                 json.dumps(row)
@@ -71,5 +76,9 @@ def _telling(*, is_silent: bool) -> Iterator["Tell"]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    if "note" in row:
+        from dggraph.views.lettering import visible
+
+        return visible(f"note: {row['note']}.")
     shown = {key: value for key, value in row.items() if isinstance(value, int | float)}
     return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dggraph.errors import DggraphError
 
-WAITED_FOR = {signal.SIGINT, signal.SIGTERM}
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a process to end; the last one says that its terminal was closed."""
 
 
 def load_batches(
@@ -58,10 +59,10 @@ def _heed_parent(_number: int) -> None:
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     parent = os.getppid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def listen() -> None:
-        while signal.sigwaitinfo(WAITED_FOR).si_pid != parent:
+        while signal.sigwaitinfo(ENDING).si_pid != parent:
             pass
         os._exit(0)
 

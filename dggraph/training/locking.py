@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dggraph.errors import InputError
+from dggraph.errors import DggraphWarning, InputError
 
 LOCK = "lock"
 
@@ -41,7 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
                 ) from error
             warnings.warn(
                 f"the file system of {folder} has no locks ({error.strerror or error}), so nothing stops a second run from writing there.",
-                stacklevel=2,
+                DggraphWarning,
+                stacklevel=3,
             )
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {platform.node()}\n")

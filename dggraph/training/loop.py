@@ -25,10 +25,10 @@ from dggraph.runtime.network import dynamic_part
 from dggraph.runtime.sharding import local, shard_, synchronised, whole
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
-from dggraph.training.loading import load_batches
+from dggraph.training.loading import ENDING, load_batches
 from dggraph.training.locking import locked
 from dggraph.training.losses import budget_of, kept
-from dggraph.training.metrics import METRICS, TIMING, append_row
+from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
 from dggraph.training.preparing import Prepared, prepare
@@ -65,10 +65,11 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
 
     Args:
         config: every key.
-        tell: is called with every row that is written to metrics.jsonl, and before with the number of bad annotations left out, if any.
+        tell: is called with every row that is written to metrics.jsonl; before them with the number of bad annotations left out, if any, and
+            with a {"note": sentence} for each thing that is not as one might expect.
 
     Returns:
-        Where the run ended: finished, or interrupted by SIGINT or SIGTERM behind a checkpoint.
+        Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP behind a checkpoint.
 
     Raises:
         MissingExtraError: a package that a key asks for is not here.
@@ -91,9 +92,11 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
         processes.barrier()
-        resume_(run, config, folder)
+        said = resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
         describe(config, folder, prepared.notes)
+        for sentence in said if processes.rank() == 0 else ():
+            tell({"note": sentence})
         if prepared.notes.get("skipped.json") and processes.rank() == 0:
             tell({"bad entries left out": len(prepared.notes["skipped.json"])})
         result = _loop(run, config, prepared.task, folder, per_epoch, tell)
@@ -198,7 +201,10 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
             if processes.rank() == 0:
                 seconds = time.perf_counter() - start
                 images_per_second = (run.step - begun) * config.batch_size * processes.world_size() / seconds
-                append_row(folder / TIMING, {"epoch": run.num_judged, "seconds": seconds, "images_per_second": images_per_second})
+                with dispensable(folder / TIMING):
+                    append_row(
+                        folder / TIMING, {"epoch": run.num_judged, "seconds": seconds, "images_per_second": images_per_second}
+                    )
     return TrainResult(folder, run.step, True, evaluation)
 
 
@@ -264,7 +270,7 @@ def _autocast(config: TrainConfig, device: torch.device) -> Any:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add to; a second one ends the process as usual."""
+    """A list that `ENDING` signals add to; a second one ends the process as usual. One that is ignored, as SIGHUP under nohup, stays so."""
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
@@ -274,8 +280,9 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(one, handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: whoever runs us handles signals
         pass
     try:

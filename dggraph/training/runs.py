@@ -14,7 +14,6 @@ RUN/archive/             the trained network (of a static backbone RUN/backbone.
 """
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ from dggraph.training.checkpoint import (
     save_checkpoint,
 )
 from dggraph.training.config import TrainConfig
-from dggraph.training.metrics import METRICS, update_page
+from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 from dggraph.training.order import seed_of
 
 CHECKPOINTS = "checkpoints"
@@ -116,21 +115,22 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
             "scaler": run.scaler.state_dict(),
         }
         state |= {"world_size": processes.world_size(), "parallel": config.parallel, "num_judged": run.num_judged}
-        state["metrics_bytes"] = (folder / METRICS).stat().st_size if (folder / METRICS).exists() else 0
+        state["metrics_bytes"] = sync_rows(folder / METRICS)
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
         prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
         update_page(folder)
     processes.barrier()
 
 
-def resume_(run: Run, config: TrainConfig, folder: Path) -> None:
-    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off behind it."""
+def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
+    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off behind it.
+
+    Returns:
+        Sentences about what was lost in the meantime; on the first process only.
+    """
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
-    metrics = folder / METRICS
     if not checkpoints:
-        if processes.rank() == 0:
-            metrics.write_bytes(b"")
-        return
+        return _cut(folder, 0)
     found = load_checkpoint(checkpoints[-1])
     wanted = config.fingerprint()
     keys = TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]  # a run from before a key had its default
@@ -149,8 +149,16 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> None:
         load_whole_(run.average, found.tensors["average"])
     run.scaler.load_state_dict(found.state["scaler"])
     run.step, run.num_judged, run.best = found.step, found.state["num_judged"], found.state["best"]
-    if processes.rank() == 0:
-        os.truncate(metrics, found.state["metrics_bytes"])
+    return _cut(folder, found.state["metrics_bytes"])
+
+
+def _cut(folder: Path, metrics_bytes: int) -> list[str]:
+    if processes.rank() != 0:
+        return []
+    said, timing = [cut_rows(folder / METRICS, metrics_bytes)], folder / TIMING
+    with dispensable(timing):
+        said += [cut_rows(timing, timing.stat().st_size)] if timing.exists() else []
+    return [sentence for sentence in said if sentence]
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+"""Standard output and error that end no command: what their encoding lacks is escaped, and once nobody reads them, nothing is said."""
+
+import errno
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from dggraph.errors import DggraphWarning
+
+GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ESHUTDOWN}
+"""A pipe or a terminal that somebody closed, which is their right; anything else is output lost."""
+
+
+class Steady:
+    """A text stream whose failures end its telling, not the work that it tells of.
+
+    Args:
+        stream: what it writes to; all but writing is asked of it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failure: OSError | None = None
+        """Why nothing is written any more."""
+
+    def write(self, text: str) -> int:
+        """As for any text stream."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._end(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As for any text stream."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        """What is still buffered goes nowhere, or Python would fail with it once more at exit."""
+        self.failure = self.failure or error
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # click writes past an ASCII stream into its buffer, and so past us
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def steady_streams() -> Iterator[list[OSError]]:
+    """Within this context stdout and stderr are `Steady`, and our warnings plain lines; after it, the list holds why output was lost."""
+    lost: list[OSError] = []
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _showing(warnings.showwarning)
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by who called us
+                continue
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+                stream.reconfigure(errors="backslashreplace")
+            steady = Steady(stream)
+            setattr(sys, name, cast(TextIO, steady))
+            stack.callback(setattr, sys, name, stream)
+            stack.callback(_settle, steady, lost if name == "stdout" else [])
+        yield lost
+
+
+def _settle(steady: Steady, lost: list[OSError]) -> None:
+    steady.flush()
+    if steady.failure is not None and steady.failure.errno not in GONE:
+        lost.append(steady.failure)
+
+
+def _showing(usual: Any) -> Any:
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if issubclass(category, DggraphWarning) and sys.stderr is not None:
+            sys.stderr.write(f"dggraph: {message}\n")
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    return show
