@@ -14,6 +14,8 @@ from PIL import Image
 from reference import randomise, randomise_routers
 from small import Block, Net, X
 from torch import nn
+from torch.nn.utils import prune
+from torch.testing._internal.two_tensor import TwoTensor  # private: a tensor made of others, as quantised ones are
 
 import dggraph
 from dggraph.errors import ArchiveError, InputError
@@ -335,3 +337,45 @@ def test_impossible_manifests(small: Path, change: dict[str, Any]) -> None:
     rewrite(small, change)
     with pytest.raises(ArchiveError):
         dggraph.load(small, model=Net())
+
+
+def _pruned(net: Any) -> None:
+    prune.l1_unstructured(net.lowered.blocks[0].conv1, "weight", 0.5)
+
+
+def _wrapped(net: Any) -> None:
+    net.lowered.head[2].weight = nn.Parameter(TwoTensor(torch.ones(5, 8), torch.ones(5, 8)))
+
+
+def _sparse(net: Any) -> None:
+    net.lowered.register_buffer("table", torch.eye(3).to_sparse())
+
+
+def _emptied(net: Any) -> None:
+    net.lowered.head.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_pruned, r"blocks\.0\.conv1\.weight is pruned.*prune\.remove"),
+        (_wrapped, r"head\.2\.weight is TwoTensor.*before it is quantised"),
+        (_sparse, r"table is stored as torch\.sparse_coo"),
+        (_emptied, r"head\.2\.weight is on the meta device"),
+    ],
+)
+def test_weights_that_would_not_come_back_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    net = dggraph.convert(Net(), X)
+    change(net)
+    with pytest.raises(InputError, match=message):
+        dggraph.save(net, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pruned_network_is_saved_once_its_zeros_are_permanent(tmp_path: Path) -> None:
+    net = dggraph.convert(Net(), X)
+    _pruned(net)
+    prune.remove(net.lowered.blocks[0].conv1, "weight")
+    dggraph.save(net, tmp_path / "net")
+    weight = dggraph.load(tmp_path / "net", model=Net()).lowered.get_parameter("blocks.0.conv1.weight")
+    assert int((weight == 0).sum()) == weight.numel() // 2

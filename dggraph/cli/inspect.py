@@ -100,5 +100,7 @@ def show_report(report: "ConversionReport") -> None:
     if report.hooks:
         names = ", ".join(name or "the backbone itself" for name in report.hooks)
         console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)
+    if report.detached:
+        console.print(for_terminal(f"Left by a former forward, copied without their history: {', '.join(report.detached)}."))
     if report.opaque:
         console.print(for_terminal(f"Kept as one call, could not be traced: {', '.join(report.opaque)}."))

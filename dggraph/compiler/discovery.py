@@ -310,5 +310,7 @@ def _static(
         else:
             place = calls[free[0]].path if free else module_path(fx_node)
             reason = "not named in `stages`" if blocks is None else "part of no repeated block with one input and one output"
+        if fx_node.name in flow.profile.unroutable:
+            reason = f"its features are {flow.profile.unroutable[fx_node.name]}, and gates weigh real floating-point features alone"
         macs[place, reason] = macs.get((place, reason), 0) + count
     return tuple((path, count, reason) for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1]))

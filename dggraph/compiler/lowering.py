@@ -144,7 +144,7 @@ class _StageWriter:
         self.weights: list[fx.Node] = []
         self.blocks: list[BlockPlan] = []
         self.own: list[fx.Node] = []
-        owner.register_buffer("threshold", torch.tensor(float(deciders.threshold)))
+        owner.register_buffer("threshold", torch.tensor(float(deciders.threshold), dtype=torch.float32))
 
     def write(self) -> StagePlan:
         """Rewire the stage; returns where everything is."""

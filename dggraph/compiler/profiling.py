@@ -1,9 +1,10 @@
 """Shapes and multiply-accumulates of every fx node, by running the graph on fake tensors: no memory, no arithmetic.
 
-MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two FLOPs a MAC).
+MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two FLOPs a MAC), quantised ones included.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 from torch.utils.flop_counter import FlopCounterMode
 
+from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError
 
 TRACED_BATCH = 2
+CLIPS_BATCH = 480
+"""A multiple of most clip lengths, for a forward that wants one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Profile:
     """Per fx node: multiply-accumulates of one instance."""
     bundles: frozenset[str]
     """Fx nodes that return tensors in a tuple, list or mapping."""
+    unroutable: Mapping[str, torch.dtype]
+    """Fx nodes that return complex, quantised or integer tensors: no gate can weigh them."""
 
 
 def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profile:
@@ -40,26 +46,48 @@ def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profil
     Raises:
         InputError: the backbone cannot run on an input of this shape.
     """
-    batch = example_input[:1].expand(TRACED_BATCH, *example_input.shape[1:])
     try:
-        with _restored(module), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            return _run(module, graph, mode.from_tensor(batch))
+        return _run_fake(module, graph, example_input, TRACED_BATCH)
     except Exception:
         try:
-            return _run(module, graph, batch.clone())
+            return _run(module, graph, _repeated(example_input, TRACED_BATCH).clone())
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"the backbone cannot run on an input of shape {tuple(batch.shape)}: {reason}. "
-                "Pass an `example_input` (or --input-size) of the shape it was made for."
-            ) from error
+            raise InputError(_why_not(module, graph, example_input, error)) from error
+
+
+def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+    wanted = tuple(_repeated(example, TRACED_BATCH).shape)
+    for size in (len(example), CLIPS_BATCH):
+        try:
+            _run_fake(module, graph, example, size)
+        except Exception:
+            continue
+        return (
+            f"the backbone runs on a batch of {size}, but not of {TRACED_BATCH}: {reason}. Its forward ties the images of a batch together, "
+            "as where the frames of clips are folded into it (B * T), but each image is to take its own path. Convert the image backbone "
+            "inside, and fold, shift and pool frames around the converted network."
+        )
+    return (
+        f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input` (or --input-size) of the shape it was "
+        "made for."
+    )
+
+
+def _repeated(example: Tensor, size: int) -> Tensor:
+    return example[:1].expand(size, *example.shape[1:])
+
+
+def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) -> Profile:
+    with _restored(module), _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return _run(module, graph, mode.from_tensor(_repeated(example, size)))
 
 
 def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     profiler = _Profiler(module, graph)
     with torch.no_grad(), _counted_attention(), profiler.counter:
         profiler.run(batch)
-    return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles))
+    return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles), profiler.unroutable)
 
 
 @contextmanager
@@ -78,6 +106,17 @@ def _restored(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """What fails on fake tensors is tried again or told in one error; torch would log its traceback besides."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+@contextmanager
 def _counted_attention() -> Iterator[None]:
     """Attention as plain matrix products: its fused kernels hide their MACs from the counter."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
@@ -92,16 +131,19 @@ def _counted_attention() -> Iterator[None]:
 class _Profiler(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
-        self.counter = FlopCounterMode(display=False)
+        self.counter = FlopCounterMode(display=False, custom_mapping=FLOPS_OF_QUANTISED)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.macs: dict[str, int] = {}
         self.bundles: set[str] = set()
+        self.unroutable: dict[str, torch.dtype] = {}
         self._flops = 0
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n.name] = tuple(result.shape)
+            if not result.is_floating_point():
+                self.unroutable[n.name] = result.dtype
         elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self.bundles.add(n.name)
         flops = self.counter.get_total_flops()

@@ -74,9 +74,9 @@ class Flow:
         return self.profile.shapes[fx_node.name][1:]
 
     def has_batch(self, fx_node: fx.Node) -> bool:
-        """True for features: batch first, at least one more axis besides the channels."""
+        """True for features: batch first, at least one more axis besides the channels, real numbers that a gate can weigh."""
         shape = self.profile.shapes[fx_node.name]
-        return len(shape) >= 3 and shape[0] == TRACED_BATCH
+        return len(shape) >= 3 and shape[0] == TRACED_BATCH and fx_node.name not in self.profile.unroutable
 
     def num_mac_ops(self, fx_node: fx.Node) -> int:
         """1 for a convolution or product; an opaque module counts the weight matrices inside."""

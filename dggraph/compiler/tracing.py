@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from dggraph.compiler.copying import copy_model
 from dggraph.errors import InputError, TraceError
 
 MAX_ADAPTIVE_LEAVES = 16
@@ -87,32 +88,6 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
         if culprit is None or culprit[1] in adaptive or len(adaptive) == MAX_ADAPTIVE_LEAVES:
             raise _explain(module, tracer.failed, failures[-1]) from failures[-1]
         adaptive.append(culprit[1])
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        InputError: a module holds tensors that are computed from others, as the old `weight_norm` and `prune` leave them.
-    """
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        computed = [
-            f"{path or type(inner).__name__}.{name}"
-            for path, inner in model.named_modules()
-            for name, value in vars(inner).items()
-            if isinstance(value, torch.Tensor) and not value.is_leaf
-        ]
-        if not computed:
-            raise InputError(
-                f"{type(model).__name__} cannot be copied, and convert never works on the original: {error}."
-            ) from error
-        raise InputError(
-            f"{computed[0]} is computed from other tensors, so {type(model).__name__} cannot be copied. Use "
-            "`torch.nn.utils.parametrizations` (weight_norm, spectral_norm) instead of the old functions, or make it permanent: "
-            "`remove_weight_norm`, `prune.remove`."
-        ) from error
 
 
 def fingerprint(graph: fx.Graph) -> str:

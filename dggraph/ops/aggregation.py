@@ -194,6 +194,8 @@ class _Aggregate(torch.autograd.Function):
 
 
 class _Gated(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(features: Tensor, weight_B: Tensor) -> Tensor:
         return masked(features, weight_B)

@@ -26,7 +26,7 @@ class AnchoredGate(nn.Module):
 
     def __init__(self, static: Sequence[bool]) -> None:
         super().__init__()
-        self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
         self.register_buffer("anchor_E", torch.tensor(static, dtype=torch.float32), persistent=False)
 
     def forward(self, logits_BE: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class SigmoidGate(nn.Module):
 
     def __init__(self, static: Sequence[bool]) -> None:
         super().__init__()
-        self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Weights in (0, 1), shape (B, E)."""

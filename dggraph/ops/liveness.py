@@ -216,6 +216,8 @@ def _straight_through(value: Array, gradient_of: Array) -> Array:
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, gradient_of: Tensor) -> Tensor:
         return value.clone()

@@ -31,9 +31,9 @@ class LinearRouter(nn.Module):
     def __init__(self, num_channels: int, num_edges: int, channel_axis: int, num_hidden: int = 0) -> None:
         super().__init__()
         self.channel_axis = channel_axis
-        self.hidden = nn.Linear(num_channels, num_hidden) if num_hidden else None
-        self.weight = nn.Parameter(torch.zeros(num_edges, num_hidden or num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_edges))
+        self.hidden = nn.Linear(num_channels, num_hidden, dtype=torch.float32) if num_hidden else None
+        self.weight = nn.Parameter(torch.zeros(num_edges, num_hidden or num_channels, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(num_edges, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, E), float32 or wider."""

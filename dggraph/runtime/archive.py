@@ -17,10 +17,13 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
+from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
-from dggraph.compiler.tracing import copy_model, fingerprint, qualified_name, trace
+from dggraph.compiler.surroundings import ordinary_surroundings
+from dggraph.compiler.tracing import fingerprint, qualified_name, trace
 from dggraph.errors import ArchiveError, DggraphError, InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
@@ -67,7 +70,8 @@ def save(
         labels: class names; by default `net.labels`.
 
     Raises:
-        InputError: `net` is no converted network or one optimised for inference, or the labels do not fit it.
+        InputError: `net` is no converted network or one optimised for inference, or the labels do not fit it, or a weight is pruned,
+            quantised or sparse: names it.
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
             is unchanged.
     """
@@ -80,6 +84,7 @@ def save(
     folder = Path(os.path.realpath(os.fsdecode(folder)))
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")
+    _refuse_unkept(net.lowered)
     names = _labels(net, labels)
     state, tied = _untied(net.lowered)
     is_named = net.source is not None and is_registered(net.source)
@@ -139,8 +144,14 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
     recipe = unpack_recipe(manifest)
     _refuse_unregistered(folder, recipe)
-    given = _rebuild(folder, manifest) if model is None else plain_backbone(model)
-    net = _lowered_again(folder, copy_model(given).to(device="cpu", dtype=getattr(torch, recipe.dtype)), graph, recipe, state)
+    with ordinary_surroundings(torch.device("cpu")):
+        given = _rebuild(folder, manifest) if model is None else plain_backbone(model)
+        backbone = copy_model(given).to("cpu")
+        for tensor in (*backbone.parameters(), *backbone.buffers()):
+            if tensor.is_floating_point():  # Module.to would cut complex weights to their real part
+                tensor.data = tensor.data.to(getattr(torch, recipe.dtype))
+        net = _lowered_again(folder, backbone, graph, recipe, state)
+    net.report = replace(net.report, detached=stored_activations(given))
     for key, tensor in net.lowered.state_dict(keep_vars=True).items():
         if tensor.dtype != state[key].dtype:
             tensor.data = state[key]
@@ -215,6 +226,32 @@ def _refuse_unregistered(folder: Path, recipe: Recipe) -> None:
         raise ArchiveError(f"{folder} needs gate {recipe.gate!r}; register it before loading.")
 
 
+def _refuse_unkept(lowered: nn.Module) -> None:
+    """What safetensors or `load` could not give back as it was is named before anything is written."""
+    for path, module in lowered.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                raise InputError(
+                    f"{path}.{hook._tensor_name} is pruned by a mask that `load` would not find. Make it permanent before saving, the zeros "
+                    f"stay: torch.nn.utils.prune.remove(module, {hook._tensor_name!r})."
+                )
+    for key, value in lowered.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            what = f"{type(value).__name__}, no tensor (quantised layers pack their weights)"
+        elif value.is_quantized or hasattr(value, "__tensor_flatten__"):
+            what = f"{type(value).__name__} of {value.dtype}, packed or quantised"
+        elif value.layout is not torch.strided:
+            what = f"stored as {value.layout}"
+        elif value.is_meta:
+            what = "on the meta device and has no values"
+        else:
+            continue
+        raise InputError(
+            f"{key} is {what}, which an archive cannot keep. Save the network before it is quantised, sparsified or emptied, and do that "
+            "again after loading."
+        )
+
+
 def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> None:
     """The name must rebuild what `net` holds, or the archive could never be loaded."""
     options = {"num_classes": net.source_options.get("num_classes"), "image_size": net.source_options.get("image_size")}
@@ -243,7 +280,7 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"labels={names!r} is no list of class names; write ['cat', 'dog'].")
     twin = copy.deepcopy(net.lowered).eval()
-    parameter = next(twin.parameters(), torch.zeros(()))
+    parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
         output, _ = twin(torch.zeros((1, *net.recipe.input_shape), dtype=parameter.dtype, device=parameter.device))
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(names):

@@ -83,8 +83,8 @@ def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", 
 
 def check_input(example: Tensor) -> Tensor:
     """A batch of 3 in [-1, 1), always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator).to(example) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator, device="cpu").to(example) * 2 - 1
 
 
 def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dggraph.compiler.building import ResidualChoice, build_graph, choose_residuals
+from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
 from dggraph.compiler.lowering import Deciders, LoweredModule, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
-from dggraph.compiler.tracing import Trace, copy_model, fingerprint, qualified_name, trace
+from dggraph.compiler.surroundings import ordinary_surroundings
+from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace
 from dggraph.errors import InputError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
@@ -72,29 +74,31 @@ def convert(
     loaded = load_model(model) if isinstance(model, str) else None
     backbone = plain_backbone(loaded.model if loaded is not None else model)
     example = _example_input(backbone, example_input, loaded.preprocess if loaded is not None else None)
-    traced = trace(backbone, leaves)
-    shapes = profile(traced.module, traced.graph, example)
-    flow = Flow(traced, shapes)
-    found = discover(traced, shapes, stages)
-    kept_because = choose_residuals(flow, found.stages, residual, is_complete=is_complete(wiring))
-    name = type(backbone).__name__
-    graph = wire(build_graph(name, found.stages, ["keep" if reason else "lift" for reason in kept_because]), wiring)
-    if not allow_static and not any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages):
-        raise NothingToRouteError(_nothing(name, found))
-    recipe = Recipe(
-        fingerprint=fingerprint(traced.graph),
-        found=found.stages,
-        static=found.static,
-        kept_because=kept_because,
-        router=router,
-        gate=gate,
-        leaves=tuple(sorted({qualified_name(type(m)) for m in backbone.modules() if isinstance(m, tuple(leaves))})),
-        input_shape=tuple(example.shape[1:]),
-        dtype=str(example.dtype).removeprefix("torch."),
-    )
-    net = assemble(flow, traced, graph, recipe, threshold=threshold).eval()
-    net.report = replace(net.report, max_difference=check_static(net, copy_model(backbone).eval(), example))
-    check_start(net, example, init)
+    with ordinary_surroundings(example.device):
+        traced = trace(backbone, leaves)
+        shapes = profile(traced.module, traced.graph, example)
+        flow = Flow(traced, shapes)
+        found = discover(traced, shapes, stages)
+        kept_because = choose_residuals(flow, found.stages, residual, is_complete=is_complete(wiring))
+        name = type(backbone).__name__
+        graph = wire(build_graph(name, found.stages, ["keep" if reason else "lift" for reason in kept_because]), wiring)
+        if not allow_static and not any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages):
+            raise NothingToRouteError(_nothing(name, found))
+        recipe = Recipe(
+            fingerprint=fingerprint(traced.graph),
+            found=found.stages,
+            static=found.static,
+            kept_because=kept_because,
+            router=router,
+            gate=gate,
+            leaves=tuple(sorted({qualified_name(type(m)) for m in backbone.modules() if isinstance(m, tuple(leaves))})),
+            input_shape=tuple(example.shape[1:]),
+            dtype=str(example.dtype).removeprefix("torch."),
+        )
+        net = assemble(flow, traced, graph, recipe, threshold=threshold).eval()
+        difference = check_static(net, copy_model(backbone).eval(), example)
+        net.report = replace(net.report, max_difference=difference, detached=stored_activations(backbone))
+        check_start(net, example, init)
     if loaded is not None:
         note_source_(net, loaded)
     return _in_mode_of_(net, backbone)
@@ -155,6 +159,12 @@ def plain_backbone(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         hint = f" Call it: convert({model.__name__}(...))." if isinstance(model, type) else ""
         raise InputError(f"convert takes an nn.Module or a MODEL name, not {model!r}.{hint}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the meta device and has no values, so nothing can be compared with the backbone. Build the backbone outside "
+                "torch.device('meta'), or call model.to_empty(device='cpu') and load its weights, then convert it."
+            )
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise InputError(f"{lazy[0]!r} is lazy: its shape is not known yet. Run the backbone once on an input, then convert it.")
@@ -180,7 +190,7 @@ def _check_options(*, router: str, gate: str, residual: str, init: str, threshol
 
 
 def _example_input(model: nn.Module, example: Tensor | None, preprocess: Preprocess | None) -> Tensor:
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu"))
     if example is None:
         size = preprocess.input_size if preprocess is not None else input_size_of(model)
         if size is None:
@@ -191,6 +201,11 @@ def _example_input(model: nn.Module, example: Tensor | None, preprocess: Preproc
         return torch.zeros((1, *size), dtype=parameter.dtype, device=parameter.device)
     if not isinstance(example, Tensor):
         raise InputError(f"example_input is {type(example).__name__}; an image batch is a float tensor (B, C, H, W).")
+    if example.ndim == 5:
+        raise InputError(
+            f"example_input has shape {tuple(example.shape)}: clips (B, C, T, H, W). convert takes backbones of images (B, C, H, W): convert "
+            "the one inside your model, and call it with frames folded into the batch, clips.transpose(1, 2).flatten(0, 1)."
+        )
     if example.ndim != 4 or not example.is_floating_point() or example.shape[0] < 1:
         raise InputError(
             f"example_input has shape {tuple(example.shape)} and dtype {example.dtype}; an image batch is a float tensor (B, C, H, W)."

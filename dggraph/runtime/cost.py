@@ -139,7 +139,7 @@ def entropy_bits(counts: Counter[bytes]) -> float:
 
 
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
-    parameter = next(router.parameters(), torch.zeros(()))
+    parameter = next(router.parameters(), torch.zeros((), device="cpu"))
     was_training = router.training
     # With gradients: the counter refuses a view of a parameter made without them, which a router that does not look gives.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:

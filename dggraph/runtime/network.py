@@ -196,7 +196,7 @@ class DynamicNetwork(nn.Module):
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
     """Per stage (E,): 1 for the edges the backbone had, else 0."""
-    return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)]) for stage in graph.stages}
+    return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu") for stage in graph.stages}
 
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:

@@ -86,8 +86,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = self.num_calls = 0
-        self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor) -> int:
         """Merge `features`, (R, C, ...); returns their number of values a channel (Chan, Golub and LeVeque, 1979)."""
@@ -102,8 +101,8 @@ class _Moments:
 
     def store(self, norm: _BatchNorm) -> None:
         """Make them the running statistics of `norm`; its variance is the unbiased one."""
-        norm.get_buffer("running_mean").copy_(torch.as_tensor(self.mean))
-        norm.get_buffer("running_var").copy_(torch.as_tensor(self.squares) / (self.count - 1))
+        norm.get_buffer("running_mean").copy_(self.mean)
+        norm.get_buffer("running_var").copy_(self.squares / (self.count - 1))
         norm.get_buffer("num_batches_tracked").fill_(self.num_calls)
 
 
@@ -118,8 +117,7 @@ def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping
 
         def look(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             module.training = seen[name].add(args[0]) > 1  # a batch of one value a channel has no variance: old statistics
-            mean = torch.as_tensor(seen[name].mean)
-            if not mean.isfinite().all():
+            if not seen[name].mean.isfinite().all():
                 raise InputError(f"norm {name!r} saw values that are not finite; look for a diverged run or a broken image.")
 
         handles.append(norm.register_forward_pre_hook(look))

@@ -117,7 +117,7 @@ def _hold(net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]
                 f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges are held by logits of 0, which our "
                 'routers and the gate "anchored" keep. Convert with those, or hold nothing.'
             )
-        is_held_E = torch.tensor([place != own for own, place in enumerate(follows)])
+        is_held_E = torch.tensor([place != own for own, place in enumerate(follows)], device=router.bias.device)
         if router.weight[is_held_E].any() or router.bias[is_held_E].any():
             raise InputError(f"a router of stage {stage!r} was trained already: hold edges before training.")
         router.register_buffer("follows_E", torch.tensor(follows, device=router.bias.device), persistent=False)

@@ -51,6 +51,8 @@ class ConversionReport:
     """Classes kept as one call because they could not be traced."""
     hooks: tuple[str, ...]
     """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
+    detached: tuple[str, ...] = ()
+    """Attributes that held tensors computed from others, as a former forward leaves them: the copy holds their values alone."""
     max_difference: float
     """max |static - lowered| at batch 3, as the self-check measured it."""
 

@@ -48,4 +48,4 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
                 )
             opens.add((running[-1], target))
         running.append(target)
-    return torch.tensor([float((edge.source, edge.target) in opens) for edge in edges])
+    return torch.tensor([float((edge.source, edge.target) in opens) for edge in edges], device="cpu")

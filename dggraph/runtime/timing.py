@@ -122,13 +122,13 @@ def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int
     for _ in range(num_instances):
         closed: set[tuple[str, int]] = set()
         opens, share = _opens(net, closed)
-        for place in torch.randperm(len(nodes), generator=generator).tolist():
+        for place in torch.randperm(len(nodes), generator=generator, device="cpu").tolist():
             fewer, smaller = _opens(net, closed | {nodes[place]})
             if abs(smaller - kept) < abs(share - kept):
                 closed, opens, share = closed | {nodes[place]}, fewer, smaller
         total += share
         for name, open_E in opens.items():
-            rows[name].append(open_E * (0.6 + 0.3 * torch.rand(len(open_E), generator=generator)))
+            rows[name].append(open_E * (0.6 + 0.3 * torch.rand(len(open_E), generator=generator, device="cpu")))
     mean = total / max(num_instances, 1)
     if abs(mean - kept) > 0.05 and kept < 1:
         raise InputError(f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest keep {mean:.2f}.")
@@ -142,7 +142,8 @@ def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str,
             [
                 float((name, source) not in closed and (name, target) not in closed)
                 for source, target in zip(stage.layout.sources, stage.layout.targets, strict=True)
-            ]
+            ],
+            device="cpu",
         )
         for name, stage in net.macs_table.stages.items()
     }

@@ -1,0 +1,97 @@
+"""A backbone's copy: conversion never works on the caller's own.
+
+torch refuses to copy tensors that are computed from others. Where a forward left one on its module, an activation kept for a look at it,
+the copy gets the values without their history; where a weight is computed (the old `weight_norm`, `prune`), it is refused.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
+
+from dggraph.errors import InputError
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy; `stored_activations` lose their history in it.
+
+    Raises:
+        InputError: a weight is computed from others by a hook, or something in the model cannot be copied; names it.
+    """
+    _refuse_computed_weights(model)
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for _, tensor in _stored(model)}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(_why_not(model, error)) from error
+
+
+def stored_activations(model: nn.Module) -> tuple[str, ...]:
+    """Attributes that hold tensors computed from others, as a forward leaves them, alone or in lists, tuples and dicts."""
+    return tuple(dict.fromkeys(name for name, _ in _stored(model)))
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, inner in model.named_modules():
+        attributes = {name: value for name, value in vars(inner).items() if name not in ("_modules", "_parameters", "_buffers")}
+        for name, value in [*attributes.items(), *inner._buffers.items()]:
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                    yield f"{path}.{name}" if path else name, leaf
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    for path, inner in model.named_modules():
+        for hook in inner._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                attribute, way_out = (
+                    hook._tensor_name,
+                    f"make it permanent: torch.nn.utils.prune.remove(module, {hook._tensor_name!r})",
+                )
+            elif isinstance(hook, WeightNorm | SpectralNorm):
+                attribute, way_out = (
+                    hook.name,
+                    (
+                        "use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead of the old functions, or make it permanent: "
+                        "remove_weight_norm, remove_spectral_norm"
+                    ),
+                )
+            else:
+                continue
+            raise InputError(
+                f"{path}.{attribute} is computed from other tensors before each call ({type(hook).__name__}), so {type(model).__name__} "
+                f"cannot be copied, and convert never works on the original. Before converting, {way_out}."
+            )
+
+
+def _why_not(model: nn.Module, error: Exception) -> str:
+    """Names what cannot be copied: a tensor by its layout, else the smallest module around it."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.layout is not torch.strided and not _is_copyable(tensor):
+            return (
+                f"{name} is stored as {tensor.layout}, which torch cannot copy in a module, and convert never works on the original. "
+                "Keep it dense, and make it sparse in the forward."
+            )
+    culprits = [path for path, inner in model.named_modules() if path and not _is_copyable(inner)]
+    where = f" The cause lies in {culprits[-1]!r}." if culprits else ""
+    return (
+        f"{type(model).__name__} cannot be copied, and convert never works on the original: {reason}.{where} Where a forward leaves "
+        "tensors in objects of its own, run it within torch.no_grad(), or clear them first; locks, files and generators belong outside "
+        "the model."
+    )
+
+
+def _is_copyable(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True

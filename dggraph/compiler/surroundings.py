@@ -1,0 +1,37 @@
+"""What is set for all of torch around a conversion, and must not leak into what conversion makes.
+
+Notebooks convert within `torch.inference_mode()`, under autocast, or after `torch.set_default_device("cuda")`. Routers made so would be
+tensors that can never be trained, or stand on another device than the backbone; and a trace would write that device into its graph.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def ordinary_surroundings(device: torch.device) -> Iterator[None]:
+    """Within this context tensors can be trained, are made on `device`, and keep the type that the code asks for."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in dict.fromkeys(("cpu", device.type)):
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(device)
+        stack.enter_context(_ProxiesPassBy())
+        yield
+
+
+class _ProxiesPassBy(TorchFunctionMode):
+    """A call on traced values is recorded as it is written: a default device would write itself into the graph."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(kind, fx.Proxy) for kind in types):
+            return fx.Proxy.__torch_function__(func, types, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
