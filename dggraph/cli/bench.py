@@ -7,17 +7,18 @@ from typing import Any
 import click
 
 from dggraph.cli.options import as_json, working
+from dggraph.cli.parameters import WholeNumber
 from dggraph.errors import InputError
 
 
 @click.command()
 @click.argument("model")
-@click.option("--input-size", type=click.IntRange(min=1), help="Side of the square input in pixels.")
+@click.option("--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels.")
 @click.option("--router", default="stage", show_default=True, help="Name of the router.")
-@click.option("--batch", "batches", multiple=True, default=(1, 16), show_default=True, type=click.IntRange(min=1))
+@click.option("--batch", "batches", multiple=True, default=(1, 16), show_default=True, type=WholeNumber(min=1))
 @click.option("--kept", multiple=True, default=(0.5, 0.75, 1.0), show_default=True, type=click.FloatRange(0, 1))
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(min=3), help="Interleaved rounds.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; torch's default otherwise.")
+@click.option("--rounds", default=15, show_default=True, type=WholeNumber(min=3), help="Interleaved rounds.")
+@click.option("--threads", type=WholeNumber(min=1), help="Threads; torch's default otherwise.")
 @as_json
 def command(
     model: str,

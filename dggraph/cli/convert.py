@@ -8,12 +8,13 @@ import click
 
 from dggraph.cli.inspect import show_report
 from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.cli.parameters import LocatedPath
 from dggraph.errors import InputError
 
 
 @click.command()
 @model_options
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Archive folder to write.")
+@click.option("-o", "--output", required=True, type=LocatedPath(), help="Archive folder to write.")
 @click.option("--force", is_flag=True, help="Replace an archive that is there.")
 @as_json
 def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:

@@ -7,11 +7,12 @@ import click
 
 from dggraph.cli.layouts import lay_out_network
 from dggraph.cli.options import make_folder, working
+from dggraph.cli.parameters import LocatedPath
 from dggraph.cli.paths import draw_paths, show_rows
 
 
 @click.command()
-@click.option("-o", "--output", default=Path("dggraph-demo"), show_default=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", default=Path("dggraph-demo"), show_default=True, type=LocatedPath())
 def command(output: Path) -> None:
     """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no network needed."""
     make_folder(output)

@@ -13,6 +13,7 @@ import click
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
 from dggraph.cli.options import as_json, model_options, open_network, refuse_answered, working
+from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import read_config
@@ -32,7 +33,7 @@ FORGOTTEN = 0.05
 @click.command()
 @model_options
 @config_flags_for(*DATA_KEYS, *BOX_KEYS)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images, evenly spread over the set.")
+@click.option("--limit", type=WholeNumber(min=1), metavar="N", help="At most N images, evenly spread over the set.")
 @click.option(
     "--budget",
     "budgets",
@@ -40,11 +41,9 @@ FORGOTTEN = 0.05
     type=click.FloatRange(min=0, min_open=True),
     help="Mean MACs to keep, as a fraction: calibrate on half of the images, measure on the other half. As many as you like.",
 )
-@click.option("--save", type=click.Path(path_type=Path), metavar="FOLDER", help="Archive with the curve of --budget; may be MODEL.")
+@click.option("--save", type=LocatedPath(), metavar="FOLDER", help="Archive with the curve of --budget; may be MODEL.")
 @click.option("--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels.")
-@click.option(
-    "--predictions", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Boxes as COCO's JSON, of a detector."
-)
+@click.option("--predictions", type=LocatedPath(dir_okay=False), metavar="FILE", help="Boxes as COCO's JSON, of a detector.")
 @as_json
 def command(
     model: str,

@@ -12,6 +12,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.training.config import TrainConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,16 +54,21 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
     first, *others = get_args(kind)
     if others == [...]:
         return click.option(
-            f"--{dashed}", name, type=first, multiple=True, callback=_none_if_empty, help=f"{help} Repeat it for each value."
+            f"--{dashed}",
+            name,
+            type=_number(first),
+            multiple=True,
+            callback=_none_if_empty,
+            help=f"{help} Repeat it for each value.",
         )
-    return click.option(f"--{dashed}", name, type=first, nargs=1 + len(others), default=None, help=help)
+    return click.option(f"--{dashed}", name, type=_number(first), nargs=1 + len(others), default=None, help=help)
 
 
 def _type(kind: Any, field: FieldInfo) -> Any:
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if kind is Path:
-        return click.Path(path_type=Path)
+        return LocatedPath()
     if kind not in (int, float):
         assert kind is str, f"a field of type {kind} needs a kind of flag"
         return str
@@ -70,10 +76,14 @@ def _type(kind: Any, field: FieldInfo) -> Any:
         bound: getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)
     }
     if not bounds:
-        return click.INT if kind is int else click.FLOAT
-    range_type = click.IntRange if kind is int else click.FloatRange
+        return WholeNumber() if kind is int else click.FLOAT
+    range_type = WholeNumber if kind is int else click.FloatRange
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     return range_type(min=low, max=high, min_open="gt" in bounds, max_open="lt" in bounds)
+
+
+def _number(kind: Any) -> Any:
+    return WholeNumber() if kind is int else kind
 
 
 def _without_none(annotation: Any) -> Any:

@@ -9,6 +9,7 @@ import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
 from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.cli.parameters import LocatedPath
 
 if TYPE_CHECKING:
     from dggraph.runtime.network import DynamicNetwork
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @click.option("--text", is_flag=True, help="Print the graph node by node.")
-@click.option(
-    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the graph; other suffixes as in `paths --format`."
-)
+@click.option("--svg", type=LocatedPath(dir_okay=False), help="Draw the graph; other suffixes as in `paths --format`.")
 @collapse_option
 @as_json
 def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, **model: Any) -> None:

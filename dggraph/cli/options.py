@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dggraph.cli.parameters import LocatedPath, WholeNumber, locate_model
 from dggraph.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL with what goes with it."""
     for decorate in reversed(
         (
-            click.argument("model"),
+            click.argument("model", callback=locate_model),
             click.option(
                 "--checkpoint",
-                type=click.Path(dir_okay=False),
+                type=LocatedPath(dir_okay=False),
                 help="State dict: .safetensors, or .pth (read without pickle code).",
             ),
-            click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the classifier."),
-            click.option("--input-size", type=click.IntRange(min=1), help="Side of the square input in pixels."),
+            click.option("--num-classes", type=WholeNumber(min=1), help="Outputs of the classifier."),
+            click.option("--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels."),
             click.option(
                 "--wiring",
                 default="complete",
@@ -61,7 +62,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def open_network(
     model: str,
     *,
-    checkpoint: str | None = None,
+    checkpoint: Path | None = None,
     num_classes: int | None = None,
     input_size: int | None = None,
     wiring: str = "complete",

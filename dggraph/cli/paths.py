@@ -11,6 +11,7 @@ import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
 from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option, working
+from dggraph.cli.parameters import LocatedPath, WholeNumber
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,15 +38,15 @@ class Run(NamedTuple):
 
 @click.command()
 @model_options
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the pictures.")
+@click.argument("images", nargs=-1, type=LocatedPath())
+@click.option("-o", "--output", required=True, type=LocatedPath(), help="Folder for the pictures.")
 @click.option("--format", "kind", default="svg", show_default=True, type=click.Choice(list(SUFFIXES)))
-@click.option(
-    "--diff", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="One picture: what only one of two images uses."
-)
+@click.option("--diff", nargs=2, type=LocatedPath(), metavar="A B", help="One picture: what only one of two images uses.")
 @collapse_option
 @score_option
-@click.option("--random-routers", type=int, metavar="SEED", help="Try out routing: give the routers seeded random weights.")
+@click.option(
+    "--random-routers", type=WholeNumber(), metavar="SEED", help="Try out routing: give the routers seeded random weights."
+)
 @as_json
 def command(
     images: tuple[Path, ...],

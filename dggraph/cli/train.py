@@ -11,6 +11,7 @@ import click
 
 from dggraph.cli.flags import config_flags
 from dggraph.cli.options import INTERRUPTED, as_json
+from dggraph.cli.parameters import LocatedPath
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("config", required=False, type=LocatedPath(dir_okay=False))
 @config_flags
 @as_json
 def command(config: Path | None, as_json: bool, **overrides: Any) -> int:

@@ -4,6 +4,7 @@ Read from TOML, overridden by flags, and refused where a key is unknown or a val
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
+from dggraph.runtime.locating import decode_text, locate
 
 try:
     import tomllib
@@ -140,6 +142,22 @@ class TrainConfig(BaseModel):
     log_interval: int = Field(50, ge=1, description="Steps between rows of metrics.")
     tensorboard: bool = Field(False, description="Also write event files, into RUN/tensorboard.")
 
+    @pydantic.field_validator("checkpoint", "data_dir", "output", mode="before")
+    @classmethod
+    def _is_located(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            found = locate(value)
+        except InputError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        if any(ord(character) < 32 for character in str(found)) and not found.exists():
+            raise ValueError(
+                'a control character in a path was mostly a backslash once, which begins an escape in "...": write the path in single '
+                "quotes, '...', or with /"
+            )
+        return found
+
     @pydantic.field_validator("scale", "ratio")
     @classmethod
     def _is_range(cls, value: tuple[float, float], info: pydantic.ValidationInfo) -> tuple[float, float]:
@@ -192,19 +210,32 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         shipped = RECIPES / f"{file}.toml"
         file = shipped if not file.exists() and file.name == str(file) and shipped.is_file() else file
         try:
-            keys = tomllib.loads(file.read_text(encoding="utf-8"))
+            text = decode_text(file.read_bytes())
+            keys = tomllib.loads(text)
         except OSError as error:
             names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
             raise InputError(
                 f"cannot read the configuration {file}: {error.strerror or error}. Name a .toml file, or one of the recipes {names}."
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is no TOML: {error}.") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is no text in UTF-8: {error}. Save it as UTF-8.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{file} is no TOML: {error}.{_on_backslashes(text, error)}") from error
     keys |= {key: value for key, value in overrides.items() if value is not None}
     try:
         return TrainConfig(**keys)
     except pydantic.ValidationError as error:
         raise InputError("; ".join(_explain(one, file) for one in error.errors())) from error
+
+
+def _on_backslashes(text: str, error: Exception) -> str:
+    """Paths as Windows writes them are the likeliest reason of an error in a line that has a backslash."""
+    found = re.search(r"at line (\d+)", str(error))
+    lines = text.split("\n")
+    line = lines[int(found.group(1)) - 1] if found and int(found.group(1)) <= len(lines) else ""
+    if "\\" not in line:
+        return ""
+    return ' In "..." a backslash begins an escape: write a Windows path in single quotes, \'C:\\data\', or with /, "C:/data".'
 
 
 def _explain(error: Any, file: Path | None) -> str:

@@ -93,7 +93,7 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
 def describe(config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
-        write_whole(folder / "config.json", config.model_dump_json(indent=1).encode())
+        write_whole(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=1).encode())
         versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
         for name, content in notes.items():
