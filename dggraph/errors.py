@@ -37,6 +37,10 @@ class LoweringError(DggraphError):
     """The lowered network does not equal the backbone, so it is not handed out."""
 
 
+class BackboneOnlyError(DggraphError, AttributeError):
+    """Something that the backbone can do and a converted network cannot; the message says what to do before converting."""
+
+
 class GateError(DggraphError):
     """A gate produced something that is not a weight, for example NaN."""
 

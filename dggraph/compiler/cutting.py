@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from dggraph.compiler.lowering import LoweredModule, stage_layout
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowering import stage_layout
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import BlockPlan, ReadKind, StagePlan
 from dggraph.errors import LoweringError

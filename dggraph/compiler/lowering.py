@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
+from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_
 from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
@@ -29,39 +29,6 @@ from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_
 from dggraph.ops.gating import column
 from dggraph.ops.liveness import Layout, is_live, open_edges, open_output, settle
 from dggraph.ops.routing import Router
-
-
-class LoweredModule(fx.GraphModule):
-    """A GraphModule that owns the backbone's module tree as it was, used or not: original state-dict keys stand."""
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "LoweredModule") -> None:
-        super().__init__(nn.Module(), fx.Graph(), class_name)
-        read_taken_names_(graph)
-        self.graph = graph
-        _adopt(self, root)
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""
-        first, _, rest = target.partition(".")
-        if not shadows_graph_module(first):
-            return super().get_submodule(target)
-        child = self._modules.get(first)
-        if child is None:
-            raise AttributeError(f"{type(self).__name__} has no module {first!r}.")
-        return child.get_submodule(rest)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
-        root = nn.Module()
-        _adopt(root, copy.deepcopy(_owned(self), memo))
-        twin = LoweredModule(root, copy.deepcopy(self.graph))
-        twin.training = self.training
-        return twin
-
-    def __reduce__(self) -> Any:
-        raise LoweringError(
-            "a lowered network is never pickled: torch regenerates its code on loading and may change in-place ops "
-            "(pytorch #198077). Use dggraph.save(net, folder), or its state_dict()."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +65,7 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
     source_graph = next(iter(flow.order)).graph
     lowered = copy.deepcopy(source_graph)
     root = nn.Module()
-    _adopt(root, flow.module)
+    adopt_(root, flow.module)
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}
     with lowered.inserting_after(next(n for n in lowered.nodes if n.op == "placeholder")):
         training = lowered.create_node("get_attr", "training", name="dg_training")
@@ -108,7 +75,7 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
         owner = f"dg_{name}"
         if hasattr(root, owner):
             raise LoweringError(f"the backbone already has an attribute {owner!r}; rename it, routers are kept there.")
-        root.add_module(owner, nn.Module())
+        root.add_module(owner, StageRouting(deciders.threshold))
         writer = _StageWriter(flow, lowered, by_name, stage, graph, name, deciders, root.get_submodule(owner), training)
         plan.append(writer.write())
         gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
@@ -285,22 +252,3 @@ def stage_layout(graph: DynamicGraph, stage: str) -> Layout:
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
     return Layout(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
-
-
-def _owned(module: nn.Module) -> nn.Module:
-    """A plain module that owns what `module` owns."""
-    owner = nn.Module()
-    _adopt(owner, module)
-    return owner
-
-
-def _adopt(owner: nn.Module, module: nn.Module) -> None:
-    """Make `owner` hold the children, parameters and buffers of `module`, shared and under the same names."""
-    owner.__dict__["_modules"] = dict(module._modules)
-    owner.__dict__["_parameters"] = dict(module._parameters)
-    owner.__dict__["_buffers"] = dict(module._buffers)
-    owner.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
-    for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor):
-            owner.__dict__[name] = value
-    owner.training = module.training

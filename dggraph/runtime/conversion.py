@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from dggraph.compiler.building import ResidualChoice, build_graph, choose_residuals
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
-from dggraph.compiler.lowering import Deciders, LoweredModule, lower
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowering import Deciders, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
@@ -133,7 +134,9 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
         max_difference=0.0,
     )
     table = tabulate_macs(graph, lowered.module, scope, total_macs)
-    return DynamicNetwork(lowered.module, graph=graph, plan=lowered.plan, report=report, macs_table=table, recipe=recipe)
+    return DynamicNetwork(
+        lowered.module, backbone=traced.module, graph=graph, plan=lowered.plan, report=report, macs_table=table, recipe=recipe
+    )
 
 
 def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dggraph.compiler.lowering import LoweredModule, stage_layout
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowering import stage_layout
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs

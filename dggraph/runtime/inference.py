@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dggraph.compiler.lowering import LoweredModule
+from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
 from dggraph.runtime.network import DynamicNetwork
@@ -63,8 +63,10 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
             module.to(memory_format=torch.channels_last)
     lowered.requires_grad_(False)
     plan = tuple(_without(stage, folded) for stage in net.plan)
-    twin = InferenceNetwork(lowered, graph=net.graph, plan=plan, report=net.report, macs_table=net.macs_table, recipe=net.recipe)
-    own = {*vars(nn.Module()), "plan", "_program"}
+    twin = InferenceNetwork(
+        lowered, backbone=net._shell, graph=net.graph, plan=plan, report=net.report, macs_table=net.macs_table, recipe=net.recipe
+    )
+    own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
     return twin.eval()
 

@@ -1,9 +1,11 @@
 """The converted network: a module that runs the lowered graph and knows where it came from."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from inspect import get_annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 
 from dggraph.compiler.cutting import Program, cut
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.lowering import LoweredModule
+from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.planning import StagePlan
-from dggraph.errors import InputError
+from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import to_json
 from dggraph.ops.aggregation import is_plain
@@ -22,6 +24,7 @@ from dggraph.runtime.budgets import BudgetCurve
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
+from dggraph.runtime.shell import copy_shell, has, look_up, make_shell, refuse_baked
 
 Executor = Literal["auto", "sparse", "dense"]
 EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
@@ -63,47 +66,142 @@ class Recipe:
 class DynamicNetwork(nn.Module):
     """A backbone whose stages are wired per instance. Made by `convert` or `load`.
 
+    It owns the backbone's modules, parameters and buffers under their original names, and the routing of each stage as `dg_<stage>`, before
+    them. `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs.
+
+    Attributes of the backbone are answered too, and methods of its class that only look (`get_classifier`); other methods of it would run or
+    rebuild the static backbone and raise a BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still has.
+
     Attributes:
-        graph: what may connect.
-        lowered: the fx.GraphModule that runs; it holds the backbone's weights under their original names.
-        plan: per stage, what a sparse executor needs.
-        report: what conversion found.
-        macs_table: what its parts cost, in multiply-accumulates.
-        recipe: what an archive keeps.
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
             closed edges masked). In training, with gradients, under compilers and exporters always dense.
-        source: the MODEL name it was built from, or None for a bare module.
-        source_options: what the builder of that name was called with besides, for example {"num_classes": 10}.
-        preprocess: how images become its input, where known.
-        labels: class names, where known.
-        budgets: what `calibrate` measured, or None.
     """
+
+    graph: DynamicGraph
+    """What may connect."""
+    lowered: LoweredModule
+    """The fx.GraphModule that runs; no child of this module, but a second owner of its children."""
+    plan: tuple[StagePlan, ...]
+    """Per stage, what a sparse executor needs."""
+    report: ConversionReport
+    """What conversion found."""
+    macs_table: MacsTable
+    """What its parts cost, in multiply-accumulates."""
+    recipe: Recipe
+    """What an archive keeps."""
+    source: str | None
+    """The MODEL name it was built from, or None for a bare module."""
+    source_options: Mapping[str, int]
+    """What the builder of that name was called with besides, for example {"num_classes": 10}."""
+    preprocess: Preprocess | None
+    """How images become its input, where known."""
+    labels: tuple[str, ...] | None
+    """Class names, where known."""
+    budgets: BudgetCurve | None
+    """What `calibrate` measured, or None."""
+    _shell: nn.Module
+    _executor: Executor
+    _program: Program | None
+    _collected: list[Gates] | None
 
     def __init__(
         self,
         lowered: LoweredModule,
         *,
+        backbone: nn.Module,
         graph: DynamicGraph,
         plan: tuple[StagePlan, ...],
         report: ConversionReport,
         macs_table: MacsTable,
         recipe: Recipe,
     ) -> None:
+        own, mode = vars(self), lowered.training  # past __setattr__: the backbone may have a child of any of these names
+        own["lowered"] = lowered
         super().__init__()
-        self.lowered = lowered
-        self.graph = graph
-        self.plan = plan
-        self.report = report
-        self.macs_table = macs_table
-        self.recipe = recipe
-        self.source: str | None = None
-        self.source_options: Mapping[str, int] = {}
-        self.preprocess: Preprocess | None = None
-        self.labels: tuple[str, ...] | None = None
-        self.budgets: BudgetCurve | None = None
-        self._executor: Executor = "auto"
-        self._program: Program | None = None
-        self._collected: list[Gates] | None = None
+        self.training = mode
+        own.update(graph=graph, plan=plan, report=report, macs_table=macs_table, recipe=recipe)
+        own.update(source=None, source_options={}, preprocess=None, labels=None, budgets=None)
+        own.update(_executor="auto", _program=None, _collected=None)
+        self._own(make_shell(backbone, lowered))
+
+    def _own(self, shell: nn.Module) -> None:
+        """Hold what `lowered` holds: the same objects, so that neither can have what the other has not."""
+        vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
+
+    @property
+    def training(self) -> bool:
+        """One flag with `lowered`."""
+        return self.lowered.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.lowered.training = mode
+
+    def train(self, mode: bool = True) -> "DynamicNetwork":
+        """Set the mode of every module, as the backbone's own `train` does where its class has one (norms that it keeps in eval mode)."""
+        own = type(self._shell).train
+        if own is nn.Module.train:
+            return super().train(mode)
+        own(self._shell, mode)
+        self.training = self._shell.training
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_shell" not in vars(self):
+                raise
+        found = look_up(self._shell, name)
+        return self if found is self._shell else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or hasattr(type(self), name):
+            if isinstance(value, nn.Module):
+                raise BackboneOnlyError(
+                    f"every converted network has an attribute {name!r} that is no module. If a module of the backbone is called so, "
+                    f"replace it by net.lowered.{name} = ..."
+                )
+            object.__setattr__(self, name, value)
+            return
+        refuse_baked(self._shell, name, self.lowered.graph)
+        is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
+        if is_module_like or name in vars(self) or not has(self._shell, name):
+            super().__setattr__(name, value)
+            return
+        vars(self._shell)[name] = value
+        if name in vars(self.lowered):  # a plain tensor, which the graph reads there
+            vars(self.lowered)[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self._shell) and name not in vars(self):
+            refuse_baked(self._shell, name, self.lowered.graph)
+            del vars(self._shell)[name]
+            return
+        super().__delattr__(name)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As every module's, but a child of the backbone whose name is one of ours (`graph`, `labels`) is found too."""
+        return self.lowered.get_submodule(target) if target else self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DynamicNetwork":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin)["lowered"] = copy.deepcopy(self.lowered, memo)
+        twin._own(copy_shell(self._shell, twin.lowered, memo))
+        others = {name: value for name, value in vars(self).items() if name not in (*vars(twin), "_program")}
+        vars(twin).update(copy.deepcopy(others, memo), _program=None)
+        return twin
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        rename_old_keys_(state_dict, self, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that must not decay: those that the backbone names, as timm's do, and all of the routers."""
+        named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
+        routers = tuple(f"dg_{stage}." for stage in self.graph.stages)
+        return {*named, *(name for name, _ in self.named_parameters() if name.startswith(routers))}
 
     @property
     def executor(self) -> Executor:
@@ -194,6 +292,9 @@ class DynamicNetwork(nn.Module):
         return run_sparse(self._program, self.lowered, self.graph, x)
 
 
+_OWN = get_annotations(DynamicNetwork)
+
+
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
     """Per stage (E,): 1 for the edges the backbone had, else 0."""
     return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu") for stage in graph.stages}
@@ -215,10 +316,23 @@ def digest_of(net: DynamicNetwork) -> str:
 def digest_state(description: str, model: nn.Module) -> str:
     """Of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
     digest = blake2b(description.encode(), digest_size=16)
-    for key, tensor in model.state_dict().items():
+    state = model.state_dict()
+    is_routing = {key: key.startswith("dg_") for key in state}
+    for key in sorted(is_routing, key=is_routing.__getitem__):  # routing last, as in digests of interrupted collections
+        tensor = state[key]
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def rename_old_keys_(state: dict[str, Any], net: DynamicNetwork, prefix: str = "") -> None:
+    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind `lowered.`. In place, in their order."""
+    old = f"{prefix}lowered."
+    if "lowered" in net._modules or not any(key.startswith(old) for key in state):  # a backbone may have a child of that name
+        return
+    renamed = {prefix + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
+    state.clear()
+    state.update(renamed)
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:

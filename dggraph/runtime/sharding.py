@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import InputError
+from dggraph.runtime.network import DynamicNetwork, rename_old_keys_
 from dggraph.runtime.processes import device, share_buffers_, world_size
 
 
@@ -77,5 +78,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load what `whole_state` gave, sharded or not."""
-    now = model.state_dict()
+    now, state = model.state_dict(), dict(state)
+    for path, module in model.named_modules():
+        if isinstance(module, DynamicNetwork):
+            rename_old_keys_(state, module, f"{path}." if path else "")
     model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})

@@ -1,0 +1,85 @@
+"""The module that lowering makes: it runs the lowered graph and owns the backbone's module tree, under the backbone's own names."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
+from dggraph.errors import BackboneOnlyError, LoweringError
+
+OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+"""Where `nn.Module` keeps what it owns. Two modules that hold the same four objects own the same tree."""
+
+
+class StageRouting(nn.Module):
+    """The routers and gates of one stage, `router_i` and `gate_i` of vertex i, and the stage's `threshold`. A container."""
+
+    threshold: torch.Tensor
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(float(threshold)))
+
+    def forward(self, *_inputs: Any) -> Any:
+        raise BackboneOnlyError(
+            "a converted network cannot be run child by child: its routers stand between its blocks. Slice the backbone first, for example "
+            "nn.Sequential(*list(backbone.children())[:-2]), and convert that; a backbone of a detector is converted in place by "
+            "dggraph.convert_backbone_."
+        )
+
+
+class LoweredModule(fx.GraphModule):
+    """A GraphModule that owns the backbone's module tree as it was, used or not: original state-dict keys stand.
+
+    Routing comes first among its children, so that the last children and parameters are those of the backbone.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "LoweredModule") -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        read_taken_names_(graph)
+        self.graph = graph
+        adopt_(self, root)
+        is_rest = {name: not isinstance(child, StageRouting) for name, child in self._modules.items()}
+        self.__dict__["_modules"] = {name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)}
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""
+        first, _, rest = target.partition(".")
+        if not shadows_graph_module(first):
+            return super().get_submodule(target)
+        child = self._modules.get(first)
+        if child is None:
+            raise AttributeError(f"{type(self).__name__} has no module {first!r}.")
+        return child.get_submodule(rest)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
+        root = nn.Module()
+        adopt_(root, copy.deepcopy(_owned(self), memo))
+        twin = LoweredModule(root, copy.deepcopy(self.graph))
+        twin.training = self.training
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise LoweringError(
+            "a lowered network is never pickled: torch regenerates its code on loading and may change in-place ops "
+            "(pytorch #198077). Use dggraph.save(net, folder), or its state_dict()."
+        )
+
+
+def adopt_(owner: nn.Module, module: nn.Module) -> None:
+    """Make `owner` hold the children, parameters and buffers of `module`, shared and under the same names."""
+    for name in OWNED:
+        vars(owner)[name] = copy.copy(vars(module)[name])
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor):
+            vars(owner)[name] = value
+    owner.training = module.training
+
+
+def _owned(module: nn.Module) -> nn.Module:
+    """A plain module that owns what `module` owns."""
+    owner = nn.Module()
+    adopt_(owner, module)
+    return owner

@@ -1,0 +1,137 @@
+"""What a converted network still knows of its backbone: attributes, and the methods that only look.
+
+A shell is an instance of the backbone's class that owns what the network owns, so that its methods see the network's modules as they are.
+It never runs: its `forward` is the static backbone's. What is asked of it is sorted here:
+
+- plain data is handed on, properties are read;
+- a method that needs no argument and by its name only looks (`get_classifier`, `no_weight_decay`) is handed on;
+- every other method would run or rebuild the static backbone, and is an error that says what to do before converting.
+"""
+
+import copy
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from dggraph.compiler.lowered import OWNED
+from dggraph.errors import BackboneOnlyError
+
+_LOOKS = re.compile(r"(get|is|has|num)_\w+|group_matcher|no_weight_decay\w*")
+_ADVICE = {
+    "reset_classifier": "Assign the new last layer here, for example net.fc = nn.Linear(512, 10), or call it before converting",
+    "set_grad_checkpointing": "Call it before converting: a converted network recomputes what its backbone was set to recompute",
+    "forward_features": "Build the backbone with num_classes=0 and global_pool='' (timm), or slice it, and convert that",
+    "forward_head": "Convert the features alone (num_classes=0 and global_pool='' in timm), and call the head behind them",
+    "forward_intermediates": "Build the backbone with features_only=True (timm), or wrap this call in a module, and convert that",
+    "get_intermediate_layers": "Build the backbone with features_only=True (timm), or wrap this call in a module, and convert that",
+    "fuse_model": "Call it before converting, or use dggraph.optimize_for_inference(net)",
+    "fuse": "Call it before converting",
+    "reparameterize": "Call it before converting",
+    "switch_to_deploy": "Call it before converting",
+}
+_ELSE = "Call it on the backbone before converting; what it changes comes along"
+
+
+def make_shell(backbone: nn.Module, owner: nn.Module) -> nn.Module:
+    """An instance of the class of `backbone`, with its attributes, that owns what `owner` owns."""
+    shell: nn.Module = object.__new__(type(backbone))
+    vars(shell).update(vars(backbone))
+    vars(shell).update({name: vars(owner)[name] for name in OWNED}, training=owner.training)
+    return shell
+
+
+def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy of `shell` that owns what `owner` owns; `memo` knows the copies of its modules already."""
+    twin: nn.Module = object.__new__(type(shell))
+    memo[id(shell)] = twin
+    others = {name: value for name, value in vars(shell).items() if name not in OWNED}
+    vars(twin).update(copy.deepcopy(others, memo))
+    vars(twin).update({name: vars(owner)[name] for name in OWNED})
+    return twin
+
+
+def look_up(shell: nn.Module, name: str) -> Any:
+    """What the backbone answers to `name`.
+
+    Raises:
+        AttributeError: there is no such attribute.
+        BackboneOnlyError: it is a method that would run or rebuild the static backbone.
+    """
+    kind = type(shell)
+    missing = AttributeError(f"a converted {kind.__name__} has no attribute {name!r}, and neither had the backbone.")
+    if name in OWNED or (name.startswith("__") and name.endswith("__")):
+        raise missing
+    held = vars(shell)
+    if name in held:
+        if isinstance(held[name], types.MethodType):
+            raise _refusal(kind, name)
+        return held[name]
+    try:
+        found = inspect.getattr_static(kind, name)
+    except AttributeError:
+        raise missing from None
+    if isinstance(found, types.FunctionType) and not _only_looks(found, name):
+        raise _refusal(kind, name)
+    return getattr(shell, name)
+
+
+def refuse_baked(shell: nn.Module, name: str, graph: fx.Graph) -> None:
+    """Raise where the backbone's forward reads `name` and `graph` does not: tracing put the value that it had into the graph.
+
+    Raises:
+        BackboneOnlyError: names it.
+    """
+    is_there = any(vars(shell)[kind].get(name) is not None for kind in ("_modules", "_parameters", "_buffers"))
+    if is_there or not has(shell, name) or name not in _read(type(shell)):
+        return
+    if any(fx_node.op in ("call_module", "get_attr") and str(fx_node.target).split(".")[0] == name for fx_node in graph.nodes):
+        return
+    raise BackboneOnlyError(
+        f"{name!r} cannot be changed any more: the forward of {type(shell).__name__} reads it, and conversion has put the value that it had "
+        "into the graph. Set it on the backbone, then convert."
+    )
+
+
+def has(shell: nn.Module, name: str) -> bool:
+    """Whether the backbone has an attribute of that name, be it a method."""
+    return name in vars(shell) or any(name in vars(shell)[kind] for kind in OWNED) or hasattr(type(shell), name)
+
+
+def _only_looks(function: types.FunctionType, name: str) -> bool:
+    own = list(inspect.signature(function).parameters.values())[1:]
+    needs_nothing = all(one.default is not one.empty or "VAR" in one.kind.name for one in own)
+    return needs_nothing and _LOOKS.fullmatch(name) is not None
+
+
+def _refusal(kind: type[nn.Module], name: str) -> BackboneOnlyError:
+    return BackboneOnlyError(
+        f"{kind.__name__}.{name} works on the static backbone, which a converted network no longer is. {_ADVICE.get(name, _ELSE)}."
+    )
+
+
+def _read(kind: type[nn.Module]) -> set[str]:
+    """Every name that the forward of `kind` reads, and the methods and properties that it names."""
+    found, waiting = {"forward"}, ["forward"]
+    while waiting:
+        name = waiting.pop()
+        for owner in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+            held = vars(owner).get(name)
+            for code in _codes(held.fget if isinstance(held, property) else held):
+                new = set(code.co_names) - found
+                found |= new
+                waiting += new
+    return found
+
+
+def _codes(function: Any) -> Iterator[types.CodeType]:
+    """The code of `function` and of what is defined in it."""
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+    waiting = [code] if code is not None else []
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
