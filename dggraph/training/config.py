@@ -156,7 +156,7 @@ class TrainConfig(BaseModel):
                 'a control character in a path was mostly a backslash once, which begins an escape in "...": write the path in single '
                 "quotes, '...', or with /"
             )
-        return found
+        return str(found)  # of JSON pydantic takes no Path
 
     @pydantic.field_validator("scale", "ratio")
     @classmethod
