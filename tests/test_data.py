@@ -202,7 +202,9 @@ FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Pytho
 def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path: Path, workers: int) -> None:
     write_folders(tmp_path)
     broken = tmp_path / "train" / "cat" / "2.png"
-    broken.write_bytes(broken.read_bytes()[:500])
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 255
+    broken.write_bytes(content)
     found = open_data(keys("imagefolder", tmp_path), COLOUR)
     loader: DataLoader[Any] = DataLoader(found.train, batch_size=6, num_workers=workers)
     with pytest.raises(InputError, match=r"train/cat/2\.png"):

@@ -60,11 +60,12 @@ def command(
 
     with processes.joined():
         watch = open_watch(score=score, **model)
+        found = open_image_set(images, watch.net.labels)
         is_first = processes.rank() == 0
         with counting("Running images") if is_first else nullcontext(lambda done, total: None) as progress:
             collected = collect_atlas(
                 watch,
-                open_image_set(images, watch.net.labels),
+                found,
                 limit=limit,
                 num_instances=instances,
                 on_bad_image=on_bad_image,
@@ -79,7 +80,8 @@ def command(
     write_whole(output, report.html.encode())
     state.unlink(missing_ok=True)
     if as_json:
-        facts = {"report": str(output), "numbers": str(numbers), "num_images": atlas.num_images, "num_skipped": atlas.num_skipped}
+        facts: dict[str, Any] = {"report": str(output), "numbers": str(numbers), "num_images": atlas.num_images}
+        facts |= {"num_skipped": atlas.num_skipped, "ignored": dict(found.ignored), "notes": list(found.notes)}
         facts |= {"kept": atlas.mean_macs / atlas.static_macs, "num_paths": atlas.num_paths}
         facts |= {"path_entropy_bits": atlas.path_entropy_bits, "accuracy": atlas.accuracy, "warnings": atlas.gates.warnings}
         click.echo(json.dumps(facts))
@@ -87,6 +89,8 @@ def command(
     click.echo(visible(f"{report.summary}."))
     if atlas.num_skipped:
         click.echo(visible(f"{atlas.num_skipped} could not be read, for example {atlas.skipped[0][0]}; the report names them."))
+    for note in found.notes:
+        click.echo(visible(f"note: {note}."))
     for warning in atlas.gates.warnings:
         click.echo(visible(f"! {warning}"))
     click.echo(visible(f"Report: {output}, numbers: {numbers}."))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dggraph.training.halves import JudgedBudgets
     from dggraph.training.sensitivity import Sensitivity
 
-DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "validation_batch_size", "workers")
+DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "on_bad_image", "validation_batch_size", "workers")
 BOX_KEYS = ("on_bad_box", "max_size")
 
 FORGOTTEN = 0.05
@@ -95,7 +95,7 @@ def command(
         processes.agree({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
-        document["num_processes"] = processes.world_size()
+        document |= {"num_processes": processes.world_size(), "notes": list(data.notes), "skipped": list(data.skipped)}
         if data.classes:
             with working("Evaluating"):
                 start = time.perf_counter()

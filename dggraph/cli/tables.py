@@ -10,7 +10,13 @@ def show(document: Mapping[str, Any]) -> None:
     """Print what the JSON document says."""
     from rich.console import Console
 
+    from dggraph.views.lettering import visible
+
     console = Console(highlight=False)
+    for note in document.get("notes", ()):
+        console.print(f"note: {visible(note)}", markup=False)
+    if document.get("skipped"):
+        console.print(f"{len(document['skipped'])} bad entries left out")
     if "accuracy" in document:
         console.print(_summary(document))
         classes = document["classes"]
@@ -40,10 +46,8 @@ def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:
         console.print(f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size")
     if document["labels"] == "category ids":
         console.print("Labels were read as the categories' ids, as torchvision's trained detectors have them.")
-    for key, what in (("skipped", "bad entries left out"), ("num_clipped", "boxes cut at the edge of their image")):
-        count = document[key] if key == "num_clipped" else len(document[key])
-        if count:
-            console.print(f"{count} {what}")
+    if document["num_clipped"]:
+        console.print(f"{document['num_clipped']} boxes cut at the edge of their image")
     console.print(_speed(document))
 
 

@@ -3,18 +3,32 @@
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from dggraph.errors import InputError
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "DIB", "AVIF", "JPEG2000")
 """What is read. Pillow knows others, some of which start programs (EPS: Ghostscript)."""
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
+"""Formats whose mode I holds numbers from 0 to 65,535, and no larger ones."""
+FOREIGN = {
+    b"version https://git-lfs": "it is a pointer of Git LFS: run `git lfs pull`",
+    b"<!doctype html": "it is a web page, saved in place of the image",
+    b"<html": "it is a web page, saved in place of the image",
+    b"<svg": "it is an SVG drawing: export it as pixels",
+    b"<?xml": "it is XML, perhaps an SVG drawing: export it as pixels",
+    b"%pdf": "it is a PDF: export its pages as pixels",
+}
+"""Beginnings, in small letters, of what is often called an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,29 +116,71 @@ def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
 def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image.Image:
     """The first frame of an image file, in RGB.
 
+    Greys of 16 bits are scaled from 0..65,535 to 0..255. Numbers of 32 bits and floats are refused: no file says which of them is white.
+
     Args:
         file: its path.
-        is_turned: upright, as its EXIF data say; False leaves it as it is stored, which is what boxes are drawn on.
+        is_turned: upright, as its EXIF data say; False leaves it as it is stored.
 
     Raises:
-        InputError: no image, a damaged one, one of a format not in `FORMATS`, or one of more than 100 megapixels; names the file.
+        InputError: no image, a damaged one, one of a format not in `FORMATS`, of 32-bit numbers, or of more than 100 megapixels; names the
+            file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata; size is checked here, damage raises
+        with opened(file) as image:
+            return in_eight_bits(ImageOps.exif_transpose(image) if is_turned else image).convert("RGB")
+
+
+@contextmanager
+def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image file whose header has been read and found good; pixels are read within this context.
+
+    Raises:
+        InputError: as for `open_image`, within the context too.
     """
     name = repr(os.fspath(file))
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait for ever
             raise InputError(f"{name} is no file.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; size is checked here, damage raises
-            with Image.open(file, formats=FORMATS) as opened:
-                image: Image.Image = opened
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
-                if image.mode.startswith("I"):
-                    image = image.convert("I").point(lambda value: value / 256)
-                if is_turned:
-                    image = ImageOps.exif_transpose(image)
-                return image.convert("RGB")
+        with Image.open(file, formats=_readable_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
+            if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+                what = "32-bit floats" if image.mode == "F" else "integers of 32 bits, or with a sign"
+                raise InputError(
+                    f"{name} holds {what}, and nothing says which of them is black and which is white. Save it with 8 or 16 bits, scaled to "
+                    "the range that you mean."
+                )
+            yield image
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{name} is a link to a file that is gone." if os.path.islink(file) else f"{name} is not there."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is no image that can be read: {_what_it_is(file)}.") from error
     except Exception as error:  # Pillow's readers raise what they like on damaged files
         raise InputError(f"{name} is no image that can be read: {error}.") from error
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits as 0..255; what has 8 bits as it is."""
+    return image.convert("I").point(lambda value: value / 256) if image.mode.startswith("I") else image
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Of `FORMATS`, those that this Pillow was built with."""
+    Image.init()
+    return tuple(one for one in FORMATS if one in Image.OPEN)
+
+
+def _what_it_is(file: str | os.PathLike[str]) -> str:
+    with open(file, "rb") as stream:
+        begins = stream.read(64)
+    if not begins:
+        return "it is empty, 0 bytes"
+    known = next((what for start, what in FOREIGN.items() if begins.lstrip().lower().startswith(start)), None)
+    return known or f"it is damaged, or of another format than {', '.join(_readable_formats())}"

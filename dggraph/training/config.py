@@ -75,7 +75,13 @@ class TrainConfig(BaseModel):
     )
     data_dir: Path | None = Field(None, description="Where the data set is.")
     on_bad_box: Literal["error", "skip"] = Field(
-        "error", description="Stop at images and boxes whose annotations make no sense, or leave them out and say how many."
+        "error",
+        description="Stop at images and boxes whose annotations make no sense, or leave them out, and images that cannot be read too, and "
+        "say how many.",
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error",
+        description="Stop at images that cannot be read, or read all of them once before training, leave those out, and say how many.",
     )
     mean: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")
     std: tuple[float, ...] | None = Field(None, description="Of the normalised pixels; by default the model's.")

@@ -7,8 +7,8 @@ Shape suffixes: N images, H height, W width, C channels.
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets
 
 from dggraph.errors import DggraphError, InputError
-from dggraph.runtime.imagesets import Item, open_image_set
+from dggraph.runtime.imagesets import Item
 from dggraph.runtime.models import import_function
-from dggraph.runtime.preprocessing import Preprocess, open_image
+from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import Transform, evaluation_transform, training_transform
 from dggraph.training.config import TrainConfig
+from dggraph.training.folders import ReadFolder, read_folder, refuse_empty
 from dggraph.training.pixels import SMALL_SETS, Pixels, read_pixels
 
 NAMES = ("imagefolder", *SMALL_SETS)
@@ -41,6 +41,12 @@ class TrainingData:
     """Always the same."""
     classes: tuple[str, ...]
     """Names, by label."""
+    skipped: tuple[str, ...] = ()
+    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    notes: tuple[str, ...] = ()
+    """What else is not as one might expect, a sentence each."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was read and what was left out, of each part, as JSON."""
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
@@ -72,17 +78,19 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
     Args:
         items: of an `ImageSet`.
         transform: from a picture to what the network reads.
+        outputs: the label of each class of the set; by default its place.
     """
 
-    def __init__(self, items: Sequence[Item], transform: Transform) -> None:
-        self.items, self.transform = items, transform
+    def __init__(self, items: Sequence[Item], transform: Transform, outputs: Sequence[int] | None = None) -> None:
+        self.items, self.transform, self.outputs = items, transform, outputs
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.items[index]
-        return self.transform(item.open()), NO_LABEL if item.label is None else item.label
+        label = NO_LABEL if item.label is None else item.label
+        return self.transform(item.open()), label if self.outputs is None else self.outputs[label]
 
 
 def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
@@ -105,9 +113,11 @@ def open_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
         preprocess: of the network, for images of both sets.
 
     Raises:
-        InputError: the set is not there, is damaged, or does not fit the network; says where files must be and how to get them. An image
-            file that cannot be read raises it, by name, when its turn comes.
+        InputError: the set is not there, is damaged, or does not fit the network; says where files must be and how to get them. Image files
+            that are no images, or end too early, are found here and named; damage in the middle of one when its turn comes.
     """
+    if config.on_bad_image == "skip" and config.dataset in SMALL_SETS:
+        raise InputError(f"on_bad_image = 'skip' means nothing for {config.dataset}, whose images are in one file. Leave it out.")
     if ":" in config.dataset:
         data = _call(config, preprocess)
     elif config.dataset == "imagefolder":
@@ -135,31 +145,45 @@ def _open_folder(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
         raise InputError("imagefolder needs data_dir: a folder with train/CLASS/... and val/CLASS/...")
     validation = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
     augment, fit = training_transform(config, preprocess), evaluation_transform(preprocess)
+    places = {"train": folder / "train", "validation": validation}
     if config.objective == "distill":
-        return TrainingData(_files(folder / "train", augment), _files(validation, fit), ())
-    train, judged = _image_folder(folder / "train", augment), _image_folder(validation, fit)
-    if train.classes != judged.classes:
-        here, there = (sorted(set(a.classes) - set(b.classes))[:3] for a, b in ((train, judged), (judged, train)))
-        raise InputError(
-            f"{folder / 'train'} and {validation} have different classes: only in the first {here}, only in the second {there}. A label "
-            "is the place of its class among the sorted folders, so both need the same ones."
-        )
-    return TrainingData(train, judged, tuple(train.classes))
+        found = {name: read_folder(place, config.on_bad_image) for name, place in places.items()}
+        classes, outputs = tuple[str, ...](), None
+    else:
+        found = {name: _read_classes(place, config) for name, place in places.items()}
+        classes = found["train"].classes
+        outputs = _outputs(found["validation"].classes, classes, folder / "train", validation)
+    return TrainingData(
+        FileDataset(found["train"].items, augment),
+        FileDataset(found["validation"].items, fit, outputs),
+        classes,
+        skipped=tuple(sentence for part in found.values() for sentence in part.skipped),
+        notes=tuple(sentence for part in found.values() for sentence in part.notes),
+        facts={name: part.facts for name, part in found.items()},
+    )
 
 
-def _files(folder: Path, transform: Transform) -> FileDataset:
-    return FileDataset(tuple(open_image_set(folder).items()), transform)
-
-
-def _image_folder(folder: Path, transform: Transform) -> Any:
+def _read_classes(folder: Path, config: TrainConfig) -> ReadFolder:
     if not folder.is_dir():
         raise InputError(
             f"there is no folder {folder}. The data set imagefolder reads data_dir/train/CLASS/... and data_dir/val/CLASS/..."
         )
-    try:
-        return datasets.ImageFolder(str(folder), transform=transform, loader=open_image)
-    except OSError as error:  # FileNotFoundError names classes without images
-        raise InputError(f"{folder}: {str(error).strip().rstrip('.')}. Put images there, or remove the folders.") from error
+    found = read_folder(folder, config.on_bad_image)
+    if not found.classes:
+        raise InputError(f"{folder} has images but no folders of them, so classes are unclear. Make a folder for each class.")
+    refuse_empty(folder, found)
+    return found
+
+
+def _outputs(judged: Sequence[str], learned: Sequence[str], train: Path, validation: Path) -> list[int]:
+    """The label of each class of the validation part: its place among those of the training part, which a copy may have in another order."""
+    if set(judged) != set(learned):
+        here, there = (sorted(set(a) - set(b))[:3] for a, b in ((learned, judged), (judged, learned)))
+        raise InputError(
+            f"{train} and {validation} have different classes: only in the first {here}, only in the second {there}. A label "
+            "is the place of its class among the sorted folders, so both need the same ones."
+        )
+    return [learned.index(name) for name in judged]
 
 
 def _call(config: TrainConfig, preprocess: Preprocess) -> TrainingData:

@@ -65,8 +65,8 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
 
     Args:
         config: every key.
-        tell: is called with every row that is written to metrics.jsonl; before them with the number of bad annotations left out, if any, and
-            with a {"note": sentence} for each thing that is not as one might expect.
+        tell: is called with every row that is written to metrics.jsonl; before them with the number of bad images and annotations left out,
+            if any, and with a {"note": sentence} for each thing that is not as one might expect.
 
     Returns:
         Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP behind a checkpoint.
@@ -95,10 +95,11 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         said = resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
         describe(config, folder, prepared.notes)
-        for sentence in said if processes.rank() == 0 else ():
-            tell({"note": sentence})
-        if prepared.notes.get("skipped.json") and processes.rank() == 0:
-            tell({"bad entries left out": len(prepared.notes["skipped.json"])})
+        if processes.rank() == 0:
+            for sentence in (*said, *prepared.said):
+                tell({"note": sentence})
+            if prepared.notes.get("skipped.json"):
+                tell({"bad entries left out": len(prepared.notes["skipped.json"])})
         result = _loop(run, config, prepared.task, folder, per_epoch, tell)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)

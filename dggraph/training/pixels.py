@@ -1,12 +1,8 @@
-"""Small data sets as pixels in memory: MNIST's format, read here, and CIFAR, read by torchvision. Nothing is downloaded.
+"""Small data sets as pixels in memory: MNIST's format, read by `idx`, and CIFAR, read by torchvision. Nothing is downloaded.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
 
-import gzip
-import math
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +13,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from dggraph.errors import InputError
+from dggraph.runtime.idx import read_idx
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -50,25 +47,6 @@ def read_pixels(name: str, folder: Path | None) -> PixelSet:
         InputError: files are missing or damaged; says where they must be and how to get them.
     """
     return SMALL_SETS[name](name, folder)
-
-
-def read_idx(file: Path, num_axes: int) -> NDArray[np.uint8]:
-    """An array in MNIST's format; where it is packed (.gz), its checksum is verified.
-
-    Raises:
-        InputError: it cannot be read, is damaged, or is something else; names the file.
-    """
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {error}. Copy it again.") from error
-    start = 4 * (num_axes + 1)
-    magic, *shape = struct.unpack(f">{num_axes + 1}I", content[:start].ljust(start, b"\0"))
-    if magic != 0x800 + num_axes:
-        raise InputError(f"{file} begins with {magic:#x}, not {0x800 + num_axes:#x}; it is no such file of MNIST's format.")
-    if len(content) - start != math.prod(shape):
-        raise InputError(f"{file} says that it holds {shape} numbers, but has {len(content) - start} of them; copy it again.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _mnist(name: str, folder: Path | None, *, usual: Path | None, home: str, classes: tuple[str, ...]) -> PixelSet:

@@ -45,7 +45,9 @@ class Prepared:
     preprocess: Preprocess | None
     """Of a classifier."""
     notes: dict[str, Any]
-    """Files of the run folder about what was found: what pinning measured, which boxes were left out."""
+    """Files of the run folder about what was found: what pinning measured, what was read, which images and boxes were left out."""
+    said: tuple[str, ...]
+    """What is not as one might expect, a sentence each."""
     held: tuple[str, ...]
     """Parameters that would learn, and are held as they came."""
 
@@ -75,6 +77,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         labels=training.classes,
         preprocess=None,
         notes={"skipped.json": skipped} if skipped else {},
+        said=(),
         held=_hold_(model.train(), config.tune),
     )
 
@@ -108,12 +111,14 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
             sensitivity = find_fragile(model, data.train, config.pin_divergence, seed=config.seed, **how)
         pin = decide_blocks_ if config.decide == "blocks" else pin_open_
         pin(model, sensitivity["pinned"] if sensitivity else ())
+    notes = {"sensitivity.json": sensitivity, "data.json": data.facts, "skipped.json": list(data.skipped)}
     return Prepared(
         model=model,
         task=Classifying(config=config, data=data, teacher=teacher),
         labels=labels,
         preprocess=preprocess,
-        notes={"sensitivity.json": sensitivity} if sensitivity else {},
+        notes={name: found for name, found in notes.items() if found},
+        said=data.notes,
         held=_hold_(model.train(), config.tune),
     )
 

@@ -3,6 +3,7 @@
 RUN/config.json          every key
 RUN/environment.json     versions and machine
 RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with pin_divergence
+RUN/data.json            of each part of the data: how many images, what was ignored and why
 RUN/skipped.json         bad images and boxes that were left out, where that was asked for
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from dggraph.errors import InputError
-from dggraph.runtime.imagesets import open_image_set, spread
+from dggraph.runtime.imagesets import composed, spread
 from dggraph.runtime.network import DynamicNetwork
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import evaluation_transform
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import FileDataset, configured, open_data
+from dggraph.training.folders import read_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class ValidationData:
     """(image (C, H, W), label); label -1 where there are no classes."""
     classes: tuple[str, ...]
     """Names, by label; empty for images without classes."""
+    skipped: tuple[str, ...] = ()
+    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    notes: tuple[str, ...] = ()
+    """What else was left out, a sentence each."""
 
 
 class _Relabelled(Dataset[tuple[Tensor, int]]):
@@ -69,10 +74,10 @@ def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
     folder = config.data_dir
     if config.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
         names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
-        found = open_image_set(next(name for name in names if name.is_dir()))
-        return ValidationData(FileDataset(tuple(found.items()), evaluation_transform(preprocess)), found.classes)
+        found = read_folder(next(name for name in names if name.is_dir()), config.on_bad_image)
+        return ValidationData(FileDataset(found.items, evaluation_transform(preprocess)), found.classes, found.skipped, found.notes)
     data = open_data(config, preprocess)
-    return ValidationData(data.validation, data.classes)
+    return ValidationData(data.validation, data.classes, data.skipped, data.notes)
 
 
 def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) -> ValidationData:
@@ -80,10 +85,12 @@ def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) 
     classes = data.classes
     if not classes or labels is None or tuple(labels) == classes:
         return data
-    strangers = [name for name in classes if list(labels).count(name) != 1]
+    known = [composed(label) for label in labels]
+    strangers = [name for name in classes if known.count(composed(name)) != 1]
     if not strangers:
-        return ValidationData(_Relabelled(data.images, [labels.index(name) for name in classes]), tuple(labels))
-    if len(labels) == len(classes) and not set(labels) & set(classes):
+        outputs = [known.index(composed(name)) for name in classes]
+        return replace(data, images=_Relabelled(data.images, outputs), classes=tuple(labels))
+    if len(labels) == len(classes) and not set(known) & {composed(name) for name in classes}:
         return data
     raise InputError(
         f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which {strangers[0]!r} is not to be found "

@@ -91,7 +91,7 @@ def _heading(context: Context) -> str:
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     notes = ""
     if atlas.num_ignored:
-        notes += f'<p class="note">{plural(atlas.num_ignored, "file")} without an image\'s suffix left out.</p>'
+        notes += f'<p class="note">{plural(atlas.num_ignored, "file")} left out, hidden or without an image\'s suffix.</p>'
     if atlas.num_skipped:
         rows = "".join(f"<li>{name_of(name)}: {name_of(reason)}</li>" for name, reason in atlas.skipped)
         shown = f", the first {len(atlas.skipped)}" if len(atlas.skipped) < atlas.num_skipped else ""
