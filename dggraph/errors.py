@@ -13,6 +13,10 @@ class InputError(DggraphError):
     """A model, an input tensor, an image or an option is not something dggraph can work with."""
 
 
+class BranchError(InputError):
+    """A batch for which the backbone's own forward would take another branch than the one that was traced."""
+
+
 class TraceError(DggraphError):
     """`torch.fx` could not trace the backbone; the message names the module, the line and the way out."""
 

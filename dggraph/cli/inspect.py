@@ -101,5 +101,11 @@ def show_report(report: "ConversionReport") -> None:
         console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)
     if report.detached:
         console.print(for_terminal(f"Left by a former forward, copied without their history: {', '.join(report.detached)}."))
-    if report.opaque:
-        console.print(for_terminal(f"Kept as one call, could not be traced: {', '.join(report.opaque)}."))
+    for opaque in report.opaque:
+        console.print(for_terminal(f"Kept as one call: {opaque}."), soft_wrap=True)
+    if report.assumptions:
+        others = f" and {len(report.assumptions) - 3} more" if len(report.assumptions) > 3 else ""
+        places = "; ".join(assumption.place for assumption in report.assumptions[:3])
+        console.print(
+            for_terminal(f"Branches taken for images of this kind: {places}{others}; --json lists them all."), soft_wrap=True
+        )

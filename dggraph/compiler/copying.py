@@ -5,6 +5,8 @@ the copy gets the values without their history; where a weight is computed (the 
 """
 
 import copy
+import functools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,14 +29,56 @@ def copy_model(model: nn.Module) -> nn.Module:
     _refuse_computed_weights(model)
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for _, tensor in _stored(model)}
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(_why_not(model, error)) from error
+    rebind_forwards_(twin, memo)
+    return twin
+
+
+def rebind_forwards_(twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Let each `forward` that is set on an instance call the copy's modules as the original's calls the original's.
+
+    Args:
+        twin: a deep copy.
+        memo: the copies by what they are of, as `deepcopy` leaves it.
+    """
+    for module in twin.modules():
+        if "forward" in vars(module):
+            vars(module)["forward"] = _rebound(vars(module)["forward"], memo)
 
 
 def stored_activations(model: nn.Module) -> tuple[str, ...]:
     """Attributes that hold tensors computed from others, as a forward leaves them, alone or in lists, tuples and dicts."""
     return tuple(dict.fromkeys(name for name, _ in _stored(model)))
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures, globals."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, types.MethodType):
+        return types.MethodType(_rebound(value.__func__, memo), _rebound(value.__self__, memo))
+    if isinstance(value, functools.partial):
+        arguments = {name: _rebound(argument, memo) for name, argument in value.keywords.items()}
+        return functools.partial(_rebound(value.func, memo), *(_rebound(argument, memo) for argument in value.args), **arguments)
+    if not isinstance(value, types.FunctionType):
+        return value
+    used = {name: value.__globals__[name] for name in value.__code__.co_names if id(value.__globals__.get(name)) in memo}
+    if not used and not value.__closure__:
+        return value
+    scope = value.__globals__ | {name: memo[id(found)] for name, found in used.items()} if used else value.__globals__
+    cells = tuple(types.CellType(*_cell(cell, memo)) for cell in value.__closure__ or ())
+    twin = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, cells or None)
+    twin.__kwdefaults__ = value.__kwdefaults__
+    return functools.update_wrapper(twin, value)
+
+
+def _cell(cell: Any, memo: dict[int, Any]) -> tuple[Any, ...]:
+    try:
+        return (_rebound(cell.cell_contents, memo),)
+    except ValueError:  # not filled yet
+        return ()
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

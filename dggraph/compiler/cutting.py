@@ -16,6 +16,7 @@ from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import BlockPlan, ReadKind, StagePlan
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import DynamicGraph, EdgeKind
+from dggraph.ops.guards import hold
 from dggraph.ops.liveness import Layout
 
 
@@ -78,7 +79,8 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
     output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
     wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
-    outside = _needed(wanted, by_name, made_by, reads) - members
+    held = [fx_node.name for fx_node in by_name.values() if fx_node.target is hold]
+    outside = _needed([*wanted, *held], by_name, made_by, reads) - members
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
     ordered: list[list[fx.Node] | StagePlan] = []
     ready, left, waiting = {start.name}, [n for n in by_name.values() if n.name in outside and n is not start], list(stages)

@@ -79,7 +79,7 @@ def _repeated(example: Tensor, size: int) -> Tensor:
 
 
 def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) -> Profile:
-    with _restored(module), _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with restored(module), _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return _run(module, graph, mode.from_tensor(_repeated(example, size)))
 
 
@@ -91,7 +91,7 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
+def restored(module: nn.Module) -> Iterator[None]:
     """Take back what leaf modules note on themselves (ConViT caches an index tensor): it would be fake."""
     before = {
         inner: {name: dict(value) if type(value) is dict else value for name, value in vars(inner).items()}

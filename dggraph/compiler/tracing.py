@@ -15,24 +15,47 @@ import inspect
 import re
 import sys
 import traceback
+import types
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from dggraph.compiler.copying import copy_model
+from dggraph.compiler.answers import AnsweringTracer, Assumption, KeepWhole, failed_function, is_module_s, is_others
+from dggraph.compiler.copying import copy_model, rebind_forwards_
+from dggraph.compiler.profiling import restored
+from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
+from dggraph.ops.guards import hold
 
-MAX_ADAPTIVE_LEAVES = 16
+MAX_OPAQUE = 16
 TENSOR_CONSTANT = "_tensor_constant"
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opaque:
+    """A module class or a function that is called as a whole, because it cannot be traced."""
+
+    name: str
+    """Of the class or function."""
+    module_path: str
+    """Of the module whose forward could not be traced; of the one that calls the function."""
+    place: str
+    """File and line."""
+    reason: str
+
+    def __str__(self) -> str:
+        where = f" ({self.module_path})" if self.module_path else ""
+        return f"{self.name}{where} at {self.place}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +66,22 @@ class Trace:
     """A deep copy of the backbone, in eval mode; the graph's targets are paths in it."""
     graph: fx.Graph
     """Every fx node's `meta["nn_module_stack"]` maps call keys to (module path, class), outermost first."""
-    leaves: tuple[type[nn.Module], ...]
-    """Classes that became leaves because they could not be traced."""
+    opaque: tuple[Opaque, ...] = ()
+    """What became one call because it could not be traced."""
+    assumptions: tuple[Assumption, ...] = ()
+    """Answers that the backbone's Python got from the example, and went by."""
     hooks: tuple[str, ...] = ()
     """Paths of modules (empty: the backbone itself) whose hooks the graph does not run and the copy no longer has."""
 
 
-def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
+def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None) -> Trace:
     """Trace a deep copy of `model` in eval mode.
 
     Args:
         model: a backbone whose first argument is a batched image tensor.
         leaves: module classes to keep as single calls, besides `torch.nn`, timm's registries and whatever fails to trace.
+        example: (1 or more, C, H, W), what the backbone's Python sees of a batch where it asks. Without one every question fails, as it
+            did before there were answers: archives from then have such a trace.
 
     Raises:
         TraceError: the backbone's own forward has data-dependent control flow; names module, line, reason and way out.
@@ -64,30 +91,75 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = ()) -> Trace:
     _refuse_foreign(module)
     if isinstance(module, fx.GraphModule) and any("nn_module_stack" in fx_node.meta for fx_node in module.graph.nodes):
         graph = copy.deepcopy(module.graph)
-        return Trace(module, graph, (), _drop_hooks(module, graph))
-    adaptive: list[type[nn.Module]] = []
+        return Trace(module, graph, hooks=_drop_hooks(module, graph))
+    opaque: dict[type | types.FunctionType, Opaque] = {}
     while True:
+        tracer, error = _try(module, leaves, opaque, example)
+        if error is None:
+            assumptions = tuple(tracer.assumptions) if example is not None else ()
+            return Trace(module, tracer.graph, tuple(opaque.values()), assumptions, _drop_hooks(module, tracer.graph))
+        kept = _culprit(tracer, error)
+        if kept is None or kept in opaque or len(opaque) == MAX_OPAQUE:
+            raise _explain(module, tracer.failed, error) from error
+        opaque[kept] = _describe(kept, tracer.failed, error)
+
+
+def _try(
+    module: nn.Module,
+    leaves: Collection[type[nn.Module]],
+    opaque: Collection[type | types.FunctionType],
+    example: Tensor | None,
+) -> tuple["_BackboneTracer", BaseException | None]:
+    """Trace with `opaque` kept whole. Returns the tracer, which has the graph, and why it failed where it did."""
+    classes = {kept for kept in opaque if isinstance(kept, type)}
+    functions = frozenset(kept for kept in opaque if isinstance(kept, types.FunctionType))
+    for buffers_as_proxies in (True, False):
         # Tracing runs the model's own Python: anything it caches holds proxies, so each try gets a copy of its own.
-        failures: list[Exception] = []
-        for buffers_as_proxies in (True, False):
-            attempt = _marked(module)
-            tracer = _BackboneTracer({*leaves, *adaptive}, buffers_as_proxies)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    graph = tracer.trace(attempt)
-            except Exception as error:
-                failures.append(error)
-                continue
-            for name, value in vars(attempt).items():
-                if name.startswith(TENSOR_CONSTANT):
-                    module.register_buffer(name, value, persistent=False)
-            _follow_training(graph)
-            return Trace(module, graph, tuple(adaptive), _drop_hooks(module, graph))
-        culprit = tracer.failed
-        if culprit is None or culprit[1] in adaptive or len(adaptive) == MAX_ADAPTIVE_LEAVES:
-            raise _explain(module, tracer.failed, failures[-1]) from failures[-1]
-        adaptive.append(culprit[1])
+        attempt = _marked(module)
+        tracer = _BackboneTracer({*leaves, *classes}, buffers_as_proxies, functions)
+        try:
+            with _prepared(tracer, module, attempt, example):
+                tracer.trace(attempt)
+        except KeepWhole as error:
+            return tracer, error
+        except Exception as error:
+            failure = error
+            continue
+        for name, value in vars(attempt).items():
+            if name.startswith(TENSOR_CONSTANT):
+                module.register_buffer(name, value, persistent=False)
+        if example is not None:
+            tracer.forget()
+        _follow_training(tracer.graph)
+        return tracer, None
+    return tracer, failure
+
+
+@contextmanager
+def _prepared(tracer: "_BackboneTracer", module: nn.Module, attempt: nn.Module, example: Tensor | None) -> Iterator[None]:
+    """What a trace needs around it: no warnings, and where there is an example, answers and functions that are called as a whole."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if example is not None:
+            tracer.begin(module, attempt, example)
+            stack.enter_context(called_whole((*FACTORIES, *tracer.cannot_keep)))
+            stack.enter_context(restored(module))
+        yield
+
+
+def _culprit(tracer: "_BackboneTracer", error: BaseException) -> type | types.FunctionType | None:
+    """What to call as a whole next: a helper that failed between a module's own code and torch, else the deepest module's class."""
+    if isinstance(error, KeepWhole):
+        return error.function
+    helper = failed_function(error) if tracer.witnesses else None
+    if helper is not None and helper not in tracer.cannot_keep:
+        return helper
+    return tracer.failed[1] if tracer.failed is not None else None
+
+
+def _describe(kept: type | types.FunctionType, culprit: tuple[str, type[nn.Module]] | None, error: BaseException) -> Opaque:
+    return Opaque(name=kept.__name__, module_path=culprit[0] if culprit else "", place=_where(error), reason=_reason(error))
 
 
 def fingerprint(graph: fx.Graph) -> str:
@@ -95,22 +167,26 @@ def fingerprint(graph: fx.Graph) -> str:
     digest = hashlib.sha256()
     for fx_node in graph.nodes:
         target = fx_node.target if isinstance(fx_node.target, str) else qualified_name(fx_node.target)
-        digest.update(f"{fx_node.op} {fx_node.name} {target} {fx_node.args!r} {fx_node.kwargs!r}\n".encode())
+        args = fx_node.args[:-1] if fx_node.target is hold else fx_node.args  # lines move from version to version
+        digest.update(f"{fx_node.op} {fx_node.name} {target} {args!r} {fx_node.kwargs!r}\n".encode())
     return digest.hexdigest()
 
 
-class _BackboneTracer(fx.Tracer):
+class _BackboneTracer(AnsweringTracer):
     """An fx tracer that keeps Python defaults, knows more leaves, and remembers the deepest module that failed."""
 
-    def __init__(self, leaves: Collection[type[nn.Module]], buffers_as_proxies: bool) -> None:
-        functions: tuple[Callable[..., Any], ...] = ()
+    def __init__(
+        self, leaves: Collection[type[nn.Module]], buffers_as_proxies: bool, functions: frozenset[types.FunctionType]
+    ) -> None:
+        unlooked: tuple[Callable[..., Any], ...] = ()
         classes: tuple[type[nn.Module], ...] = ()
         if "timm" in sys.modules:
             from timm.models import get_notrace_functions, get_notrace_modules
 
-            functions, classes = tuple(get_notrace_functions()), tuple(get_notrace_modules())
-        super().__init__(autowrap_functions=functions)
+            unlooked, classes = tuple(get_notrace_functions()), tuple(get_notrace_modules())
+        super().__init__(autowrap_functions=unlooked)
         self.proxy_buffer_attributes = buffers_as_proxies
+        self.cannot_keep = functions
         self.leaves = (*leaves, *classes)
         self.failed: tuple[str, type[nn.Module]] | None = None
 
@@ -122,9 +198,12 @@ class _BackboneTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        parameters = list(inspect.signature(self.root.forward).parameters.values())
         name = parameters[0].name if parameters and parameters[0].kind.name.startswith("POSITIONAL") else "x"
-        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
+        image = self.create_proxy("placeholder", name, (), {})
+        if "forward" in vars(self.root):
+            return lambda root, image: root.forward(image), [self.root, image]
+        return root_fn, [self.root, image]
 
     def create_node(
         self,
@@ -139,10 +218,19 @@ class _BackboneTracer(fx.Tracer):
             name = "self_layer"
         return super().create_node(kind, target, args, kwargs, name, type_expr)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self.is_looking else super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.is_looking:
+            return forward(*args, **kwargs)
+        if type(m).__name__ == "OptimizedModule":  # torch.compile's wrapper: its module is what there is to trace
+            return m.get_submodule("_orig_mod")(*args, **kwargs)
+        if self.witnesses and m not in (self.submodule_paths or {}):  # made in forward, as a slice of a Sequential is
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except BaseException:
             if self.failed is None:
                 self.failed = (self.path_of_module(m), type(m))
             raise
@@ -161,7 +249,9 @@ class _TrainingFlag(int):
 
 def _marked(module: nn.Module) -> nn.Module:
     """A copy to trace: flags know their module, and no hook of the caller's sees a proxy."""
-    attempt = copy.deepcopy(module)
+    memo: dict[int, Any] = {}
+    attempt = copy.deepcopy(module, memo)
+    rebind_forwards_(attempt, memo)
     for path, inner in attempt.named_modules():
         vars(inner)["training"] = _TrainingFlag(path)
         _clear_hooks(inner)
@@ -218,7 +308,7 @@ def _refuse_foreign(module: nn.Module) -> None:
                 "module that it was exported from."
             )
         return
-    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    parameters = list(inspect.signature(module.forward).parameters.values())
     if not parameters:
         raise TraceError(f"{type(module).__name__}.forward takes no input; a backbone takes a batch of images first.")
     required = [p.name for p in parameters[1:] if p.default is p.empty and "VAR" not in p.kind.name]
@@ -235,18 +325,25 @@ def qualified_name(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', getattr(function, '__name__', '?'))}"
 
 
-def _explain(module: nn.Module, culprit: tuple[str, type[nn.Module]] | None, error: Exception) -> TraceError:
-    inside_torch = torch.__path__[0]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside_torch, __file__))]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown line"
+def _explain(module: nn.Module, culprit: tuple[str, type[nn.Module]] | None, error: BaseException) -> TraceError:
     path, leaf = culprit if culprit is not None else ("", type(module))
     name = f"{path!r} ({leaf.__name__})" if path else f"the backbone itself ({leaf.__name__})"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    reason = re.sub(r"'?\bProxy\b'?( object)?", "a traced value", reason.removesuffix("."))
     why = " Its control flow depends on the input." if isinstance(error, fx.proxy.TraceError) else ""
     way_out = (
         f"Pass `leaves=({leaf.__name__},)` to keep that module as one opaque block"
         if path
         else "Move the part that cannot be traced into a module of its own and pass its class in `leaves=`"
     )
-    return TraceError(f"cannot trace {name} at {where}: {reason}.{why} {way_out}.")
+    return TraceError(f"cannot trace {name} at {_where(error)}: {_reason(error)}.{why} {way_out}.")
+
+
+def _where(error: BaseException) -> str:
+    """File and line of the backbone's own code that failed: the innermost module's, not a library's that it calls."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not is_others(frame)]
+    own = [(frame, line) for frame, line in frames if is_module_s(frame)] or frames
+    return f"{own[-1][0].f_code.co_filename}:{own[-1][1]}" if own else "unknown line"
+
+
+def _reason(error: BaseException) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+    return re.sub(r"<class '[\w.]*(Proxy|Attribute)'>|'?\b(Asked)?(Proxy|Attribute)\b'?( object)?", "a traced value", reason)

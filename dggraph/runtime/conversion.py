@@ -17,7 +17,7 @@ from dggraph.compiler.lowering import Deciders, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace
+from dggraph.compiler.tracing import Opaque, Trace, fingerprint, qualified_name, trace
 from dggraph.errors import InputError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
@@ -76,7 +76,7 @@ def convert(
     backbone = plain_backbone(loaded.model if loaded is not None else model)
     example = _example_input(backbone, example_input, loaded.preprocess if loaded is not None else None)
     with ordinary_surroundings(example.device):
-        traced = trace(backbone, leaves)
+        traced = trace(backbone, leaves, example)
         shapes = profile(traced.module, traced.graph, example)
         flow = Flow(traced, shapes)
         found = discover(traced, shapes, stages)
@@ -84,7 +84,7 @@ def convert(
         name = type(backbone).__name__
         graph = wire(build_graph(name, found.stages, ["keep" if reason else "lift" for reason in kept_because]), wiring)
         if not allow_static and not any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages):
-            raise NothingToRouteError(_nothing(name, found))
+            raise NothingToRouteError(_nothing(name, found, traced.opaque))
         recipe = Recipe(
             fingerprint=fingerprint(traced.graph),
             found=found.stages,
@@ -129,7 +129,8 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
         total_macs=total_macs,
         static=tuple(StaticPart(module_path=path, macs=macs, reason=reason) for path, macs, reason in recipe.static),
         frozen=_freeze_unused(lowered.module),
-        opaque=tuple(leaf.__name__ for leaf in traced.leaves),
+        opaque=traced.opaque,
+        assumptions=traced.assumptions,
         hooks=traced.hooks,
         max_difference=0.0,
     )
@@ -232,9 +233,11 @@ def _freeze_unused(lowered: LoweredModule) -> tuple[str, ...]:
     return tuple(unused)
 
 
-def _nothing(name: str, found: Discovery) -> str:
+def _nothing(name: str, found: Discovery, opaque: Sequence[Opaque]) -> str:
     largest = "; ".join(f"{path}: {reason}" for path, _, reason in found.static[:3])
+    untraced = f" Kept as one call, because it cannot be traced: {'; '.join(map(str, opaque[:3]))}." if opaque else ""
     return (
-        f"{name} has no block with a candidate edge around it, so there is nothing to route ({largest or 'no convolutions found'}). "
+        f"{name} has no block with a candidate edge around it, so there is nothing to route ({largest or 'no convolutions found'})."
+        f"{untraced} "
         "Name the blocks with `stages={...}`, choose another wiring, or pass `allow_static=True`."
     )

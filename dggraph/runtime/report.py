@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dggraph.compiler.answers import Assumption
 from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
 
 
@@ -47,8 +49,10 @@ class ConversionReport:
     static: tuple[StaticPart, ...]
     frozen: tuple[str, ...]
     """Parameters that the forward traced in eval mode does not read, for example auxiliary heads; they require no gradients."""
-    opaque: tuple[str, ...]
-    """Classes kept as one call because they could not be traced."""
+    opaque: tuple[Opaque, ...]
+    """Classes and functions kept as one call because they could not be traced: where, and why."""
+    assumptions: tuple[Assumption, ...]
+    """Branches that the backbone's Python took for the example; a batch for which it would take another one is refused."""
     hooks: tuple[str, ...]
     """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
     detached: tuple[str, ...] = ()

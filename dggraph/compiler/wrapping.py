@@ -1,0 +1,50 @@
+"""Functions that a trace calls as a whole: what they are called with is recorded, what they do is not looked into.
+
+`torch.arange(x.shape[1])` and its like are built into torch and see no traced value coming; helpers of other libraries (einops, timm)
+whose Python depends on sizes run with the real ones instead.
+"""
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+
+FACTORIES: tuple[Callable[..., Any], ...] = (
+    torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.logspace, torch.eye, torch.rand, torch.randn,
+    torch.randint, torch.randperm, torch.tensor, torch.as_tensor, torch.tril_indices, torch.triu_indices, torch.finfo, torch.iinfo,
+)  # fmt: skip
+
+
+@contextmanager
+def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
+    """Within this context a call of one of `functions` with a traced value is a node, wherever the function was imported to."""
+    wrapped = [(function.__name__, function, _recorded(function)) for function in functions]
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in list(sys.modules.values()):
+            names = getattr(module, "__dict__", None)
+            if not isinstance(module, types.ModuleType) or names is None:
+                continue
+            for name, function, stand_in in wrapped:
+                if names.get(name) is function:
+                    replaced.append((names, name, function))
+                    names[name] = stand_in
+        yield
+    finally:
+        for names, name, function in replaced:
+            names[name] = function
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function, updated=())
+    def record(*args: Any, **kwargs: Any) -> Any:
+        traced: list[fx.Proxy] = []
+        fx.node.map_aggregate((args, kwargs), lambda value: traced.append(value) if isinstance(value, fx.Proxy) else None)
+        return traced[0].tracer.create_proxy("call_function", function, args, kwargs) if traced else function(*args, **kwargs)
+
+    return record
