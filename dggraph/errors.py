@@ -53,6 +53,10 @@ class GradientError(DggraphError):
     """A derivative was asked for that the fast backward does not have."""
 
 
+class HookError(DggraphError):
+    """A hook was put where the converted network cannot run it, or does what it cannot do there; the message names other modules."""
+
+
 class ArchiveError(DggraphError):
     """An archive is damaged, foreign, newer than this version, or cannot be written."""
 

@@ -66,6 +66,8 @@ class Program:
     """Per stage that is `dense_only`: the values that are its weights after and before the threshold."""
     code: str
     """The generated code it was cut from; another one asks for another cut."""
+    plan: tuple[StagePlan, ...]
+    """The plan that it was cut along; so does another of these."""
 
 
 def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) -> Program:
@@ -100,7 +102,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
             ordered.append(stage)
             ready.add(stage.output)
             waiting.remove(stage)
-    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, lowered.code)
+    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, lowered.code, tuple(plan))
 
 
 def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()) -> Piece:

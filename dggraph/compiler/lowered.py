@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from dggraph.compiler.hooks import watch_
 from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
 from dggraph.errors import BackboneOnlyError, LoweringError
 
@@ -20,7 +21,7 @@ class StageRouting(nn.Module):
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
-        self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.register_buffer("threshold", torch.tensor(float(threshold), dtype=torch.float32))
 
     def forward(self, *_inputs: Any) -> Any:
         raise BackboneOnlyError(
@@ -43,6 +44,7 @@ class LoweredModule(fx.GraphModule):
         adopt_(self, root)
         is_rest = {name: not isinstance(child, StageRouting) for name, child in self._modules.items()}
         self.__dict__["_modules"] = {name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)}
+        watch_(self)
 
     def get_submodule(self, target: str) -> nn.Module:
         """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
+from dggraph.compiler.calls import mark_features, mark_lifted, mark_routing
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_
 from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
@@ -67,6 +68,7 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
     root = nn.Module()
     adopt_(root, flow.module)
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}
+    mark_features(by_name[fx_node.name] for fx_node in flow.activations)
     with lowered.inserting_after(next(n for n in lowered.nodes if n.op == "placeholder")):
         training = lowered.create_node("get_attr", "training", name="dg_training")
     gates: dict[str, Any] = {}
@@ -152,6 +154,8 @@ class _StageWriter:
         self.lowered.erase_node(anchor)
         for user in outside:
             user.replace_input_with(last, new_output)
+        routed = [self.by_name[name] for block in self.stage.blocks for name in block.fx_nodes]
+        mark_routing(self.own, routed, {block.path for block in self.stage.blocks})
         self._erase([*spent, last])
         self.by_name[self.stage.output] = new_output
         self.by_name |= {weights.name: weights, raw.name: raw}
@@ -229,6 +233,7 @@ class _StageWriter:
             for number, term in enumerate(branches[1:], start=1):
                 name = f"dg_{self.name}_branches_{last.name}_{number}"
                 terms.append(self.lowered.create_node("call_function", torch.add, (terms[-1], term), {}, name=name))
+        mark_lifted(terms, last)
         return terms
 
     def _erase(self, candidates: Sequence[fx.Node]) -> None:

@@ -79,7 +79,7 @@ def _repeated(example: Tensor, size: int) -> Tensor:
 
 
 def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) -> Profile:
-    with restored(module), _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with restored(module), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return _run(module, graph, mode.from_tensor(_repeated(example, size)))
 
 
@@ -106,7 +106,7 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What fails on fake tensors is tried again or told in one error; torch would log its traceback besides."""
     logger = logging.getLogger(FakeTensorMode.__module__)
     was_disabled, logger.disabled = logger.disabled, True

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.compiler.answers import AnsweringTracer, Assumption, KeepWhole, failed_function, is_module_s, is_others
+from dggraph.compiler.calls import mark_structured
 from dggraph.compiler.copying import copy_model, rebind_forwards_
-from dggraph.compiler.profiling import restored
+from dggraph.compiler.profiling import quiet, restored
 from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
 from dggraph.ops.guards import hold
@@ -131,6 +133,7 @@ def _try(
         if example is not None:
             tracer.forget()
         _follow_training(tracer.graph)
+        mark_structured(tracer.graph, tracer.structured)
         return tracer, None
     return tracer, failure
 
@@ -142,6 +145,7 @@ def _prepared(tracer: "_BackboneTracer", module: nn.Module, attempt: nn.Module, 
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if example is not None:
+            stack.enter_context(quiet())
             tracer.begin(module, attempt, example)
             stack.enter_context(called_whole((*FACTORIES, *tracer.cannot_keep)))
             stack.enter_context(restored(module))
@@ -189,6 +193,8 @@ class _BackboneTracer(AnsweringTracer):
         self.cannot_keep = functions
         self.leaves = (*leaves, *classes)
         self.failed: tuple[str, type[nn.Module]] | None = None
+        self.structured: set[str] = set()
+        """Keys of calls that take or give tensors in lists, tuples or mappings."""
 
     def is_leaf_module(self, m: nn.Module, modulequalified_name: str) -> bool:
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
@@ -229,11 +235,21 @@ class _BackboneTracer(AnsweringTracer):
         if self.witnesses and m not in (self.submodule_paths or {}):  # made in forward, as a slice of a Sequential is
             return forward(*args, **kwargs)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            return super().call_module(m, self._noting_structure(forward), args, kwargs)
         except BaseException:
             if self.failed is None:
                 self.failed = (self.path_of_module(m), type(m))
             raise
+
+    def _noting_structure(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            result = forward(*args, **kwargs)
+            packed = [argument for argument in (*args, *kwargs.values()) if not isinstance(argument, fx.Proxy)]
+            if not isinstance(result, fx.Proxy) or any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(packed)):
+                self.structured.add(next(reversed(self.module_stack)))
+            return result
+
+        return noting
 
 
 class _TrainingFlag(int):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dggraph.compiler.cutting import Program, cut
 from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked, watch_
 from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
@@ -168,6 +169,8 @@ class DynamicNetwork(nn.Module):
         is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
         if is_module_like or name in vars(self) or not has(self._shell, name):
             super().__setattr__(name, value)
+            if isinstance(value, nn.Module):
+                watch_(self.lowered)
             return
         vars(self._shell)[name] = value
         if name in vars(self.lowered):  # a plain tensor, which the graph reads there
@@ -260,6 +263,11 @@ class DynamicNetwork(nn.Module):
         if not isinstance(x, Tensor):
             raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
         channels = self.recipe.input_shape[0]
+        if x.ndim == 5:
+            raise InputError(
+                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as clips are. Fold their frames into the batch, "
+                "x.transpose(1, 2).flatten(0, 1), and pool over time afterwards."
+            )
         if x.ndim != 4 or x.shape[1] != channels:
             raise InputError(
                 f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
@@ -287,9 +295,16 @@ class DynamicNetwork(nn.Module):
         return self._executor != "dense" and not is_dense
 
     def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
-        if self._program is None or self._program.code != self.lowered.code:
-            self._program = cut(self.lowered, self.graph, self.plan)
+        plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
+        if self._program is None or self._program.code != self.lowered.code or self._program.plan != plan:
+            self._program = cut(self.lowered, self.graph, plan)
         return run_sparse(self._program, self.lowered, self.graph, x)
+
+    def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
+        """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those on single layers see the rows that run."""
+        drop_idle_calls_(self.lowered)
+        plan = hooked_blocks(self.lowered, self.plan)
+        return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
 
 
 _OWN = get_annotations(DynamicNetwork)
