@@ -45,6 +45,10 @@ class BackboneOnlyError(DggraphError, AttributeError):
     """Something that the backbone can do and a converted network cannot; the message says what to do before converting."""
 
 
+class StructureError(DggraphError):
+    """A module of a converted network was taken away, or replaced by one that its graph cannot run."""
+
+
 class GateError(DggraphError):
     """A gate produced something that is not a weight, for example NaN."""
 

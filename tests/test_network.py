@@ -1,227 +1,117 @@
-"""The converted network is used as one would use its backbone: names, assignment, state dicts, modes, copies."""
+"""What a converted network does under torch's own transformations: it works, or says in one error what to do instead."""
 
 import copy
 import io
-import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from small import Block, Net, X
-from torch import Tensor, nn
+from small import Net, X
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import dggraph
-from dggraph.errors import BackboneOnlyError, LoweringError
+from dggraph.errors import BackboneOnlyError
 from dggraph.ops.routing import LinearRouter
 from dggraph.runtime.network import DynamicNetwork
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
 
-def converted(backbone: nn.Module | None = None) -> DynamicNetwork:
-    """With routers that decide something."""
-    net = dggraph.convert(backbone or Net().eval(), X[:1])
+
+@pytest.fixture(scope="module")
+def net() -> DynamicNetwork:
+    """Routers decide something; in eval mode."""
+    torch.manual_seed(0)
+    net = dggraph.convert(Net().eval(), X[:1])
     for router in net.modules():
         if isinstance(router, LinearRouter):
-            nn.init.normal_(router.bias)
+            nn.init.normal_(router.weight, std=3)
     return net
 
 
-def test_names_are_those_of_the_backbone_behind_the_routing() -> None:
-    backbone = Net()
-    net = converted(backbone)
-    routing, rest = ["dg_blocks"], [name for name, _ in backbone.named_children()]
-    assert [name for name, _ in net.named_children()] == routing + rest
-    of_backbone = [name for name, _ in net.named_parameters() if not name.startswith("dg_")]
-    assert of_backbone == [name for name, _ in backbone.named_parameters()]
-    heads = list(net.parameters())[-2:]
-    assert [a is b for a, b in zip(heads, net.head[2].parameters(), strict=True)] == [True, True]
-    assert list(net.state_dict()) == list(net.lowered.state_dict())
-    assert net.lowered.get_submodule("head") is net.head is net.get_submodule("head")
+def test_a_jit_trace_can_be_saved_and_routes_other_images(net: DynamicNetwork) -> None:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net, X), buffer)
+    buffer.seek(0)
+    loaded = torch.jit.load(buffer)
+    for x in (X, 20 * X.flip(0), torch.cat([X, -5 * X])):
+        torch.testing.assert_close(loaded(x), net(x))
 
 
-def test_a_state_dict_of_the_backbone_loads_by_its_own_keys() -> None:
-    net, other = converted(), Net()
-    missing, unexpected = net.load_state_dict(other.state_dict(), strict=False)
-    assert unexpected == [] and missing and all(key.startswith("dg_") for key in missing)
-    assert torch.equal(net.stem.weight, other.stem.weight)
-    with pytest.raises(RuntimeError, match=r'Missing key.*"dg_blocks.threshold"'):
-        net.load_state_dict(other.state_dict())
+def test_a_jit_trace_in_train_mode_is_refused(net: DynamicNetwork) -> None:
+    with pytest.raises(BackboneOnlyError, match=r"net\.eval\(\) first"):
+        torch.jit.trace(copy.deepcopy(net).train(), X)
 
 
-@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: nn.Sequential(net), lambda net: nn.ModuleDict({"body": net})])
-def test_checkpoints_with_keys_behind_lowered_still_load(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    net, twin = converted(), converted()
-    model, other = wrap(net), wrap(twin)
-    prefix = next(name + "." if name else "" for name, module in model.named_modules() if module is net)
-    state = {prefix + "lowered." + key.removeprefix(prefix): value for key, value in model.state_dict().items()}
-    other.load_state_dict(state)
-    assert torch.equal(twin(X), net(X)) and all(key.startswith(f"{prefix}lowered.") for key in state)
+def dual(net: nn.Module) -> Tensor:
+    with forward_ad.dual_level():
+        return net(forward_ad.make_dual(X, X))  # type: ignore[no-any-return]
 
 
-def test_an_assigned_module_is_what_runs() -> None:
-    net = converted()
-    net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    assert net(X).shape == (2, 2)
-    net.blocks[1].conv1.weight = net.blocks[0].conv1.weight
-    net.stem = nn.Conv2d(3, 8, 1, stride=2)
-    with torch.no_grad():
-        before = net(X)
-        net.stem.weight.zero_()
-        assert not torch.equal(net(X), before)
-    net.register_buffer("note", torch.ones(1))
-    assert "note" in net.lowered.state_dict()
-    del net.note
-    assert "note" not in net.lowered.state_dict()
+REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "fx": (fx.symbolic_trace, r"torch\.fx cannot trace.*net\.lowered\.graph.*to the backbone"),
+    "fx around it": (lambda net: fx.symbolic_trace(nn.Sequential(net)), r"torch\.fx cannot trace"),
+    "feature extraction": (lambda net: create_feature_extractor(net, ["blocks"]), r"create_feature_extractor.*convert the result"),
+    "script": (torch.jit.script, r"torch\.jit\.script cannot.*torch\.jit\.trace"),
+    "script around it": (lambda net: torch.jit.script(nn.Sequential(net)), r"torch\.jit\.script cannot"),
+    "jvp": (lambda net: torch.func.jvp(net, (X,), (X,)), r"no forward-mode derivatives.*Use reverse mode"),
+    "jacfwd": (lambda net: torch.func.jacfwd(lambda x: net(x).sum())(X), r"no forward-mode derivatives"),
+    "dual tensors": (dual, r"no forward-mode derivatives"),
+}
 
 
-def test_training_is_one_flag_however_it_is_set() -> None:
-    net = converted()
-    assert not net.training and not net.lowered.training
-    net.training = True
-    assert net.lowered.training
-    net.lowered.training = False
-    assert not net.training
-    assert net.train() is net and net.lowered.training and net.blocks.training
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_one_error(net: DynamicNetwork, name: str) -> None:
+    attempt, message = REFUSED[name]
+    with pytest.raises(BackboneOnlyError, match=message):
+        attempt(net)
 
 
-class KeepsNorms(Net):
-    """Its norms stay in eval mode, as detection backbones' do."""
-
-    norm_eval = True
-
-    def train(self, mode: bool = True) -> "KeepsNorms":
-        super().train(mode)
-        for module in self.modules():
-            if self.norm_eval and isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-
-def test_train_is_the_one_of_the_backbone() -> None:
-    net = converted(KeepsNorms())
-    for one in (net, copy.deepcopy(net), nn.Sequential(net)[0]):
-        one.eval().train()
-        assert one.training and one.blocks[0].training and not one.blocks[0].norm.training
-        assert one.dg_blocks.training
-        assert not one.eval().training and not one.blocks.training
-    net.norm_eval = False
-    assert net.train().blocks[0].norm.training
+def test_an_empty_network_that_loads_is_the_same(net: DynamicNetwork) -> None:
+    """Whatever `to_empty` leaves where no state dict reaches: gates' anchors here."""
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    expected = net(X)
+    for steps in (("meta",), ("meta", "meta"), ()):
+        twin = copy.deepcopy(net)
+        for device in steps:
+            twin = copy.deepcopy(twin.to(device))
+        twin.to_empty(device="cpu")
+        twin.load_state_dict(state)
+        assert torch.equal(twin(X), expected)
 
 
-def test_a_copy_is_a_network_of_its_own() -> None:
-    net = converted()
-    net.head[2] = nn.Linear(8, 3)
-    twin = copy.deepcopy(net)
-    assert torch.equal(twin(X), net(X))
-    twin.head[2] = nn.Linear(8, 4)
-    twin.remark = "mine"
-    assert net(X).shape == (2, 3) and twin(X).shape == (2, 4) and not hasattr(net, "remark")
-    assert twin.lowered.head is twin.head and twin.lowered.head is not net.head
-    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in net.parameters())
-
-
-def test_pickling_is_refused() -> None:
-    for attempt in (pickle.dumps, lambda net: torch.save(net, io.BytesIO())):
-        with pytest.raises(LoweringError, match=r"never pickled.*dggraph\.save"):
-            attempt(converted())
-
-
-def test_running_the_children_is_refused() -> None:
-    net = converted()
-    with pytest.raises(BackboneOnlyError, match=r"child by child.*Slice the backbone first"):
-        nn.Sequential(*list(net.children())[:-1])(X)
-
-
-class Clashing(Net):
-    """Children whose names are the network's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.labels = nn.Conv2d(8, 8, 1)
-        self.plan = nn.Parameter(torch.ones(1))
-        self.lowered = nn.Conv2d(8, 8, 1)
+class WithConstant(Net):
+    """Its forward makes a tensor, which tracing keeps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.lowered(self.labels(self.features(x))) * self.plan)
+        logits: Tensor = self.head(self.features(x) * torch.tensor([0.7]))
         return logits
 
 
-def test_a_name_of_ours_hides_but_does_not_replace_one_of_the_backbone() -> None:
-    backbone = Clashing().eval()
+def test_constants_of_the_forward_survive_too() -> None:
+    backbone = WithConstant().eval()
     net = dggraph.convert(backbone, X[:1])
-    assert torch.equal(net(X), backbone(X)) and net.labels is None
-    assert net.load_state_dict(backbone.state_dict(), strict=False).unexpected_keys == []
-    assert isinstance(net.get_submodule("labels"), nn.Conv2d)
-    net.labels = ("a", "b")
-    with pytest.raises(BackboneOnlyError, match=r"net\.lowered\.labels = "):
-        net.labels = nn.Identity()
-    net.lowered.labels = nn.Identity()
-    assert torch.equal(copy.deepcopy(net)(X), net(X)) and not torch.equal(net(X), backbone(X))
+    nn.Sequential(net).to("meta").to_empty(device="cpu")
+    net.load_state_dict(backbone.state_dict(), strict=False)
+    for stage in net.graph.stages:
+        owner = net.get_submodule(f"dg_{stage}")
+        for tensor in owner.state_dict().values():
+            tensor.zero_()
+        for name, tensor in owner.state_dict().items():
+            if name.endswith("temperature"):
+                tensor.fill_(1)
+    net.set_threshold(0.5)
+    assert torch.equal(net(X), backbone(X))
+    assert net.half().float()(X).dtype == torch.float32
 
 
-class Described(Net):
-    """With attributes and methods of many kinds."""
-
-    pretrained = True
-
-    def __init__(self) -> None:
-        super().__init__(Block, depth=3)
-        self.num_classes = 5
-        self.default_cfg = {"mean": (0.5, 0.5, 0.5)}
-        self.scale = 2.0
-        self.pick = self.features
-
-    @property
-    def width(self) -> int:
-        return self.stem.out_channels
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def get_features(self, x: Tensor) -> Tensor:
-        return self.features(x)
-
-    def no_weight_decay(self) -> set[str]:
-        return {"stem.bias"}
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x) * self.scale)
-        return logits
-
-
-def test_attributes_and_looking_methods_of_the_backbone_are_answered() -> None:
-    net = converted(Described())
-    assert net.num_classes == 5 and net.default_cfg == {"mean": (0.5, 0.5, 0.5)} and net.pretrained and net.width == 8
-    net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    assert net.get_classifier() is net.head
-    routers = {name for name, _ in net.named_parameters() if name.startswith("dg_")}
-    assert net.no_weight_decay() == {"stem.bias"} | routers and routers
-    net.num_classes = 2
-    assert copy.deepcopy(net).num_classes == 2
-    twin = copy.deepcopy(net)
-    twin.default_cfg["mean"] = None
-    assert net.default_cfg["mean"] is not None and twin.get_classifier() is twin.head
-    del net.num_classes
-    assert not hasattr(net, "num_classes") and hasattr(twin, "num_classes")
-
-
-@pytest.mark.parametrize("name", ["features", "get_features", "reset_classifier", "pick"])
-def test_methods_that_would_run_or_rebuild_the_backbone_are_refused(name: str) -> None:
-    net = converted(Described())
-    assert not hasattr(net, name)
-    with pytest.raises(BackboneOnlyError, match=rf"Described\.{name} works on the static backbone.*convert"):
-        getattr(net, name)
-
-
-def test_what_tracing_has_fixed_cannot_be_set() -> None:
-    net = converted(Described())
-    for value in (3.0, nn.Identity()):
-        with pytest.raises(BackboneOnlyError, match=r"'scale' cannot be changed any more.*then convert"):
-            net.scale = value
-    with pytest.raises(BackboneOnlyError, match="'scale'"):
-        del net.scale
-    assert net.scale == 2.0
-    with pytest.raises(AttributeError, match="'nothing', and neither had the backbone"):
-        _ = net.nothing
+def test_functional_calls_swap_the_backbone_s_own_names(net: DynamicNetwork) -> None:
+    bias = torch.arange(5.0)
+    changed = {"head.2.weight": torch.zeros(5, 8), "head.2.bias": bias}
+    assert torch.equal(torch.func.functional_call(net, changed, (X,)), bias.expand(2, 5))
+    assert not torch.equal(net(X), bias.expand(2, 5))

@@ -79,7 +79,7 @@ def command(
 
     from dggraph.runtime import processes
     from dggraph.runtime.archive import save as save_archive
-    from dggraph.runtime.network import digest_of
+    from dggraph.runtime.digests import digest_of
     from dggraph.training.evaluation import evaluate
     from dggraph.training.halves import HALVES, judge_budgets
     from dggraph.training.sensitivity import measure_sensitivity

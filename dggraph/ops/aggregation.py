@@ -125,14 +125,20 @@ def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
 
 def gated(features: Tensor, weight_B: Tensor) -> Tensor:
     """`features` times one weight an instance; exactly nothing where it is 0. A fresh tensor."""
+    if is_jit_traced():  # what `torch.jit.trace` wrote down could not be saved with Python in it
+        return masked(features, weight_B)
     return _Gated.apply(features, weight_B)  # type: ignore[no-any-return]
 
 
 def is_plain() -> bool:
     """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and `plain_aggregation`."""
-    # Two private names, torch 2.10 to 2.15; autograd.Function and torch.jit.is_tracing ask the same.
-    is_traced = torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
-    return torch.compiler.is_compiling() or _plain.get() or is_traced
+    # Private, torch 2.10 to 2.15; autograd.Function asks the same.
+    return torch.compiler.is_compiling() or _plain.get() or is_jit_traced() or torch._C._are_functorch_transforms_active()
+
+
+def is_jit_traced() -> bool:
+    """True while `torch.jit.trace` looks on."""
+    return torch._C._get_tracing_state() is not None  # private, torch 2.10 to 2.15; torch.jit.is_tracing asks the same
 
 
 def _refuse_double_backward() -> None:

@@ -66,7 +66,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
     twin = InferenceNetwork(
         lowered, backbone=net._shell, graph=net.graph, plan=plan, report=net.report, macs_table=net.macs_table, recipe=net.recipe
     )
-    own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell"}
+    own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell", "_places", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
     return twin.eval()
 

@@ -1,31 +1,27 @@
 """The converted network: a module that runs the lowered graph and knows where it came from."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
-from inspect import get_annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dggraph.compiler.cutting import Program, cut
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked, watch_
-from dggraph.compiler.lowered import OWNED, LoweredModule
+from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
+from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.graph.schema import to_json
-from dggraph.ops.aggregation import is_plain
+from dggraph.ops.aggregation import is_jit_traced, is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.runtime.budgets import BudgetCurve
 from dggraph.runtime.execution import run_sparse
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
-from dggraph.runtime.shell import copy_shell, has, look_up, make_shell, refuse_baked
+from dggraph.runtime.standin import StandIn
 
 Executor = Literal["auto", "sparse", "dense"]
 EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
@@ -64,14 +60,10 @@ class Recipe:
     """Of the example, for example `float32`."""
 
 
-class DynamicNetwork(nn.Module):
+class DynamicNetwork(StandIn):
     """A backbone whose stages are wired per instance. Made by `convert` or `load`.
 
-    It owns the backbone's modules, parameters and buffers under their original names, and the routing of each stage as `dg_<stage>`, before
-    them. `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs.
-
-    Attributes of the backbone are answered too, and methods of its class that only look (`get_classifier`); other methods of it would run or
-    rebuild the static backbone and raise a BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still has.
+    Modules, parameters, buffers and attributes have the names that they have in the backbone, see `StandIn`.
 
     Attributes:
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
@@ -80,8 +72,6 @@ class DynamicNetwork(nn.Module):
 
     graph: DynamicGraph
     """What may connect."""
-    lowered: LoweredModule
-    """The fx.GraphModule that runs; no child of this module, but a second owner of its children."""
     plan: tuple[StagePlan, ...]
     """Per stage, what a sparse executor needs."""
     report: ConversionReport
@@ -100,7 +90,6 @@ class DynamicNetwork(nn.Module):
     """Class names, where known."""
     budgets: BudgetCurve | None
     """What `calibrate` measured, or None."""
-    _shell: nn.Module
     _executor: Executor
     _program: Program | None
     _collected: list[Gates] | None
@@ -116,89 +105,11 @@ class DynamicNetwork(nn.Module):
         macs_table: MacsTable,
         recipe: Recipe,
     ) -> None:
-        own, mode = vars(self), lowered.training  # past __setattr__: the backbone may have a child of any of these names
-        own["lowered"] = lowered
-        super().__init__()
-        self.training = mode
-        own.update(graph=graph, plan=plan, report=report, macs_table=macs_table, recipe=recipe)
-        own.update(source=None, source_options={}, preprocess=None, labels=None, budgets=None)
-        own.update(_executor="auto", _program=None, _collected=None)
-        self._own(make_shell(backbone, lowered))
-
-    def _own(self, shell: nn.Module) -> None:
-        """Hold what `lowered` holds: the same objects, so that neither can have what the other has not."""
-        vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
-
-    @property
-    def training(self) -> bool:
-        """One flag with `lowered`."""
-        return self.lowered.training
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        self.lowered.training = mode
-
-    def train(self, mode: bool = True) -> "DynamicNetwork":
-        """Set the mode of every module, as the backbone's own `train` does where its class has one (norms that it keeps in eval mode)."""
-        own = type(self._shell).train
-        if own is nn.Module.train:
-            return super().train(mode)
-        own(self._shell, mode)
-        self.training = self._shell.training
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_shell" not in vars(self):
-                raise
-        found = look_up(self._shell, name)
-        return self if found is self._shell else found
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN or hasattr(type(self), name):
-            if isinstance(value, nn.Module):
-                raise BackboneOnlyError(
-                    f"every converted network has an attribute {name!r} that is no module. If a module of the backbone is called so, "
-                    f"replace it by net.lowered.{name} = ..."
-                )
-            object.__setattr__(self, name, value)
-            return
-        refuse_baked(self._shell, name, self.lowered.graph)
-        is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
-        if is_module_like or name in vars(self) or not has(self._shell, name):
-            super().__setattr__(name, value)
-            if isinstance(value, nn.Module):
-                watch_(self.lowered)
-            return
-        vars(self._shell)[name] = value
-        if name in vars(self.lowered):  # a plain tensor, which the graph reads there
-            vars(self.lowered)[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        if name in vars(self._shell) and name not in vars(self):
-            refuse_baked(self._shell, name, self.lowered.graph)
-            del vars(self._shell)[name]
-            return
-        super().__delattr__(name)
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child of the backbone whose name is one of ours (`graph`, `labels`) is found too."""
-        return self.lowered.get_submodule(target) if target else self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DynamicNetwork":
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        vars(twin)["lowered"] = copy.deepcopy(self.lowered, memo)
-        twin._own(copy_shell(self._shell, twin.lowered, memo))
-        others = {name: value for name, value in vars(self).items() if name not in (*vars(twin), "_program")}
-        vars(twin).update(copy.deepcopy(others, memo), _program=None)
-        return twin
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        rename_old_keys_(state_dict, self, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super().__init__(lowered, backbone)
+        self.graph, self.plan, self.report, self.macs_table, self.recipe = graph, plan, report, macs_table, recipe
+        self.source, self.source_options = None, {}
+        self.preprocess = self.labels = self.budgets = None
+        self._executor, self._program, self._collected = "auto", None, None
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that must not decay: those that the backbone names, as timm's do, and all of the routers."""
@@ -259,7 +170,19 @@ class DynamicNetwork(nn.Module):
 
         Raises:
             InputError: `x` is no image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
+            StructureError: a module that the graph needs is gone, or has another forward than the one that was traced.
+            BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is asked for in forward mode.
         """
+        if isinstance(x, fx.Proxy):
+            raise BackboneOnlyError(
+                "torch.fx cannot trace a converted network, which decides per instance what runs; its own graph is net.lowered.graph. Apply "
+                "what traces (create_feature_extractor, quantisation) to the backbone, and convert the result."
+            )
+        if self.training and is_jit_traced():
+            raise BackboneOnlyError(
+                "torch.jit.trace keeps no gradients of routers, so it takes a network for inference only: call net.eval() first, or train "
+                "the network and trace it then."
+            )
         if not isinstance(x, Tensor):
             raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
         channels = self.recipe.input_shape[0]
@@ -273,9 +196,16 @@ class DynamicNetwork(nn.Module):
                 f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
                 "Add the batch axis with x[None], or convert the channels."
             )
+        if not is_plain():
+            self.refuse_changes()
         try:
             output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
         except RuntimeError as error:
+            if "forward mode AD" in str(error):
+                raise BackboneOnlyError(
+                    "a converted network has no forward-mode derivatives (jvp, jacfwd, dual tensors): its gates define gradients for the "
+                    "backward pass alone. Use reverse mode (vjp, jacrev, grad), or differentiate the backbone."
+                ) from error
             dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
             if x.dtype == dtype:
                 raise
@@ -289,6 +219,12 @@ class DynamicNetwork(nn.Module):
         if self._collected is not None:
             self._collected.append(named)
         return (output, named) if return_gates else output
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks first."""
+        raise BackboneOnlyError(
+            "torch.jit.script cannot compile a converted network. Use torch.compile, dggraph.export, or torch.jit.trace(net.eval(), x)."
+        )
 
     def _is_sparse(self, x: Tensor) -> bool:
         is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"
@@ -307,9 +243,6 @@ class DynamicNetwork(nn.Module):
         return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
 
 
-_OWN = get_annotations(DynamicNetwork)
-
-
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
     """Per stage (E,): 1 for the edges the backbone had, else 0."""
     return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu") for stage in graph.stages}
@@ -321,33 +254,6 @@ def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
     if plan.scope == "stage":
         return {0: list(range(len(layout.sources)))}
     return dict(enumerate(layout.outgoing()[:-1]))
-
-
-def digest_of(net: DynamicNetwork) -> str:
-    """Of what may connect and of every weight and buffer, to the bit."""
-    return digest_state(to_json(net.graph), net.lowered)
-
-
-def digest_state(description: str, model: nn.Module) -> str:
-    """Of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
-    digest = blake2b(description.encode(), digest_size=16)
-    state = model.state_dict()
-    is_routing = {key: key.startswith("dg_") for key in state}
-    for key in sorted(is_routing, key=is_routing.__getitem__):  # routing last, as in digests of interrupted collections
-        tensor = state[key]
-        digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def rename_old_keys_(state: dict[str, Any], net: DynamicNetwork, prefix: str = "") -> None:
-    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind `lowered.`. In place, in their order."""
-    old = f"{prefix}lowered."
-    if "lowered" in net._modules or not any(key.startswith(old) for key in state):  # a backbone may have a child of that name
-        return
-    renamed = {prefix + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
-    state.clear()
-    state.update(renamed)
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:

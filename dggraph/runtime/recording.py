@@ -21,9 +21,10 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.ops.liveness import live_vertices
 from dggraph.ops.macs import path_macs
 from dggraph.runtime.detectors import read_boxes
+from dggraph.runtime.digests import digest_of, digest_state
 from dggraph.runtime.execution import refuse_nan
 from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates, digest_of, digest_state
+from dggraph.runtime.network import DynamicNetwork, Gates, class_names, collecting_gates
 from dggraph.runtime.outputs import join_outputs
 from dggraph.runtime.preprocessing import preprocess_image
 

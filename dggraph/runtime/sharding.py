@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import InputError
-from dggraph.runtime.network import DynamicNetwork, rename_old_keys_
 from dggraph.runtime.processes import device, share_buffers_, world_size
+from dggraph.runtime.standin import StandIn, rename_old_keys_
 
 
 def shard_(model: nn.Module) -> None:
@@ -80,6 +80,6 @@ def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load what `whole_state` gave, sharded or not."""
     now, state = model.state_dict(), dict(state)
     for path, module in model.named_modules():
-        if isinstance(module, DynamicNetwork):
+        if isinstance(module, StandIn):
             rename_old_keys_(state, module, f"{path}." if path else "")
     model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})

@@ -1,0 +1,34 @@
+"""Buffers that no state dict holds, though a network cannot do without: gates' anchors, held edges, constants of the backbone's forward.
+
+`to("meta")` loses them and `to_empty` leaves anything in their place; what a state dict holds is loaded then, so these are put back.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dggraph.compiler.lowered import LoweredModule, StageRouting
+from dggraph.compiler.tracing import TENSOR_CONSTANT
+
+
+def remember_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
+    """Copy the constants of `lowered` into `kept`, by name. What is on the meta device has no values, so that older ones stay."""
+    kept.update({name: constant.detach().clone() for name, constant in _constants(lowered) if constant.device.type != "meta"})
+
+
+def restore_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
+    """Give the constants of `lowered` their values again."""
+    with torch.no_grad():
+        for name, constant in _constants(lowered):
+            if name in kept and constant.device.type != "meta":
+                constant.copy_(kept[name])
+
+
+def _constants(lowered: LoweredModule) -> Iterator[tuple[str, Tensor]]:
+    for path, module in lowered.named_modules():
+        is_routing = isinstance(lowered._modules.get(path.partition(".")[0]), StageRouting)
+        for name in module._non_persistent_buffers_set if is_routing or not path else ():
+            buffer = module._buffers[name]
+            if buffer is not None and (is_routing or name.startswith(TENSOR_CONSTANT)):
+                yield f"{path}.{name}", buffer

@@ -1,0 +1,74 @@
+"""What a lowered graph takes for granted about the modules that it runs, checked before each run.
+
+It calls some modules, which may be any: a new head, an adapter. The parts of others it runs one by one, as their own forward did when it was
+traced; put another class there, and the graph would go on with the old forward.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.errors import StructureError
+
+
+class Place(NamedTuple):
+    """A module that the graph reaches."""
+
+    owner: int
+    """Place of the module that holds it; 0 is the root."""
+    name: str
+    """Among its owner's children."""
+    path: str
+    forward: Callable[..., Any] | None
+    """That of its class, where the graph runs its parts; None where it calls the module."""
+    is_patched: bool
+    """Whether the module itself had another one then."""
+
+
+def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
+    """Every module that the graph of `lowered` reaches, owners first."""
+    calls = dict.fromkeys(str(fx_node.target) for fx_node in lowered.graph.nodes if fx_node.op == "call_module")
+    reads = dict.fromkeys(str(fx_node.target).rpartition(".")[0] for fx_node in lowered.graph.nodes if fx_node.op == "get_attr")
+    index, places = {"": 0}, list[Place]()
+    for path in (*calls, *reads):
+        parts = path.split(".") if path else []
+        for end in range(1, len(parts) + 1):
+            reached = ".".join(parts[:end])
+            if reached not in index:
+                index[reached] = len(index)
+                module = lowered.get_submodule(reached)
+                forward = None if reached in calls else type(module).forward
+                owner = index[".".join(parts[: end - 1])]
+                places.append(Place(owner, parts[end - 1], reached, forward, "forward" in vars(module)))
+    return tuple(places)
+
+
+def refuse_changes(lowered: LoweredModule, places: tuple[Place, ...]) -> None:
+    """Raise where a module is gone, or has another forward than the one that was traced.
+
+    Raises:
+        StructureError: names it.
+    """
+    modules: list[nn.Module] = [lowered]
+    for owner, name, path, forward, is_patched in places:
+        module = modules[owner]._modules.get(name)
+        if module is None:
+            raise StructureError(
+                f"the network runs {path!r}, which is no longer there. Assign a module, for example net.{path} = nn.Identity(), or take it "
+                "out of the backbone before converting."
+            )
+        if forward is not None and (type(module).forward is not forward or ("forward" in vars(module)) != is_patched):
+            raise StructureError(_replaced(path, module, forward))
+        modules.append(module)
+
+
+def _replaced(path: str, module: nn.Module, forward: Callable[..., Any]) -> str:
+    was = getattr(forward, "__qualname__", "forward").removesuffix(".forward")
+    now = f"{type(module).__name__} with a forward of its own" if "forward" in vars(module) else type(module).__name__
+    return (
+        f"{path!r} is a {now}, but the network runs its parts one by one, as {was} did when it was converted, so the change would have no "
+        f"effect. Replace the modules that {path!r} calls, or change the backbone and convert it again"
+        + (". Compile the whole network, not its blocks." if hasattr(module, "_orig_mod") else ".")
+    )
