@@ -86,7 +86,7 @@ def evaluate_boxes(
             "images_per_second": len(expected.images) / seconds,
         }
         document |= {"labels": "category ids" if has_ids else "places among the categories"}
-        document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped}
+        document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped, "notes": list(expected.notes)}
         if as_json:
             click.echo(json.dumps(document))
         else:

@@ -46,8 +46,6 @@ def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:
         console.print(f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size")
     if document["labels"] == "category ids":
         console.print("Labels were read as the categories' ids, as torchvision's trained detectors have them.")
-    if document["num_clipped"]:
-        console.print(f"{document['num_clipped']} boxes cut at the edge of their image")
     console.print(_speed(document))
 
 

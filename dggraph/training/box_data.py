@@ -14,10 +14,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dggraph.errors import DggraphError, InputError
+from dggraph.runtime.inspection import Depth
 from dggraph.runtime.models import import_function
-from dggraph.runtime.preprocessing import open_image
-from dggraph.training.boxes import BoxImage, BoxSet, OnBadBox, read_coco, read_voc
+from dggraph.training.box_entries import OnBadBox
+from dggraph.training.box_images import compare_images, open_drawn_on
+from dggraph.training.box_sets import BoxImage, BoxSet, refuse_bad_boxes
+from dggraph.training.coco import read_coco
 from dggraph.training.config import TrainConfig
+from dggraph.training.voc import read_list, read_voc
 
 Target = dict[str, Tensor]
 
@@ -26,7 +30,7 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
     """(image (3, H, W), target) by index.
 
     A target has `boxes` (N, 4) float32 as corners in pixels, `labels` (N,) int64 from 1, since 0 is torchvision's background, and `image_id`.
-    Crowds are left out: detectors cannot learn from them.
+    Crowds and boxes with a side under a pixel are left out: detectors cannot learn from them.
 
     Args:
         images: of a `BoxSet`; for training its `learnable` ones.
@@ -43,7 +47,6 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
                 v2.RandomHorizontalFlip(flip),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.SanitizeBoundingBoxes(),
                 v2.ToPureTensor(),
             ]
         )
@@ -53,13 +56,8 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         entry = self.images[index]
-        image = open_image(entry.file, is_turned=False)
-        if image.size != (entry.width, entry.height):
-            raise InputError(
-                f"{str(entry.file)!r} is {image.width} x {image.height} pixels, but its annotations were drawn on {entry.width} x "
-                f"{entry.height}. Boxes would be in the wrong places: fetch the images that belong to them."
-            )
-        known = [box for box in entry.boxes if not box.is_crowd]
+        image = open_drawn_on(entry)
+        known = [box for box in entry.boxes if box.is_learnable]
         boxes = tv_tensors.BoundingBoxes(
             torch.tensor([box.corners for box in known], dtype=torch.float32).reshape(-1, 4),
             format=tv_tensors.BoundingBoxFormat.XYXY,
@@ -97,6 +95,8 @@ def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
             f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}. The background is not counted; "
             "leave num_classes out."
         )
+    if not training.learnable:
+        raise InputError(f"{training.name} has no boxes to learn from on {len(training.images)} images. {training.notes[0]}.")
     return training, validation
 
 
@@ -125,15 +125,21 @@ def _open_part(config: TrainConfig, part: str) -> BoxSet:
             ) from error
         if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
             raise InputError(f"{config.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
-        found: BoxSet = sets[part == "val"]
-        return found
+        return _compared(refuse_bad_boxes(sets[part == "val"]), config)
     if config.dataset not in READERS:
         raise InputError(
             f"there is no dataset {config.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
         )
     if config.data_dir is None:
         raise InputError(f"{config.dataset} needs data_dir, the folder that it is in.")
-    return READERS[config.dataset](config.data_dir, part, config.on_bad_box)
+    return _compared(READERS[config.dataset](config.data_dir, part, config.on_bad_box), config)
+
+
+def _compared(found: BoxSet, config: TrainConfig) -> BoxSet:
+    """Bad images are left out with either key; `on_bad_image` reads all of them whole to find them."""
+    is_skipped = "skip" in (config.on_bad_box, config.on_bad_image)
+    depth: Depth = "whole" if config.on_bad_image == "skip" else "ends"
+    return compare_images(found, on_bad="skip" if is_skipped else "error", depth=depth)
 
 
 def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
@@ -152,18 +158,9 @@ def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
 
 def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     file = folder / "ImageSets" / "Main" / f"{part}.txt"
-    try:
-        stems = file.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}, the list of images of voc's part {part!r}: {error}.") from error
+    stems, counts = read_list(file, folder / "Annotations")
     whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=stems, on_bad=on_bad)
-    by_stem = {Path(image.name).stem: image for image in whole.images}
-    has_file = {file.stem for file in (folder / "Annotations").glob("*.xml")}
-    strangers = [f"{file.name} lists {stem!r}, which has no annotations" for stem in stems if stem not in has_file]
-    if strangers and on_bad == "error":
-        raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
-    images = tuple(by_stem[stem] for stem in stems if stem in by_stem)
-    return replace(whole, name=file.name, images=images, skipped=(*whole.skipped, *strangers))
+    return replace(whole, name=file.name, counts=dict(whole.counts) | {what: count for what, count in counts.items() if count})
 
 
 READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}

@@ -66,6 +66,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
     require_library()
     training, validation = open_boxes(config)
     skipped = [f"{part.name}: {what}" for part in (training, validation) for what in part.skipped]
+    facts = {"train": training.facts, "validation": validation.facts}
     torch.manual_seed(config.seed)
     detector = build_detector(config, training.classes, is_head_new=True)
     model = detector.model.to(processes.device())
@@ -76,8 +77,8 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         task=Detecting(config=config, training=training, validation=validation),
         labels=training.classes,
         preprocess=None,
-        notes={"skipped.json": skipped} if skipped else {},
-        said=(),
+        notes={"data.json": facts} | ({"skipped.json": skipped} if skipped else {}),
+        said=(*training.notes, *validation.notes),
         held=_hold_(model.train(), config.tune),
     )
 
