@@ -158,9 +158,12 @@ def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
 
 def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     file = folder / "ImageSets" / "Main" / f"{part}.txt"
-    stems, counts = read_list(file, folder / "Annotations")
-    whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=stems, on_bad=on_bad)
-    return replace(whole, name=file.name, counts=dict(whole.counts) | {what: count for what, count in counts.items() if count})
+    listed = read_list(file, folder / "Annotations")
+    strangers = [f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers]
+    if strangers and on_bad == "error":
+        raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
+    whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=listed.stems, on_bad=on_bad)
+    return replace(whole, name=file.name, skipped=(*whole.skipped, *strangers), counts={**whole.counts, **listed.counts})
 
 
 READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}

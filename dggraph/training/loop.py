@@ -96,10 +96,10 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
         processes.agree({"step of the last checkpoint": run.step})
         describe(config, folder, prepared.notes)
         if processes.rank() == 0:
-            for sentence in (*said, *prepared.said):
-                tell({"note": sentence})
             if prepared.notes.get("skipped.json"):
                 tell({"bad entries left out": len(prepared.notes["skipped.json"])})
+            for sentence in (*said, *prepared.said):
+                tell({"note": sentence})
         result = _loop(run, config, prepared.task, folder, per_epoch, tell)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
@@ -84,11 +84,26 @@ def read_voc(
     )
 
 
-def read_list(file: Path, annotations: Path) -> tuple[list[str], Counter[str]]:
-    """Stems of XML files from a list like `ImageSets/Main/train.txt`, one name a line, and what was read as one might not expect.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a list of names says."""
 
-    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before and a suffix behind them. What is no
-    name of a file in `annotations` is returned as it stands.
+    stems: tuple[str, ...]
+    """Of XML files, in order."""
+    strangers: tuple[str, ...]
+    """Names that no XML file has."""
+    counts: Mapping[str, int]
+    """How often something was read as one might not expect, in words."""
+
+
+def read_list(file: Path, annotations: Path) -> Listed:
+    """Read a list like `ImageSets/Main/train.txt`, one name a line.
+
+    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before and a suffix behind them.
+
+    Args:
+        file: the list, in UTF-8, or UTF-16 with a byte-order mark.
+        annotations: the folder with the XML files that it names.
 
     Raises:
         InputError: it cannot be read; names it.
@@ -100,16 +115,18 @@ def read_list(file: Path, annotations: Path) -> tuple[list[str], Counter[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8.") from error
     known = {normalize("NFC", stem): stem for stem in _xml_files(annotations, Findings("error"))}
-    stems, counts = list[str](), Counter[str]()
-    for line in (normalize("NFC", line.strip()) for line in lines):
+    stems, strangers, num_flagged = list[str](), list[str](), 0
+    for line in filter(None, (normalize("NFC", line.strip()) for line in lines)):
         flagged = FLAG.match(line)
         last = line.replace("\\", "/").rpartition("/")[2]
         candidates = [line, *([flagged[1]] if flagged else []), last, last.rpartition(".")[0]]
-        stem = next((known[one] for one in candidates if one in known), flagged[1] if flagged else line)
-        counts[FLAGGED] += flagged is not None and normalize("NFC", stem) == flagged[1]
-        if line:
-            stems.append(stem)
-    return stems, counts
+        found = next((one for one in candidates if one in known), None)
+        if found is None:
+            strangers.append(line)
+        else:
+            stems.append(known[found])
+            num_flagged += flagged is not None and found == flagged[1]
+    return Listed(tuple(stems), tuple(strangers), {FLAGGED: num_flagged} if num_flagged else {})
 
 
 def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:
