@@ -1,7 +1,8 @@
-"""Convert every torchvision classifier, or one small model of each timm file, and write what holds as a table.
+"""Convert every torchvision classifier, one small model of each timm file, or encoders of other libraries, and write what holds as a table.
 
     python docs/sweep.py torchvision        writes docs/tables/torchvision.md
     python docs/sweep.py timm               writes docs/tables/timm.md
+    python docs/sweep.py transformers       and so on for `smp`, `open_clip` and `pytorchcv`: see encoders.py
 
 Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and `keep` (fresh routers, a batch size that
 was not traced), `lift` within 1e-5 max |y|, seeded random routers against the original modules run through hooks (both in float64 where
@@ -15,20 +16,24 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from encoders import ENCODERS
 from reference import hooked, randomise, randomise_routers
 
 import dggraph
 from dggraph.errors import DggraphError, LoweringError, NothingToRouteError
+from dggraph.runtime.checking import are_equal
 from dggraph.runtime.models import build_trusted, model_names
 from dggraph.runtime.network import pinned_gates, static_weights
+from dggraph.runtime.outputs import tensors_in
 
 TABLES = Path(__file__).resolve().parent / "tables"
 MAX_OPENED, MIN_OPENED, OPENING_SECONDS = 40, 6, 40
@@ -63,22 +68,29 @@ def timm_models() -> Iterator[tuple[str, str]]:
 
 
 def examine(name: str) -> dict[str, Any]:
-    """Every fact of one model's row."""
-    model = randomise(build_trusted(name)).eval()
+    """Every fact of a row: of a torchvision or timm model at the size that it was made for."""
+    model = build_trusted(name)
     config = getattr(model, "default_cfg", None) or {}
     side = config["input_size"][-1] if config else 299 if name == "inception_v3" else int(getattr(model, "image_size", 224))
+    return examine_model(model, side)
+
+
+def examine_model(model: nn.Module, side: int) -> dict[str, Any]:
+    """Every fact of one model's row, at `side` pixels."""
+    model = randomise(model).eval()
     example = torch.zeros(1, 3, side, side)
     start = time.perf_counter()
     net = dggraph.convert(model, example)
     row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 2), "covered": round(net.report.covered_fraction, 4)}
     row |= {"depths": [stage.depth for stage in net.report.stages], "blocks": [stage.num_blocks for stage in net.report.stages]}
     row |= {"edges": net.report.num_edges, "residuals": sorted({stage.residual for stage in net.report.stages})}
-    row |= {"opaque": list(net.report.opaque), "static": [f"{p.module_path}: {p.reason}" for p in net.report.static[:2]]}
+    row |= {"routed": round(net.report.routed_fraction, 4), "opaque": [str(part) for part in net.report.opaque]}
+    row |= {"static": [f"{p.module_path}: {p.reason}" for p in net.report.static[:2]]}
     x = torch.randn(3, 3, side, side)
     with torch.no_grad():
-        expected = model(x)
-        row["auto"] = bool(torch.equal(net(x), expected))
-        row["keep"] = bool(torch.equal(dggraph.convert(model, example, residual="keep").eval()(x), expected))
+        expected = tensors_in(model(x))
+        row["auto"] = are_equal(tensors_in(net(x)), expected)
+        row["keep"] = are_equal(tensors_in(dggraph.convert(model, example, residual="keep").eval()(x)), expected)
         row["lift"] = _lifted(model, example, x)
         small = _small(model, x)
         row["opens"] = _opens(net, small[:1])
@@ -100,15 +112,21 @@ def _lifted(model: nn.Module, example: torch.Tensor, x: torch.Tensor) -> float:
     except LoweringError:
         wide = copy.deepcopy(model).double()
         lifted, expected = dggraph.convert(wide, example.double(), residual="lift").eval()(x.double()), wide(x.double())
-    return float((lifted - expected).abs().max() / expected.abs().max())
+    return _distance(lifted, expected)
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    """Largest difference of any tensor, as a fraction of its max |y|."""
+    pairs = zip(tensors_in(ours), tensors_in(theirs), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
 
 
 def _against_hooks(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
     """Largest difference from the hooked original, as a fraction of max |y|, and the smallest margin."""
     recording = dggraph.record(net, x)
     outputs, _ = hooked(net, model, x)
-    pairs = zip(recording.output.split(1), outputs, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs), min(path.margin for path in recording.paths)
+    images = list(zip(*(tensor.split(1) for tensor in tensors_in(recording.output)), strict=True))
+    return max(map(_distance, images, outputs)), min(path.margin for path in recording.paths)
 
 
 def _small(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -126,14 +144,14 @@ def _opens(net: nn.Module, x: torch.Tensor) -> str:
     edges = [(stage, i, edge) for stage in net.graph.stages for i, edge in enumerate(net.graph.edges(stage))]
     others = [one for one in edges if not one[2].is_static] or edges
     start = time.perf_counter()
-    base, changed = net(x), 0
+    base, changed = tensors_in(net(x)), 0
     affordable = int(OPENING_SECONDS / (time.perf_counter() - start))
     tried = others[:: max(1, len(others) // max(MIN_OPENED, min(MAX_OPENED, affordable)))]
     for stage, place, edge in tried:
         weights = static_weights(net.graph)[stage]
         weights[place] = 0.0 if edge.is_static else 1.0
         with pinned_gates(net, {stage: weights}):
-            changed += not torch.equal(net(x), base)
+            changed += not are_equal(tensors_in(net(x)), base)
     return f"{changed}/{len(tried)}"
 
 
@@ -149,7 +167,7 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
         f"Made by `python docs/sweep.py {kind}` with torch {torch.__version__.split('+')[0]}: {len(good)} of {len(rows)} converted, "
         f"{exact} equal to the bit under "
         f"`auto` and `keep`, largest `lift` difference {max((row['lift'] for row in good), default=0):.1e} of max |y|, "
-        f"mean share of MACs inside stages {mean:.3f}. {len(count)} count as converted, because every check of their row holds; "
+        f"mean share of MACs inside stages {mean:.3f}{_routed(good)}. {len(count)} count as converted, because every check of their row holds; "
         f"{sum(row['covered'] >= 0.5 for row in count)} of these have at least half of their MACs in stages.",
         "",
         "| model | depths (entry block counted) | routed | edges | residual | MACs in stages | to the bit | lift "
@@ -161,6 +179,7 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
             lines.append(f"| {row['name']} | | | | | | | | | | {row['error'].replace('|', '/')[:160]} |")
             continue
         reasons = [*([] if row["covered"] >= 0.5 else row["static"]), *([row["no_reference"]] if "no_reference" in row else [])]
+        reasons += [f"one call: {part}" for part in row.get("opaque", ())]
         why = "; ".join(reasons)
         cells = [
             row["name"],
@@ -181,6 +200,12 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _routed(rows: list[dict[str, Any]]) -> str:
+    """The mean share of MACs in routed blocks, entry blocks not counted; rows written before it was noted have none."""
+    shares = [row["routed"] for row in rows if "routed" in row]
+    return f", in routed blocks alone {sum(shares) / len(shares):.3f}" if shares and len(shares) == len(rows) else ""
+
+
 def _counts(row: dict[str, Any]) -> bool:
     """A model counts as converted if it is exact, routed as the reference routes, and every edge tried matters."""
     opened, tried = map(int, row["opens"].split("/"))
@@ -192,6 +217,16 @@ def _numbers(values: list[int]) -> str:
     return " ".join(map(str, values[:12])) + (" ..." if len(values) > 12 else "")
 
 
+def rows_to_make(kind: str) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """(label, name, what examines it) of each row of a table."""
+    if kind in ENCODERS:
+        for label, (build, side) in ENCODERS[kind]().items():
+            yield label, label, lambda build=build, side=side: examine_model(build(), side)
+        return
+    for label, name in torchvision_models() if kind == "torchvision" else timm_models():
+        yield label, name, lambda name=name: examine(name)
+
+
 def main(kind: str) -> None:
     """Examine what is not in the .jsonl yet, then write the table."""
     warnings.simplefilter("ignore")
@@ -199,11 +234,11 @@ def main(kind: str) -> None:
     log = TABLES / f"{kind}.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {row["label"] for row in rows}
-    for label, name in torchvision_models() if kind == "torchvision" else timm_models():
+    for label, name, make in rows_to_make(kind):
         if label in done:
             continue
         try:
-            row = examine(name)
+            row = make()
         except NothingToRouteError as error:
             row = {"error": f"nothing to route: {error}"}
         except DggraphError as error:

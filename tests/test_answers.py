@@ -179,6 +179,42 @@ def test_parts_are_iterated_by_their_number() -> None:
     assert net.report.num_blocks >= 3
 
 
+class Mixes(nn.Module):
+    """Reads named results, and a mapping that a whole module gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest = x.max(dim=1, keepdim=True).values + torch.topk(x, 2, dim=1).values.sum(1, keepdim=True)
+        parts = torch.sort(x, dim=1)
+        return self.inner(x + largest + parts.values + parts[0])
+
+
+class GivesMapping(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"first": x, "second": x * 2} if x.mean() > -100 else {}
+
+
+class ReadsMapping(Net):
+    def __init__(self) -> None:
+        super().__init__(Mixes)
+        self.gives = GivesMapping()
+
+    def features(self, x: Tensor) -> Tensor:
+        parts = self.gives(x)
+        assert "first" in parts and list(parts) == list(parts.keys()) == ["first", "second"] and len(parts) == 2
+        return super().features(sum(parts.values()) + sum(part for name, part in parts.items() if name == "first"))
+
+
+def test_named_parts_are_read() -> None:
+    model = ReadsMapping().eval()
+    net = dggraph.convert(model, X).eval()
+    assert torch.equal(net(X), model(X)) and [part.name for part in net.report.opaque] == ["GivesMapping"]
+    assert net.report.num_blocks == 3
+
+
 def with_method(model: Net) -> None:
     def forward(self: Net, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)) * 2)

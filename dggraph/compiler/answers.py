@@ -6,6 +6,7 @@ go on real images, while `x.shape[0]` stays a node, so that other batches and im
 batch is looked at again on each (`ops/guards`); one that depends on the batch size alone is none.
 """
 
+import copy
 import dis
 import linecache
 import operator
@@ -13,6 +14,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +56,14 @@ class _Unknown:
 
 
 class Witness:
-    """A fake batch that follows the graph."""
+    """A batch that follows the graph: fake, so that it costs nothing, and real from where a module kept whole looks at values."""
 
     def __init__(self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int) -> None:
         """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts away."""
         self.module, self.attempt = module, attempt
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.batch = self.mode.from_tensor(example[:1].expand(num_images, *example.shape[1:]))
+        self.real = example[:1].expand(num_images, *example.shape[1:])
+        self.mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
+        self.batch: Tensor = self.mode.from_tensor(self.real)
         self.values: dict[fx.Node, Any] = {}
         self.is_running = False
 
@@ -68,21 +71,28 @@ class Witness:
         """What `fx_node` gives.
 
         Raises:
-            Unanswered: it could not be computed on the fake batch.
+            Unanswered: it could not be computed.
         """
         if fx_node not in self.values:
-            self.is_running = True
-            try:
-                with torch.no_grad(), self.mode:
-                    for each in fx_node.graph.nodes:
-                        if each not in self.values:
-                            self.values[each] = self._compute(each)
-            finally:
-                self.is_running = False
+            self._follow(fx_node.graph)
+        if isinstance(self.values[fx_node], _Unknown) and self.mode is not None:
+            self.mode, self.batch, self.values = None, self.real.clone(), {}
+            self.module = copy.deepcopy(self.module)  # what it counts and caches is no matter of the module's that is converted
+            self._follow(fx_node.graph)
         value = self.values[fx_node]
         if isinstance(value, _Unknown):
             raise Unanswered(value.reason)
         return value
+
+    def _follow(self, graph: fx.Graph) -> None:
+        self.is_running = True
+        try:
+            with torch.no_grad(), self.mode or nullcontext():
+                for fx_node in graph.nodes:
+                    if fx_node not in self.values:
+                        self.values[fx_node] = self._compute(fx_node)
+        finally:
+            self.is_running = False
 
     def _compute(self, fx_node: fx.Node) -> Any:
         unknown = [source for source in fx_node.all_input_nodes if isinstance(self.values.get(source), _Unknown)]
@@ -163,16 +173,6 @@ class Asked(fx.Proxy):
         """A mapping's own keys."""
         return list(value) if isinstance(value := self.peek(), Mapping) else AskedAttribute(self, "keys")()
 
-    def values(self) -> Any:
-        """A mapping's values, in order."""
-        is_mapping = isinstance(value := self.peek(), Mapping)
-        return [self.part(key) for key in value] if is_mapping else AskedAttribute(self, "values")()
-
-    def items(self) -> Any:
-        """A mapping's keys and values, in order."""
-        is_mapping = isinstance(value := self.peek(), Mapping)
-        return [(key, self.part(key)) for key in value] if is_mapping else AskedAttribute(self, "items")()
-
     @classmethod
     def __torch_function__(cls, function: Any, classes: Any, args: Any = None, kwargs: Any = None) -> Any:
         return fx.Proxy.__torch_function__.__func__(fx.Proxy, function, classes, args, kwargs)  # type: ignore[attr-defined]
@@ -195,6 +195,13 @@ class AskedAttribute(Asked, fx.proxy.Attribute):
     """An attribute of a traced value; it becomes a node where an op reads it, not where Python asks."""
 
     __class__ = property(_class_of)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        root: Any = self.root
+        if self.attr in ("values", "items") and isinstance(mapping := root.peek(), Mapping):
+            parts = [(key, root.part(key)) for key in mapping]
+            return parts if self.attr == "items" else [part for _, part in parts]
+        return super().__call__(*args, **kwargs)
 
     def peek(self) -> Any:
         value = self.root.peek()

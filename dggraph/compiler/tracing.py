@@ -270,7 +270,7 @@ def _marked(module: nn.Module) -> nn.Module:
     rebind_forwards_(attempt, memo)
     for path, inner in attempt.named_modules():
         vars(inner)["training"] = _TrainingFlag(path)
-        _clear_hooks(inner)
+        _clear_foreign_hooks(inner)
     return attempt
 
 
@@ -291,21 +291,32 @@ def _follow_training(graph: fx.Graph) -> None:
         fx_node.kwargs = map_aggregate(fx_node.kwargs, follow)
 
 
-def _clear_hooks(module: nn.Module) -> bool:
-    """Remove the hooks around `module`'s forward and backward; True where there were any."""
-    hooks = [value for name, value in vars(module).items() if name in _HOOKS and value]
+def _clear_foreign_hooks(module: nn.Module) -> bool:
+    """Remove the hooks around `module`'s forward and backward that its own package did not put there; True where there were any."""
+    hooks = [held for name, held in vars(module).items() if name in _HOOKS]
+    foreign = {key for held in hooks for key, hook in held.items() if callable(hook) and not _is_own(hook, module)}
     for held in hooks:
-        held.clear()
-    return bool(hooks)
+        for key in foreign.intersection(held):
+            del held[key]
+    return bool(foreign)
+
+
+def _is_own(hook: Any, module: nn.Module) -> bool:
+    """True for a hook that belongs to the forward, as where transformers gathers hidden states with some: from the class's own package."""
+    package, dot, _ = (getattr(hook, "__module__", None) or "").partition(".")
+    return bool(dot) and package == type(module).__module__.partition(".")[0]
 
 
 def _drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
-    """Clear the hooks of every module that the graph does not call as a whole: they would never run."""
+    """Clear the hooks of every module that the graph does not call as a whole: they would never run. Those of its own were traced."""
     called = {str(fx_node.target) for fx_node in graph.nodes if fx_node.op == "call_module"}
     inside = tuple(f"{path}." for path in called)
-    return tuple(
-        path for path, inner in module.named_modules() if path not in called and not path.startswith(inside) and _clear_hooks(inner)
-    )
+    dropped = {path: inner for path, inner in module.named_modules() if path not in called and not path.startswith(inside)}
+    reported = tuple(path for path, inner in dropped.items() if _clear_foreign_hooks(inner))
+    for inner in dropped.values():
+        for name in _HOOKS:
+            getattr(inner, name, {}).clear()
+    return reported
 
 
 def _refuse_foreign(module: nn.Module) -> None:
