@@ -247,10 +247,10 @@ def test_categories_by_number(data: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_detectors_by_name_read_the_size_asked_for() -> None:
     torch.manual_seed(0)
-    model: Any = load_detector("regnet_y_400mf", 3, input_size=60)
+    model: Any = load_detector("regnet_y_400mf", 3, input_size=60).model
     assert model.transform.min_size == (60,) and model.transform.max_size == 100
     assert model.roi_heads.box_predictor.cls_score.out_features == 4
-    again: Any = load_detector(MODEL, 2, max_size=80)
+    again: Any = load_detector(MODEL, 2, max_size=80).model
     assert again.transform.min_size == (64,) and again.transform.max_size == 80 and type(again) is type(detector(2))
     assert dggraph.convert_backbone_(model).graph.stages
 
@@ -258,7 +258,7 @@ def test_detectors_by_name_read_the_size_asked_for() -> None:
 def test_another_number_of_classes_starts_the_last_layers_anew(data: Path, tmp_path: Path) -> None:
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     torch.manual_seed(0)
-    trained = load_detector(name, 90)
+    trained = load_detector(name, 90).model
     torch.save(trained.state_dict(), tmp_path / "coco.pth")
     with pytest.raises(InputError, match="other shapes"):
         load_detector(name, 2, checkpoint=tmp_path / "coco.pth")
@@ -305,10 +305,10 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
         found = judge(detect(again.model, BoxDataset(validation.images), batch_size=1), validation)
         assert rows(folder)[-1]["AP"] == found.precision.AP
     trained: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None)
-    assert frozen(load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 2)) == {False}
+    assert frozen(load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 2).model) == {False}
     freeze_norms_(trained.backbone)
     torch.save(trained.state_dict(), tmp_path / "frozen.pth")
-    loaded = load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 90, checkpoint=tmp_path / "frozen.pth")
+    loaded = load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 90, checkpoint=tmp_path / "frozen.pth").model
     assert frozen(loaded) == {True} and all(
         torch.equal(one, other) for one, other in zip(loaded.state_dict().values(), trained.state_dict().values(), strict=True)
     )

@@ -1,110 +1,41 @@
-"""Names that Python, fx or a GraphModule have taken: a layer may have them, and its state-dict keys stay."""
+"""Names of classes become text that every JSON reader takes, or are refused by name."""
 
-import copy
-from pathlib import Path
+import enum
+import unicodedata
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from reference import randomise_routers
-from small import Block, Net, X
-from torch import Tensor, nn
 
-import dggraph
+from dggraph.errors import InputError
+from dggraph.training.naming import as_text, tell_changed
 
-TAKEN = (
-    "output",
-    "self",
-    "input",
-    "class",
-    "None",
-    "print",
-    "graph",
-    "code",
-    "recompile",
-    "meta",
-    "_graph",
-    "dg_training",
-    "torch",
+
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [
+        (range(2), ("0", "1")),
+        ([b"cat", "dog"], ("cat", "dog")),
+        ([np.int64(3), np.str_("x"), torch.tensor(4)], ("3", "x", "4")),
+        ([0.5, True], ("0.5", "1")),
+        (["caf\udce9", b"caf\xe9"], ("caf\\xe9", "caf\\xe9")),
+        (["", "日本", "a\nb"], ("", "日本", "a\nb")),
+    ],
 )
+def test_names_become_text(names: Any, texts: tuple[str, ...]) -> None:
+    found = as_text(names)
+    assert found == texts and all(type(name) is str and name.encode() for name in found if name)
+    assert bool(tell_changed(names, found)) == any(not isinstance(name, str) or "\udce9" in name for name in names)
 
 
-class LastLayer(Net):
-    """The last layer, a parameter or a buffer bears the name."""
-
-    def __init__(self, name: str, kind: str) -> None:
-        super().__init__()
-        self.name, self.kind = name, kind
-        if kind == "layer":
-            self.add_module(name, nn.Linear(5, 5))
-        elif kind == "parameter":
-            self.register_parameter(name, nn.Parameter(torch.linspace(0, 1, 5)))
-        else:
-            self.register_buffer(name, torch.linspace(0, 1, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
-        if self.kind == "layer":
-            return self._modules[self.name](logits)
-        return logits + (self._parameters[self.name] if self.kind == "parameter" else self._buffers[self.name])
+def test_accents_are_one_class() -> None:
+    composed, taken_apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    assert composed != taken_apart and as_text([composed]) == as_text([taken_apart])
+    assert tell_changed([taken_apart], as_text([taken_apart])) == []
 
 
-class InBlock(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, Block())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.relu(self._modules[self.name](x))
-
-
-class Stages(Net):
-    """The blocks themselves bear the name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, self.blocks)
-        del self.blocks
-
-    def features(self, x: Tensor) -> Tensor:
-        return self._modules[self.name](self.stem(x))
-
-
-def check(model: nn.Module) -> None:
-    model.eval()
-    net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and net.report.num_blocks == 3
-    assert set(model.state_dict()) <= set(net.lowered.state_dict())
-    randomise_routers(net)
-    with torch.no_grad():
-        net.executor = "dense"
-        dense = net(X)
-        net.executor = "sparse"
-        assert (net(X) - dense).abs().max() <= 1e-5 * dense.abs().max()
-        assert torch.equal(copy.deepcopy(net)(X), net(X))
-
-
-@pytest.mark.parametrize("name", TAKEN)
-def test_what_layers_are_called(name: str) -> None:
-    model = LastLayer(name, "layer")
-    model.blocks = nn.Sequential(*(InBlock(name) for _ in range(3)))
-    check(model)
-
-
-@pytest.mark.parametrize("kind", ["parameter", "buffer"])
-@pytest.mark.parametrize("name", ["output", "self", "class", "graph"])
-def test_what_parameters_and_buffers_are_called(name: str, kind: str) -> None:
-    check(LastLayer(name, kind))
-
-
-@pytest.mark.parametrize("name", ["in", "graph"])
-def test_what_the_blocks_are_called(name: str) -> None:
-    check(Stages(name))
-
-
-def test_archives_keep_the_names(tmp_path: Path) -> None:
-    for index, name in enumerate(("graph", "class")):
-        net = dggraph.convert(Stages(name).eval(), X).eval()
-        dggraph.save(net, tmp_path / str(index))
-        assert torch.equal(dggraph.load(tmp_path / str(index), model=Stages(name))(X), net(X))
+@pytest.mark.parametrize("name", [None, ["a"], enum.Enum("Colour", "RED")["RED"], 1j])
+def test_what_has_no_text_is_refused(name: object) -> None:
+    with pytest.raises(InputError, match=r"class 1 is called .*no text"):
+        as_text(["fine", name])

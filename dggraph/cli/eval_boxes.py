@@ -15,6 +15,7 @@ from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
     from dggraph.training.boxes import BoxSet
+    from dggraph.training.config import TrainConfig
 
 BOX_SETS = ("coco", "voc")
 BUILT = ("checkpoint", "num_classes", "input_size", "max_size")
@@ -39,7 +40,7 @@ def evaluate_boxes(
     from dggraph.runtime import processes
     from dggraph.runtime.detection_models import detector_names
     from dggraph.runtime.imagesets import spread
-    from dggraph.training.box_data import BoxDataset, open_validation_boxes
+    from dggraph.training.box_data import BoxDataset
     from dggraph.training.box_evaluation import require_library, write_predictions
     from dggraph.training.detecting import by_category, detect, judge
     from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
@@ -57,11 +58,11 @@ def evaluate_boxes(
                         f"the data set of {model} is code, {detector.config.dataset!r}, which is run only where you name it."
                     )
                 keys = detector.config.model_copy(update=given)
-                expected = open_validation_boxes(keys)
+                expected = open_named(keys)
                 refuse_other_classes(detector.classes, expected)
             else:
                 keys = read_config(None, {"model": model, "task": "detection", "router": "none"} | given)
-                expected = open_validation_boxes(keys)
+                expected = open_named(keys)
                 if keys.num_classes is None and model in detector_names():
                     keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
                 detector = build_detector(keys, expected.classes)
@@ -91,6 +92,15 @@ def evaluate_boxes(
             click.echo(json.dumps(document))
         else:
             show(document)
+
+
+def open_named(config: "TrainConfig") -> "BoxSet":
+    """The validation part, its classes named as training names them."""
+    from dggraph.training.box_data import open_validation_boxes
+    from dggraph.training.naming import as_text
+
+    found = open_validation_boxes(config)
+    return replace(found, classes=as_text(found.classes))
 
 
 def refuse_other_classes(classes: tuple[str, ...], expected: "BoxSet") -> None:

@@ -80,8 +80,9 @@ def open_network(
     """
     from dggraph.runtime.archive import load
     from dggraph.runtime.conversion import convert, note_source_
-    from dggraph.runtime.manifest import MANIFEST
+    from dggraph.runtime.manifest import MANIFEST, read_manifest
     from dggraph.runtime.models import load_model
+    from dggraph.views.lettering import visible
 
     if (Path(model) / MANIFEST).is_file():
         refuse_answered(
@@ -96,7 +97,10 @@ def open_network(
             threshold=threshold,
         )
         with working(f"Loading {model}"):
-            return load(model, load_model(backbone, num_classes=num_classes).model if backbone is not None else None)
+            if backbone is None:
+                return load(model)
+            recorded = read_manifest(Path(model)).num_classes if num_classes is None else num_classes
+            return load(model, load_model(backbone, num_classes=recorded).model)
     if backbone is not None:
         raise click.UsageError(f"--backbone goes with an archive, and {model} is none.")
     with working(f"Converting {model}"):
@@ -113,6 +117,8 @@ def open_network(
             example = torch.zeros((1, *built.preprocess.input_size))
         net = convert(built.model, example, wiring=wiring, residual=residual, router=router, gate=gate, threshold=threshold)
     note_source_(net, built)
+    for sentence in built.said:
+        click.echo(f"dggraph: {visible(sentence)}.", err=True)
     return net
 
 

@@ -48,7 +48,7 @@ from dggraph.runtime.manifest import (
     unpack_preprocess,
     unpack_recipe,
 )
-from dggraph.runtime.models import build_trusted, is_registered
+from dggraph.runtime.models import build_shapes, build_trusted, is_registered
 from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess
 
@@ -75,21 +75,8 @@ def save(
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
             is unchanged.
     """
-    if not isinstance(net, DynamicNetwork):
-        raise InputError(f"save takes a converted network, not {type(net).__name__}; convert it first.")
-    if isinstance(net, InferenceNetwork):
-        raise InputError(
-            "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
-        )
     folder = Path(os.path.realpath(os.fsdecode(folder)))
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")
-    _refuse_unkept(net.lowered)
-    names = _labels(net, labels)
-    state, tied = _untied(net.lowered)
-    is_named = net.source is not None and is_registered(net.source)
-    if is_named:
-        _refuse_other_backbone(net, state)
+    manifest, state = _packed(net, folder, preprocess, labels)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as scratch:
@@ -97,25 +84,62 @@ def save(
             parts.mkdir()
             write_synced(parts / GRAPH, to_json(net.graph).encode())
             write_synced(parts / WEIGHTS, safetensors.torch.save(state))
-            manifest = Manifest(
-                format="dggraph",
-                schema_version=SCHEMA_VERSION,
-                source=net.source if is_named else None,
-                num_classes=net.source_options.get("num_classes") if is_named else None,
-                image_size=net.source_options.get("image_size") if is_named else None,
-                **pack_recipe(net.recipe),
-                tied=tied,
-                dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
-                frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
-                preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
-                labels=names,
-                budgets=pack_budgets(net.budgets),
-                sha256={name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)},
-            )
+            manifest = manifest.model_copy(update={"sha256": {name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)}})
             write_synced(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
             _put(parts, folder, Path(scratch) / "old")
     except OSError as error:
         raise ArchiveError(f"cannot write the archive {folder}: {error}. What was there before is unchanged.") from error
+
+
+def refuse_unsavable(
+    net: DynamicNetwork,
+    folder: str | os.PathLike[str],
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Find out before the work what `save` would refuse after it, all but what only writing shows.
+
+    Raises:
+        InputError: as for `save`.
+        ArchiveError: as for `save`.
+    """
+    _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
+
+
+def _packed(
+    net: DynamicNetwork, folder: Path, preprocess: Preprocess | None, labels: Sequence[str] | None
+) -> tuple[Manifest, dict[str, Tensor]]:
+    """The manifest, without digests, and the weights, once they are known to be such as can be read back."""
+    if not isinstance(net, DynamicNetwork):
+        raise InputError(f"save takes a converted network, not {type(net).__name__}; convert it first.")
+    if isinstance(net, InferenceNetwork):
+        raise InputError(
+            "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
+        )
+    if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
+        raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")
+    _refuse_unkept(net.lowered)
+    names = _labels(net, labels)
+    state, tied = _untied(net.lowered)
+    is_named = net.source is not None and is_registered(net.source)
+    if is_named:
+        _refuse_other_backbone(net, state)
+    manifest = Manifest(
+        format="dggraph",
+        schema_version=SCHEMA_VERSION,
+        source=net.source if is_named else None,
+        num_classes=net.source_options.get("num_classes"),
+        image_size=net.source_options.get("image_size"),
+        **pack_recipe(net.recipe),
+        tied=tied,
+        dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
+        frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
+        preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
+        labels=names,
+        budgets=pack_budgets(net.budgets),
+        sha256={},
+    )
+    return manifest, state
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> DynamicNetwork:
@@ -254,13 +278,8 @@ def _refuse_unkept(lowered: nn.Module) -> None:
 
 def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> None:
     """The name must rebuild what `net` holds, or the archive could never be loaded."""
-    options = {"num_classes": net.source_options.get("num_classes"), "image_size": net.source_options.get("image_size")}
-    try:
-        with torch.device("meta"):
-            rebuilt = build_trusted(str(net.source), **options)
-    except (RuntimeError, NotImplementedError):  # builders that read values cannot do so on the meta device
-        rebuilt = build_trusted(str(net.source), **options)
-    shapes = {key: tuple(value.shape) for key, value in rebuilt.state_dict().items()}
+    options = {key: net.source_options[key] for key in ("num_classes", "image_size") if key in net.source_options}
+    shapes = {key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()}
     routers = tuple(f"dg_{stage}." for stage in net.graph.stages)
     held = {key: tuple(value.shape) for key, value in net.lowered.state_dict().items() if not key.startswith(routers)}
     for key in sorted(shapes.keys() | held.keys()):
@@ -279,6 +298,9 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
         return None
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"labels={names!r} is no list of class names; write ['cat', 'dog'].")
+    strange = next((name for name in names if not _is_unicode(name)), None)
+    if strange is not None:
+        raise InputError(f"the label {strange!r} is no UTF-8, so no archive can hold it. Name it otherwise.")
     twin = copy.deepcopy(net.lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
@@ -288,6 +310,14 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
             f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output, or set net.labels = None."
         )
     return list(names)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,9 +1,9 @@
 """MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or `package.module:function`."""
 
 import difflib
-import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +11,22 @@ import torchvision
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
-from dggraph.runtime.models import import_function, is_registered, load_checkpoint_, load_model, model_names, read_checkpoint
+from dggraph.runtime.models import is_registered, load_model, model_names, start_from_, takes_num_classes
 from dggraph.runtime.pyramids import faster_rcnn_on, freeze_norms_
+from dggraph.runtime.weights import fitted, load_checkpoint_, read_checkpoint
 
 LONGEST = 5 / 3
 """Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333 to 800."""
 OF_MORE_THAN_BOXES = ("maskrcnn", "keypointrcnn")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDetector:
+    """A detector as its name says."""
+
+    model: nn.Module
+    said: tuple[str, ...]
+    """What its checkpoint left open, and how that was settled, a sentence each."""
 
 
 def detector_names() -> tuple[str, ...]:
@@ -34,7 +44,7 @@ def load_detector(
     max_size: int | None = None,
     is_head_new: bool = False,
     is_frozen: bool | None = None,
-) -> nn.Module:
+) -> LoadedDetector:
     """Build the detector called `name`, in eval mode.
 
     Args:
@@ -44,20 +54,21 @@ def load_detector(
         checkpoint: a state dict of the detector or the classifier, whichever `name` says.
         input_size: of images as the network reads them, the shorter side in pixels; by default the detector's own.
         max_size: the longer side at most; by default 5/3 of `input_size`.
-        is_head_new: of a checkpoint of torchvision's detectors with another number of classes, leave out what depends on that number.
+        is_head_new: of a checkpoint of another number of classes, leave out what depends on that number.
         is_frozen: whether the backbone's batch norms are frozen; by default where a checkpoint of a detector comes of frozen ones, and below a
             pyramid on a classifier that is trained: one with a checkpoint, or of a function.
 
     Raises:
         InputError: no such model, a checkpoint that does not fit, a function that fails, or a detector that reads one size only.
     """
+    said: tuple[str, ...] = ()
     if name in detector_names():
         model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + 1)
-        state = {} if checkpoint is None else read_checkpoint(checkpoint)
-        if is_frozen if is_frozen is not None else state and has_frozen_norms(state):
+        weights = None if checkpoint is None else fitted(read_checkpoint(checkpoint), model.state_dict().keys())
+        if is_frozen if is_frozen is not None else weights is not None and has_frozen_norms(weights.tensors):
             freeze_norms_(model.get_submodule("backbone"))
-        if checkpoint is not None:
-            load_checkpoint_(model, state, os.fspath(checkpoint), replaceable=_of_classes(name) if is_head_new else ())
+        if weights is not None:
+            said = load_checkpoint_(model, weights, replaceable=_of_classes(name) if is_head_new else ())
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
             f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
@@ -71,14 +82,16 @@ def load_detector(
         )
         raise InputError(f"there is no model {name!r}. {hint}")
     else:
-        takes_number = not is_registered(name) and "num_classes" in inspect.signature(import_function(name)).parameters
-        model = load_model(name, num_classes=num_classes if takes_number else None, checkpoint=checkpoint).model
+        number = num_classes if not is_registered(name) and takes_num_classes(name) else None
+        loaded = load_model(name, num_classes=number, checkpoint=None if is_head_new else checkpoint)
+        said = start_from_(loaded, checkpoint) if is_head_new and checkpoint is not None else loaded.said
+        model = loaded.model
         if not is_detector(model):
             is_trained = checkpoint is not None or not is_registered(name)
             model = faster_rcnn_on(model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen)
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
-    return model.eval()
+    return LoadedDetector(model.eval(), said)
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:

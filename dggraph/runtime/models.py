@@ -2,15 +2,13 @@
 
 import difflib
 import importlib
+import inspect
 import os
-import pickle
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from dggraph.errors import InputError, MissingExtraError
 from dggraph.runtime.backbones import NAMES as SMALL_NAMES
 from dggraph.runtime.backbones import build_small
 from dggraph.runtime.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
+from dggraph.runtime.weights import fitted, load_checkpoint_, read_checkpoint
 
 IMAGENET_CLASSES = 1000
 # These two take seconds to draw initial weights that a checkpoint or training replaces.
@@ -36,6 +35,8 @@ class LoadedModel:
     """What its builder was called with: `num_classes`, `image_size`."""
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
+    said: tuple[str, ...]
+    """What its checkpoint left open, and how that was settled, a sentence each."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -76,12 +77,65 @@ def load_model(
     model = build_trusted(name, **options) if is_registered(name) else _call(name, options)
     if input_size is not None and is_registered(name) and (sized := _sized(name, model, options, input_size)) is not None:
         model, options = sized, options | {"image_size": input_size}
-    if checkpoint is not None:
-        load_checkpoint_(model, read_checkpoint(checkpoint), os.fspath(checkpoint))
+    said = () if checkpoint is None else load_checkpoint_(model, read_checkpoint(checkpoint))
     size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
     labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
-    return LoadedModel(model.eval(), name, options, preprocess, labels)
+    return LoadedModel(model.eval(), name, options, preprocess, labels, said)
+
+
+def takes_num_classes(name: str) -> bool:
+    """Whether the builder called `name` can be told how many classes there are.
+
+    Raises:
+        InputError: `package.module:function` cannot be imported.
+    """
+    if is_registered(name):
+        return True
+    try:
+        parameters = inspect.signature(import_function(name)).parameters
+    except (TypeError, ValueError):  # written in C
+        return True
+    return "num_classes" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
+def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Load a checkpoint that may have been trained on another number of classes: what depends on that number stays as it was built. In place.
+
+    Args:
+        loaded: the model, built with its `num_classes`.
+        checkpoint: as for `load_model`.
+
+    Returns:
+        As `load_checkpoint_`.
+
+    Raises:
+        InputError: it cannot be read, or something else does not fit.
+    """
+    weights, expected = read_checkpoint(checkpoint), loaded.model.state_dict()
+    tensors = fitted(weights, expected.keys()).tensors
+    is_fitting = expected.keys() == tensors.keys() and all(tensors[key].shape == tensor.shape for key, tensor in expected.items())
+    return load_checkpoint_(loaded.model, weights, replaceable=() if is_fitting else _of_classes(loaded))
+
+
+def _of_classes(loaded: LoadedModel) -> set[str]:
+    """Names of the tensors whose shape depends on the number of classes."""
+    if not takes_num_classes(loaded.source):
+        return set()
+    options = loaded.options | {"num_classes": loaded.options.get("num_classes", 16) + 1}
+    with torch.random.fork_rng(devices=[]):
+        other = build_shapes(loaded.source, options) if is_registered(loaded.source) else _call(loaded.source, options).state_dict()
+    return {key for key, tensor in loaded.model.state_dict().items() if key in other and other[key].shape != tensor.shape}
+
+
+def build_shapes(name: str, options: Mapping[str, int]) -> dict[str, Tensor]:
+    """The state dict that `build_trusted` would give, as cheap as it can be had: on the meta device where the builder can do that."""
+    try:
+        with torch.device("meta"):
+            built = build_trusted(name, **options)
+    except (RuntimeError, NotImplementedError):  # builders that read values cannot do so on the meta device
+        built = build_trusted(name, **options)
+    return built.state_dict()
 
 
 def build_trusted(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
@@ -155,7 +209,7 @@ def _call(name: str, options: dict[str, int]) -> nn.Module:
     except Exception as error:
         raise InputError(
             f"{name} failed when it was called with {options or 'no arguments'}: {_first_line(error)}. It must build the model without "
-            "other arguments."
+            "other arguments than num_classes (--num-classes)."
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not an nn.Module.")
@@ -178,60 +232,6 @@ def _sized(name: str, model: nn.Module, options: dict[str, int], side: int) -> n
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def read_checkpoint(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state dict, `.safetensors` or torch's format (read with `weights_only=True`).
-
-    Raises:
-        InputError: it cannot be read, or is something else.
-    """
-    file = os.fspath(checkpoint)
-    try:
-        loaded = safetensors.torch.load_file(file) if file.endswith(".safetensors") else torch.load(file, "cpu", weights_only=True)
-    except OSError as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
-        raise InputError(f"cannot read the checkpoint {file!r}: {why}.") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{file!r} is no state dict of torch's: it holds something else than tensors, which would be code, or it is damaged. Save "
-            "model.state_dict(), or use safetensors."
-        ) from error
-    except Exception as error:
-        raise InputError(f"{file!r} is no checkpoint: {_first_line(error)}.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"{file!r} holds no state dict of tensors.")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
-
-
-def load_checkpoint_(model: nn.Module, state: Mapping[str, Tensor], name: str, *, replaceable: Collection[str] = ()) -> None:
-    """Load what `read_checkpoint` gave. In place.
-
-    Args:
-        model: what it is of.
-        state: its tensors.
-        name: of the file, for the error.
-        replaceable: names of tensors that stay as they are in `model` where they have another shape.
-
-    Raises:
-        InputError: it does not fit.
-    """
-    expected = model.state_dict()
-    state = dict(state)
-    state |= {name: expected[name] for name in replaceable if name in state and state[name].shape != expected[name].shape}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    misfits = [
-        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in expected.items() if k in state and state[k].shape != v.shape
-    ]
-    if missing or unexpected or misfits:
-        raise InputError(
-            f"{name!r} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes {misfits[:3]}. "
-            "Is it this model's, with this --num-classes?"
-        )
-    model.load_state_dict(state)
 
 
 def _is_imagenet(name: str) -> bool:

@@ -13,6 +13,7 @@ from dggraph.training.augmentation import mix
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import TrainingData
 from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.training.identity import Identity, names_of
 from dggraph.training.losses import divergence
 from dggraph.training.order import seed_of
 
@@ -40,9 +41,13 @@ class Classifying:
         return [0] * len(self.data.train)  # type: ignore[arg-type]
 
     @property
-    def facts(self) -> dict[str, object]:
-        sizes = (len(self.data.train), len(self.data.validation))  # type: ignore[arg-type]
-        return {"images of the two sets": sizes, "classes": self.data.classes}
+    def identity(self) -> Identity:
+        parts: dict[str, Any] = {"train": self.data.train, "validation": self.data.validation}
+        return Identity(
+            classes=self.data.classes,
+            sizes={name: len(part) for name, part in parts.items()},
+            names={name: names_of(part) for name, part in parts.items()},
+        )
 
     def parts(self, batch: Any, step: int) -> list[Part]:
         config = self.config

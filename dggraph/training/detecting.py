@@ -17,6 +17,7 @@ from dggraph.training.box_evaluation import Detection, Precision, average_precis
 from dggraph.training.boxes import BoxSet
 from dggraph.training.config import TrainConfig
 from dggraph.training.evaluation import own_batches
+from dggraph.training.identity import Identity, names_of_boxes
 from dggraph.training.loading import load_batches
 from dggraph.training.losses import kept
 
@@ -77,9 +78,13 @@ class Detecting:
         return collate
 
     @property
-    def facts(self) -> dict[str, object]:
-        sizes = (len(self.train), len(self.validation.images))
-        return {"images of the two sets": sizes, "classes": self.training.classes}
+    def identity(self) -> Identity:
+        parts = {"train": self.train.images, "validation": self.validation.images}
+        return Identity(
+            classes=self.training.classes,
+            sizes={name: len(images) for name, images in parts.items()},
+            names={name: names_of_boxes(images) for name, images in parts.items()},
+        )
 
     def parts(self, batch: Part, step: int) -> list[Part]:
         device, (images, targets) = processes.device(), batch

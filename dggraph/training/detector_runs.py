@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -30,6 +31,8 @@ class Detector:
     """Label k is `classes[k - 1]`."""
     config: TrainConfig
     """What it was built from."""
+    said: tuple[str, ...]
+    """As of a `LoadedDetector`."""
 
 
 def build_detector(
@@ -46,7 +49,7 @@ def build_detector(
     Raises:
         InputError: as for `load_detector` and `convert_backbone_`.
     """
-    model = load_detector(
+    loaded = load_detector(
         config.model,
         config.num_classes or len(classes),
         checkpoint=config.checkpoint,
@@ -55,8 +58,9 @@ def build_detector(
         is_head_new=is_head_new,
         is_frozen=is_frozen,
     )
+    model: Any = loaded.model
     if config.router == "none":
-        return Detector(model, None, classes, config)
+        return Detector(model, None, classes, config, loaded.said)
     side = config.input_size or EXAMPLE_SIDE
     height, width = getattr(model.transform, "fixed_size", None) or (side, side)
     net = convert_backbone_(
@@ -64,7 +68,7 @@ def build_detector(
         torch.zeros((1, 3, height, width)),
         **config.conversion,
     )
-    return Detector(model, net, classes, config)
+    return Detector(model, net, classes, config, loaded.said)
 
 
 def is_detector_run(folder: str | Path) -> bool:

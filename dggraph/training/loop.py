@@ -21,10 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dggraph.errors import InputError, TrainingError
 from dggraph.runtime import processes
-from dggraph.runtime.network import dynamic_part
+from dggraph.runtime.archive import refuse_unsavable
+from dggraph.runtime.network import DynamicNetwork, dynamic_part
 from dggraph.runtime.sharding import local, shard_, synchronised, whole
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
+from dggraph.training.identity import Identity
 from dggraph.training.loading import ENDING, load_batches
 from dggraph.training.locking import locked
 from dggraph.training.losses import budget_of, kept
@@ -33,6 +35,7 @@ from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedu
 from dggraph.training.order import EpochBatches, SeededDataset, seed_of
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
+    ARCHIVE,
     Run,
     describe,
     finish,
@@ -79,22 +82,29 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     """
     if config.tensorboard:
         event_writer()  # refuses before anything is loaded
-    prepared = prepare(config)
     folder = run_folder(config)
+    prepared = prepare(config)
+    if isinstance(prepared.model, DynamicNetwork):
+        refuse_unsavable(prepared.model, folder / ARCHIVE, prepared.preprocess, prepared.labels or None)
     per_epoch = len(_batches(config, prepared.task))
+    if not prepared.task.groups:
+        raise InputError(f"the training part of {config.dataset} has no images to learn from, so there is nothing to train.")
     if per_epoch == 0:
         raise InputError(
             f"the training set has {len(prepared.task.groups)} images, fewer than one batch of {config.batch_size} on each of "
             f"{processes.world_size()} processes. Lower batch_size."
         )
-    processes.agree(config.fingerprint() | {"parallel": config.parallel, **prepared.task.facts})
-    run = _start(config, prepared, per_epoch)
+    identity = prepared.task.identity
+    facts = {"images of the two sets": tuple(identity.sizes.values()), "classes": identity.classes}
+    facts["names of the images"] = identity.document()["names"]
+    processes.agree(config.fingerprint() | {"parallel": config.parallel} | facts)
+    run = _start(config, prepared, identity, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
         processes.barrier()
         said = resume_(run, config, folder)
         processes.agree({"step of the last checkpoint": run.step})
-        describe(config, folder, prepared.notes)
+        describe(run, config, folder, prepared.notes)
         if processes.rank() == 0:
             if prepared.notes.get("skipped.json"):
                 tell({"bad entries left out": len(prepared.notes["skipped.json"])})
@@ -107,7 +117,7 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     return result
 
 
-def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
+def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoch: int) -> Run:
     model, unsharded = prepared.model, None
     average = _average(model, config.model_ema_decay) if config.model_ema else None
     if config.parallel == "fsdp" and processes.world_size() > 1:
@@ -124,6 +134,7 @@ def _start(config: TrainConfig, prepared: Prepared, per_epoch: int) -> Run:
         model=model,
         net=dynamic_part(model),
         held=prepared.held,
+        identity=identity,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
         unsharded=unsharded,
         optimiser=optimiser,

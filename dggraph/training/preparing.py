@@ -1,16 +1,17 @@
 """What a run starts from, as its configuration says: the model, what it learns from, and what of it learns."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dggraph.errors import InputError
+from dggraph.errors import DggraphError, InputError
 from dggraph.runtime import processes
 from dggraph.runtime.conversion import convert, note_source_
-from dggraph.runtime.models import LoadedModel, is_registered, load_model
+from dggraph.runtime.models import LoadedModel, is_registered, load_model, start_from_, takes_num_classes
 from dggraph.runtime.network import DynamicNetwork, dynamic_part
 from dggraph.runtime.norms import NORMS
 from dggraph.runtime.pinning import decide_blocks_, pin_open_
@@ -23,6 +24,7 @@ from dggraph.training.data import configured, open_data
 from dggraph.training.detecting import Detecting
 from dggraph.training.detector_runs import build_detector
 from dggraph.training.distillation import answered, find_fragile, teacher_of
+from dggraph.training.naming import as_text, tell_changed
 from dggraph.training.tasks import Task
 
 OF_CLASSIFICATION = (
@@ -46,10 +48,10 @@ class Prepared:
     """Of a classifier."""
     notes: dict[str, Any]
     """Files of the run folder about what was found: what pinning measured, what was read, which images and boxes were left out."""
-    said: tuple[str, ...]
-    """What is not as one might expect, a sentence each."""
     held: tuple[str, ...]
     """Parameters that would learn, and are held as they came."""
+    said: tuple[str, ...]
+    """What is not as one might expect, a sentence each."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -67,6 +69,9 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
     training, validation = open_boxes(config)
     skipped = [f"{part.name}: {what}" for part in (training, validation) for what in part.skipped]
     facts = {"train": training.facts, "validation": validation.facts}
+    names = as_text(training.classes)
+    renamed = tell_changed(training.classes, names)
+    training, validation = replace(training, classes=names), replace(validation, classes=names)
     torch.manual_seed(config.seed)
     detector = build_detector(config, training.classes, is_head_new=True)
     model = detector.model.to(processes.device())
@@ -78,26 +83,39 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         labels=training.classes,
         preprocess=None,
         notes={"data.json": facts} | ({"skipped.json": skipped} if skipped else {}),
-        said=(*training.notes, *validation.notes),
         held=_hold_(model.train(), config.tune),
+        said=(*training.notes, *validation.notes, *renamed, *detector.said),
     )
 
 
 def _prepare_classifier(config: TrainConfig) -> Prepared:
+    is_taught = config.objective == "distill"
+
     def load(num_classes: int | None) -> LoadedModel:
         torch.manual_seed(config.seed)
-        return load_model(config.model, num_classes=num_classes, checkpoint=config.checkpoint, input_size=config.input_size)
+        checkpoint = config.checkpoint if is_taught else None
+        return load_model(config.model, num_classes=num_classes, checkpoint=checkpoint, input_size=config.input_size)
 
     loaded = load(config.num_classes)
     if loaded.preprocess is None:
         raise InputError(f"{config.model} does not say what images it takes; give input_size.")
     preprocess = configured(loaded.preprocess, config)
-    data, labels = open_data(config, preprocess), loaded.labels or ()
-    if config.objective == "labels":
-        labels = data.classes
-        if config.num_classes is None:
-            loaded = load(len(data.classes))
-    teacher = teacher_of(loaded.model) if config.objective == "distill" else None
+    data, labels, said, renamed = open_data(config, preprocess), loaded.labels or (), loaded.said, list[str]()
+    if not is_taught:
+        labels = as_text(data.classes)
+        renamed = tell_changed(data.classes, labels)
+        data = replace(data, classes=labels)
+        if config.num_classes not in (None, len(labels)):
+            raise InputError(
+                f"{config.dataset} has {len(labels)} classes, but num_classes = {config.num_classes}, and an archive names each output. Leave "
+                "num_classes out: the network gets an output for each class, also where its checkpoint has others."
+            )
+        if config.num_classes is None and takes_num_classes(config.model):
+            loaded = load(len(labels))
+        if config.checkpoint is not None:
+            said = start_from_(loaded, config.checkpoint)
+    _refuse_other_outputs(config, loaded.model, preprocess, labels)
+    teacher = teacher_of(loaded.model) if is_taught else None
     model = loaded.model if config.router == "none" else _converted(config, loaded, preprocess)
     for one in (model, *([] if teacher is None else [teacher])):
         one.to(processes.device())
@@ -119,9 +137,33 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         labels=labels,
         preprocess=preprocess,
         notes={name: found for name, found in notes.items() if found},
-        said=data.notes,
         held=_hold_(model.train(), config.tune),
+        said=(*data.notes, *renamed, *said),
     )
+
+
+def _refuse_other_outputs(config: TrainConfig, model: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> None:
+    """One score for each class is what is learned, judged and named; a copy of the model is asked for them."""
+    size = preprocess.input_size
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            output = copy.deepcopy(model)(torch.zeros((1, *size)))
+        except DggraphError:
+            raise
+        except Exception as error:  # whatever a user's forward raises
+            raise InputError(
+                f"{config.model} fails on an image of {size[0]} x {size[1]} x {size[2]}: {type(error).__name__}: {str(error).strip()[:300]}. "
+                "Give the input_size that it was made for, or mend its forward."
+            ) from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != 1:
+        what = type(output).__name__ if shape is None else f"a tensor of {shape} for one image"
+        raise InputError(f"{config.model} gives {what}, not one score for each class, (1, classes). Wrap it in a classifier.")
+    if labels and shape[1] != len(labels):
+        raise InputError(
+            f"{config.model} gives {shape[1]} outputs for the {len(labels)} classes of {config.dataset}. Let the function take num_classes and "
+            "build its head by it."
+        )
 
 
 def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ RUN/config.json          every key
 RUN/environment.json     versions and machine
 RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with pin_divergence
 RUN/data.json            of each part of the data: how many images, what was ignored and why
+RUN/names.json.gz        what the images are called, see `identity`
 RUN/skipped.json         bad images and boxes that were left out, where that was asked for
 RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
 RUN/timing.jsonl         how long it took
@@ -16,6 +17,7 @@ RUN/archive/             the trained network (of a static backbone RUN/backbone.
 
 import json
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dggraph.errors import CheckpointError, InputError
+from dggraph.errors import CheckpointError, InputError, TrainingError
 from dggraph.runtime import processes
 from dggraph.runtime.archive import save
 from dggraph.runtime.durable import write_whole
@@ -45,10 +47,12 @@ from dggraph.training.checkpoint import (
     save_checkpoint,
 )
 from dggraph.training.config import TrainConfig
+from dggraph.training.identity import Identity, tell_differences, write_names
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 from dggraph.training.order import seed_of
 
 CHECKPOINTS = "checkpoints"
+ARCHIVE = "archive"
 WEIGHTS = {"classification": "backbone.safetensors", "detection": "detector.safetensors"}
 
 
@@ -62,6 +66,8 @@ class Run:
     """The dynamic network: `model`, or a part of it."""
     held: tuple[str, ...]
     """Parameters that do not learn in this run alone."""
+    identity: Identity
+    """Of its data."""
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
     unsharded: nn.Module | None
@@ -84,14 +90,31 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def prepare_folder(config: TrainConfig, folder: Path) -> None:
-    if processes.rank() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the run folder {folder}: {error.strerror or error}. Choose another output.") from error
+    """Make the folder of the run, once everything that a run writes is known to find its place there.
+
+    Raises:
+        InputError: it cannot be made or written to, or something else is in the way of a file; names it.
+    """
+    if processes.rank() != 0:
+        return
+    files = ("config.json", "environment.json", METRICS, *WEIGHTS.values())
+    in_the_way = [folder / name for name in files if (folder / name).is_dir()]
+    in_the_way += [folder / CHECKPOINTS] if (folder / CHECKPOINTS).is_file() else []
+    if in_the_way:
+        raise InputError(
+            f"{in_the_way[0]} is in the way of what a run writes there. Move it, or choose another output or experiment."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / CHECKPOINTS):
+            if place.is_dir():
+                with tempfile.TemporaryFile(dir=place):
+                    pass
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}. Choose another output.") from error
 
 
-def describe(config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
+def describe(run: Run, config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
         write_whole(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=1).encode())
@@ -99,6 +122,7 @@ def describe(config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> Non
         machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
         for name, content in notes.items():
             write_whole(folder / name, json.dumps(content, indent=1).encode())
+        write_names(run.identity, folder)
         write_whole(folder / "environment.json", json.dumps(versions | machine, indent=1).encode())
     processes.barrier()
 
@@ -116,6 +140,7 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
             "scaler": run.scaler.state_dict(),
         }
         state |= {"world_size": processes.world_size(), "parallel": config.parallel, "num_judged": run.num_judged}
+        state["data"] = run.identity.document()
         state["metrics_bytes"] = sync_rows(folder / METRICS)
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
         prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
@@ -143,6 +168,10 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
     if different:
         raise CheckpointError(
             f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose another experiment."
+        )
+    if "data" in found.state and (differences := tell_differences(found.state["data"], run.identity, folder)):
+        raise CheckpointError(
+            f"{folder} holds a run that learned from other data: {'; '.join(differences)}. Go on with those, or choose another experiment."
         )
     load_whole_(run.model, found.tensors["model"])
     restore_optimiser(run.optimiser, found.tensors["optimiser"], found.state["optimiser"])
@@ -182,19 +211,37 @@ def judging(run: Run) -> Iterator[nn.Module]:
 
 
 def finish(run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], preprocess: Preprocess | None) -> None:
-    """Write the trained network: a dynamic classifier as an archive, anything else as a state dict."""
+    """Write the trained network: a dynamic classifier as an archive, anything else as a state dict.
+
+    Raises:
+        TrainingError: it cannot be written; says where its weights are.
+    """
     with judging(run) as model:
         if processes.rank() != 0:
             return
-        net = dynamic_part(model)
-        if net is not None:
-            release_(net)
-        if isinstance(model, DynamicNetwork):
-            for name in run.held:
-                model.lowered.get_parameter(name).requires_grad_(True)
-            save(model, folder / "archive", preprocess=preprocess, labels=labels or None)
-        else:
-            state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}  # tied ones too
-            notes = {"classes": json.dumps(list(labels))}
-            write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))
+        try:
+            _write_network(model, run, config, folder, labels, preprocess)
+        except Exception as error:  # whatever it is, the network is there
+            part = "model" if run.average is None else "average"
+            file = folder / CHECKPOINTS / f"{run.step:08d}" / f"{part}.safetensors"
+            raise TrainingError(
+                f"the network is trained, but could not be written: {error} Its weights are whole in {file}, a state dict "
+                f"(safetensors.torch.load_file), and the same call writes the network once that is mended."
+            ) from error
     update_page(folder)
+
+
+def _write_network(
+    model: nn.Module, run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], preprocess: Preprocess | None
+) -> None:
+    net = dynamic_part(model)
+    if net is not None:
+        release_(net)
+    if isinstance(model, DynamicNetwork):
+        for name in run.held:
+            model.lowered.get_parameter(name).requires_grad_(True)
+        save(model, folder / ARCHIVE, preprocess=preprocess, labels=labels or None)
+    else:
+        state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}  # tied ones too
+        notes = {"classes": json.dumps(list(labels))}
+        write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))

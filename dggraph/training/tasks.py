@@ -1,12 +1,13 @@
 """What a run learns, as the loop sees it: batches, their loss, and how good the model is. See `classifying` and `detecting`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.training.identity import Identity
 
 
 class Judgement(Protocol):
@@ -36,8 +37,8 @@ class Task(Protocol):
         """Makes a batch of samples; None stacks them."""
 
     @property
-    def facts(self) -> Mapping[str, object]:
-        """What must be the same for all processes, by name."""
+    def identity(self) -> Identity:
+        """What it learns from, the same for all processes and whenever the run goes on."""
 
     def parts(self, batch: Any, step: int) -> list[Any]:
         """A batch on the device, mixed, and split into `grad_accum_steps` parts."""

@@ -16,6 +16,7 @@ from dggraph.training.augmentation import evaluation_transform
 from dggraph.training.config import TrainConfig
 from dggraph.training.data import FileDataset, configured, open_data
 from dggraph.training.folders import read_folder
+from dggraph.training.naming import as_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def open_validation(net: DynamicNetwork, config: TrainConfig, *, limit: int | No
     if net.preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
     data = _open(config, configured(net.preprocess, config))
-    data = _as_named(data, net.labels, config.dataset)
+    data = replace(data, classes=as_text(data.classes))
+    data = _as_named(data, None if net.labels is None else as_text(net.labels), config.dataset)
     num_images = len(data.images)  # type: ignore[arg-type]
     is_taken = spread(num_images, limit)
     return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
