@@ -62,11 +62,13 @@ def mark_features(fx_nodes: Iterable[fx.Node]) -> None:
         fx_node.meta[_FEATURE] = True
 
 
-def mark_routing(own: Iterable[fx.Node], blocks: Iterable[fx.Node], block_paths: Collection[str]) -> None:
-    """A stage's `own` nodes belong to the calls that hold all of its blocks, but to no block."""
-    stacks = [fx_node.meta.get(STACK) or {} for fx_node in blocks]
-    first = stacks[0] if stacks else {}
-    shared = {key: call for key, call in first.items() if call[0] not in block_paths and all(key in stack for stack in stacks)}
+def mark_routing(own: Iterable[fx.Node], blocks: Sequence[Collection[fx.Node]], path: str, graph: fx.Graph) -> None:
+    """A stage's `own` nodes belong to the calls that hold all of its `blocks`, but to no block; `path` is that of the first one."""
+    stacks = [fx_node.meta.get(STACK) or {} for members in blocks for fx_node in members]
+    shared = {key: call for key, call in (stacks[0] if stacks else {}).items() if all(key in stack for stack in stacks)}
+    if len(blocks) == 1:  # what holds one block may be the block itself, or lie inside it
+        wider = {key for fx_node in graph.nodes if fx_node not in blocks[0] for key in fx_node.meta.get(STACK) or {}}
+        shared = {key: call for key, call in shared.items() if key in wider or path.startswith(f"{call[0]}.")}
     for fx_node in own:
         fx_node.meta[STACK] = shared
 

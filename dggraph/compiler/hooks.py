@@ -272,6 +272,7 @@ def _others(graph: fx.Graph, site: Site, sites: Mapping[str, Site]) -> str:
     """The nearest module around `site` that can be hooked, and the last layer in it."""
     outer = [sites[key].path for key in reversed(list(site.around)) if sites[key].has_place and not sites[key].is_lifted]
     layers = [str(fx_node.target) for fx_node in graph.nodes if fx_node in site.inside and fx_node.op == "call_module"]
+    layers = [target for target in layers if not target.startswith("dg_")]
     return " or ".join(
         [*(f"{path!r}, around it," for path in outer[:1]), *(f"{path!r}, inside it," for path in layers[-1:])]
     ).rstrip(",") or ("another module")

@@ -154,8 +154,8 @@ class _StageWriter:
         self.lowered.erase_node(anchor)
         for user in outside:
             user.replace_input_with(last, new_output)
-        routed = [self.by_name[name] for block in self.stage.blocks for name in block.fx_nodes]
-        mark_routing(self.own, routed, {block.path for block in self.stage.blocks})
+        blocks = [{self.by_name[name] for name in block.fx_nodes} for block in self.stage.blocks]
+        mark_routing(self.own, blocks, self.stage.blocks[0].path, self.lowered)
         self._erase([*spent, last])
         self.by_name[self.stage.output] = new_output
         self.by_name |= {weights.name: weights, raw.name: raw}
