@@ -1,13 +1,15 @@
-"""Who writes into whose memory: in-place ops, `out=`, and views through which they reach further."""
+"""Who writes into whose memory: in-place ops, `out=`, views through which they reach further, and what outlasts a pass."""
 
 import inspect
 import operator
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from dggraph.compiler.capture import keep
 from dggraph.compiler.regions import Flow
 
 _IN_PLACE = {
@@ -59,13 +61,46 @@ def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Ite
             module = flow.module.get_submodule(str(user.target)) if user.op == "call_module" else None
             if is_writer or not (isinstance(module, _FRESH_MODULES) or user.target in _FRESH_FUNCTIONS):
                 open_ends.append(user)
-            if module is not None and not type(module).__module__.startswith("torch.nn."):
+            is_foreign_module = module is not None and not type(module).__module__.startswith("torch.nn.")
+            if is_foreign_module or (user.op == "call_function" and _is_foreign(user.target)):
                 yield user
 
 
+def is_effect(flow: Flow, fx_node: fx.Node) -> bool:
+    """True for an op that counts even where nobody reads its value: it writes somewhere, keeps something, or is code we cannot see into."""
+    if fx_node.target is keep or overwritten(flow, fx_node):
+        return True
+    return not fx_node.users and (fx_node.op == "call_module" or (fx_node.op == "call_function" and _is_foreign(fx_node.target)))
+
+
+def outlasts(flow: Flow, fx_node: fx.Node) -> bool:
+    """True for an op whose effect is there after the pass: it keeps a value on a module, or writes into a weight or buffer."""
+    if fx_node.target is keep:
+        return True
+    for current in overwritten(flow, fx_node):
+        while current.op in ("call_method", "call_function") and current.target not in _FRESH_FUNCTIONS and current.all_input_nodes:
+            current = current.all_input_nodes[0]
+        if current.op == "get_attr":
+            return True
+    return False
+
+
 def may_overwrite(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
-    """True unless it is proved that nobody writes into `value`; leaf modules that torch does not ship may do anything."""
+    """True unless it is proved that nobody writes into `value`; modules and functions that torch does not ship may do anything."""
     return next(writers(flow, value, apart_from), None) is not None
+
+
+def _is_foreign(function: Any) -> bool:
+    """True for a function that is neither Python's nor torch's own."""
+    module = getattr(function, "__module__", None) or ""
+    return not isinstance(function, type) and module.partition(".")[0] not in (
+        "",
+        "torch",
+        "_operator",
+        "builtins",
+        "math",
+        "torchvision",
+    )
 
 
 def _is_in_place(flow: Flow, fx_node: fx.Node) -> bool:

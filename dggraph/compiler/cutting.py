@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from dggraph.compiler.contexts import CONTEXTS
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.lowering import stage_layout
 from dggraph.compiler.naming import read_taken_names_
-from dggraph.compiler.planning import BlockPlan, ReadKind, StagePlan
-from dggraph.errors import LoweringError
+from dggraph.compiler.planning import NEEDED, BlockPlan, ReadKind, StagePlan, batch_norms, mark_needed
 from dggraph.graph.ir import DynamicGraph, EdgeKind
-from dggraph.ops.guards import hold
 from dggraph.ops.liveness import Layout
 
 
@@ -64,6 +63,8 @@ class Program:
     """Puts the backbone's output together."""
     dense_gates: dict[str, tuple[str, str]]
     """Per stage that is `dense_only`: the values that are its weights after and before the threshold."""
+    norms: tuple[tuple[str, ...], ...]
+    """Paths, split, of the batch norms in blocks that run on some images of a batch."""
     code: str
     """The generated code it was cut from; another one asks for another cut."""
     plan: tuple[StagePlan, ...]
@@ -72,37 +73,27 @@ class Program:
 
 def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) -> Program:
     """Cut `lowered` along `plan`. Stages that are `dense_only` stay with what lies outside."""
+    mark_needed(lowered.graph)  # hooks add ops
     by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
     stages = [stage for stage in plan if not stage.dense_only]
     programs = {stage.name: _stage_program(by_name, graph, stage) for stage in stages}
     members = {name for stage in stages for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))}
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
-    made_by = {stage.output: stage.name for stage in stages}
     dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
     output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
     wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
-    held = [fx_node.name for fx_node in by_name.values() if fx_node.target is hold]
-    outside = _needed([*wanted, *held], by_name, made_by, reads) - members
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
-    ordered: list[list[fx.Node] | StagePlan] = []
-    ready, left, waiting = {start.name}, [n for n in by_name.values() if n.name in outside and n is not start], list(stages)
-    while left or waiting:
-        segment: list[fx.Node] = []
-        for fx_node in left:
-            if all(source.name in ready for source in fx_node.all_input_nodes):
-                segment.append(fx_node)
-                ready.add(fx_node.name)
-        left = [fx_node for fx_node in left if fx_node.name not in ready]
-        free = [stage for stage in waiting if reads[stage.name] <= ready]
-        if not segment and not free:
-            raise LoweringError(f"stages {[stage.name for stage in waiting]} wait for each other; run with executor='dense'.")
-        if segment:
-            ordered.append(segment)
-        for stage in free[:1]:
-            ordered.append(stage)
-            ready.add(stage.output)
-            waiting.remove(stage)
-    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, lowered.code, tuple(plan))
+    ordered: list[list[fx.Node] | StagePlan] = [[]]
+    ends = {stage.output: stage for stage in stages}
+    for fx_node in by_name.values():  # a stage runs where it ends: all that its blocks read has been computed by then
+        if fx_node.name in ends:
+            ordered += [ends[fx_node.name], []]
+        elif fx_node.name not in members and NEEDED in fx_node.meta and fx_node.op not in ("placeholder", "output"):
+            ordered[-1].append(fx_node)  # type: ignore[union-attr]
+    ordered = [part for part in ordered if part]
+    called = {str(by_name[name].target) for stage in stages for block in stage.blocks for name in _modules_in(by_name, block)}
+    norms = tuple(tuple(path.split(".")) for module in sorted(called) for path in batch_norms(lowered, module))
+    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, norms, lowered.code, tuple(plan))
 
 
 def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()) -> Piece:
@@ -125,6 +116,13 @@ def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[f
     names = tuple(outputs)
     graph.output(tuple(by_name[name] for name in names))
     return Piece(tuple(read.name for read in values), names, _function(graph))
+
+
+def _modules_in(by_name: dict[str, fx.Node], block: BlockPlan) -> list[str]:
+    """The fx nodes that read a module of `block`: calls, and what `contexts` reads to call in a context of its own."""
+    calls = [by_name[name] for name in block.fx_nodes]
+    owners = [source for call in calls if CONTEXTS in call.meta for source in call.all_input_nodes if source.op == "get_attr"]
+    return [fx_node.name for fx_node in (*calls, *owners) if fx_node.op in ("call_module", "get_attr")]
 
 
 def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: StagePlan) -> StageProgram:
@@ -171,20 +169,6 @@ def _function(graph: fx.Graph) -> Callable[..., Any]:
     exec(compile(code.src, "<dggraph>", "exec"), scope)
     function: Callable[..., Any] = scope["forward"]
     return function
-
-
-def _needed(wanted: Iterable[str], by_name: dict[str, fx.Node], made_by: dict[str, str], reads: dict[str, set[str]]) -> set[str]:
-    """Everything outside the stages that leads to `wanted`."""
-    needed, open_ends = set[str](), list(wanted)
-    for names in reads.values():
-        open_ends += names
-    while open_ends:
-        name = open_ends.pop()
-        if name in needed or name in made_by:
-            continue
-        needed.add(name)
-        open_ends += [source.name for source in by_name[name].all_input_nodes]
-    return needed
 
 
 def _steps(

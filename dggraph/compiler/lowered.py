@@ -56,6 +56,11 @@ class LoweredModule(fx.GraphModule):
             raise AttributeError(f"{type(self).__name__} has no module {first!r}.")
         return child.get_submodule(rest)
 
+    @property
+    def dg_self(self) -> "LoweredModule":
+        """Itself, as the graph reads it to keep what the backbone's own forward keeps on the backbone."""
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
         root = nn.Module()
         adopt_(root, copy.deepcopy(_owned(self), memo))

@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dggraph.compiler.aliasing import may_overwrite
+from dggraph.compiler.aliasing import is_effect, may_overwrite
 from dggraph.compiler.calls import mark_features, mark_lifted, mark_routing
+from dggraph.compiler.capture import keep
+from dggraph.compiler.contexts import restore_contexts
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_
-from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
+from dggraph.compiler.planning import EFFECT, BlockPlan, StagePlan, dense_where_read, mark_needed, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
+from dggraph.compiler.returns import restore_structure
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
@@ -51,11 +54,12 @@ class Deciders:
     threshold: float
 
 
-def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders: Deciders) -> Lowered:
+def lower(flow: Flow, returned: Any, found: Sequence[FoundStage], graph: DynamicGraph, deciders: Deciders) -> Lowered:
     """Rewire the backbone behind `flow` into `graph`. The backbone's modules are shared with the result, not copied.
 
     Args:
         flow: the traced backbone.
+        returned: what its forward returned, in the types it returned it in; None where that is not known.
         found: its stages, in the order of `graph.stages`.
         graph: the wired graph.
         deciders: routers, gates and threshold.
@@ -82,8 +86,27 @@ def lower(flow: Flow, found: Sequence[FoundStage], graph: DynamicGraph, deciders
         plan.append(writer.write())
         gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
     output = next(iter(reversed(lowered.nodes)))
-    output.args, output.type = ((output.args[0], gates),), None
+    with lowered.inserting_before(output):
+        structure = output.args[0] if returned is None else restore_structure(lowered, returned, output.args[0])
+    output.args, output.type = ((structure, gates),), None
+    for fx_node in flow.order:
+        if is_effect(flow, fx_node) and fx_node.name in by_name:
+            by_name[fx_node.name].meta[EFFECT] = True
+    mark_needed(lowered)
+    plan = [stage if stage.dense_only else dense_where_read(lowered, stage) for stage in plan]
+    _write_keeps(lowered)
+    restore_contexts(lowered)
     return Lowered(LoweredModule(root, lowered), tuple(plan))
+
+
+def _write_keeps(graph: fx.Graph) -> None:
+    """Let every value that forward keeps on a module (`self.aux = y`) be kept on it: `keep` only stands for that."""
+    for fx_node in list(graph.nodes):
+        if fx_node.target is keep:
+            value, path, name = fx_node.args
+            with graph.inserting_before(fx_node):
+                owner = graph.create_node("get_attr", path or "dg_self", name=f"{fx_node.name}_owner")
+            fx_node.target, fx_node.args = setattr, (owner, name, value)
 
 
 class _StageWriter:

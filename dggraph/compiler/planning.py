@@ -2,13 +2,18 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # private, torch 2.10 to 2.15: what all batch norms share
 
-from dggraph.compiler.aliasing import may_overwrite
+from dggraph.compiler.aliasing import may_overwrite, outlasts
+from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Flow
+
+EFFECT, NEEDED = "dg_effect", "dg_needed"
+"""Keys of an fx node's `meta`: it counts even where nobody reads its value; it leads to the output or to such a node."""
 
 ReadKind = Literal["constant", "rows", "batched", "unknown"]
 
@@ -19,8 +24,8 @@ class Read:
 
     fx_node: str
     kind: ReadKind
-    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with the block's own. `unknown`: a
-    number that may depend on the batch size in another way; such a block runs on whole batches only."""
+    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with the block's own. `unknown`:
+    something that may depend on the batch size in another way; such a block runs on whole batches only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +82,56 @@ def plan_block(flow: Flow, node: str, inside: Sequence[fx.Node], new_input: fx.N
 
 
 def why_dense(flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node], own: Sequence[fx.Node]) -> str:
-    """Why a stage cannot run on some rows of the batch; empty where it can. `values` are what v0 .. vN hand on."""
+    """Why a stage cannot run on some rows of the batch; empty where nothing in it forbids that. `values` are what v0 .. vN hand on."""
     for block in blocks:
         for read in block.reads:
             if read.kind == "unknown":
-                return f"{block.node} reads {read.fx_node}, a number computed outside it"
+                return f"{block.node} reads {read.fx_node}, which is computed outside it and may depend on the batch size"
+        for name in block.fx_nodes:
+            fx_node = flow.by_name.get(name)
+            if fx_node is None:
+                continue
+            if fx_node.op == "call_module":
+                for path in batch_norms(flow.module, str(fx_node.target)):
+                    if flow.module.get_submodule(path).running_mean is None:
+                        return f"{block.node} uses the batch's own statistics, in {path}"
+            if outlasts(flow, fx_node):
+                return f"{block.node} changes what outlasts a pass, at {name}"
     inside = {fx_node.name for fx_node in own}.union(*(block.fx_nodes for block in blocks))
-    for value in values[1:]:
-        for user in value.users:
-            if user.name not in inside:
-                return f"{user.name} reads {value.name}, a node's output, from outside the stage"
     if may_overwrite(flow, values[0], apart_from=inside):
         return f"something outside the stage may overwrite its input {values[0].name}"
     return ""
+
+
+def batch_norms(root: nn.Module, path: str) -> list[str]:
+    """Paths of the batch norms in the module at `path`, which may be one itself. Empty where there is no module."""
+    try:
+        module = root.get_submodule(path)
+    except AttributeError:  # a weight
+        return []
+    found = [name for name, inner in module.named_modules() if isinstance(inner, _BatchNorm)]
+    return [f"{path}.{name}" if name else path for name in found]
+
+
+def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
+    """`stage`, dense only where what its blocks compute inside is read from outside, by something that counts."""
+    handed_on = {stage.output, stage.weights, stage.raw}
+    inside = {*stage.own}.union(*(block.fx_nodes for block in stage.blocks))
+    for fx_node in graph.nodes:
+        if fx_node.name in inside and fx_node.name not in handed_on and fx_node.op != "get_attr":
+            for user in fx_node.users:
+                if user.name not in inside and NEEDED in user.meta:
+                    return replace(stage, dense_only=f"{user.name} reads {fx_node.name}, a value inside it, from outside the stage")
+    return stage
+
+
+def mark_needed(graph: fx.Graph) -> None:
+    """Mark every op whose value reaches the output or an op that counts by itself."""
+    for fx_node in reversed(graph.nodes):
+        if fx_node.op in ("output", "placeholder") or EFFECT in fx_node.meta or any(NEEDED in user.meta for user in fx_node.users):
+            fx_node.meta[NEEDED] = True
+        else:
+            fx_node.meta.pop(NEEDED, None)
 
 
 def _kind_of(flow: Flow, read: fx.Node) -> ReadKind:
@@ -98,9 +140,18 @@ def _kind_of(flow: Flow, read: fx.Node) -> ReadKind:
         return "constant"
     if original is None or original in flow.activations:
         return "batched"
-    if read.name in flow.profile.shapes:
+    if read.name not in flow.profile.shapes:
+        return _size_kind(read)
+    if not _varies(flow, original):
         return "constant"
-    return _size_kind(read)
+    return "batched" if flow.profile.shapes[read.name][:1] == (TRACED_BATCH,) else "unknown"
+
+
+def _varies(flow: Flow, fx_node: fx.Node) -> bool:
+    """True where a value that is computed without the images may depend on how many there are."""
+    if fx_node.name in flow.profile.shapes:
+        return any(_varies(flow, source) for source in fx_node.all_input_nodes if source not in flow.activations)
+    return fx_node.op != "get_attr" and _size_kind(fx_node) != "constant"
 
 
 def _size_kind(fx_node: fx.Node) -> ReadKind:

@@ -50,7 +50,8 @@ def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profil
         return _run_fake(module, graph, example_input, TRACED_BATCH)
     except Exception:
         try:
-            return _run(module, graph, _repeated(example_input, TRACED_BATCH).clone())
+            with unchanged(module):
+                return _run(module, graph, _repeated(example_input, TRACED_BATCH).clone())
         except Exception as error:
             raise InputError(_why_not(module, graph, example_input, error)) from error
 
@@ -79,7 +80,7 @@ def _repeated(example: Tensor, size: int) -> Tensor:
 
 
 def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) -> Profile:
-    with restored(module), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with unchanged(module), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return _run(module, graph, mode.from_tensor(_repeated(example, size)))
 
 
@@ -91,18 +92,22 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
 
 
 @contextmanager
-def restored(module: nn.Module) -> Iterator[None]:
-    """Take back what leaf modules note on themselves (ConViT caches an index tensor): it would be fake."""
-    before = {
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Buffers, and what modules keep on themselves (ConViT caches an index tensor), are after this context as before it."""
+    attributes = {
         inner: {name: dict(value) if type(value) is dict else value for name, value in vars(inner).items()}
         for inner in module.modules()
     }
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for inner, attributes in before.items():
+        for inner, before in attributes.items():
             vars(inner).clear()
-            vars(inner).update(attributes)
+            vars(inner).update(before)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 @contextmanager

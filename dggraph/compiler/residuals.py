@@ -19,8 +19,8 @@ _ADD_METHODS = {"add", "add_"}
 def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
     """The residual adds that lead from the block's input straight to its output, first one first.
 
-    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled (`alpha`), or where an op inside
-    overwrites a tensor that the identity still needs.
+    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled (`alpha`), where the branch is of another
+    shape and only broadcasts (x + g(pool(x))), or where an op inside overwrites a tensor that the identity still needs.
     """
     source, current = flow.by_name[region.input], flow.by_name[region.output]
     inside = {flow.by_name[name] for name in region.fx_nodes}
@@ -30,6 +30,8 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
             return ()
         candidates = [operand for operand in current.args if operand is source or _leads_to(operand, source, inside)]
         if len(candidates) != 1 or len(set(current.args)) != 2:
+            return ()
+        if len({flow.profile.shapes.get(fx_node.name) for fx_node in (current, *current.all_input_nodes)}) != 1:
             return ()
         adds.append(current)
         (current,) = candidates

@@ -29,8 +29,9 @@ from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.compiler.answers import AnsweringTracer, Assumption, KeepWhole, failed_function, is_module_s, is_others
 from dggraph.compiler.calls import mark_structured
+from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing, keep
 from dggraph.compiler.copying import copy_model, rebind_forwards_
-from dggraph.compiler.profiling import quiet, restored
+from dggraph.compiler.profiling import quiet, unchanged
 from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
 from dggraph.ops.guards import hold
@@ -74,6 +75,10 @@ class Trace:
     """Answers that the backbone's Python got from the example, and went by."""
     hooks: tuple[str, ...] = ()
     """Paths of modules (empty: the backbone itself) whose hooks the graph does not run and the copy no longer has."""
+    returned: Any = None
+    """What forward returned, in the types it returned it in; proxies stand for values. None where the graph was there already."""
+    checkpointed: tuple[str, ...] = ()
+    """Paths of modules (empty: the backbone itself) that ask for gradient checkpointing, which the graph does not do."""
 
 
 def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None) -> Trace:
@@ -99,7 +104,15 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: T
         tracer, error = _try(module, leaves, opaque, example)
         if error is None:
             assumptions = tuple(tracer.assumptions) if example is not None else ()
-            return Trace(module, tracer.graph, tuple(opaque.values()), assumptions, _drop_hooks(module, tracer.graph))
+            return Trace(
+                module,
+                tracer.graph,
+                tuple(opaque.values()),
+                assumptions,
+                _drop_hooks(module, tracer.graph),
+                tracer.capture.returned,
+                _checkpointed(module, tracer.graph, tracer.capture),
+            )
         kept = _culprit(tracer, error)
         if kept is None or kept in opaque or len(opaque) == MAX_OPAQUE:
             raise _explain(module, tracer.failed, error) from error
@@ -144,11 +157,12 @@ def _prepared(tracer: "_BackboneTracer", module: nn.Module, attempt: nn.Module, 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.enter_context(capturing(tracer.capture, tracer, attempt))
         if example is not None:
             stack.enter_context(quiet())
             tracer.begin(module, attempt, example)
             stack.enter_context(called_whole((*FACTORIES, *tracer.cannot_keep)))
-            stack.enter_context(restored(module))
+            stack.enter_context(unchanged(module))
         yield
 
 
@@ -170,6 +184,8 @@ def fingerprint(graph: fx.Graph) -> str:
     """SHA-256 of the graph's structure: names, targets, arguments. Equal for two traces of one architecture."""
     digest = hashlib.sha256()
     for fx_node in graph.nodes:
+        if fx_node.target is keep:  # archives written before these were traced stay readable
+            continue
         target = fx_node.target if isinstance(fx_node.target, str) else qualified_name(fx_node.target)
         args = fx_node.args[:-1] if fx_node.target is hold else fx_node.args  # lines move from version to version
         digest.update(f"{fx_node.op} {fx_node.name} {target} {args!r} {fx_node.kwargs!r}\n".encode())
@@ -195,6 +211,7 @@ class _BackboneTracer(AnsweringTracer):
         self.failed: tuple[str, type[nn.Module]] | None = None
         self.structured: set[str] = set()
         """Keys of calls that take or give tensors in lists, tuples or mappings."""
+        self.capture = Capture()
 
     def is_leaf_module(self, m: nn.Module, modulequalified_name: str) -> bool:
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
@@ -207,9 +224,12 @@ class _BackboneTracer(AnsweringTracer):
         parameters = list(inspect.signature(self.root.forward).parameters.values())
         name = parameters[0].name if parameters and parameters[0].kind.name.startswith("POSITIONAL") else "x"
         image = self.create_proxy("placeholder", name, (), {})
-        if "forward" in vars(self.root):
-            return lambda root, image: root.forward(image), [self.root, image]
-        return root_fn, [self.root, image]
+
+        def run(root: nn.Module, image: fx.Proxy) -> Any:
+            self.capture.returned = root.forward(image) if "forward" in vars(root) else root_fn(root, image)
+            return self.capture.returned
+
+        return run, [self.root, image]
 
     def create_node(
         self,
@@ -222,7 +242,9 @@ class _BackboneTracer(AnsweringTracer):
     ) -> fx.Node:
         if name is None and target == "self":  # a layer of this name; in the generated code `self` is the module
             name = "self_layer"
-        return super().create_node(kind, target, args, kwargs, name, type_expr)
+        fx_node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        self.capture.note_contexts(fx_node)
+        return fx_node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         return attr_val if self.is_looking else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -317,6 +339,15 @@ def _drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
         for name in _HOOKS:
             getattr(inner, name, {}).clear()
     return reported
+
+
+def _checkpointed(module: nn.Module, graph: fx.Graph, capture: Capture) -> tuple[str, ...]:
+    """Where gradient checkpointing was asked for, by a flag or in forward, outside of modules that are called as a whole."""
+    asked = {
+        path for path, inner in module.named_modules() if any(getattr(inner, flag, False) is True for flag in CHECKPOINT_FLAGS)
+    }
+    called = tuple(f"{fx_node.target}." for fx_node in graph.nodes if fx_node.op == "call_module")
+    return tuple(sorted(path for path in asked.union(capture.checkpointed) if not f"{path}.".startswith(called)))
 
 
 def _refuse_foreign(module: nn.Module) -> None:

@@ -29,7 +29,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
-from dggraph.runtime.checking import check_static
+from dggraph.runtime.checking import check_images, check_static
 from dggraph.runtime.conversion import assemble, plain_backbone
 from dggraph.runtime.durable import sha256_of, write_synced
 from dggraph.runtime.inference import InferenceNetwork
@@ -51,6 +51,8 @@ from dggraph.runtime.manifest import (
 from dggraph.runtime.models import build_shapes, build_trusted, is_registered
 from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess
+from dggraph.runtime.report import note_dense
+from dggraph.runtime.skipping_checks import check_skipping_
 
 GRAPH, WEIGHTS = "graph.json", "model.safetensors"
 
@@ -220,10 +222,11 @@ def _lowered_again(
     except (RuntimeError, KeyError) as error:
         raise ArchiveError(f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
     try:
-        difference = check_static(net, backbone.eval(), example)
+        difference, _ = check_static(net, backbone.eval(), example)
+        check_skipping_(net, check_images(net, backbone, example))
     except DggraphError as error:
         raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
-    net.report = replace(net.report, max_difference=difference)
+    net.report = replace(net.report, max_difference=difference, stages=note_dense(net.report.stages, net.plan))
     return net
 
 

@@ -8,39 +8,53 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
 from dggraph.runtime.network import DynamicNetwork, Gates, decided_edges, pinned_gates, static_weights
-from dggraph.runtime.outputs import tensors_in
+from dggraph.runtime.outputs import structure_of, tensors_in
 
 CHECK_BATCH = 3
+SMALL_SIDE = 96
 LIFT_TOLERANCE = 1e-5
 
 
-def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> float:
+def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> tuple[float, list[Tensor]]:
     """Compare with the backbone at a batch size it was not traced at, every static edge at weight 1; both in eval mode.
 
     Returns:
-        max |backbone - lowered|.
+        max |backbone - lowered|, and the lowered network's outputs.
 
     Raises:
         LoweringError: they differ (beyond 1e-5 max |y| where several residuals of a block were lifted), or nothing was proved.
         InputError: the backbone cannot run on a batch of 3, or returns no tensor; a router or gate is of the wrong width.
     """
     x = check_input(example)
-    expected = _run_reference(net, reference, x)
+    with unchanged(reference):
+        returned = _run_reference(net, reference, x)
+        buffers = {name: buffer.detach().clone() for name, buffer in reference.named_buffers()}
     try:
-        with _watched(net), pinned_gates(net, static_weights(net.graph)):
-            actual = _run(net, x)
+        with unchanged(net.lowered), _watched(net), pinned_gates(net, static_weights(net.graph)):
+            given = _run(net, x)
+            changed = [name for name, buffer in buffers.items() if not are_equal([buffer], [net.lowered.get_buffer(name)])]
     except DggraphError:
         raise
     except Exception as error:
         raise LoweringError(f"the lowered {net.graph.name} fails at batch {CHECK_BATCH} (traced at 2): {error}") from error
+    expected, actual = tensors_in(returned), tensors_in(given)
     difference = largest_difference(expected, actual)
     scale = max((float(a.abs().max()) for a in expected if a.numel()), default=0.0)
     is_lifted = any(stage.residual == "lift" for stage in net.graph.stages.values())
     if are_equal(expected, actual) or (is_lifted and difference <= LIFT_TOLERANCE * scale):
-        return difference
-    if not are_equal(expected, _run(reference, x)):
+        _refuse_other_form(net, returned, given)
+        if changed and not is_lifted:
+            raise LoweringError(
+                f"forward updates the buffer {changed[0]!r}, and the lowered {net.graph.name} updates it otherwise, so it is not handed "
+                "out. Move the update into a module of its own and pass its class in `leaves=`."
+            )
+        return difference, actual
+    with unchanged(reference):
+        again = tensors_in(_run(reference, x))
+    if not are_equal(expected, again):
         raise LoweringError(
             f"{net.graph.name} gives two outputs for one input in eval mode, so nothing can be compared with it. Turn off what is "
             "random in its forward (dropout with training=True, torch.rand) or what changes from call to call."
@@ -57,8 +71,8 @@ def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
     )
 
 
-def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", "scratch"]) -> None:
-    """One forward with untrained routers: they start as `init` says.
+def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", "scratch"], static: Sequence[Tensor]) -> None:
+    """One forward with untrained routers: they start as `init` says. `static` are the outputs that `check_static` found.
 
     Raises:
         InputError: with `preserve` it is not the backbone; with `scratch` a stage has no open edge.
@@ -66,14 +80,12 @@ def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", 
     if not net.graph.stages:
         return
     x = check_input(example)
-    with torch.no_grad():
+    with unchanged(net.lowered), torch.no_grad():
         started, gates = net(x.clone(), return_gates=True)
     made_by = f"router {net.recipe.router!r} with gate {net.recipe.gate!r}"
     if init == "scratch":
         _refuse_closed(net, gates, made_by)
         return
-    with pinned_gates(net, static_weights(net.graph)):
-        static = _run(net, x)
     if not are_equal(tensors_in(started), static):
         raise InputError(
             f"{made_by} does not start as the backbone: it differs by {largest_difference(tensors_in(started), static):.3g}. Let the "
@@ -102,12 +114,35 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
     return max((float((a.double() - b.double()).abs().max()) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
 
 
-def _run(module: Callable[[Tensor], Any], x: Tensor) -> list[Tensor]:
+def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> Tensor:
+    """Images for the checks that need many passes: small ones, where the backbone takes them and the network is equal to it there."""
+    x = check_input(example)
+    small = x[..., :SMALL_SIDE, :SMALL_SIDE]
+    if small.shape == x.shape:
+        return x
+    try:
+        with unchanged(reference):
+            expected = tensors_in(_run(reference, small))
+        with unchanged(net.lowered), pinned_gates(net, static_weights(net.graph)):
+            return small if are_equal(expected, tensors_in(_run(net, small))) else x
+    except Exception:  # made for one size
+        return x
+
+
+def _run(module: Callable[[Tensor], Any], x: Tensor) -> Any:
     with torch.no_grad():
-        return tensors_in(module(x.clone()))
+        return module(x.clone())
 
 
-def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> list[Tensor]:
+def _refuse_other_form(net: DynamicNetwork, returned: Any, given: Any) -> None:
+    if structure_of(returned) != structure_of(given):
+        raise LoweringError(
+            f"{net.graph.name} returns {type(returned).__name__}, and the lowered network {type(given).__name__} with the same tensors, "
+            "so code written for the backbone would fail. Return a tensor, a dict, a named tuple or a dataclass."
+        )
+
+
+def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
     try:
         with torch.no_grad():
             output = reference(x.clone())
@@ -125,7 +160,7 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> list
             f"the output of {net.graph.name} itself is not finite on random images in {x.dtype}, so comparing proves nothing. Check "
             "its weights, or convert in float32."
         )
-    return expected
+    return output
 
 
 @contextmanager

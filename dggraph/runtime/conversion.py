@@ -23,12 +23,14 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
-from dggraph.runtime.checking import check_start, check_static
+from dggraph.runtime.checking import check_images, check_start, check_static
 from dggraph.runtime.cost import tabulate_macs
 from dggraph.runtime.models import LoadedModel, load_model
 from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess, input_size_of
-from dggraph.runtime.report import ConversionReport, StaticPart, report_stages
+from dggraph.runtime.report import ConversionReport, StaticPart, note_dense, report_stages
+from dggraph.runtime.skipping_checks import check_skipping_
+from dggraph.runtime.training_checks import check_autocast, check_gradients
 
 
 def convert(
@@ -97,9 +99,19 @@ def convert(
             dtype=str(example.dtype).removeprefix("torch."),
         )
         net = assemble(flow, traced, graph, recipe, threshold=threshold).eval()
-        difference = check_static(net, copy_model(backbone).eval(), example)
-        net.report = replace(net.report, max_difference=difference, detached=stored_activations(backbone))
-        check_start(net, example, init)
+        reference = copy_model(backbone).eval()
+        difference, static = check_static(net, reference, example)
+        check_start(net, example, init, static)
+        images = check_images(net, reference, example)
+        check_gradients(net, reference, images[:1])
+        check_autocast(net, reference, images)
+        check_skipping_(net, images)
+        net.report = replace(
+            net.report,
+            max_difference=difference,
+            detached=stored_activations(backbone),
+            stages=note_dense(net.report.stages, net.plan),
+        )
     if loaded is not None:
         note_source_(net, loaded)
     return _in_mode_of_(net, backbone)
@@ -115,7 +127,7 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
     """Lower `graph` and wrap the result; the last step of `convert` and of `load`."""
     scope, make_router = find_router(recipe.router)
     deciders = Deciders(scope=scope, router=make_router, gate=GATES[recipe.gate], threshold=threshold)
-    lowered = lower(flow, recipe.found, graph, deciders)
+    lowered = lower(flow, traced.returned, recipe.found, graph, deciders)
     parameter = next((p for p in traced.module.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         for stage in graph.stages:
@@ -131,6 +143,7 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
         frozen=_freeze_unused(lowered.module),
         opaque=traced.opaque,
         assumptions=traced.assumptions,
+        checkpointed=traced.checkpointed,
         hooks=traced.hooks,
         max_difference=0.0,
     )

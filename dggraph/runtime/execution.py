@@ -56,6 +56,17 @@ def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Ten
     return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
 
 
+def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
+    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in training mode, or keeps none."""
+    for path in norms:
+        module = lowered
+        for name in path:
+            module = module._modules[name]  # type: ignore[assignment]
+        if module.training or module.running_mean is None:
+            return True
+    return False
+
+
 def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
     """Raise a GateError for the first NaN among the weights of `stage`, naming edge and instance."""
     for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:

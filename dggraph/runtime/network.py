@@ -18,7 +18,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import is_jit_traced, is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.runtime.budgets import BudgetCurve
-from dggraph.runtime.execution import run_sparse
+from dggraph.runtime.execution import run_sparse, uses_batch_statistics
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
 from dggraph.runtime.standin import StandIn
@@ -234,6 +234,8 @@ class DynamicNetwork(StandIn):
         plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
         if self._program is None or self._program.code != self.lowered.code or self._program.plan != plan:
             self._program = cut(self.lowered, self.graph, plan)
+        if uses_batch_statistics(self.lowered, self._program.norms):
+            return self.lowered(x)  # type: ignore[no-any-return]
         return run_sparse(self._program, self.lowered, self.graph, x)
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:

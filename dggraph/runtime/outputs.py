@@ -15,6 +15,19 @@ def tensors_in(output: Any) -> list[Tensor]:
     return list(_walk(output))
 
 
+def structure_of(output: Any) -> Any:
+    """What `output` is besides its tensors' values: its types, its keys, and what is no tensor. Two outputs alike have equal ones."""
+    if isinstance(output, Tensor):
+        return Tensor
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return type(output), tuple((field.name, structure_of(getattr(output, field.name))) for field in dataclasses.fields(output))
+    if isinstance(output, Mapping):
+        return type(output), tuple((key, structure_of(part)) for key, part in output.items())
+    if isinstance(output, list | tuple):
+        return type(output), tuple(structure_of(part) for part in output)
+    return type(output)
+
+
 def join_outputs(outputs: Sequence[Any]) -> Any:
     """Outputs of several batches as one, in the structure they have; what is no tensor is taken from the first.
 

@@ -1,10 +1,11 @@
 """What conversion found: stages, edges, MACs, and what stayed static and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dggraph.compiler.answers import Assumption
 from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.planning import StagePlan
 from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
 
@@ -27,6 +28,8 @@ class StageReport:
     """Of the entry block and the routed blocks."""
     routed_macs: int
     """Of the routed blocks alone: what an instance may skip."""
+    dense_because: str = ""
+    """Why its blocks always run on whole batches; empty where they skip what an image does not need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class ConversionReport:
     """Classes and functions kept as one call because they could not be traced: where, and why."""
     assumptions: tuple[Assumption, ...]
     """Branches that the backbone's Python took for the example; a batch for which it would take another one is refused."""
+    checkpointed: tuple[str, ...]
+    """Modules (empty: the backbone itself) whose gradient checkpointing did not come along; `net.checkpoint_aggregation` is another."""
     hooks: tuple[str, ...]
     """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
     detached: tuple[str, ...] = ()
@@ -84,6 +89,11 @@ class ConversionReport:
     def num_edges(self) -> int:
         """Candidate edges."""
         return sum(stage.num_edges for stage in self.stages)
+
+
+def note_dense(stages: Sequence[StageReport], plan: Sequence[StagePlan]) -> tuple[StageReport, ...]:
+    """`stages` with the reasons why some of them run on whole batches."""
+    return tuple(replace(stage, dense_because=one.dense_only) for stage, one in zip(stages, plan, strict=True))
 
 
 def report_stages(graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]) -> tuple[StageReport, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dggraph.compiler.hooks import watch_
 from dggraph.compiler.lowered import OWNED, LoweredModule
+from dggraph.compiler.naming import shadows_graph_module
 from dggraph.errors import BackboneOnlyError
 from dggraph.runtime.constants import remember_, restore_
 from dggraph.runtime.shell import copy_shell, has, look_up, make_shell, refuse_baked
@@ -68,6 +69,9 @@ class StandIn(nn.Module):
         except AttributeError:
             if "_shell" not in vars(self):
                 raise
+        kept = vars(self.lowered)
+        if name in kept and not shadows_graph_module(name):  # by forward, in its last pass
+            return kept[name]
         found = look_up(self._shell, name)
         return self if found is self._shell else found
 

@@ -1,0 +1,212 @@
+"""What plain fx tracing loses, recorded while a backbone is traced.
+
+1. A custom `autograd.Function` becomes one op, so that its own backward stands.
+2. Ops know in which contexts they ran (`no_grad`, `inference_mode`, `autocast`); `contexts` puts them back around each.
+3. What forward keeps on a module (`self.aux = y`) becomes an op that keeps it there.
+4. Gradient checkpointing is traced through, and noted: it only saves memory, and the caller has to be told.
+"""
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.amp.autocast_mode import autocast
+from torch.utils import checkpoint
+
+from dggraph.compiler.contexts import CONTEXTS, Context
+
+_METHODS = (types.BuiltinMethodType, types.MethodType)
+CHECKPOINT_FLAGS = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp", "memory_efficient")
+
+
+class Capture:
+    """What one trace has to remember besides its graph."""
+
+    def __init__(self) -> None:
+        self.autocasts: list[Context] = []
+        self.checkpointed: list[str] = []
+        """Paths of the modules in whose forward checkpointing was asked for."""
+        self.returned: Any = None
+        """What the backbone's forward returned, in the types it returned it in; proxies stand for values."""
+
+    def note_contexts(self, fx_node: fx.Node) -> None:
+        """Let a new op know the contexts it runs in."""
+        found: list[Context] = [("inference_mode",)] if torch.is_inference_mode_enabled() else []
+        if not found and not torch.is_grad_enabled():
+            found.append(("no_grad",))
+        found += self.autocasts
+        if found and fx_node.op.startswith("call_"):
+            fx_node.meta[CONTEXTS] = tuple(found)
+
+
+@contextmanager
+def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
+    """Within this context what `tracer` records of `root` is noted in `capture`; gradients are on, whatever the caller set."""
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        replaced.append((owner, name, vars(owner).get(name)))  # as it is defined there, a static method as one
+        setattr(owner, name, value)
+
+    apply = _apply(capture, tracer)
+    replace(torch.autograd.Function, "apply", classmethod(apply))
+    replace(nn.Module, "__setattr__", _setattr(tracer, nn.Module.__setattr__))
+    replace(autocast, "__init__", _autocast_init(autocast.__init__))
+    replace(autocast, "__enter__", _autocast_enter(capture, autocast.__enter__))
+    replace(autocast, "__exit__", _autocast_exit(capture, autocast.__exit__))
+    replace(checkpoint, "_checkpoint_without_reentrant_generator_impl", _noted_checkpoint(capture, tracer))
+    try:
+        with _aliases(root, apply), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for owner, name, value in reversed(replaced):
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+def keep(value: Any, path: str, name: str) -> None:
+    """Stands in a trace for `module.name = value`, the module at `path`; `lower` writes the op that does it."""
+
+
+def depends_on_input(fx_node: fx.Node) -> bool:
+    """True for what is computed from the images; false for what comes from weights and constants alone."""
+    seen, open_ends = {fx_node}, [fx_node]
+    while open_ends:
+        current = open_ends.pop()
+        if current.op == "placeholder":
+            return True
+        fresh = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        open_ends += fresh
+    return False
+
+
+@cache
+def function_op(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` as the target of an fx node, the same one each time."""
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return function.apply(*args, **kwargs)
+
+    apply.__name__, apply.__qualname__ = function.__name__, f"{function.__module__}.{function.__qualname__}.apply"
+    return apply
+
+
+def _apply(capture: Capture, tracer: fx.Tracer) -> Callable[..., Any]:
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _proxies((args, kwargs)):
+            return original.__get__(None, function)(*args, **kwargs)
+        if function is checkpoint.CheckpointFunction:
+            _note_checkpoint(capture, tracer)
+            return args[0](*args[2:])
+        return tracer.create_proxy("call_function", function_op(function), args, kwargs)
+
+    return apply
+
+
+@contextmanager
+def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
+    """Within this context names for a function's `apply` (`round_ = Round.apply`) stand for ours: torch's would take a proxy for a tensor.
+
+    They are looked for in modules, in the classes of `root`'s layers and on the layers themselves.
+    """
+    replaced: list[tuple[Any, str, Any]] = []
+    owners = [*sys.modules.values(), *{base for inner in root.modules() for base in type(inner).__mro__}, *root.modules()]
+    for owner in owners:
+        for name, value in list(getattr(owner, "__dict__", {}).items()):
+            if isinstance(value, _METHODS) and value.__name__ == "apply" and isinstance(value.__self__, type):
+                if issubclass(value.__self__, torch.autograd.Function):
+                    replaced.append((owner, name, value))
+    try:
+        for owner, name, value in replaced:
+            setattr(
+                owner,
+                name,
+                staticmethod(partial(apply, value.__self__)) if isinstance(owner, type) else partial(apply, value.__self__),
+            )
+        yield
+    finally:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+
+
+def _setattr(tracer: fx.Tracer, original: Callable[..., None]) -> Callable[..., None]:
+    def __setattr__(module: nn.Module, name: str, value: Any) -> None:
+        if not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
+            original(module, name, value)
+            return
+        try:
+            path = tracer.path_of_module(module)
+        except NameError:  # made in forward
+            original(module, name, value)
+            return
+        tracer.create_proxy("call_function", keep, (value, path, name), {})
+        for held in (module._parameters, module._buffers, module._modules):
+            held.pop(name, None)
+        vars(module)[name] = value
+
+    return __setattr__
+
+
+def _autocast_init(original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(
+        self: Any, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None
+    ) -> None:
+        original(self, device_type, dtype, enabled, cache_enabled)
+        self.requested = (
+            "autocast",
+            device_type,
+            dtype,
+            enabled,
+            cache_enabled,
+        )  # where a device is missing torch changes `enabled`
+
+    return __init__
+
+
+def _autocast_enter(capture: Capture, original: Callable[..., Any]) -> Callable[..., Any]:
+    def __enter__(self: Any) -> Any:
+        capture.autocasts.append(getattr(self, "requested", ("autocast", self.device, self.fast_dtype, self._enabled, None)))
+        return original(self)
+
+    return __enter__
+
+
+def _autocast_exit(capture: Capture, original: Callable[..., Any]) -> Callable[..., Any]:
+    def __exit__(self: Any, *args: Any) -> Any:
+        capture.autocasts.pop()
+        return original(self, *args)
+
+    return __exit__
+
+
+def _noted_checkpoint(capture: Capture, tracer: fx.Tracer) -> Callable[..., Iterator[None]]:
+    def generate(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+        _note_checkpoint(capture, tracer)
+        yield
+
+    return generate
+
+
+def _note_checkpoint(capture: Capture, tracer: fx.Tracer) -> None:
+    capture.checkpointed.append(tracer.scope.module_path)
+
+
+def _proxies(value: Any) -> list[fx.Proxy]:
+    """The traced values in `value`, which may be nested."""
+    if isinstance(value, fx.Proxy):
+        return [value]
+    if isinstance(value, dict):
+        return [proxy for part in value.values() for proxy in _proxies(part)]
+    if isinstance(value, list | tuple | set):
+        return [proxy for part in value for proxy in _proxies(part)]
+    return []

@@ -1,0 +1,84 @@
+"""The contexts an op ran in when it was traced, put around it again: `no_grad`, `inference_mode`, `autocast`.
+
+Each op runs in its own, so that lowering may move ops apart and an error inside leaves nothing switched off.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+CONTEXTS = "dg_contexts"
+"""Key of an fx node's `meta`: its contexts, outermost first."""
+
+Context = tuple[Any, ...]
+"""A name and its options: ("no_grad",), ("inference_mode",), ("autocast", device type, dtype, enabled, cache enabled)."""
+
+
+def has_gradient(fx_node: fx.Node) -> bool:
+    """False for an op that ran without gradients, whatever the caller does."""
+    return not any(context[0] in ("no_grad", "inference_mode") for context in fx_node.meta.get(CONTEXTS, ()))
+
+
+def restore_contexts(graph: fx.Graph) -> None:
+    """Make every op of `graph` that ran in contexts of its own do so again, under its own name."""
+    for fx_node in list(graph.nodes):
+        contexts = fx_node.meta.get(CONTEXTS, ())
+        if not contexts:
+            continue
+        if fx_node.op == "call_function":
+            fx_node.target = _within(contexts, fx_node.target)
+        elif fx_node.op == "call_method":
+            fx_node.op, fx_node.target = "call_function", _within(contexts, _method(fx_node.target))
+        else:
+            with graph.inserting_before(fx_node):
+                module = graph.create_node("get_attr", fx_node.target, name=f"{fx_node.name}_module")
+            fx_node.op, fx_node.target, fx_node.args = "call_function", _within(contexts, _call), (module, *fx_node.args)
+
+
+def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Callable[..., Any]:
+    (kind, *options), *others = contexts
+    inner = _within(tuple(others), function) if others else function
+    around = {"no_grad": _without_gradients, "inference_mode": _in_inference_mode}
+    run = _cast(inner, *options) if kind == "autocast" else around[kind](inner)
+    run.__name__ = f"{getattr(function, '__name__', 'op')}_within_{'_'.join(context[0] for context in contexts)}".lstrip("_")
+    return run
+
+
+def _without_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _in_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _cast(
+    function: Callable[..., Any], device_type: str, dtype: torch.dtype | None, enabled: bool, cache_enabled: bool | None
+) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(target: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(target, name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+def _call(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
