@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from dggraph.compiler.contexts import has_gradient
 from dggraph.compiler.profiling import TRACED_BATCH, Profile
 from dggraph.compiler.tracing import Trace
 
@@ -97,7 +98,7 @@ class Flow:
         if len(entries) != 1 or len(exits) != 1:
             return None
         (entry,), (exit,) = entries, exits
-        if not self.has_batch(entry) or not self.has_batch(exit):
+        if not self.has_batch(entry) or not self.has_batch(exit) or not has_gradient(exit):  # without gradients no router learns
             return None
         return Region(
             path=path,

@@ -239,7 +239,8 @@ def _freeze_unused(lowered: LoweredModule) -> tuple[str, ...]:
         elif fx_node.op == "get_attr":
             path, _, name = str(fx_node.target).rpartition(".")
             owner = lowered.get_submodule(path)
-            used.add(id(owner._parameters.get(name, getattr(owner, name))))
+            read = owner._parameters.get(name, getattr(owner, name))
+            used.update(map(id, read.parameters() if isinstance(read, nn.Module) else [read]))
     unused = {name: parameter for name, parameter in lowered.named_parameters() if id(parameter) not in used}
     for parameter in unused.values():
         parameter.requires_grad_(False)
