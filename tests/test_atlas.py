@@ -255,6 +255,17 @@ def test_images_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
         collect_atlas(net, open_image_set(tmp_path / "set", LABELS), on_bad_image="skip")
 
 
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    paint(tmp_path / "set")
+    (tmp_path / "set" / "bee").rename(tmp_path / "set" / "b\udce9e")
+    (tmp_path / "set" / "apple" / "03.png").rename(tmp_path / "set" / "apple" / "\udcff.png")
+    net = build()
+    collected = collect_atlas(net, open_image_set(tmp_path / "set", LABELS), limit=12, state=tmp_path / "x.state")
+    report = make_report(net.graph, collected.atlas, collected.thumbnails)
+    assert json.loads(report.json)["classes"][1]["name"] == "b\udce9e" and "b\N{REPLACEMENT CHARACTER}e" in report.html
+    report.html.encode()
+
+
 def test_a_weight_that_is_no_number_names_the_image(photos: Path) -> None:
     net = build()
     with torch.no_grad():

@@ -85,7 +85,9 @@ def test_fractions_of_the_image_are_refused_whatever_is_asked_for(tmp_path: Path
         written(tmp_path, boxes=boxes)
     found = written(tmp_path, boxes=[*BOXES, boxes[0]])
     assert (
-        "annotation 4 of 'a.png'" in found.skipped[0] and "fractions of the image?" in found.skipped[0] and len(found.skipped) == 1
+        "annotation 4 of 'a.png'" in found.skipped[0]
+        and "in fractions of the image" in found.skipped[0]
+        and len(found.skipped) == 1
     )
 
 

@@ -100,3 +100,20 @@ def test_a_picture_collapsed_unasked_says_so(capsys: Any, tmp_path: Path, monkey
     monkeypatch.setattr("dggraph.views.collapse.MAX_CARDS", 4)
     code, out, _ = run(capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(tmp_path / "net.svg"))
     assert code == 0 and "Drawn by stage: 5 nodes are many. --collapse block draws every one." in out
+
+
+def test_a_folder_stands_for_its_images(capsys: Any, tmp_path: Path) -> None:
+    for name in ("in/b.png", "in/deep/a.gif", "in/._b.png", "in/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name, format="PNG")
+    code, out, _ = run(
+        capsys, "paths", "small:Net", "--input-size", "16", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--json"
+    )
+    document = json.loads(out)
+    assert code == 0 and [row["image"] for row in document["images"]] == [
+        str(tmp_path / "in" / name) for name in ("b.png", "deep/a.gif")
+    ]
+    assert document["notes"] == [f"{tmp_path / 'in'}: 2 files ignored: 1 hidden, 1 without an image's suffix (.txt)"]
+    (tmp_path / "none").mkdir()
+    code, _, err = run(capsys, "paths", "small:Net", "--input-size", "16", str(tmp_path / "none"), "-o", str(tmp_path / "out"))
+    assert code == 4 and "none' has no images" in err

@@ -12,6 +12,7 @@ import click
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
 from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option, working
 from dggraph.cli.parameters import LocatedPath, WholeNumber
+from dggraph.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,12 +60,13 @@ def command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Run MODEL on IMAGES; one picture an image.
+    """Run MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
 
     MODEL may also be the run folder of a detector: pictures show what it finds.
     """
     if not images and diff is None:
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
+    images, notes = list_files(images)
     make_folder(output)
     watch = open_watch(score=score, **model)
     net, score = watch.net, SCORE if score is None else score
@@ -72,18 +74,44 @@ def command(
         randomise_routers(net, random_routers)
     layout = lay_out_network(net, collapse)
     document: dict[str, Any] = {"collapse": layout.level} | ({"score": score} if watch.is_detector else {})
+    document |= {"notes": notes} if notes else {}
     document["images"] = draw_paths(watch, images, output, SUFFIXES[kind], layout=layout, score=score)
     if diff is not None:
         document["difference"] = draw_difference(watch, diff, output, SUFFIXES[kind], layout=layout, score=score)
     if as_json:
         click.echo(json.dumps(document))
         return
+    from dggraph.views.lettering import visible
+
+    for note in notes:
+        click.echo(visible(f"note: {note}."))
     if images:
         show_rows(document["images"], score if watch.is_detector else None)
     if diff is not None:
         show_difference(document["difference"])
     if message := say_collapsed(net, layout, collapse):
         click.echo(message)
+
+
+def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
+    """Every file of `images`, where folders stand for the images in them; and what was left out there, a sentence each.
+
+    Raises:
+        InputError: a folder has no images.
+    """
+    from dggraph.runtime.listing import list_images, say_ignored
+
+    files, notes = list[Path](), list[str]()
+    for place in images:
+        if not place.is_dir():
+            files.append(place)
+            continue
+        names, ignored = list_images(place)
+        if not names:
+            raise InputError(f"{str(place)!r} has no images. {say_ignored(ignored)}".rstrip())
+        files += [place / name for name in names]
+        notes += [f"{place}: {say_ignored(ignored)}"] if ignored else []
+    return tuple(files), notes
 
 
 def draw_paths(

@@ -21,6 +21,7 @@ from dggraph.training.box_images import compare_images, open_drawn_on
 from dggraph.training.box_sets import BoxImage, BoxSet, refuse_bad_boxes
 from dggraph.training.coco import read_coco
 from dggraph.training.config import TrainConfig
+from dggraph.training.folders import telling_way_out
 from dggraph.training.voc import read_list, read_voc
 
 Target = dict[str, Tensor]
@@ -56,7 +57,8 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         entry = self.images[index]
-        image = open_drawn_on(entry)
+        with telling_way_out():
+            image = open_drawn_on(entry)
         known = [box for box in entry.boxes if box.is_learnable]
         boxes = tv_tensors.BoundingBoxes(
             torch.tensor([box.corners for box in known], dtype=torch.float32).reshape(-1, 4),

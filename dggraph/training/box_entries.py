@@ -131,7 +131,9 @@ def corners_of(
     findings.num_boxes += 1
     if all(0 <= value <= 1 for value in values):
         findings.num_fractions += 1
-        findings.note(f"{what} has the box {list(values)!r}, which is within one pixel: fractions of the image?")
+        findings.note(
+            f"{what} has the box {list(values)!r}, which is within one pixel, as if it were written in fractions of the image"
+        )
         return None
     if form == "xywh":
         _compare(values, size, area, findings)

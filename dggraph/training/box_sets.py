@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dggraph.errors import InputError
+from dggraph.views.lettering import plural
 
 MIN_SIDE = 1.0
 """In pixels: of what is smaller nothing can be learned."""
@@ -97,7 +98,7 @@ class BoxSet:
         words = {"crowds": "crowds", "under a pixel": "with a side under a pixel, judged but not learned"}
         words |= {"cut at the edge": "cut at the edge of their image"}
         of_boxes = [f"{facts[key]} {what}" for key, what in words.items() if facts[key]]
-        told = f"{self.name}: {facts['images']} images, {facts['boxes']} boxes"
+        told = f"{self.name}: {plural(facts['images'], 'image')}, {facts['boxes']} {'box' if facts['boxes'] == 1 else 'boxes'}"
         others = [f"{number} {what}" for what, number in self.counts.items()]
         return ("; ".join([", ".join([told, *of_boxes]), *others]),)
 

@@ -24,7 +24,7 @@ from dggraph.runtime.models import import_function
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.training.augmentation import Transform, evaluation_transform, training_transform
 from dggraph.training.config import TrainConfig
-from dggraph.training.folders import ReadFolder, read_folder, refuse_empty
+from dggraph.training.folders import ReadFolder, read_folder, refuse_empty, telling_way_out
 from dggraph.training.pixels import SMALL_SETS, Pixels, read_pixels
 
 NAMES = ("imagefolder", *SMALL_SETS)
@@ -90,7 +90,9 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.items[index]
         label = NO_LABEL if item.label is None else item.label
-        return self.transform(item.open()), label if self.outputs is None else self.outputs[label]
+        with telling_way_out():
+            picture = item.open()
+        return self.transform(picture), label if self.outputs is None else self.outputs[label]
 
 
 def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:

@@ -1,6 +1,7 @@
 """Folders of images as training and evaluation read them: listed, looked at before any work, bad images left out where that is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,17 @@ def refuse_bad(errors: Sequence[str], of_what: str) -> None:
         f"{shown}{more} That is {len(errors)} of {of_what}. Mend or remove them, or leave them out with on_bad_image = 'skip' "
         "(--on-bad-image skip)."
     )
+
+
+@contextmanager
+def telling_way_out() -> Iterator[None]:
+    """Within this context an image is read in its turn, which may be damaged where nobody looked before."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error} on_bad_image = 'skip' (--on-bad-image skip) finds such before training, and leaves them out."
+        ) from error
 
 
 def refuse_empty(folder: Path, found: ReadFolder) -> None:
