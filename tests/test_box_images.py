@@ -91,6 +91,7 @@ def test_unreadable_images_are_found_before_training(tmp_path: Path, depth: str)
         compare_images(made(good, bad), on_bad="error", depth=depth)  # type: ignore[arg-type]
     found = compare_images(made(good, bad), on_bad="skip", depth=depth)  # type: ignore[arg-type]
     assert found.images == (good,) and "bb.png" in found.skipped[0] and found.facts["left out"] == 1
+    assert found.notes == ("photos: 1 image, 1 box; 1 bad entries left out",)
 
 
 def test_tiny_boxes_are_not_learned(tmp_path: Path) -> None:

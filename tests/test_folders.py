@@ -82,6 +82,7 @@ def test_unreadable_images_are_named_before_training_or_left_out(tmp_path: Path)
         assert what in str(raised.value)
     found = opened(tmp_path, on_bad_image="skip")
     assert len(found.train) == 4 and len(found.skipped) == 4 and "bad3.jpg" in found.skipped[3]  # type: ignore[arg-type]
+    assert found.notes == ("train: 4 images that cannot be read left out",)
     assert found.facts["train"]["unreadable"] == 4 and found.facts["train"]["images"] == 4
 
 

@@ -72,7 +72,11 @@ def inspect_images(files: Sequence[str | os.PathLike[str]], depth: Depth = "ends
 
     Returns:
         For each file what its header says, or what is wrong with it.
+
+    Raises:
+        TrainingError: the processes see another number of files.
     """
+    processes.agree({"number of image files": len(files)})
     mine = files[processes.rank() :: processes.world_size()]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # of odd metadata; here, since threads share the filters

@@ -99,7 +99,8 @@ class BoxSet:
         words |= {"cut at the edge": "cut at the edge of their image"}
         of_boxes = [f"{facts[key]} {what}" for key, what in words.items() if facts[key]]
         told = f"{self.name}: {plural(facts['images'], 'image')}, {facts['boxes']} {'box' if facts['boxes'] == 1 else 'boxes'}"
-        others = [f"{number} {what}" for what, number in self.counts.items()]
+        others = [f"{len(self.skipped)} bad entries left out"] if self.skipped else []
+        others += [f"{number} {what}" for what, number in self.counts.items()]
         return ("; ".join([", ".join([told, *of_boxes]), *others]),)
 
 

@@ -57,6 +57,8 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
     with_images = {item.label for item in kept}
     lost = [name for label, name in enumerate(found.classes) if label not in with_images]
     notes = list(found.notes)
+    if bad:
+        notes.append(f"{plural(len(bad), 'image')} that cannot be read left out")
     if num_inspected < len(items):
         notes.append(f"{num_inspected} of {len(items)} image files were looked at before their turn")
     facts = {"folder": str(folder), "images": len(kept), "ignored": dict(found.ignored), "unreadable": len(bad)}
