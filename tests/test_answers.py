@@ -77,6 +77,24 @@ def test_a_batch_that_would_go_another_way_is_refused(executor: Any) -> None:
             net(odd)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_is_asked_again_goes_through_compilers_and_exporters() -> None:
+    model = Pads().eval()
+    net = dggraph.convert(model, X).eval()
+    with torch.no_grad():
+        expected = model(X)
+        exported = torch.export.export(net, (X,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}).module()
+        torch.testing.assert_close(exported(torch.cat([X, X])), torch.cat([expected, expected]))
+        torch.testing.assert_close(torch.jit.trace(net, (X,))(X), expected)
+        compiled = torch.compile(net, backend="eager", dynamic=True)
+        torch.testing.assert_close(compiled(X), expected)
+        with pytest.raises(BranchError):
+            compiled(functional.pad(X, (0, 3)))
+    torch._dynamo.reset()
+
+
 def test_gradients_are_noted_and_not_checked() -> None:
     net = dggraph.convert(Asks(lambda self, x: not x.requires_grad), X)
     (assumption,) = net.report.assumptions

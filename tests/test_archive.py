@@ -20,6 +20,7 @@ from torch.testing._internal.two_tensor import TwoTensor  # private: a tensor ma
 import dggraph
 from dggraph.errors import ArchiveError, InputError
 from dggraph.runtime import archive as archive_module
+from dggraph.runtime import conversion
 from dggraph.runtime.conversion import note_source_
 from dggraph.runtime.manifest import Manifest, seal
 from dggraph.runtime.models import load_model
@@ -379,3 +380,30 @@ def test_a_pruned_network_is_saved_once_its_zeros_are_permanent(tmp_path: Path) 
     dggraph.save(net, tmp_path / "net")
     weight = dggraph.load(tmp_path / "net", model=Net()).lowered.get_parameter("blocks.0.conv1.weight")
     assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+class ListsParts(nn.Module):
+    """What could not be traced before questions were answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = list(torch.cat([x, x], 1).chunk(2, 1))
+        for inner in self.inner:
+            first = inner(first)
+        return first + second
+
+
+def test_archives_from_before_there_were_answers_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a trace has the module as one call; today's goes into it."""
+    model = Net(ListsParts, depth=3).eval()
+    answering = conversion.trace
+    monkeypatch.setattr(conversion, "trace", lambda model, leaves, example: answering(model, leaves))
+    before = dggraph.convert(model, X).eval()
+    monkeypatch.undo()
+    assert [part.name for part in before.report.opaque] == ["ListsParts"] and not dggraph.convert(model, X).report.opaque
+    dggraph.save(before, tmp_path / "net")
+    net = dggraph.load(tmp_path / "net", model=Net(ListsParts, depth=3))
+    assert torch.equal(net(X), before(X)) and net.report.opaque == before.report.opaque
