@@ -101,6 +101,8 @@ def show_report(report: "ConversionReport") -> None:
         console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)
     if report.detached:
         console.print(for_terminal(f"Left by a former forward, copied without their history: {', '.join(report.detached)}."))
+    if report.branches:
+        console.print(for_terminal(f"{report.branches}."), soft_wrap=True)
     for opaque in report.opaque:
         console.print(for_terminal(f"Kept as one call: {opaque}."), soft_wrap=True)
     if report.assumptions:

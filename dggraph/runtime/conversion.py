@@ -28,6 +28,7 @@ from dggraph.runtime.cost import tabulate_macs
 from dggraph.runtime.models import LoadedModel, load_model
 from dggraph.runtime.network import DynamicNetwork, Recipe
 from dggraph.runtime.preprocessing import Preprocess, input_size_of
+from dggraph.runtime.reparameterising import advice
 from dggraph.runtime.report import ConversionReport, StaticPart, note_dense, report_stages
 from dggraph.runtime.skipping_checks import check_skipping_
 from dggraph.runtime.training_checks import check_autocast, check_gradients
@@ -86,7 +87,7 @@ def convert(
         name = type(backbone).__name__
         graph = wire(build_graph(name, found.stages, ["keep" if reason else "lift" for reason in kept_because]), wiring)
         if not allow_static and not any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages):
-            raise NothingToRouteError(_nothing(name, found, traced.opaque))
+            raise NothingToRouteError(_nothing(name, found, traced.opaque, advice(backbone)))
         recipe = Recipe(
             fingerprint=fingerprint(traced.graph),
             found=found.stages,
@@ -110,6 +111,7 @@ def convert(
             net.report,
             max_difference=difference,
             detached=stored_activations(backbone),
+            branches=advice(backbone),
             stages=note_dense(net.report.stages, net.plan),
         )
     if loaded is not None:
@@ -247,11 +249,11 @@ def _freeze_unused(lowered: LoweredModule) -> tuple[str, ...]:
     return tuple(unused)
 
 
-def _nothing(name: str, found: Discovery, opaque: Sequence[Opaque]) -> str:
+def _nothing(name: str, found: Discovery, opaque: Sequence[Opaque], branches: str) -> str:
     largest = "; ".join(f"{path}: {reason}" for path, _, reason in found.static[:3])
     untraced = f" Kept as one call, because it cannot be traced: {'; '.join(map(str, opaque[:3]))}." if opaque else ""
     return (
         f"{name} has no block with a candidate edge around it, so there is nothing to route ({largest or 'no convolutions found'})."
-        f"{untraced} "
+        f"{untraced}{f' {branches}.' if branches else ''} "
         "Name the blocks with `stages={...}`, choose another wiring, or pass `allow_static=True`."
     )

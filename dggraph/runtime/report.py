@@ -62,6 +62,8 @@ class ConversionReport:
     """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
     detached: tuple[str, ...] = ()
     """Attributes that held tensors computed from others, as a former forward leaves them: the copy holds their values alone."""
+    branches: str = ""
+    """What to call first, where blocks still hold branches that can be fused into one convolution."""
     max_difference: float
     """max |static - lowered| at batch 3, as the self-check measured it."""
 
