@@ -22,6 +22,10 @@ from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError
 
 TRACED_BATCH = 2
+TIED_IMAGES = (
+    "Its forward ties the images of a batch together, as where the frames of clips are folded into it (B * T), but each image is to take its "
+    "own path. Convert the image backbone inside, and fold, shift and pool frames around the converted network."
+)
 CLIPS_BATCH = 480
 """A multiple of most clip lengths, for a forward that wants one."""
 
@@ -64,11 +68,7 @@ def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Excepti
             _run_fake(module, graph, example, size)
         except Exception:
             continue
-        return (
-            f"the backbone runs on a batch of {size}, but not of {TRACED_BATCH}: {reason}. Its forward ties the images of a batch together, "
-            "as where the frames of clips are folded into it (B * T), but each image is to take its own path. Convert the image backbone "
-            "inside, and fold, shift and pool frames around the converted network."
-        )
+        return f"the backbone runs on a batch of {size}, but not of {TRACED_BATCH}: {reason}. {TIED_IMAGES}"
     return (
         f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input` (or --input-size) of the shape it was "
         "made for."

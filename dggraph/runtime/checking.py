@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dggraph.compiler.profiling import unchanged
+from dggraph.compiler.profiling import TIED_IMAGES, TRACED_BATCH, unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
 from dggraph.runtime.network import DynamicNetwork, Gates, decided_edges, pinned_gates, static_weights
 from dggraph.runtime.outputs import structure_of, tensors_in
@@ -148,6 +148,8 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
             output = reference(x.clone())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if _runs(reference, x[:TRACED_BATCH]):
+            reason = f"{reason}. It runs on {TRACED_BATCH}. {TIED_IMAGES}"
         raise InputError(f"{net.graph.name} itself fails on a batch of {CHECK_BATCH}: {reason}") from error
     expected = tensors_in(output)
     if not expected:
@@ -161,6 +163,15 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
             "its weights, or convert in float32."
         )
     return output
+
+
+def _runs(reference: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            reference(x.clone())
+    except Exception:
+        return False
+    return True
 
 
 @contextmanager
