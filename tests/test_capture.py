@@ -383,6 +383,9 @@ def test_a_type_that_cannot_be_made_again_is_refused() -> None:
         dggraph.convert(Returning(), X)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad=True"
+)  # torch's own, where the backbone runs without gradients
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_is_noted(use_reentrant: bool) -> None:
     class Checkpointed(Net):

@@ -128,9 +128,9 @@ def test_the_plain_expression_is_what_compilers_see(monkeypatch: pytest.MonkeyPa
     def never(*_args: Any) -> Any:
         raise AssertionError("the fast path was traced")
 
+    net = converted("kept").train()
     monkeypatch.setattr(aggregation._Aggregate, "apply", never)
     monkeypatch.setattr(aggregation._Share, "apply", never)
-    net = converted("kept").train()
     torch.compile(net, fullgraph=True, backend="eager", dynamic=False)(torch.randn(2, 3, 16, 16))
 
 

@@ -238,7 +238,7 @@ def test_ddp_averages_what_each_process_sees(tmp_path: Path) -> None:
 
 def train_routers(net: DynamicNetwork, model: nn.Module, target: float | None, num_steps: int, seed: int) -> float:
     """Teach the routers to keep the backbone's answers, within a budget or without; returns the error on other images."""
-    routers = [parameter for name, parameter in net.named_parameters() if ".dg_" in name]
+    routers = [parameter for name, parameter in net.named_parameters() if name.startswith("dg_")]
     optimiser = torch.optim.Adam(routers, lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.01, num_steps)
     for step in range(num_steps):

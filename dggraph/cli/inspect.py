@@ -91,6 +91,14 @@ def show_report(report: "ConversionReport") -> None:
     kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
     if kept:
         console.print(for_terminal(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True)
+    whole = [f"{stage.name}: {stage.dense_because}" for stage in report.stages if stage.dense_because]
+    if whole:
+        console.print(for_terminal(f"Blocks always run on whole batches in {'; '.join(whole)}."), soft_wrap=True)
+    if report.checkpointed:
+        names = ", ".join(name or "the backbone itself" for name in report.checkpointed)
+        console.print(
+            for_terminal(f"Gradient checkpointing did not come along on {names}: training needs more memory."), soft_wrap=True
+        )
     if report.frozen:
         console.print(
             f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary heads; they require no gradients.",

@@ -104,7 +104,10 @@ class Witness:
             if fx_node.op == "placeholder":
                 return self.batch
             if fx_node.op == "get_attr":
-                return operator.attrgetter(str(fx_node.target))(self.attempt)
+                found = operator.attrgetter(str(fx_node.target))(self.attempt)
+                if not issubclass(type(found), fx.Proxy):
+                    return found
+                return operator.attrgetter(str(fx_node.target))(self.module).clone()  # forward has written on `attempt`
             if fx_node.op == "call_method":
                 return getattr(args[0], str(fx_node.target))(*args[1:], **kwargs)
             target: Any = self.module.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else fx_node.target
@@ -125,6 +128,9 @@ class Asked(fx.Proxy):
     """What passes through a forward instead of a tensor: a value that answers."""
 
     tracer: Any
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def part(self, key: Any) -> Any:
         """`self[key]`."""

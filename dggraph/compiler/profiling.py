@@ -94,10 +94,8 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Buffers, and what modules keep on themselves (ConViT caches an index tensor), are after this context as before it."""
-    attributes = {
-        inner: {name: dict(value) if type(value) is dict else value for name, value in vars(inner).items()}
-        for inner in module.modules()
-    }
+    attributes = {inner: dict(vars(inner)) for inner in module.modules()}
+    contents = [(held, dict(held)) for named in attributes.values() for held in named.values() if type(held) is dict]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
@@ -105,6 +103,9 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         for inner, before in attributes.items():
             vars(inner).clear()
             vars(inner).update(before)
+        for held, before in contents:  # the very same dicts: a converted network shares them with its lowered module
+            held.clear()
+            held.update(before)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -17,7 +17,9 @@ def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
     """
     if isinstance(written, fx.Node):
         if dataclasses.is_dataclass(returned) and written.target is type(returned):
-            written.kwargs = {key: restore_structure(graph, getattr(returned, key), part) for key, part in written.kwargs.items()}
+            with graph.inserting_before(written):
+                parts = {key: restore_structure(graph, getattr(returned, key), part) for key, part in written.kwargs.items()}
+            written.kwargs = parts
         return written
     if isinstance(written, Mapping):
         parts = {key: restore_structure(graph, returned[key], part) for key, part in written.items()}

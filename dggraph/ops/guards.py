@@ -26,10 +26,8 @@ def hold(answer: Any, expected: bool | int | float, place: str) -> None:
     """
     if isinstance(answer, torch.Tensor):  # torch.jit.trace makes tensors of sizes
         answer = answer.item()
-    if isinstance(expected, bool):  # symbols of torch.export and torch.compile do not compare with a bool
-        is_same = expected if answer else not expected
-    else:
-        is_same = bool(answer == expected)
+    # symbols of torch.export and torch.compile do not compare with a bool
+    is_same = (bool(answer) is expected) if isinstance(expected, bool) else bool(answer == expected)
     if not is_same:
         raise BranchError(
             f"the backbone asks its batch at {place}: the answer was {expected!r} when it was converted and is {answer!r} now, so its "
