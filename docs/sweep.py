@@ -13,6 +13,7 @@ takes seconds) changes the output. Results are appended to a .jsonl as they come
 import copy
 import gc
 import json
+import re
 import sys
 import time
 import warnings
@@ -245,6 +246,7 @@ def main(kind: str) -> None:
             row = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        row = {key: re.sub(r"\S*/site-packages/", "", value) if isinstance(value, str) else value for key, value in row.items()}
         rows.append({"label": label, "name": name, **row})
         with log.open("a") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
