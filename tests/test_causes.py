@@ -1,6 +1,8 @@
 """Errors of others: each known one has a cause and a remedy, and what is not known is told as ours."""
 
 import errno
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ import pytest
 import torch
 from test_train_command import TOY
 from torch import nn
+from torch.utils.data import Dataset
 
 from dggraph.cli.causes import CAUSES, REMEDIES, explain
 from dggraph.cli.main import main
+from dggraph.errors import InputError, MissingExtraError
+from dggraph.runtime.models import import_function
+from dggraph.training.loading import load_batches
 
 KNOWN = [
     (RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. "), "LoaderError", "lack of memory"),
@@ -64,6 +70,52 @@ def test_the_rest_is_ours() -> None:
         "code that is neither ours nor a library's"
     )
     assert explain(ZeroDivisionError("never raised")) is None
+
+
+class Broken(Dataset[Any]):
+    """Raises as a data set of a user's may."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return {}["missing key"] if index == 2 else (torch.zeros(3, 4, 4 + index), 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("batch", "words"), [([2], ("KeyError", "test_causes.py", "__getitem__")), ([0, 1], ("different sizes",))])
+def test_a_data_set_of_a_user_s_is_told_as_theirs(workers: int, batch: list[int], words: tuple[str, ...]) -> None:
+    with pytest.raises((KeyError, RuntimeError)) as caught:
+        list(load_batches(Broken(), [batch], workers=workers))
+    found = explain(caught.value)
+    assert found is not None and all(word in found[1] for word in words) and "\n" not in found[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_killed_loader_is_told_as_one() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        list(load_batches(Killed(), [[0]], workers=1))
+    found = explain(caught.value)
+    assert found is not None and found[0] == "LoaderError"
+
+
+class Killed(Dataset[Any]):
+    """Ends its process as the system does for lack of memory."""
+
+    def __getitem__(self, index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_missing_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy.py").write_text("import package_of_nobody\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingExtraError, match="needy:f needs the package 'package_of_nobody'"):
+        import_function("needy:f")
+    for name in ("module_of_nobody:f", "dggraph.nothing:f"):
+        with pytest.raises(InputError, match="there is no module"):
+            import_function(name)
 
 
 class Normed(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import dggraph
 from dggraph.errors import CheckpointError, InputError, TrainingError
@@ -75,6 +76,7 @@ KILLED = """
 import os, random, signal, sys
 from pathlib import Path
 import torch
+from torch import nn
 torch.set_num_threads(int(sys.argv[3]))
 from dggraph.training import checkpoint, loop
 from dggraph.training.config import TrainConfig
@@ -183,3 +185,14 @@ def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
     names = [name for name in FILES if not name.endswith("state.json")]
     whole, shared = (contents(tmp_path / name, (*names, "metrics.jsonl")) for name in ("ddp", "fsdp"))
     assert len(names) > 1 and whole == shared
+
+
+def test_an_average_keeps_whole_numbers_whole() -> None:
+    """Counts, and the places that held edges follow, are copied: 3 * 0.9 + 3 * 0.1 is just below 3, and cut it would be 2."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2))
+    model.register_buffer("places", torch.arange(-1, 9))
+    average = loop._average(model, 0.9)
+    for _ in range(20):
+        average.update_parameters(model)
+    assert torch.equal(average.module.places, model.places)  # type: ignore[arg-type]

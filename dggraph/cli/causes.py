@@ -111,15 +111,16 @@ def explain(error: Exception) -> tuple[str, str] | None:
     Returns:
         The kind of error and a message with the cause and a remedy; None where it is not known, and so may be a bug of ours.
     """
-    text = " ".join(str(error).split())
-    said = f"{type(error).__name__}: {text}"[:300].rstrip(".")
+    text = " ".join((str(error).strip().splitlines() or [""])[-1].split() if _is_of_loader(error) else str(error).split())
+    said = text if _is_of_loader(error) else f"{type(error).__name__}: {text}"
+    whole, said = said, said[:300].rstrip(".")
     if isinstance(error, OSError) and not isinstance(error, UnicodeError):
         what = error.strerror or text or type(error).__name__
         where = "" if error.filename is None else f": {error.filename!r}"
         remedy = REMEDIES.get(error.errno or 0, "The system said no more; what was saved before still holds.")
         return "InputError", f"{what}{where}. {remedy}"
     for cause in CAUSES:
-        if re.search(cause.pattern, f"{type(error).__name__}: {text}"):
+        if re.search(cause.pattern, whole):
             return cause.kind, f"{cause.meaning[0].upper()}{cause.meaning[1:]} ({said}.)"
     place = _place_outside(error)
     if place is not None:
@@ -131,9 +132,16 @@ def explain(error: Exception) -> tuple[str, str] | None:
 
 def _place_outside(error: Exception) -> str | None:
     """The innermost line of code that belongs neither to us nor to an installed library: a model, or a data set, of the user's own."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename.startswith(PACKAGE):
+    frames = [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    if _is_of_loader(error):  # its own traceback is text by now
+        frames += re.findall(r'File "([^"\n]+)", line (\d+), in (\S+)', str(error))
+    for file, line, name in reversed(frames):
+        if file.startswith(PACKAGE):
             return None
-        if not frame.filename.startswith((*LIBRARIES, "<")):
-            return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+        if not file.startswith((*LIBRARIES, "<")):
+            return f"{file}, line {line}, in {name}"
     return None
+
+
+def _is_of_loader(error: Exception) -> bool:
+    return str(error).startswith("Caught ") and "DataLoader worker process" in str(error)

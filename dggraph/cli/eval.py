@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import click
 
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.options import as_json, model_options, open_network, refuse_answered, working
+from dggraph.cli.options import as_json, make_folder, model_options, open_network, refuse_answered, working
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
@@ -57,7 +57,8 @@ def command(
 ) -> None:
     """Evaluate MODEL on the validation part of a data set.
 
-    MODEL may also be the folder of a run that trained a detector, or with --dataset coco or voc the name of one.
+    MODEL may also be the folder of a run, finished or not, which then says what data it is judged on; or with --dataset coco or voc the name of
+    a detector.
 
     On several processes: torchrun --nproc-per-node N -m dggraph eval MODEL; the counts are those of one.
     """
@@ -73,7 +74,9 @@ def command(
         raise click.UsageError(
             f"--predictions, --on-bad-box and --max-size are for detectors: the folder of a run, or --dataset {' or '.join(BOX_SETS)}."
         )
-    keys = read_config(None, {"model": model} | {key: given[key] for key in DATA_KEYS})
+    keys = read_config(
+        None, {"model": model} | _data_of(model, given) | {key: given[key] for key in DATA_KEYS if given[key] is not None}
+    )
     if save is not None:
         _refuse_other(save, model)
 
@@ -118,6 +121,20 @@ def command(
                 show(document)
 
 
+def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a classifier's run, where `model` is one and they are not given."""
+    from dggraph.training.classifier_runs import is_classifier_run, run_config
+
+    if given["dataset"] is not None or given["data_dir"] is not None or not is_classifier_run(model):
+        return {}
+    config = run_config(model)
+    if ":" in config.dataset:
+        raise InputError(
+            f"the data set of {model} is code, {config.dataset!r}, which is run only where you name it: --dataset {config.dataset}."
+        )
+    return {"dataset": config.dataset, "data_dir": config.data_dir}
+
+
 def _is_detection(model: str, dataset: str | None) -> bool:
     from dggraph.runtime.detection_models import detector_names
     from dggraph.training.detector_runs import is_detector_run
@@ -140,8 +157,13 @@ def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
 
 def _refuse_other(save: Path, model: str) -> None:
     """Find out before the work that the archive may not be written."""
+    from dggraph.runtime.manifest import MANIFEST
+
     if save.exists() and save.resolve() != Path(model).resolve():
         raise InputError(f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or MODEL's own.")
+    if save.exists() and not (save / MANIFEST).is_file():
+        raise InputError(f"{save} is no archive, so it is not replaced. Choose another folder.")
+    make_folder(save.parent)
 
 
 def _numbers(found: "Evaluation") -> dict[str, Any]:

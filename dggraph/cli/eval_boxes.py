@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.options import refuse_answered, working
+from dggraph.cli.options import make_folder, refuse_answered, working
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import read_config
@@ -46,6 +46,8 @@ def evaluate_boxes(
     from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
 
     require_library()
+    if predictions is not None:
+        make_folder(predictions.parent)
     given = {key: value for key, value in given.items() if value is not None}
     with processes.joined():
         with working(f"Loading {model}"):

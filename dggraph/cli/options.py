@@ -1,6 +1,7 @@
 """Options that several commands share, and how they become a network."""
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,29 +73,30 @@ def open_network(
     threshold: float = 0.5,
     backbone: str | None = None,
 ) -> "DynamicNetwork":
-    """An archive folder loaded, or a MODEL built and converted.
+    """An archive folder or the folder of a classifier's run loaded, or a MODEL built and converted.
 
     Raises:
-        click.UsageError: options that an archive has already answered, or --backbone without an archive.
-        InputError: MODEL is a folder, but no archive and no name.
+        click.UsageError: options that an archive or a run has already answered, or --backbone without one.
+        InputError: MODEL is a folder, but neither of them and no name.
     """
     from dggraph.runtime.archive import load
     from dggraph.runtime.conversion import convert, note_source_
     from dggraph.runtime.manifest import MANIFEST, read_manifest
     from dggraph.runtime.models import load_model
-    from dggraph.views.lettering import visible
+    from dggraph.training.classifier_runs import is_classifier_run, open_classifier
 
+    answered: dict[str, Any] = {"checkpoint": checkpoint, "num_classes": num_classes, "input_size": input_size, "wiring": wiring}
+    answered |= {"residual": residual, "router": router, "gate": gate, "threshold": threshold}
+    if is_classifier_run(model):
+        refuse_answered(f"a run folder: {model} says how its network was built.", **answered)
+        with working(f"Loading {model}"):
+            net, said = open_classifier(model, backbone)
+        _tell([said] if said else [])
+        return net
     if (Path(model) / MANIFEST).is_file():
         refuse_answered(
             f"an archive: {model} is converted already. Convert its MODEL again.",
-            checkpoint=checkpoint,
-            num_classes=None if backbone is not None else num_classes,
-            input_size=input_size,
-            wiring=wiring,
-            residual=residual,
-            router=router,
-            gate=gate,
-            threshold=threshold,
+            **answered | ({"num_classes": None} if backbone is not None else {}),
         )
         with working(f"Loading {model}"):
             if backbone is None:
@@ -117,9 +119,15 @@ def open_network(
             example = torch.zeros((1, *built.preprocess.input_size))
         net = convert(built.model, example, wiring=wiring, residual=residual, router=router, gate=gate, threshold=threshold)
     note_source_(net, built)
-    for sentence in built.said:
-        click.echo(f"dggraph: {visible(sentence)}.", err=True)
+    _tell(built.said)
     return net
+
+
+def _tell(sentences: Iterable[str]) -> None:
+    from dggraph.views.lettering import visible
+
+    for sentence in sentences:
+        click.echo(f"dggraph: {visible(sentence)}.", err=True)
 
 
 def open_watch(model: str, *, score: float | None, **options: Any) -> "Watch":
@@ -158,15 +166,20 @@ def refuse_answered(what: str, **options: Any) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` before the work that will write to it.
+    """Make `folder`, and try to write there, before the work that will.
 
     Raises:
-        InputError: a file is in the way, or it may not be made.
+        InputError: a file is in the way, or it may not be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}. Choose another one.") from error
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}. Choose another one.") from error
 
 
 @contextmanager

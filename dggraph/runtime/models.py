@@ -186,6 +186,15 @@ def import_function(name: str) -> Any:
         if not callable(found):
             raise TypeError(f"{type(found).__name__} is no function")
         return found
+    except ModuleNotFoundError as error:
+        if error.name is None or f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"cannot import {name!r}: there is no module {error.name!r} here. Write package.module:function, importable from "
+                f"{os.getcwd()}, or set PYTHONPATH."
+            ) from error
+        raise MissingExtraError(
+            f"{name} needs the package {error.name!r}, which is not here. Install it in this environment."
+        ) from error
     except Exception as error:  # whatever a user's module raises
         raise InputError(
             f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."

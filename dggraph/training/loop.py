@@ -166,7 +166,11 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
     follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def follow_locally(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        follow(local(averages), local(values), num_averaged)
+        if averages[0].is_floating_point():
+            follow(local(averages), local(values), num_averaged)
+            return
+        for average, value in zip(averages, values, strict=True):  # counts and places: a mean of them would be cut to whole numbers
+            average.copy_(value)
 
     average: AveragedModel = AveragedModel(model, multi_avg_fn=follow_locally, use_buffers=True)
     return average

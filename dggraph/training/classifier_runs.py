@@ -1,0 +1,138 @@
+"""Classifiers as runs train them, read back from a run's folder: its archive, or what its last checkpoint holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dggraph.errors import ArchiveError, InputError
+from dggraph.runtime.archive import load
+from dggraph.runtime.conversion import convert, note_source_
+from dggraph.runtime.manifest import MANIFEST, read_manifest
+from dggraph.runtime.models import is_registered, load_model, takes_num_classes
+from dggraph.runtime.network import DynamicNetwork
+from dggraph.runtime.pinning import decide_blocks_, pin_open_, release_
+from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
+from dggraph.training.config import TrainConfig, read_config
+from dggraph.training.data import configured
+from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
+
+
+def is_classifier_run(folder: str | Path) -> bool:
+    """Whether a classifier was trained there, to the end or not."""
+    return not (Path(folder) / MANIFEST).is_file() and _keys(Path(folder)).get("task", "detection") == "classification"
+
+
+def run_config(folder: str | Path) -> TrainConfig:
+    """The keys of the run in `folder`; the checkpoint that it started from is not needed any more.
+
+    Raises:
+        InputError: they are none.
+    """
+    return read_config(None, _keys(Path(folder)) | {"checkpoint": None})
+
+
+def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[DynamicNetwork, str]:
+    """The network of a run, in eval mode; of a static backbone that was trained, what it converts to.
+
+    Args:
+        folder: of the run. It may come from anybody, so code that it names is not run.
+        backbone: `package.module:function` where the run's model is one; imported and called.
+
+    Returns:
+        The network, and a sentence where the run is not finished, or nothing.
+
+    Raises:
+        ArchiveError: the run has neither a network nor a checkpoint, or they are damaged or of another model.
+        InputError: the run's model is code and `backbone` is not given, or the other way round.
+    """
+    folder = Path(folder)
+    config = run_config(folder)
+    if is_registered(config.model) != (backbone is None):
+        raise InputError(
+            f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone out."
+            if backbone is not None
+            else f"the model in {folder} is built by code, {config.model!r}, which is run only where you name it: --backbone {config.model}."
+        )
+    archive = folder / ARCHIVE
+    if (archive / MANIFEST).is_file():
+        if backbone is None:
+            return load(archive), ""
+        return load(archive, load_model(backbone, num_classes=read_manifest(archive).num_classes).model), ""
+    if (folder / WEIGHTS["classification"]).is_file():
+        tensors, classes = _read_static(folder / WEIGHTS["classification"])
+        return _built(config, backbone, folder, tensors, classes), ""
+    checkpoints = list_checkpoints(folder / CHECKPOINTS)
+    if not checkpoints:
+        raise ArchiveError(f"the run in {folder} has no checkpoint yet, so there is no network. The command that began it goes on.")
+    found = load_checkpoint(checkpoints[-1])
+    if "data" not in found.state:
+        raise ArchiveError(
+            f"the run in {folder} does not say its classes, as newer ones do. The command that began it finishes it."
+        )
+    tensors = found.tensors["model"]
+    if "average" in found.tensors:  # the threshold is set, not learned: an average of it would lag behind
+        prefix, now = "module.", tensors
+        averaged = {key.removeprefix(prefix): value for key, value in found.tensors["average"].items() if key.startswith(prefix)}
+        tensors = {key: now[key] if key.endswith((".threshold", ".temperature")) else value for key, value in averaged.items()}
+    net = _built(config, backbone, folder, tensors, tuple(found.state["data"]["classes"]))
+    return net, f"the run in {folder} is not finished: this is its network after step {found.step}"
+
+
+def _built(
+    config: TrainConfig, backbone: str | None, folder: Path, tensors: dict[str, Tensor], classes: tuple[str, ...]
+) -> DynamicNetwork:
+    name = backbone or config.model
+    classes = classes if config.objective == "labels" else ()  # the teacher's outputs are learned, whatever the images are called
+    number = config.num_classes or (len(classes) or None if takes_num_classes(name) else None)
+    loaded = load_model(name, num_classes=number, input_size=config.input_size)
+    if loaded.preprocess is None:
+        raise InputError(f"{name} does not say what images it takes, and neither does the run in {folder}.")
+    preprocess = configured(loaded.preprocess, config)
+    example = torch.zeros((1, *preprocess.input_size))
+    try:
+        if config.router == "none":
+            loaded.model.load_state_dict(tensors)
+            net = convert(loaded.model, example)
+        else:
+            net = convert(loaded.model, example, **config.conversion)
+            (decide_blocks_ if config.decide == "blocks" else pin_open_)(net, _pinned(folder))
+            net.lowered.load_state_dict(tensors)
+            release_(net)
+    except RuntimeError as error:
+        raise ArchiveError(f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed since?") from error
+    note_source_(net, loaded)
+    net.labels, net.preprocess = classes or loaded.labels, preprocess
+    return net.eval()
+
+
+def _read_static(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            classes = json.loads((opened.metadata() or {})["classes"])
+        return safetensors.torch.load_file(file), tuple(str(name) for name in classes)
+    except Exception as error:  # whatever damaged files raise
+        raise ArchiveError(f"{file} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it again.") from error
+
+
+def _pinned(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads((folder / "sensitivity.json").read_bytes())["pinned"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(
+            f"{folder / 'sensitivity.json'} is damaged, so which blocks are pinned is not known. Train it again."
+        ) from error
+
+
+def _keys(folder: Path) -> dict[str, Any]:
+    try:
+        keys = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return keys if isinstance(keys, dict) else {}
