@@ -117,7 +117,9 @@ def test_blocks_are_decided_about_as_one(tmp_path: Path) -> None:
     decide_blocks_(net, ["layers_2"])
     router = net.lowered.get_submodule("dg_layers.router_0")
     optimiser = torch.optim.Adam(router.parameters(), lr=0.3)
-    for step in range(1, 8):  # with the budget from the first step: without it gradients are rounding errors, which Adam would blow up
+    for step in range(
+        1, 8
+    ):  # with the budget from the first step: without it gradients are rounding errors, which Adam would blow up
         _, gates = net(X, return_gates=True)
         (divergence(static(X), net(X)).mean() + dggraph.losses.budget(gates, 0.7) * (10 * step)).backward()
         optimiser.step()
