@@ -5,6 +5,7 @@ Routers are read from the converted network's parameters; everything else (pooli
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and norm statistics, scaled so that activations neither die nor explode."""
     generator = torch.Generator().manual_seed(seed)
     buffers = dict(model.named_buffers())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    named = [*_routing_last(model.named_parameters()), *_routing_last(model.named_buffers())]
+    for name, tensor in named:
         is_constant = name in buffers and not name.endswith(("running_mean", "running_var"))
         if is_constant or not tensor.is_floating_point():
             continue
@@ -30,6 +32,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         elif tensor.ndim == 1:
             tensor.data = 0.1 * noise
     return model
+
+
+def _routing_last(named: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    """What the backbone gets is the same before and after conversion."""
+    return sorted(named, key=lambda pair: "dg_" in pair[0])
 
 
 def randomise_routers(net: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.Module:
