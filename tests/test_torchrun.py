@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,8 +189,10 @@ def test_an_atlas_is_the_same_for_any_number_of_processes(launches: dict[str, An
 
 
 def test_without_torchrun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["train", "--model", "toy_data:plain_net"])
     assert ended.value.code == 4 and "WORLD_SIZE expected, but not set. Start them with torchrun" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before, "a process that has spoken can be ended again"

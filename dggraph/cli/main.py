@@ -104,14 +104,21 @@ def _unforeseen(error: Exception) -> tuple[str, str]:
 
 
 def _report(arguments: list[str], kind: str, message: str) -> None:
-    if "RANK" in os.environ:  # one of several processes
-        from dggraph.runtime.processes import is_speaker
+    if "RANK" not in os.environ:
+        _tell(arguments, kind, message)
+        return
+    from dggraph.runtime.processes import is_speaker
 
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # torchrun ends the others once one has failed: not before this one has spoken
-        if not is_speaker(message, is_consequence=kind == "LostProcessError"):
-            return
+    # torchrun ends the others once one process has failed: not before this one has spoken
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        if is_speaker(message, is_consequence=kind == "LostProcessError"):
+            _tell(arguments, kind, message)
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _tell(arguments: list[str], kind: str, message: str) -> None:
     if "--json" in arguments and (os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ):
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))
     else:
