@@ -2,6 +2,7 @@
 
 import functools
 import types
+import warnings
 from typing import Any
 
 import pytest
@@ -30,7 +31,25 @@ def same_parts(_self: Any, x: Tensor) -> bool:
     return len(x.chunk(3, 1)) == 3 and len(others) == 2 and len(list(x.unbind(1))) == 3 and isinstance(x.chunk(3, 1), tuple)
 
 
+def same_pattern(_self: Any, x: Tensor) -> bool:
+    match x:
+        case Tensor():
+            return dispatched(x)
+    return False
+
+
+@functools.singledispatch
+def dispatched(_value: Any) -> bool:
+    return False
+
+
+@dispatched.register
+def _(_value: Tensor) -> bool:
+    return True
+
+
 STRUCTURE = {
+    "is matched as a tensor": same_pattern,
     "is a tensor": lambda self, x: isinstance(x, Tensor) and torch.is_tensor(x) and not isinstance(x, list | tuple | nn.Parameter),
     "rank": lambda self, x: x.ndim == 4 and x.dim() == 4 and len(x.shape) == 4 and x.ndim != 3,
     "floats": lambda self, x: x.is_floating_point() and torch.is_floating_point(x) and not x.is_complex(),
@@ -53,6 +72,49 @@ def test_answers_are_those_of_real_images(name: str) -> None:
         assert torch.equal(net(batch), model(batch))
     assert net.report.num_blocks == 3 and not net.report.opaque
     assert [a for a in net.report.assumptions if a.is_checked] if name in CHECKED else not net.report.assumptions
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # deprecated, and met in the field
+
+    @torch.jit.script
+    def swish(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class CallsC(Block):
+    """A scripted function is no Python: it looks at the memory of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(swish(self.norm(self.conv1(x))))
+
+
+class Casts(Block):
+    """Meets the dtype of its weights, as adapters do; under autocast the answer is another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.conv1(x)
+        if inner.dtype != self.conv2.weight.dtype:
+            inner = inner.to(self.conv2.weight.dtype)
+        return x + self.conv2(torch.relu(inner))
+
+
+def test_traced_values_are_no_tensors_to_compiled_functions() -> None:
+    model = Net(CallsC).eval()
+    net = dggraph.convert(model, X).eval()
+    assert torch.equal(net(X), model(X)) and net.report.num_blocks == 3
+
+
+@pytest.mark.parametrize("executor", ["dense", "sparse"])
+def test_what_casts_to_its_weights_runs_under_autocast(executor: Any) -> None:
+    model = Net(Casts).eval()
+    net = dggraph.convert(model, X).eval()
+    net.executor = executor
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(net(X), model(X))
+    with pytest.raises(BranchError, match=r"conv2\.weight\.dtype"):
+        net.lowered.blocks[1].conv2.double()
+        net(X)
 
 
 class Pads(Net):

@@ -6,6 +6,7 @@ go on real images, while `x.shape[0]` stays a node, so that other batches and im
 batch is looked at again on each (`ops/guards`); one that depends on the batch size alone is none.
 """
 
+import builtins
 import copy
 import dis
 import linecache
@@ -14,7 +15,7 @@ import sys
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,16 +192,43 @@ def _class_of(asked: Any) -> type:
         return type(asked)
 
 
+def _told_class(asked: Any) -> type:
+    """What Python code reads as `asked.__class__`, and what `case torch.Tensor():` matches.
+
+    Calls get the truth: a function in C that took a traced value for a tensor would crash the process.
+    """
+    frame = sys._getframe(1)
+    is_read = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_ATTR", "MATCH_CLASS")
+    return _class_of(asked) if is_read else type(asked)
+
+
+@contextmanager
+def answered_isinstance() -> Iterator[None]:
+    """Within this context `isinstance` knows what traced values stand for."""
+    ordinary = builtins.isinstance
+
+    def answered(value: Any, classes: Any, /) -> bool:
+        if ordinary(value, classes):
+            return True
+        return type(value) in (AskedProxy, AskedAttribute) and issubclass(_class_of(value), classes)
+
+    builtins.isinstance = answered
+    try:
+        yield
+    finally:
+        builtins.isinstance = ordinary
+
+
 class AskedProxy(Asked):
     """The value of an fx node."""
 
-    __class__ = property(_class_of)  # what `isinstance` looks at besides the real class
+    __class__ = property(_told_class)
 
 
 class AskedAttribute(Asked, fx.proxy.Attribute):
     """An attribute of a traced value; it becomes a node where an op reads it, not where Python asks."""
 
-    __class__ = property(_class_of)
+    __class__ = property(_told_class)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         root: Any = self.root
@@ -261,7 +289,9 @@ class AnsweringTracer(fx.Tracer):
             self.assumptions[Assumption(_place(), repr(answer), is_checked=False)] = None
             self._forget_later(asked)
             return answer
-        self._hold(asked, read, answer, is_plain=isinstance(value, bool) or read is operator.index)
+        self._hold(
+            asked, read, answer, is_plain=isinstance(value, bool) or read is operator.index, is_type=reads - _RANK == {"dtype"}
+        )
         return answer
 
     def count(self, asked: Asked) -> int:
@@ -276,7 +306,7 @@ class AnsweringTracer(fx.Tracer):
         except TypeError as error:
             raise Unanswered(str(error)) from error
         if isinstance(value, Tensor) or (isinstance(value, tuple | list) and _may_vary(asked.node, number)):
-            self._hold(asked, len, number, is_plain=False)
+            self._hold(asked, len, number, is_plain=False, is_type=False)
         return number
 
     def forget(self) -> None:
@@ -296,8 +326,8 @@ class AnsweringTracer(fx.Tracer):
         if isinstance(asked, AskedProxy) and asked.node not in self.asked:
             self.asked.append(asked.node)
 
-    def _hold(self, asked: Asked, read: Any, answer: Any, *, is_plain: bool) -> None:
-        """Ask again on every batch."""
+    def _hold(self, asked: Asked, read: Any, answer: Any, *, is_plain: bool, is_type: bool) -> None:
+        """Ask again on every batch; types change under autocast, where the check of a conversion has shown that it does not matter."""
         place = _place()
         function = _plain_function(sys._getframe(1))
         if function is not None and function not in self.cannot_keep:
@@ -305,7 +335,7 @@ class AnsweringTracer(fx.Tracer):
         if self._other(asked, read, answer) != answer:
             raise Unanswered("what it does next depends on the number of images in the batch")
         question = asked.node if is_plain else self.create_node("call_function", read, (asked.node,), {})
-        self.create_node("call_function", hold, (question, answer, place), {})
+        self.create_node("call_function", hold, (question, answer, place), {"is_type": True} if is_type else {})
         self.assumptions[Assumption(place, repr(answer), is_checked=True)] = None
 
     def _other(self, asked: Asked, read: Any, answer: Any) -> Any:

@@ -16,7 +16,7 @@ def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
         written: what fx made of it.
     """
     if isinstance(written, fx.Node):
-        if dataclasses.is_dataclass(returned) and written.target is type(returned):
+        if written.target is type(returned) and dataclasses.is_dataclass(returned):
             with graph.inserting_before(written):
                 parts = {key: restore_structure(graph, getattr(returned, key), part) for key, part in written.kwargs.items()}
             written.kwargs = parts

@@ -27,7 +27,15 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
-from dggraph.compiler.answers import AnsweringTracer, Assumption, KeepWhole, failed_function, is_module_s, is_others
+from dggraph.compiler.answers import (
+    AnsweringTracer,
+    Assumption,
+    KeepWhole,
+    answered_isinstance,
+    failed_function,
+    is_module_s,
+    is_others,
+)
 from dggraph.compiler.calls import mark_structured
 from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing, keep
 from dggraph.compiler.copying import copy_model, rebind_forwards_
@@ -162,6 +170,7 @@ def _prepared(tracer: "_BackboneTracer", module: nn.Module, attempt: nn.Module, 
             stack.enter_context(quiet())
             tracer.begin(module, attempt, example)
             stack.enter_context(called_whole((*FACTORIES, *tracer.cannot_keep)))
+            stack.enter_context(answered_isinstance())
             stack.enter_context(unchanged(module))
         yield
 

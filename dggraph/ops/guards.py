@@ -13,17 +13,21 @@ from dggraph.errors import BranchError
 
 
 @has_side_effect
-def hold(answer: Any, expected: bool | int | float, place: str) -> None:
+def hold(answer: Any, expected: bool | int | float, place: str, *, is_type: bool = False) -> None:
     """Refuse a batch for which the backbone itself would take another branch than the traced one.
 
     Args:
         answer: what the question gives for this batch.
         expected: what it gave while tracing.
         place: file, line and source of the question.
+        is_type: the question is about a dtype. Autocast changes those, and a conversion compares an autocast pass, so there it is not
+            asked again.
 
     Raises:
         BranchError: they differ.
     """
+    if is_type and (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+        return
     if isinstance(answer, torch.Tensor):  # torch.jit.trace makes tensors of sizes
         answer = answer.item()
     # symbols of torch.export and torch.compile do not compare with a bool
