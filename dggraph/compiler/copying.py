@@ -8,16 +8,21 @@ import copy
 import functools
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _WrappedHook  # private, as STATE_HOOKS
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.errors import InputError
+
+STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+"""Where `nn.Module` keeps what runs around state dicts; private, torch 2.10 to 2.15."""
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -32,20 +37,25 @@ def copy_model(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(_why_not(model, error)) from error
-    rebind_forwards_(twin, memo)
+    for module in twin.modules():
+        rebind_(module, memo)
     return twin
 
 
-def rebind_forwards_(twin: nn.Module, memo: dict[int, Any]) -> None:
-    """Let each `forward` that is set on an instance call the copy's modules as the original's calls the original's.
+def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Let functions set on `module` (`forward`, `train`), and its hooks on state dicts, work on the copies of what they worked on.
 
     Args:
-        twin: a deep copy.
+        module: a copy.
         memo: the copies by what they are of, as `deepcopy` leaves it.
     """
-    for module in twin.modules():
-        if "forward" in vars(module):
-            vars(module)["forward"] = _rebound(vars(module)["forward"], memo)
+    for name, value in vars(module).items():
+        if callable(value):
+            vars(module)[name] = _rebound(value, memo)
+    for table in STATE_HOOKS:
+        hooks = vars(module)[table]
+        for number, hook in hooks.items():
+            hooks[number] = _rebound(hook, memo)
 
 
 def stored_activations(model: nn.Module) -> tuple[str, ...]:
@@ -62,23 +72,23 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, functools.partial):
         arguments = {name: _rebound(argument, memo) for name, argument in value.keywords.items()}
         return functools.partial(_rebound(value.func, memo), *(_rebound(argument, memo) for argument in value.args), **arguments)
+    if isinstance(value, _WrappedHook):
+        module = value.module() if value.with_module else None
+        return _WrappedHook(_rebound(value.hook, memo), memo.get(id(module), module))
     if not isinstance(value, types.FunctionType):
         return value
     used = {name: value.__globals__[name] for name in value.__code__.co_names if id(value.__globals__.get(name)) in memo}
     if not used and not value.__closure__:
         return value
     scope = value.__globals__ | {name: memo[id(found)] for name, found in used.items()} if used else value.__globals__
-    cells = tuple(types.CellType(*_cell(cell, memo)) for cell in value.__closure__ or ())
+    cells = tuple(types.CellType() for _ in value.__closure__ or ())
     twin = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, cells or None)
     twin.__kwdefaults__ = value.__kwdefaults__
+    memo[id(value)] = twin  # it may call itself
+    for cell, original in zip(cells, value.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not filled yet
+            cell.cell_contents = _rebound(original.cell_contents, memo)
     return functools.update_wrapper(twin, value)
-
-
-def _cell(cell: Any, memo: dict[int, Any]) -> tuple[Any, ...]:
-    try:
-        return (_rebound(cell.cell_contents, memo),)
-    except ValueError:  # not filled yet
-        return ()
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

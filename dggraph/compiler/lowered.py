@@ -46,6 +46,10 @@ class LoweredModule(fx.GraphModule):
         self.__dict__["_modules"] = {name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)}
         watch_(self)
 
+    def __getattr__(self, name: str) -> Any:
+        computed = vars(self)["_modules"].get("parametrizations", ())
+        return computed[name]() if name in computed else super().__getattr__(name)  # that of a parameter which the root owns
+
     def get_submodule(self, target: str) -> nn.Module:
         """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""
         first, _, rest = target.partition(".")
@@ -63,7 +67,7 @@ class LoweredModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
         root = nn.Module()
-        adopt_(root, copy.deepcopy(_owned(self), memo))
+        adopt_(root, copy.deepcopy(plain_owner(self), memo))
         twin = LoweredModule(root, copy.deepcopy(self.graph))
         twin.training = self.training
         return twin
@@ -85,7 +89,7 @@ def adopt_(owner: nn.Module, module: nn.Module) -> None:
     owner.training = module.training
 
 
-def _owned(module: nn.Module) -> nn.Module:
+def plain_owner(module: nn.Module) -> nn.Module:
     """A plain module that owns what `module` owns."""
     owner = nn.Module()
     adopt_(owner, module)

@@ -38,7 +38,7 @@ from dggraph.compiler.answers import (
 )
 from dggraph.compiler.calls import mark_structured
 from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing, keep
-from dggraph.compiler.copying import copy_model, rebind_forwards_
+from dggraph.compiler.copying import copy_model, rebind_
 from dggraph.compiler.profiling import quiet, unchanged
 from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
@@ -102,7 +102,8 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: T
         TraceError: the backbone's own forward has data-dependent control flow; names module, line, reason and way out.
         InputError: the backbone cannot be copied, or is no longer made of modules.
     """
-    module = copy_model(model).eval()
+    module = copy_model(model)
+    module.eval()  # may be its own, and answer anything
     _refuse_foreign(module)
     if isinstance(module, fx.GraphModule) and any("nn_module_stack" in fx_node.meta for fx_node in module.graph.nodes):
         graph = copy.deepcopy(module.graph)
@@ -298,8 +299,8 @@ def _marked(module: nn.Module) -> nn.Module:
     """A copy to trace: flags know their module, and no hook of the caller's sees a proxy."""
     memo: dict[int, Any] = {}
     attempt = copy.deepcopy(module, memo)
-    rebind_forwards_(attempt, memo)
     for path, inner in attempt.named_modules():
+        rebind_(inner, memo)
         vars(inner)["training"] = _TrainingFlag(path)
         _clear_foreign_hooks(inner)
     return attempt

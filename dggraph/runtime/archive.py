@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from dggraph.compiler.copying import copy_model, stored_activations
+from dggraph.compiler.lowered import plain_owner
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
@@ -218,11 +219,13 @@ def _lowered_again(
         raise ArchiveError(f"{folder}: graph.json and the manifest do not describe one network: {error}.") from error
     try:
         net.lowered.load_state_dict(state, strict=True)
-        backbone.load_state_dict({key: state[key] for key in backbone.state_dict()})
+        owner = plain_owner(backbone)  # whose keys are not of the backbone's own making
+        owner.load_state_dict({key: state[key] for key in owner.state_dict()})
     except (RuntimeError, KeyError) as error:
         raise ArchiveError(f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
     try:
-        difference, _ = check_static(net, backbone.eval(), example)
+        backbone.eval()
+        difference, _ = check_static(net, backbone, example)
         check_skipping_(net, check_images(net, backbone, example))
     except DggraphError as error:
         raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error

@@ -100,7 +100,8 @@ def convert(
             dtype=str(example.dtype).removeprefix("torch."),
         )
         net = assemble(flow, traced, graph, recipe, threshold=threshold).eval()
-        reference = copy_model(backbone).eval()
+        reference = copy_model(backbone)
+        reference.eval()
         difference, static = check_static(net, reference, example)
         check_start(net, example, init, static)
         images = check_images(net, reference, example)

@@ -91,7 +91,8 @@ def load_detector(
             model = faster_rcnn_on(model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen)
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
-    return LoadedDetector(model.eval(), said)
+    model.eval()
+    return LoadedDetector(model, said)
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:

@@ -81,7 +81,8 @@ def load_model(
     size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
     preprocess = preprocess_of(model, size) if size is not None else None
     labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
-    return LoadedModel(model.eval(), name, options, preprocess, labels, said)
+    model.eval()
+    return LoadedModel(model, name, options, preprocess, labels, said)
 
 
 def takes_num_classes(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The converted network: a module that runs the lowered graph and knows where it came from."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from dggraph.ops.aggregation import is_jit_traced, is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.runtime.budgets import BudgetCurve
 from dggraph.runtime.execution import run_sparse, uses_batch_statistics
+from dggraph.runtime.layer_groups import automatic, with_routers
 from dggraph.runtime.preprocessing import Preprocess
 from dggraph.runtime.report import ConversionReport
 from dggraph.runtime.standin import StandIn
@@ -116,6 +117,14 @@ class DynamicNetwork(StandIn):
         named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
         routers = tuple(f"dg_{stage}." for stage in self.graph.stages)
         return {*named, *(name for name, _ in self.named_parameters() if name.startswith(routers))}
+
+    @property
+    def group_matcher(self) -> Callable[..., Any]:
+        """timm's layer-wise groups, see `layer_groups`; no such attribute where the backbone is none of timm's."""
+        own = getattr(self._shell, "group_matcher", None)
+        if own is None and getattr(self._shell, "pretrained_cfg", None) is None:
+            raise AttributeError("group_matcher")
+        return lambda coarse=False: with_routers(own(coarse=coarse), self._shell) if own else automatic(self._shell)
 
     @property
     def executor(self) -> Executor:

@@ -5,6 +5,7 @@ It never runs: its `forward` is the static backbone's. What is asked of it is so
 
 - plain data is handed on, properties are read;
 - a method that needs no argument and by its name only looks (`get_classifier`, `no_weight_decay`) is handed on;
+- a method that every module has (`train`, `state_dict`) is handed on where the backbone has a version of its own, see `own_version`;
 - every other method would run or rebuild the static backbone, and is an error that says what to do before converting.
 """
 
@@ -12,11 +13,13 @@ import copy
 import inspect
 import re
 import types
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from dggraph.compiler.copying import STATE_HOOKS, rebind_
 from dggraph.compiler.lowered import OWNED
 from dggraph.errors import BackboneOnlyError
 
@@ -41,6 +44,8 @@ def make_shell(backbone: nn.Module, owner: nn.Module) -> nn.Module:
     shell: nn.Module = object.__new__(type(backbone))
     vars(shell).update(vars(backbone))
     vars(shell).update({name: vars(owner)[name] for name in OWNED}, training=owner.training)
+    vars(shell).update({name: OrderedDict(vars(backbone)[name]) for name in STATE_HOOKS})
+    rebind_(shell, {id(backbone): shell})
     return shell
 
 
@@ -51,7 +56,20 @@ def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.M
     others = {name: value for name, value in vars(shell).items() if name not in OWNED}
     vars(twin).update(copy.deepcopy(others, memo))
     vars(twin).update({name: vars(owner)[name] for name in OWNED})
+    rebind_(twin, memo)
     return twin
+
+
+def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:
+    """The backbone's own version of a method that every module has, of its class or set on it; None where it is torch's."""
+    is_own = name in vars(shell) or getattr(type(shell), name) is not getattr(nn.Module, name)
+    return getattr(shell, name) if is_own else None
+
+
+def hand_tensors_(shell: nn.Module, lowered: nn.Module) -> None:
+    """Let the graph read the plain tensors of `shell` as they are now."""
+    held = vars(lowered)
+    held.update({name: value for name, value in vars(shell).items() if isinstance(value, Tensor) and name in held})
 
 
 def look_up(shell: nn.Module, name: str) -> Any:
@@ -88,12 +106,17 @@ def refuse_baked(shell: nn.Module, name: str, graph: fx.Graph) -> None:
     is_there = any(vars(shell)[kind].get(name) is not None for kind in ("_modules", "_parameters", "_buffers"))
     if is_there or not has(shell, name) or name not in _read(type(shell)):
         return
-    if any(fx_node.op in ("call_module", "get_attr") and str(fx_node.target).split(".")[0] == name for fx_node in graph.nodes):
+    if is_read(graph, name):
         return
     raise BackboneOnlyError(
         f"{name!r} cannot be changed any more: the forward of {type(shell).__name__} reads it, and conversion has put the value that it had "
         "into the graph. Set it on the backbone, then convert."
     )
+
+
+def is_read(graph: fx.Graph, name: str) -> bool:
+    """Whether `graph` reads `name`, or something in it, each time it runs."""
+    return any(fx_node.op in ("call_module", "get_attr") and str(fx_node.target).split(".")[0] == name for fx_node in graph.nodes)
 
 
 def has(shell: nn.Module, name: str) -> bool:

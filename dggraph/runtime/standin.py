@@ -1,19 +1,22 @@
 """A module that stands where its backbone stood: by the same names one finds, assigns, deletes, loads and trains the same things."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import get_annotations
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from dggraph.compiler.copying import STATE_HOOKS
 from dggraph.compiler.hooks import watch_
 from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.naming import shadows_graph_module
 from dggraph.errors import BackboneOnlyError
 from dggraph.runtime.constants import remember_, restore_
-from dggraph.runtime.shell import copy_shell, has, look_up, make_shell, refuse_baked
+from dggraph.runtime.shell import copy_shell, hand_tensors_, has, is_read, look_up, make_shell, own_version, refuse_baked
 from dggraph.runtime.structure import Place, places_of, refuse_changes
+
+Self = TypeVar("Self", bound="StandIn")
 
 
 class StandIn(nn.Module):
@@ -44,6 +47,7 @@ class StandIn(nn.Module):
     def _own(self, shell: nn.Module) -> None:
         """Hold what `lowered` holds: the same objects, so that neither can have what the other has not."""
         vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
+        vars(self).update({name: vars(shell)[name] for name in STATE_HOOKS})
 
     @property
     def training(self) -> bool:
@@ -54,13 +58,26 @@ class StandIn(nn.Module):
     def training(self, mode: bool) -> None:
         self.lowered.training = mode
 
-    def train(self, mode: bool = True) -> "StandIn":
-        """Set the mode of every module, as the backbone's own `train` does where its class has one (norms that it keeps in eval mode)."""
-        own = type(self._shell).train
-        if own is nn.Module.train:
-            return super().train(mode)
-        own(self._shell, mode)
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set the mode of every module, as the backbone's own `train` does where it has one (norms that it keeps in eval mode)."""
+        own = own_version(self._shell, "train")
+        return super().train(mode) if own is None else self._in_mode_of(own, mode)
+
+    def eval(self: Self) -> Self:
+        """`train(False)`, or the backbone's own `eval` where it has one."""
+        own = own_version(self._shell, "eval")
+        return super().eval() if own is None else self._in_mode_of(own)
+
+    def _in_mode_of(self: Self, own: Callable[..., Any], *mode: bool) -> Self:
+        self._shell.training = self.training
+        own(*mode)
         self.training = self._shell.training
+        return self
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """As every module's, or as the backbone's own where it has one (a stem that stays frozen)."""
+        own = own_version(self._shell, "requires_grad_") or super().requires_grad_
+        own(requires_grad)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -86,21 +103,33 @@ class StandIn(nn.Module):
             return
         refuse_baked(self._shell, name, self.lowered.graph)
         is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
+        if isinstance(value, nn.Module | nn.Parameter):  # in the place of anything plain
+            for held in (vars(self), vars(self._shell)):
+                held.pop(name, None)
+            self._show(name)
         if is_module_like or name in vars(self) or not has(self._shell, name):
             super().__setattr__(name, value)
             if isinstance(value, nn.Module):
                 watch_(self.lowered)
-            return
-        vars(self._shell)[name] = value
-        if name in vars(self.lowered):  # a plain tensor, which the graph reads there
-            vars(self.lowered)[name] = value
+        else:
+            vars(self._shell)[name] = value
+        self._show(name)
 
     def __delattr__(self, name: str) -> None:
         if name in vars(self._shell) and name not in vars(self):
             refuse_baked(self._shell, name, self.lowered.graph)
             del vars(self._shell)[name]
-            return
-        super().__delattr__(name)
+        else:
+            super().__delattr__(name)
+        self._show(name)
+
+    def _show(self, name: str) -> None:
+        """Let the graph read the plain tensor that is here under `name`, and no former one."""
+        plain, read = vars(self).get(name, vars(self._shell).get(name)), vars(self.lowered)
+        if isinstance(plain, Tensor) and is_read(self.lowered.graph, name):
+            read[name] = plain
+        elif isinstance(read.get(name), Tensor):
+            del read[name]
 
     def get_submodule(self, target: str) -> nn.Module:
         """As every module's, but a child of the backbone whose name is one of ours (`graph`, `labels`) is found too."""
@@ -117,13 +146,46 @@ class StandIn(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StandIn":
         remember_(self._constants, self.lowered)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        own = own_version(self._shell, "_apply")
+        if own is None:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        else:
+            _ = own(fn) if recurse else own(fn, recurse)
+            hand_tensors_(self._shell, self.lowered)
         restore_(self._constants, self.lowered)
         return self
 
+    @property
+    def _version(self) -> int:  # type: ignore[override]
+        return self._shell._version
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As every module's, or as the backbone's own where it has one."""
+        own = own_version(self._shell, "state_dict") or super().state_dict
+        return own(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As every module's, or as the backbone's own where it has one. Keys of earlier versions, behind `lowered.`, load too."""
+        own = own_version(self._shell, "load_state_dict")
+        if own is None:
+            return super().load_state_dict(state_dict, *args, **options)
+        state: Any = copy.copy(state_dict)
+        rename_old_keys_(state, self)
+        return own(state, *args, **options)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._shell._save_to_state_dict(*args)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         rename_old_keys_(state_dict, self, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._shell._load_from_state_dict(state_dict, prefix, *rest)
+        hand_tensors_(self._shell, self.lowered)
+
+    def _replicate_for_data_parallel(self) -> Any:  # private, torch 2.10 to 2.15; what nn.DataParallel calls for several devices
+        raise BackboneOnlyError(
+            "nn.DataParallel cannot copy a converted network to several devices in each step. Use DistributedDataParallel, one process a "
+            "device."
+        )
 
     def refuse_changes(self) -> None:
         """Raise where a module that the graph needs is gone, or has another forward than the one that was traced.

@@ -101,7 +101,7 @@ def _built(
         else:
             net = convert(loaded.model, example, **config.conversion)
             (decide_blocks_ if config.decide == "blocks" else pin_open_)(net, _pinned(folder))
-            net.lowered.load_state_dict(tensors)
+            net.load_state_dict(tensors)
             release_(net)
     except RuntimeError as error:
         raise ArchiveError(f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed since?") from error

@@ -138,12 +138,9 @@ def attributes(model: nn.Module, x: Tensor) -> Any:
 
 
 def looking_methods(model: nn.Module, x: Tensor) -> Any:
-    found = {"classifier": str(model.get_classifier()) if hasattr(model, "get_classifier") else None}
-    if hasattr(model, "group_matcher"):
-        found["matcher"] = str(model.group_matcher(coarse=True))
-    if hasattr(model, "no_weight_decay"):
-        found["kept"] = str(sorted(name for name in model.no_weight_decay() if not name.startswith("dg_")))
-    return found
+    classifier = str(model.get_classifier()) if hasattr(model, "get_classifier") else None
+    kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    return classifier, sorted(name for name in kept if not name.startswith("dg_"))
 
 
 def deep_copy(model: nn.Module, x: Tensor) -> Any:

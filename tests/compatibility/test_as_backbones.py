@@ -40,7 +40,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(2, 3, SIDE, SIDE)
     if name in OF_TORCHVISION:
-        options = {"init_weights": False} if name == "googlenet" else {}
+        options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}  # auxiliary heads are left behind
         model = torchvision.models.get_model(name, weights=None, num_classes=5, **options)
     else:
         try:
