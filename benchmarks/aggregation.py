@@ -21,7 +21,7 @@ from torch import Tensor
 from dggraph.ops import kernels
 from dggraph.ops.aggregation import aggregate, plain_aggregation, share, stage_cache
 from dggraph.ops.rows import sum_rows
-from dggraph.runtime.timing import compare
+from dggraph.evaluation.timing import compare
 
 SHAPE = (16, 1024, 14, 14)
 

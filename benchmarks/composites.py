@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from dggraph.runtime.preprocessing import open_image
+from dggraph.models.preprocessing import open_image
 
 CATEGORIES = {
     "mammal": "animals/mammals", "bird": "animals/birds", "insect": "animals/insects", "fish": "animals/fish", "fruit": "food/fruit",

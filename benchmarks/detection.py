@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from dggraph.runtime.models import load_model
-from dggraph.runtime.pyramids import pyramid_on
-from dggraph.training.box_data import BoxDataset, open_boxes
+from dggraph.models.registry import load_model
+from dggraph.models.feature_pyramids import pyramid_on
+from dggraph.detection.box_data import BoxDataset, open_boxes
 from dggraph.training.config import TrainConfig
-from dggraph.training.detector_runs import open_detector
+from dggraph.detection.detector_runs import open_detector
 from dggraph.training.loop import train
 
 ROWS = Path(__file__).parents[1] / "docs" / "benchmarks" / "detection.jsonl"

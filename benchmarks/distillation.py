@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.runtime.imagesets import open_image_set, spread
-from dggraph.runtime.models import load_model
-from dggraph.runtime.network import DynamicNetwork, pinned_gates
-from dggraph.runtime.preprocessing import Preprocess, preprocess_image
-from dggraph.runtime.skipping import skipped_weights
-from dggraph.runtime.timing import compare
+from dggraph.data.image_sets import open_image_set, spread
+from dggraph.models.registry import load_model
+from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.models.preprocessing import Preprocess, preprocess_image
+from dggraph.network.block_removal import skipped_weights
+from dggraph.evaluation.timing import compare
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import configured
+from dggraph.data.sources import configured
 from dggraph.training.loop import train
 from dggraph.training.losses import kept
 

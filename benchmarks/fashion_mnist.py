@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.runtime.health import check_gates
-from dggraph.runtime.models import load_model
-from dggraph.runtime.network import DynamicNetwork, pinned_gates
+from dggraph.evaluation.gate_diagnostics import check_gates
+from dggraph.models.registry import load_model
+from dggraph.network.network import DynamicNetwork, pinned_gates
 from dggraph.training.config import TrainConfig, read_config
-from dggraph.training.data import open_data
+from dggraph.data.sources import open_data
 from dggraph.training.loop import train
 
 RECIPE = Path(dggraph.__file__).parent / "recipes" / "fashion_mnist.toml"

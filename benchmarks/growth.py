@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 import dggraph
-from dggraph.runtime.network import pinned_gates
-from dggraph.runtime.timing import compare
+from dggraph.network.network import pinned_gates
+from dggraph.evaluation.timing import compare
 
 
 class Stage(nn.Module):
@@ -27,7 +27,7 @@ class Stage(nn.Module):
         return self.pool(self.layer3(self.stem(x))).flatten(1)  # type: ignore[no-any-return]
 
 
-def weights_of(net: dggraph.runtime.network.DynamicNetwork, share: float) -> dict[str, torch.Tensor]:
+def weights_of(net: dggraph.network.network.DynamicNetwork, share: float) -> dict[str, torch.Tensor]:
     """Static edges and a random `share` of the others, at one over the number of edges into the node."""
     generator = torch.Generator().manual_seed(0)
     weights = {}

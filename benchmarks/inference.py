@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py [--rounds 15] [--output FILE.jsonl]
 
-Paths are random per instance (`dggraph.runtime.timing.sample_paths`), every edge between the nodes that are kept is open. `dense` is masked
+Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the nodes that are kept is open. `dense` is masked
 execution. C++ kernels are used where they are built; DGGRAPH_KERNELS=0 turns them off.
 """
 
@@ -17,8 +17,8 @@ from torch import nn
 
 import dggraph
 from dggraph.ops import kernels
-from dggraph.runtime.backbones import SmallResNet
-from dggraph.runtime.timing import time_inference
+from dggraph.models.small_resnet import SmallResNet
+from dggraph.evaluation.timing import time_inference
 
 CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
     ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "stage"),

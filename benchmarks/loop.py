@@ -20,10 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 import dggraph
-from dggraph.runtime.models import load_model
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.models.registry import load_model
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.config import TrainConfig, read_config
-from dggraph.training.data import TrainingData, configured, open_data
+from dggraph.data.sources import TrainingData, configured, open_data
 from dggraph.training.loop import train
 from dggraph.training.optimisers import param_groups
 from dggraph.training.preparing import prepare

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph import losses
-from dggraph.runtime.norms import recalibrate_norms_
+from dggraph.network.norms import recalibrate_norms_
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
 BATCH = 64

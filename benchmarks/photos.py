@@ -20,7 +20,7 @@ import skimage
 from PIL import Image
 from torchvision.models import MobileNet_V2_Weights
 
-from dggraph.runtime.preprocessing import open_image
+from dggraph.models.preprocessing import open_image
 
 LISTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "distillation"
 SIDE = 256

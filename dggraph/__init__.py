@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from dggraph.graph.wiring import register_wiring
     from dggraph.ops.gating import register_gate
     from dggraph.ops.routing import register_router
-    from dggraph.runtime.archive import load, save
-    from dggraph.runtime.calibration import calibrate
-    from dggraph.runtime.conversion import convert
-    from dggraph.runtime.detectors import convert_backbone_
-    from dggraph.runtime.inference import optimize_for_inference
-    from dggraph.runtime.norms import recalibrate_norms_
-    from dggraph.runtime.recording import record
+    from dggraph.network.archive import load, save
+    from dggraph.evaluation.calibration import calibrate
+    from dggraph.network.conversion import convert
+    from dggraph.detection.detectors import convert_backbone_
+    from dggraph.network.inference import optimize_for_inference
+    from dggraph.network.norms import recalibrate_norms_
+    from dggraph.evaluation.recording import record
     from dggraph.training import losses
     from dggraph.views.drawing import render
 
@@ -38,18 +38,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "calibrate": "dggraph.runtime.calibration",
-    "convert": "dggraph.runtime.conversion",
-    "convert_backbone_": "dggraph.runtime.detectors",
-    "load": "dggraph.runtime.archive",
-    "optimize_for_inference": "dggraph.runtime.inference",
-    "recalibrate_norms_": "dggraph.runtime.norms",
-    "record": "dggraph.runtime.recording",
+    "calibrate": "dggraph.evaluation.calibration",
+    "convert": "dggraph.network.conversion",
+    "convert_backbone_": "dggraph.detection.detectors",
+    "load": "dggraph.network.archive",
+    "optimize_for_inference": "dggraph.network.inference",
+    "recalibrate_norms_": "dggraph.network.norms",
+    "record": "dggraph.evaluation.recording",
     "register_gate": "dggraph.ops.gating",
     "register_router": "dggraph.ops.routing",
     "register_wiring": "dggraph.graph.wiring",
     "render": "dggraph.views.drawing",
-    "save": "dggraph.runtime.archive",
+    "save": "dggraph.network.archive",
 }
 
 

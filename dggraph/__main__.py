@@ -9,7 +9,7 @@ if __name__ == "__main__":
         main()
     except SystemExit as ended:
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            from dggraph.runtime.processes import leave
+            from dggraph.system.processes import leave
 
             leave(ended.code if isinstance(ended.code, int) else 1 if ended.code else 0)
         raise

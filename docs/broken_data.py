@@ -41,7 +41,7 @@ def detector(num_classes: int) -> nn.Module:
     from torchvision.models import mobilenet_v2
     from torchvision.models.detection import FasterRCNN
 
-    from dggraph.runtime.pyramids import pyramid_on
+    from dggraph.models.feature_pyramids import pyramid_on
 
     few = {f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")}
     trunk = pyramid_on(mobilenet_v2(), out_channels=16, is_frozen=False)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import dggraph
-from dggraph.runtime.cost import path_keys
+from dggraph.network.cost import path_keys
 from dggraph.training.config import read_config
-from dggraph.training.data import open_data
+from dggraph.data.sources import open_data
 
 ASSETS = Path(dggraph.__file__).parent / "assets"
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import dggraph
-from dggraph.runtime.preprocessing import Preprocess
+from dggraph.models.preprocessing import Preprocess
 from dggraph.training.optimisers import param_groups
 
 EPOCHS, BATCH, KEPT, THRESHOLD = 4, 16, 0.7, 0.5

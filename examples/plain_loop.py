@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import dggraph
-from dggraph.runtime.preprocessing import Preprocess
+from dggraph.models.preprocessing import Preprocess
 from dggraph.training.optimisers import param_groups
 
 STEPS, BATCH, KEPT, THRESHOLD = 60, 32, 0.7, 0.5

@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3, NativeScaler, accuracy
 
 import dggraph
-from dggraph.runtime.preprocessing import Preprocess
+from dggraph.models.preprocessing import Preprocess
 from dggraph.training.optimisers import param_groups
 
 

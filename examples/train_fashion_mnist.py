@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import dggraph
-from dggraph.runtime.preprocessing import Preprocess
+from dggraph.models.preprocessing import Preprocess
 
 EPOCHS, BATCH, KEPT = 3, 128, 0.7
 LABELS = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -10,17 +10,17 @@ from reference import randomise_routers
 from toy_data import Toy, plain_net
 
 import dggraph
-from dggraph.runtime import processes
-from dggraph.runtime.sharding import shard_, whole
+from dggraph.system import processes
+from dggraph.system.sharding import shard_, whole
 from dggraph.training.checkpoint import flatten_optimiser, restore_optimiser
 from dggraph.training.config import TrainConfig
-from dggraph.training.evaluation import evaluate
+from dggraph.evaluation.accuracy import evaluate
 from dggraph.training.loop import train
 from dggraph.training.losses import budget
 from dggraph.training.optimisers import ON_SHARES, build_optimiser
 
 
-def network(seed: int = 0) -> dggraph.runtime.network.DynamicNetwork:
+def network(seed: int = 0) -> dggraph.network.network.DynamicNetwork:
     torch.manual_seed(seed)
     return randomise_routers(dggraph.convert(plain_net(), torch.zeros(1, 3, 16, 16)).double(), 1).train()
 

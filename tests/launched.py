@@ -19,7 +19,7 @@ from toy_boxes import write_coco
 import dggraph
 import dggraph.training.loop  # forked processes have it
 from dggraph.cli.main import main
-from dggraph.training.locking import locked
+from dggraph.system.locks import locked
 
 FOLDER = Path(sys.argv[1])
 ASSETS = Path(dggraph.__file__).parent / "assets"

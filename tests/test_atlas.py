@@ -19,13 +19,13 @@ from test_imagesets import write_idx
 import dggraph
 from dggraph.errors import GateError, InputError
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
-from dggraph.runtime import atlas as collecting
-from dggraph.runtime.atlas import Collected, collect_atlas, count_item, observe
-from dggraph.runtime.counting import AtlasCounts
-from dggraph.runtime.imagesets import open_image_set
-from dggraph.runtime.network import DynamicNetwork, pinned_gates
-from dggraph.runtime.preprocessing import Preprocess, open_image, preprocess_image
-from dggraph.runtime.recording import watch_network
+from dggraph.evaluation import atlas as collecting
+from dggraph.evaluation.atlas import Collected, collect_atlas, count_item, observe
+from dggraph.evaluation.atlas_counts import AtlasCounts
+from dggraph.data.image_sets import open_image_set
+from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
+from dggraph.evaluation.recording import watch_network
 from dggraph.views.report import Report, make_report
 
 LABELS = ("apple", "bee", "cloud", "dune", "elk")
@@ -185,8 +185,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from test_atlas import LABELS, build
-from dggraph.runtime import atlas
-from dggraph.runtime.imagesets import open_image_set
+from dggraph.evaluation import atlas
+from dggraph.data.image_sets import open_image_set
 
 def progress(done, total):
     if done == 20:

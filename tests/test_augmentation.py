@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dggraph.errors import InputError
-from dggraph.runtime.preprocessing import Preprocess, preprocess_image
-from dggraph.training.augmentation import Transform, evaluation_transform, mix, training_transform
+from dggraph.models.preprocessing import Preprocess, preprocess_image
+from dggraph.data.augmentation import Transform, evaluation_transform, mix, training_transform
 from dggraph.training.config import TrainConfig
-from dggraph.training.order import SeededDataset
+from dggraph.data.sampler import SeededDataset
 
 SMALL = Preprocess(input_size=(3, 28, 28), crop_fraction=1.0)
 GREY = Preprocess(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,), crop_fraction=1.0)

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.training.box_data import BoxDataset, collate
-from dggraph.training.boxes import Box, BoxImage
-from dggraph.training.order import SeededDataset
+from dggraph.detection.box_data import BoxDataset, collate
+from dggraph.detection.readers import Box, BoxImage
+from dggraph.data.sampler import SeededDataset
 
 
 def picture(folder: Path, width: int = 20, height: int = 10, exif: Image.Exif | None = None) -> Path:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.training.box_entries import AS_FLAG, AS_WHOLE, OWN_AREA, Findings, as_flag, as_whole, file_of
-from dggraph.training.box_sets import Box, BoxImage, BoxSet, refuse_bad_boxes
-from dggraph.training.coco import read_coco
+from dggraph.detection.box_entries import AS_FLAG, AS_WHOLE, OWN_AREA, Findings, as_flag, as_whole, file_of
+from dggraph.detection.box_sets import Box, BoxImage, BoxSet, refuse_bad_boxes
+from dggraph.detection.coco import read_coco
 
 Content = dict[str, Any]
 BOXES = [[4, 6, 20, 18], [28, 11, 20, 18], [30, 2, 30, 40], [1, 1, 8, 30]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dggraph.errors import InputError
-from dggraph.training.boxes import read_coco, read_voc
+from dggraph.detection.readers import read_coco, read_voc
 
 Content = dict[str, Any]
 

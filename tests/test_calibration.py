@@ -10,8 +10,8 @@ from test_losses import convert, images, train_routers
 
 import dggraph
 from dggraph.errors import ArchiveError, InputError
-from dggraph.runtime.budgets import Budget, BudgetCurve, BudgetPoint, choose
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint, choose
+from dggraph.network.network import DynamicNetwork
 
 
 def kept(net: DynamicNetwork, x: torch.Tensor) -> float:

@@ -16,7 +16,7 @@ import dggraph
 from dggraph.compiler.tracing import fingerprint, trace
 from dggraph.errors import LoweringError
 from dggraph.ops.aggregation import plain_aggregation
-from dggraph.runtime.outputs import structure_of
+from dggraph.network.outputs import structure_of
 
 
 class Round(torch.autograd.Function):

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from dggraph.cli.causes import CAUSES, REMEDIES, explain
 from dggraph.cli.main import main
 from dggraph.errors import InputError, MissingExtraError
-from dggraph.runtime.models import import_function
-from dggraph.training.loading import load_batches
+from dggraph.models.registry import import_function
+from dggraph.system.loaders import load_batches
 
 KNOWN = [
     (RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. "), "LoaderError", "lack of memory"),

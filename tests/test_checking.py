@@ -14,7 +14,7 @@ import dggraph
 from dggraph.errors import InputError, LoweringError
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
-from dggraph.runtime.outputs import join_outputs, tensors_in
+from dggraph.network.outputs import join_outputs, tensors_in
 
 Pair = namedtuple("Pair", "logits features")
 

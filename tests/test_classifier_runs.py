@@ -15,7 +15,7 @@ from toy_data import make, plain_net
 import dggraph
 from dggraph.cli.main import main
 from dggraph.errors import ArchiveError, InputError
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 from dggraph.training import loop
 from dggraph.training.classifier_runs import is_classifier_run, open_classifier
 from dggraph.training.loop import train

@@ -15,7 +15,7 @@ from PIL import Image
 import dggraph
 from dggraph.cli.main import main
 from dggraph.errors import InputError
-from dggraph.runtime.preprocessing import open_image
+from dggraph.models.preprocessing import open_image
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -181,7 +181,7 @@ def test_models_that_fail_are_one_line(capsys: Any, mine: Path, model: str, mess
 
 
 def test_outputs_are_checked_before_the_work_starts(capsys: Any, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dggraph.runtime.models.load_model", lambda *_args, **_options: pytest.fail("work has started"))
+    monkeypatch.setattr("dggraph.models.registry.load_model", lambda *_args, **_options: pytest.fail("work has started"))
     (mine / "file").write_text("")
     (mine / "full").mkdir()
     for arguments in (
@@ -200,7 +200,7 @@ def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(capsys: Any, mon
     def broken(*_args: Any, **_options: Any) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("dggraph.runtime.models.load_model", broken)
+    monkeypatch.setattr("dggraph.models.registry.load_model", broken)
     code, out, err = run(capsys, "inspect", "resnet18")
     assert code == 4 and out == "" and err.count("\n") == 1 and "DGGRAPH_TRACEBACK=1" in err
     assert json.loads(run(capsys, "inspect", "resnet18", "--json")[1])["error"]["type"] == "ZeroDivisionError"
@@ -255,8 +255,8 @@ def test_models_in_any_case_or_none(capsys: Any) -> None:
 def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
     """timm's vision transformers are built for the size asked for, and rebuilt for it."""
     import dggraph
-    from dggraph.runtime.conversion import note_source_
-    from dggraph.runtime.models import load_model
+    from dggraph.network.conversion import note_source_
+    from dggraph.models.registry import load_model
 
     for name, options in (
         ("timm:vit_tiny_patch16_224", {"image_size": 32}),

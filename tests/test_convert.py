@@ -15,7 +15,7 @@ from dggraph.errors import DiscoveryError, GateError, InputError, LoweringError,
 from dggraph.graph.wiring import WIRINGS
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
-from dggraph.runtime.network import pinned_gates, static_weights
+from dggraph.network.network import pinned_gates, static_weights
 
 LAYOUTS = {
     "resnet50": [3, 4, 6, 3],

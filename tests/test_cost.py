@@ -7,7 +7,7 @@ from test_losses import convert, images
 
 import dggraph
 from dggraph.errors import GateError, InputError
-from dggraph.runtime.cost import measure_macs
+from dggraph.network.cost import measure_macs
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])

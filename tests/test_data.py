@@ -14,12 +14,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dggraph.errors import InputError
-from dggraph.runtime.preprocessing import Preprocess, open_image, preprocess_image
-from dggraph.training import pixels
+from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
+from dggraph.data import pixels
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData, open_data
-from dggraph.training.order import EpochBatches, SeededDataset
-from dggraph.training.pixels import FASHION_CLASSES
+from dggraph.data.sources import TrainingData, open_data
+from dggraph.data.sampler import EpochBatches, SeededDataset
+from dggraph.data.pixels import FASHION_CLASSES
 
 COLOUR = Preprocess(input_size=(3, 28, 28), crop_fraction=1.0)
 GREY = Preprocess(input_size=(1, 28, 28), mean=(0.5,), std=(0.25,), crop_fraction=1.0)

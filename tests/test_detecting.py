@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.network import collecting_gates, pinned_gates
-from dggraph.runtime.timing import sample_paths
-from dggraph.training.box_data import BoxDataset
-from dggraph.training.box_evaluation import average_precision
-from dggraph.training.boxes import Box, BoxImage, BoxSet
-from dggraph.training.detecting import detect
+from dggraph.network.network import collecting_gates, pinned_gates
+from dggraph.evaluation.timing import sample_paths
+from dggraph.detection.box_data import BoxDataset
+from dggraph.detection.average_precision import average_precision
+from dggraph.detection.readers import Box, BoxImage, BoxSet
+from dggraph.detection.detecting import detect
 from dggraph.training.losses import kept
 
 

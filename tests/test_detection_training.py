@@ -17,16 +17,16 @@ from toy_boxes import detector, sets, write_coco, write_voc
 
 import dggraph
 from dggraph.errors import ArchiveError, InputError, TrainingError
-from dggraph.runtime.detection_models import load_detector
-from dggraph.runtime.network import collecting_gates, dynamic_part
-from dggraph.runtime.pyramids import freeze_norms_
-from dggraph.runtime.recording import watch_detector
+from dggraph.detection.registry import load_detector
+from dggraph.network.network import collecting_gates, dynamic_part
+from dggraph.models.feature_pyramids import freeze_norms_
+from dggraph.evaluation.recording import watch_detector
 from dggraph.training import loop
-from dggraph.training.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
-from dggraph.training.box_evaluation import Detection
+from dggraph.detection.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
+from dggraph.detection.average_precision import Detection
 from dggraph.training.config import TrainConfig
-from dggraph.training.detecting import Detecting, Found, by_category, detect, judge
-from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
+from dggraph.detection.detecting import Detecting, Found, by_category, detect, judge
+from dggraph.detection.detector_runs import build_detector, is_detector_run, open_detector
 from dggraph.training.loop import train
 from dggraph.training.preparing import prepare
 

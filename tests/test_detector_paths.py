@@ -20,14 +20,14 @@ from test_report import Page
 
 from dggraph.errors import InputError
 from dggraph.graph.atlas import Detected, FoundObject
-from dggraph.runtime import atlas as collecting
-from dggraph.runtime.atlas import collect_atlas
-from dggraph.runtime.imagesets import open_image_set
-from dggraph.runtime.network import collecting_gates
-from dggraph.runtime.preprocessing import open_image
-from dggraph.runtime.recording import Watch, watch_detector
+from dggraph.evaluation import atlas as collecting
+from dggraph.evaluation.atlas import collect_atlas
+from dggraph.data.image_sets import open_image_set
+from dggraph.network.network import collecting_gates
+from dggraph.models.preprocessing import open_image
+from dggraph.evaluation.recording import Watch, watch_detector
 from dggraph.training.config import read_config
-from dggraph.training.detector_runs import Detector, build_detector, open_detector
+from dggraph.detection.detector_runs import Detector, build_detector, open_detector
 from dggraph.views.drawing import dot_command, draw
 from dggraph.views.lettering import visible
 from dggraph.views.overlay import COLOURS, place_outlines, tell_objects

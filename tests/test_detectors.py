@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.network import DynamicNetwork, collecting_gates
+from dggraph.network.network import DynamicNetwork, collecting_gates
 
 BARE: dict[str, Any] = {"weights": None, "weights_backbone": None}
 SMALL = {"min_size": 96, "max_size": 160}

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.pinning import decide_blocks_, pin_open_, release_
+from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
 from dggraph.training import loop
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.distillation import answered, find_fragile, teacher_of

@@ -15,8 +15,8 @@ from toy_data import Toy
 
 import dggraph
 from dggraph.cli.main import main
-from dggraph.runtime.conversion import note_source_
-from dggraph.runtime.models import load_model
+from dggraph.network.conversion import note_source_
+from dggraph.models.registry import load_model
 
 TOY = ("--dataset", "toy_data:make")
 
@@ -128,7 +128,7 @@ def test_hostile_class_names_are_printed_as_they_are(archive: Path, tmp_path: Pa
 
 def test_a_static_path_that_training_left_is_no_reference(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dggraph.cli.eval import _sensitivity_numbers
-    from dggraph.training.sensitivity import Sensitivity
+    from dggraph.evaluation.sensitivity import Sensitivity
 
     costs = Sensitivity(num_images=100, static_top1=50, blocks=(), unskippable=())
     assert "50 of 100 right, along its own paths 56" in _sensitivity_numbers(costs, 56)["warning"]

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.training.evaluation import evaluate
+from dggraph.evaluation.accuracy import evaluate
 
 # One row an image, one logit a class; the right class beside it.
 LOGITS = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GateError, InputError
-from dggraph.runtime.network import pinned_gates, static_weights
+from dggraph.network.network import pinned_gates, static_weights
 
 EXAMPLES = 520
 

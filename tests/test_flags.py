@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from dggraph.cli.flags import config_flags, config_flags_for
 from dggraph.errors import InputError
-from dggraph.runtime.models import model_names
+from dggraph.models.registry import model_names
 from dggraph.training.config import TrainConfig, read_config
 
 RECIPES = sorted(Path(str(resources.files("dggraph"))).glob("recipes/*.toml"))

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.runtime.imagesets import open_image_set
-from dggraph.runtime.preprocessing import Preprocess
-from dggraph.training import folders
+from dggraph.data.image_sets import open_image_set
+from dggraph.models.preprocessing import Preprocess
+from dggraph.data import folders
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData, open_data
-from dggraph.training.folders import read_folder
+from dggraph.data.sources import TrainingData, open_data
+from dggraph.data.folders import read_folder
 
 SMALL = Preprocess(input_size=(3, 8, 8))
 

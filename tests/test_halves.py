@@ -9,8 +9,8 @@ from torch.utils.data import Subset, TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.training.evaluation import evaluate
-from dggraph.training.halves import judge_budgets
+from dggraph.evaluation.accuracy import evaluate
+from dggraph.evaluation.held_out_budgets import judge_budgets
 
 
 def test_thresholds_of_one_half_are_judged_on_the_other() -> None:

@@ -10,9 +10,9 @@ from test_losses import convert, images
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime import health
-from dggraph.runtime.health import GateHealth, HealthReport, check_gates
-from dggraph.runtime.network import DynamicNetwork, pinned_gates
+from dggraph.evaluation import gate_diagnostics as health
+from dggraph.evaluation.gate_diagnostics import GateHealth, HealthReport, check_gates
+from dggraph.network.network import DynamicNetwork, pinned_gates
 
 
 def pinned(net: DynamicNetwork, weights_BE: torch.Tensor) -> HealthReport:

@@ -14,7 +14,7 @@ from toy_boxes import write_coco
 
 from dggraph.errors import CheckpointError
 from dggraph.training import checkpoint, loop
-from dggraph.training.boxes import Box, BoxImage
+from dggraph.detection.readers import Box, BoxImage
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import NAMES, Identity, names_of_boxes, tell_differences, write_names

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.runtime.imagesets import open_image_set, spread
+from dggraph.data.image_sets import open_image_set, spread
 
 
 def picture(file: Path, value: int = 100) -> None:

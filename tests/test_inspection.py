@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.runtime.inspection import ImageFacts, inspect_image, inspect_images
-from dggraph.runtime.preprocessing import open_image
+from dggraph.models.image_files import ImageFacts, inspect_image, inspect_images
+from dggraph.models.preprocessing import open_image
 
 SUFFIXES = ["jpg", "png", "gif", "webp", "tif", "bmp"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dggraph.errors import InputError
-from dggraph.runtime.listing import SUFFIXES, list_images, num_files, say_ignored
+from dggraph.data.listing import SUFFIXES, list_images, num_files, say_ignored
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dggraph.errors import InputError
-from dggraph.training.loading import load_batches
+from dggraph.system.loaders import load_batches
 
 
 class Numbers(Dataset[int]):

@@ -10,7 +10,7 @@ import pytest
 
 from dggraph.cli.main import main
 from dggraph.errors import InputError
-from dggraph.runtime.locating import decode_text, locate
+from dggraph.system.paths import decode_text, locate
 from dggraph.training.config import TrainConfig, read_config
 
 COMPOSED, TAKEN_APART = (unicodedata.normalize(form, "Äpfel é") for form in ("NFC", "NFD"))

@@ -17,7 +17,7 @@ import dggraph
 from dggraph.errors import InputError
 from dggraph.ops.liveness import Layout
 from dggraph.ops.macs import TEMPERATURE, MacsTable, StageMacs, open_probabilities, path_macs
-from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.network.network import DynamicNetwork, Gates
 
 KINDS = ["kept", "lifted", "concat", "adapter"]
 ROUTERS = ["node", "stage"]

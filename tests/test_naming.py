@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dggraph.errors import InputError
-from dggraph.training.naming import as_text, tell_changed
+from dggraph.data.class_names import as_text, tell_changed
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import dggraph
 from dggraph.errors import BackboneOnlyError
 from dggraph.ops.routing import LinearRouter
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GateError, InputError
-from dggraph.runtime.network import pinned_gates, static_weights
+from dggraph.network.network import pinned_gates, static_weights
 
 X = torch.linspace(-2, 2, 4 * 3 * 16 * 16).sin().reshape(4, 3, 16, 16) + torch.arange(4.0)[:, None, None, None]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.ops.aggregation import plain_aggregation
-from dggraph.runtime.outputs import structure_of, tensors_in
+from dggraph.network.outputs import structure_of, tensors_in
 
 EXAMPLES = 200
 CHANNELS, SIDE = 6, 6

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-from dggraph.training.order import EpochBatches, SeededDataset, permutation, seed_of
+from dggraph.data.sampler import EpochBatches, SeededDataset, permutation, seed_of
 
 
 class Noise(Dataset):

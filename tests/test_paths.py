@@ -80,7 +80,7 @@ def test_inspect_draws_the_graph(capsys: Any, tmp_path: Path) -> None:
 
 
 def test_a_format_is_checked_before_the_work_starts(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dggraph.runtime.models.load_model", lambda *_args, **_options: pytest.fail("work has started"))
+    monkeypatch.setattr("dggraph.models.registry.load_model", lambda *_args, **_options: pytest.fail("work has started"))
     code, _, err = run(capsys, "inspect", "small:Net", "--svg", str(tmp_path / "net.gif"))
     assert code == 4 and "'gif'" in err
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.runtime.preprocessing import open_image
+from dggraph.models.preprocessing import open_image
 
 RED = (200, 30, 30)
 
@@ -117,7 +117,7 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     """Opening it would wait for ever."""
     os.mkfifo(tmp_path / "pipe.png")
     code = (
-        "import sys\nfrom dggraph.errors import InputError\nfrom dggraph.runtime.preprocessing import open_image\n"
+        "import sys\nfrom dggraph.errors import InputError\nfrom dggraph.models.preprocessing import open_image\n"
         "try: open_image(sys.argv[1])\nexcept InputError as error: assert 'pipe.png' in str(error); print('refused')"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ from distributed_run import Double, network
 
 from dggraph.training.checkpoint import load_checkpoint
 from dggraph.training.config import TrainConfig
-from dggraph.training.evaluation import evaluate
+from dggraph.evaluation.accuracy import evaluate
 from dggraph.training.loop import train
 
 HERE = Path(__file__).parent

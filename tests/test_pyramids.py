@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.pyramids import faster_rcnn_on, freeze_norms_, pyramid_on
+from dggraph.models.feature_pyramids import faster_rcnn_on, freeze_norms_, pyramid_on
 
 MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
     "mobilenet_v2": (models.mobilenet_v2, {"0": (24, 24, 16), "1": (32, 12, 8), "2": (96, 6, 4), "3": (320, 3, 2)}),

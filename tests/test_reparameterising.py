@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import NothingToRouteError, StructureError
-from dggraph.runtime.reparameterising import advice
+from dggraph.models.reparameterisation import advice
 
 
 class Branched(nn.Module):

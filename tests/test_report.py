@@ -23,9 +23,9 @@ from test_imagesets import write_idx
 import dggraph
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.graph.ir import DynamicGraph
-from dggraph.runtime.atlas import Collected, collect_atlas
-from dggraph.runtime.imagesets import open_image_set
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.evaluation.atlas import Collected, collect_atlas
+from dggraph.data.image_sets import open_image_set
+from dggraph.network.network import DynamicNetwork
 from dggraph.views.histogram import MAX_BARS, group_bins
 from dggraph.views.report import Report, make_report
 
@@ -290,7 +290,7 @@ def test_a_hundred_images_stay_small(tmp_path: Path) -> None:
     from small import Block, Net
 
     net = dggraph.convert(Net(Block, depth=12), torch.zeros(1, 3, 32, 32))
-    from dggraph.runtime.preprocessing import Preprocess
+    from dggraph.models.preprocessing import Preprocess
 
     net.preprocess = Preprocess(input_size=(3, 32, 32))
     photo = Image.fromarray(skimage.data.chelsea())

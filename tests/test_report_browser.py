@@ -13,8 +13,8 @@ from test_atlas import build, paint
 from test_report import hostile_atlas
 
 from dggraph.graph.atlas import Detected, FoundObject
-from dggraph.runtime.atlas import Collected, collect_atlas
-from dggraph.runtime.imagesets import open_image_set
+from dggraph.evaluation.atlas import Collected, collect_atlas
+from dggraph.data.image_sets import open_image_set
 from dggraph.views.report import make_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not here: pip install 'dggraph[test]'")

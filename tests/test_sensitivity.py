@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.training.sensitivity import measure_sensitivity
+from dggraph.evaluation.sensitivity import measure_sensitivity
 
 X, LABELS = torch.randn(13, 3, 16, 16, generator=torch.Generator().manual_seed(3)), torch.arange(13) % 5
 

@@ -6,7 +6,7 @@ from torch import nn
 from toy_data import plain_net
 
 from dggraph.errors import InputError
-from dggraph.runtime.sharding import shard_
+from dggraph.system.sharding import shard_
 
 
 @pytest.mark.parametrize(

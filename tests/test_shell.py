@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 
 import dggraph
 from dggraph.errors import BackboneOnlyError
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 
 
 def converted(backbone: nn.Module) -> DynamicNetwork:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dggraph
 from dggraph.errors import BackboneOnlyError, LoweringError
 from dggraph.ops.routing import LinearRouter
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 
 
 def converted(backbone: nn.Module | None = None) -> DynamicNetwork:

@@ -16,7 +16,7 @@ from test_train_command import TOY
 import dggraph
 from dggraph.cli.main import main
 from dggraph.cli.streams import steady_streams
-from dggraph.training.locking import locked
+from dggraph.system.locks import locked
 
 COMMAND = [sys.executable, "-c", "from dggraph.cli.main import main; main()", "train", "--help"]
 
@@ -104,7 +104,7 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupt(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dggraph.runtime.models.load_model", interrupt)
+    monkeypatch.setattr("dggraph.models.registry.load_model", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", "resnet18", "--json"])
     assert ended.value.code == 130

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import dggraph
 from dggraph.errors import StructureError
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 
 
 class Other(Block):

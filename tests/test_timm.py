@@ -8,7 +8,7 @@ from torch import nn
 
 import dggraph
 from dggraph.errors import BackboneOnlyError
-from dggraph.runtime.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork
 
 timm = pytest.importorskip("timm", reason="its tools are what this is about")
 optim = pytest.importorskip("timm.optim", reason="its tools are what this is about")

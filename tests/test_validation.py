@@ -9,10 +9,10 @@ from toy_data import Toy
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.runtime.network import DynamicNetwork
-from dggraph.runtime.preprocessing import Preprocess, open_image, preprocess_image
+from dggraph.network.network import DynamicNetwork
+from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
 from dggraph.training.config import TrainConfig
-from dggraph.training.validation import open_validation
+from dggraph.data.validation import open_validation
 
 COLOURS = {"ant": (200, 0, 0), "bee": (0, 200, 0), "cat": (0, 0, 200)}
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.training.box_data import open_boxes
-from dggraph.training.box_sets import BoxSet
+from dggraph.detection.box_data import open_boxes
+from dggraph.detection.box_sets import BoxSet
 from dggraph.training.config import TrainConfig
-from dggraph.training.voc import FLAGGED, HIDDEN_XML, OTHER_SUFFIX
+from dggraph.detection.voc import FLAGGED, HIDDEN_XML, OTHER_SUFFIX
 
 STEMS = ("a", "b", "c", "d")
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dggraph.errors import InputError
-from dggraph.runtime.models import LoadedModel, load_model, start_from_
-from dggraph.runtime.weights import load_checkpoint_, read_checkpoint
+from dggraph.models.registry import LoadedModel, load_model, start_from_
+from dggraph.models.weights import load_checkpoint_, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from dggraph.errors import InputError
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
-    from dggraph.training.evaluation import Evaluation
-    from dggraph.training.halves import JudgedBudgets
-    from dggraph.training.sensitivity import Sensitivity
+    from dggraph.evaluation.accuracy import Evaluation
+    from dggraph.evaluation.held_out_budgets import JudgedBudgets
+    from dggraph.evaluation.sensitivity import Sensitivity
 
 DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "on_bad_image", "validation_batch_size", "workers")
 BOX_KEYS = ("on_bad_box", "max_size")
@@ -80,13 +80,13 @@ def command(
     if save is not None:
         _refuse_other(save, model)
 
-    from dggraph.runtime import processes
-    from dggraph.runtime.archive import save as save_archive
-    from dggraph.runtime.digests import digest_of
-    from dggraph.training.evaluation import evaluate
-    from dggraph.training.halves import HALVES, judge_budgets
-    from dggraph.training.sensitivity import measure_sensitivity
-    from dggraph.training.validation import open_validation
+    from dggraph.system import processes
+    from dggraph.network.archive import save as save_archive
+    from dggraph.network.digests import digest_of
+    from dggraph.evaluation.accuracy import evaluate
+    from dggraph.evaluation.held_out_budgets import HALVES, judge_budgets
+    from dggraph.evaluation.sensitivity import measure_sensitivity
+    from dggraph.data.validation import open_validation
 
     with processes.joined():
         net = open_network(model, **options).to(processes.device())
@@ -136,8 +136,8 @@ def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_detection(model: str, dataset: str | None) -> bool:
-    from dggraph.runtime.detection_models import detector_names
-    from dggraph.training.detector_runs import is_detector_run
+    from dggraph.detection.registry import detector_names
+    from dggraph.detection.detector_runs import is_detector_run
 
     return dataset in BOX_SETS or model in detector_names() or is_detector_run(model)
 
@@ -157,7 +157,7 @@ def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
 
 def _refuse_other(save: Path, model: str) -> None:
     """Find out before the work that the archive may not be written."""
-    from dggraph.runtime.manifest import MANIFEST
+    from dggraph.network.manifest import MANIFEST
 
     if save.exists() and save.resolve() != Path(model).resolve():
         raise InputError(f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or MODEL's own.")

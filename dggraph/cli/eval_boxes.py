@@ -14,7 +14,7 @@ from dggraph.errors import InputError
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
-    from dggraph.training.boxes import BoxSet
+    from dggraph.detection.readers import BoxSet
     from dggraph.training.config import TrainConfig
 
 BOX_SETS = ("coco", "voc")
@@ -37,13 +37,13 @@ def evaluate_boxes(
     Raises:
         InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
     """
-    from dggraph.runtime import processes
-    from dggraph.runtime.detection_models import detector_names
-    from dggraph.runtime.imagesets import spread
-    from dggraph.training.box_data import BoxDataset
-    from dggraph.training.box_evaluation import require_library, write_predictions
-    from dggraph.training.detecting import by_category, detect, judge
-    from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
+    from dggraph.system import processes
+    from dggraph.detection.registry import detector_names
+    from dggraph.data.image_sets import spread
+    from dggraph.detection.box_data import BoxDataset
+    from dggraph.detection.average_precision import require_library, write_predictions
+    from dggraph.detection.detecting import by_category, detect, judge
+    from dggraph.detection.detector_runs import build_detector, is_detector_run, open_detector
 
     require_library()
     if predictions is not None:
@@ -98,8 +98,8 @@ def evaluate_boxes(
 
 def open_named(config: "TrainConfig") -> "BoxSet":
     """The validation part, its classes named as training names them."""
-    from dggraph.training.box_data import open_validation_boxes
-    from dggraph.training.naming import as_text
+    from dggraph.detection.box_data import open_validation_boxes
+    from dggraph.data.class_names import as_text
 
     found = open_validation_boxes(config)
     return replace(found, classes=as_text(found.classes))

@@ -12,8 +12,8 @@ from dggraph.cli.options import as_json, make_folder, model_options, open_networ
 from dggraph.cli.parameters import LocatedPath
 
 if TYPE_CHECKING:
-    from dggraph.runtime.network import DynamicNetwork
-    from dggraph.runtime.report import ConversionReport
+    from dggraph.network.network import DynamicNetwork
+    from dggraph.network.report import ConversionReport
 
 
 @click.command()

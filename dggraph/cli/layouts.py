@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from dggraph.runtime.network import DynamicNetwork
+    from dggraph.network.network import DynamicNetwork
     from dggraph.views.layout import Layout
 
 

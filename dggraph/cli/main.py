@@ -107,7 +107,7 @@ def _report(arguments: list[str], kind: str, message: str) -> None:
     if "RANK" not in os.environ:
         _tell(arguments, kind, message)
         return
-    from dggraph.runtime.processes import is_speaker
+    from dggraph.system.processes import is_speaker
 
     # torchrun ends the others once one process has failed: not before this one has spoken
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from dggraph.errors import InputError
 @as_json
 def command(pattern: str, as_json: bool) -> None:
     """List model names that contain PATTERN, in any case: torchvision's classifiers, and timm's where timm is installed."""
-    from dggraph.runtime.models import model_names
+    from dggraph.models.registry import model_names
 
     names = [name for name in model_names() if pattern.lower() in name.lower()]
     if not names:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dggraph.runtime.locating import locate
+from dggraph.system.paths import locate
 
 
 class LocatedPath(click.Path):

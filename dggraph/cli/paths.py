@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dggraph.graph.atlas import Detected
     from dggraph.graph.ir import ActivatedPath
-    from dggraph.runtime.network import DynamicNetwork
-    from dggraph.runtime.recording import Watch
+    from dggraph.network.network import DynamicNetwork
+    from dggraph.evaluation.recording import Watch
     from dggraph.views.layout import Layout
 
 SUFFIXES = {"svg": "svg", "png": "png", "pdf": "pdf", "dot": "dot", "mermaid": "mmd", "json": "json"}
@@ -99,7 +99,7 @@ def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
     Raises:
         InputError: a folder has no images.
     """
-    from dggraph.runtime.listing import list_images, say_ignored
+    from dggraph.data.listing import list_images, say_ignored
 
     files, notes = list[Path](), list[str]()
     for place in images:
@@ -118,7 +118,7 @@ def draw_paths(
     watched: "DynamicNetwork | Watch", images: Sequence[Path], output: Path, suffix: str, *, layout: "Layout", score: float = SCORE
 ) -> list[dict[str, Any]]:
     """Draw every image's path into `output`, of a detector with the objects of `score` or more; one row of facts an image."""
-    from dggraph.runtime.recording import as_watch
+    from dggraph.evaluation.recording import as_watch
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
 
@@ -175,7 +175,7 @@ def run_image(watch: "Watch", file: Path) -> Run:
     Raises:
         InputError: no image.
     """
-    from dggraph.runtime.preprocessing import open_image
+    from dggraph.models.preprocessing import open_image
     from dggraph.views.numbers import list_detected
 
     image, net = open_image(file), watch.net

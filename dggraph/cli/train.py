@@ -29,7 +29,7 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
     """
     keys = read_config(config, overrides)
 
-    from dggraph.runtime import processes
+    from dggraph.system import processes
     from dggraph.training.loop import train
 
     with processes.joined():

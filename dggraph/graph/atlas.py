@@ -1,4 +1,4 @@
-"""The atlas of a set: what its images' paths have in common and where they part, in numbers. Collected by `runtime/atlas`, shown by `views`."""
+"""The atlas of a set: what its images' paths have in common and where they part, in numbers. Collected by `evaluation/atlas`, shown by `views`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

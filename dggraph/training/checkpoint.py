@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import CheckpointError
-from dggraph.runtime.durable import sync_folder, write_synced
-from dggraph.runtime.sharding import share_like, whole
+from dggraph.system.files import sync_folder, write_synced
+from dggraph.system.sharding import share_like, whole
 
 STATE = "state.json"
 FORMAT = 1

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dggraph.runtime import processes
-from dggraph.runtime.network import DynamicNetwork, Gates
-from dggraph.training.augmentation import mix
+from dggraph.system import processes
+from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.data.augmentation import mix
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import TrainingData
-from dggraph.training.evaluation import Evaluation, evaluate
+from dggraph.data.sources import TrainingData
+from dggraph.evaluation.accuracy import Evaluation, evaluate
 from dggraph.training.identity import Identity, names_of
 from dggraph.training.losses import divergence
-from dggraph.training.order import seed_of
+from dggraph.data.sampler import seed_of
 
 Part = tuple[Tensor, Tensor]
 """Images (B, C, H, W), and labels (B,) or targets (B, K)."""

@@ -13,7 +13,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
-from dggraph.runtime.locating import decode_text, locate
+from dggraph.system.paths import decode_text, locate
 
 try:
     import tomllib

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from dggraph.runtime import processes
-from dggraph.runtime.imagesets import spread
-from dggraph.runtime.modes import evaluating
-from dggraph.runtime.network import DynamicNetwork
-from dggraph.training.evaluation import own_batches
-from dggraph.training.loading import load_batches
-from dggraph.training.order import SeededDataset
-from dggraph.training.sensitivity import measure_sensitivity
+from dggraph.system import processes
+from dggraph.data.image_sets import spread
+from dggraph.system.modes import evaluating
+from dggraph.network.network import DynamicNetwork
+from dggraph.evaluation.accuracy import own_batches
+from dggraph.system.loaders import load_batches
+from dggraph.data.sampler import SeededDataset
+from dggraph.evaluation.sensitivity import measure_sensitivity
 
 SENSITIVITY_IMAGES = 256
 """Of the training set, evenly spread: enough to tell blocks that cost everything from those that cost little."""

@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dggraph.errors import InputError, TrainingError
-from dggraph.runtime import processes
-from dggraph.runtime.archive import refuse_unsavable
-from dggraph.runtime.network import DynamicNetwork, dynamic_part
-from dggraph.runtime.sharding import local, shard_, synchronised, whole
+from dggraph.system import processes
+from dggraph.network.archive import refuse_unsavable
+from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.system.sharding import local, shard_, synchronised, whole
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
-from dggraph.training.loading import ENDING, load_batches
-from dggraph.training.locking import locked
+from dggraph.system.loaders import ENDING, load_batches
+from dggraph.system.locks import locked
 from dggraph.training.losses import budget_of, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
-from dggraph.training.order import EpochBatches, SeededDataset, seed_of
+from dggraph.data.sampler import EpochBatches, SeededDataset, seed_of
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
     ARCHIVE,

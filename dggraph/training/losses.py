@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
-from dggraph.runtime.network import Gates
+from dggraph.network.network import Gates
 
 
 def kept(gates: Gates) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dggraph.errors import DggraphWarning, InputError, TrainingError
-from dggraph.runtime.durable import write_whole
+from dggraph.system.files import write_whole
 from dggraph.training.config import TrainConfig
 from dggraph.views.summary import Record, write_summary
 

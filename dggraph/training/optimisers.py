@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dggraph.errors import InputError, MissingExtraError
-from dggraph.runtime.network import dynamic_part
+from dggraph.network.network import dynamic_part
 from dggraph.training.config import TrainConfig
 
 ON_SHARES = ("adafactor", "adam", "adamw", "adan", "lars", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import DggraphError, InputError
-from dggraph.runtime import processes
-from dggraph.runtime.conversion import convert, note_source_
-from dggraph.runtime.models import LoadedModel, is_registered, load_model, start_from_, takes_num_classes
-from dggraph.runtime.network import DynamicNetwork, dynamic_part
-from dggraph.runtime.norms import NORMS
-from dggraph.runtime.pinning import decide_blocks_, pin_open_
-from dggraph.runtime.preprocessing import Preprocess
-from dggraph.training.box_data import open_boxes
-from dggraph.training.box_evaluation import require_library
+from dggraph.system import processes
+from dggraph.network.conversion import convert, note_source_
+from dggraph.models.registry import LoadedModel, is_registered, load_model, start_from_, takes_num_classes
+from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.network.norms import NORMS
+from dggraph.network.gate_constraints import decide_blocks_, pin_open_
+from dggraph.models.preprocessing import Preprocess
+from dggraph.detection.box_data import open_boxes
+from dggraph.detection.average_precision import require_library
 from dggraph.training.classifying import Classifying
 from dggraph.training.config import TrainConfig
-from dggraph.training.data import configured, open_data
-from dggraph.training.detecting import Detecting
-from dggraph.training.detector_runs import build_detector
+from dggraph.data.sources import configured, open_data
+from dggraph.detection.detecting import Detecting
+from dggraph.detection.detector_runs import build_detector
 from dggraph.training.distillation import answered, find_fragile, teacher_of
-from dggraph.training.naming import as_text, tell_changed
+from dggraph.data.class_names import as_text, tell_changed
 from dggraph.training.tasks import Task
 
 OF_CLASSIFICATION = (

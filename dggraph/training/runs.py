@@ -31,13 +31,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dggraph.errors import CheckpointError, InputError, TrainingError
-from dggraph.runtime import processes
-from dggraph.runtime.archive import save
-from dggraph.runtime.durable import write_whole
-from dggraph.runtime.network import DynamicNetwork, dynamic_part
-from dggraph.runtime.pinning import release_
-from dggraph.runtime.preprocessing import Preprocess
-from dggraph.runtime.sharding import load_whole_, whole_state
+from dggraph.system import processes
+from dggraph.network.archive import save
+from dggraph.system.files import write_whole
+from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.network.gate_constraints import release_
+from dggraph.models.preprocessing import Preprocess
+from dggraph.system.sharding import load_whole_, whole_state
 from dggraph.training.checkpoint import (
     flatten_optimiser,
     list_checkpoints,
@@ -49,7 +49,7 @@ from dggraph.training.checkpoint import (
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, tell_differences, write_names
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
-from dggraph.training.order import seed_of
+from dggraph.data.sampler import seed_of
 
 CHECKPOINTS = "checkpoints"
 ARCHIVE = "archive"

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dggraph.runtime.network import DynamicNetwork, Gates
+from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.training.identity import Identity
 
 

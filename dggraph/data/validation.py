@@ -1,0 +1,100 @@
+"""The images that a network is judged on: the validation part of a data set, or a folder of images, with labels as the network means them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from dggraph.errors import InputError
+from dggraph.data.image_sets import composed, spread
+from dggraph.network.network import DynamicNetwork
+from dggraph.models.preprocessing import Preprocess
+from dggraph.data.augmentation import evaluation_transform
+from dggraph.training.config import TrainConfig
+from dggraph.data.sources import FileDataset, configured, open_data
+from dggraph.data.folders import read_folder
+from dggraph.data.class_names import as_text
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationData:
+    """What to judge on."""
+
+    images: Dataset[Any]
+    """(image (C, H, W), label); label -1 where there are no classes."""
+    classes: tuple[str, ...]
+    """Names, by label; empty for images without classes."""
+    skipped: tuple[str, ...] = ()
+    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    notes: tuple[str, ...] = ()
+    """What else was left out, a sentence each."""
+
+
+class _Relabelled(Dataset[tuple[Tensor, int]]):
+    """Another data set with other labels."""
+
+    def __init__(self, images: Dataset[Any], outputs: Sequence[int]) -> None:
+        self.images, self.outputs = images, outputs
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image, self.outputs[int(label)]
+
+
+def open_validation(net: DynamicNetwork, config: TrainConfig, *, limit: int | None = None) -> ValidationData:
+    """The validation part of `config.dataset`.
+
+    `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val` or `data_dir` itself is read, a folder
+    with a sub-folder for each class, or of images without classes.
+
+    Args:
+        net: what will be judged; its labels say which output a class is.
+        config: `dataset`, `data_dir`, and `mean`, `std`, `interpolation`, `crop_pct` where they are not the network's.
+        limit: at most so many images, evenly spread.
+
+    Raises:
+        InputError: as for `open_data`; or the network does not say how images become its input; or it names its outputs, and a class of
+            the set is not among them.
+    """
+    if net.preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    data = _open(config, configured(net.preprocess, config))
+    data = replace(data, classes=as_text(data.classes))
+    data = _as_named(data, None if net.labels is None else as_text(net.labels), config.dataset)
+    num_images = len(data.images)  # type: ignore[arg-type]
+    is_taken = spread(num_images, limit)
+    return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
+
+
+def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
+    folder = config.data_dir
+    if config.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
+        names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
+        found = read_folder(next(name for name in names if name.is_dir()), config.on_bad_image)
+        return ValidationData(FileDataset(found.items, evaluation_transform(preprocess)), found.classes, found.skipped, found.notes)
+    data = open_data(config, preprocess)
+    return ValidationData(data.validation, data.classes, data.skipped, data.notes)
+
+
+def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) -> ValidationData:
+    """Labels are places of outputs: by name where the network knows the classes' names, by place where it knows none of them."""
+    classes = data.classes
+    if not classes or labels is None or tuple(labels) == classes:
+        return data
+    known = [composed(label) for label in labels]
+    strangers = [name for name in classes if known.count(composed(name)) != 1]
+    if not strangers:
+        outputs = [known.index(composed(name)) for name in classes]
+        return replace(data, images=_Relabelled(data.images, outputs), classes=tuple(labels))
+    if len(labels) == len(classes) and not set(known) & {composed(name) for name in classes}:
+        return data
+    raise InputError(
+        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which {strangers[0]!r} is not to be found "
+        "once, so which output is which class is not known. Name the folders as the network's labels, or judge it on its own classes."
+    )

@@ -1,0 +1,171 @@
+"""Images with boxes: the sets that a configuration names, and samples as torchvision's detectors take them, tensors and targets.
+
+Pixels are float32 in [0, 1]: detectors normalise and resize by themselves.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from dggraph.errors import DggraphError, InputError
+from dggraph.models.image_files import Depth
+from dggraph.models.registry import import_function
+from dggraph.detection.box_entries import OnBadBox
+from dggraph.detection.box_images import compare_images, open_drawn_on
+from dggraph.detection.box_sets import BoxImage, BoxSet, refuse_bad_boxes
+from dggraph.detection.coco import read_coco
+from dggraph.training.config import TrainConfig
+from dggraph.data.folders import telling_way_out
+from dggraph.detection.voc import read_list, read_voc
+
+Target = dict[str, Tensor]
+
+
+class BoxDataset(Dataset[tuple[Tensor, Target]]):
+    """(image (3, H, W), target) by index.
+
+    A target has `boxes` (N, 4) float32 as corners in pixels, `labels` (N,) int64 from 1, since 0 is torchvision's background, and `image_id`.
+    Crowds and boxes with a side under a pixel are left out: detectors cannot learn from them.
+
+    Args:
+        images: of a `BoxSet`; for training its `learnable` ones.
+        flip: probability of a horizontal flip.
+
+    Raises:
+        InputError: (when asked for an image) it cannot be read, or has another size than its annotations say.
+    """
+
+    def __init__(self, images: Sequence[BoxImage], *, flip: float = 0.0) -> None:
+        self.images = images
+        self.transform = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(flip),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.ToPureTensor(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        entry = self.images[index]
+        with telling_way_out():
+            image = open_drawn_on(entry)
+        known = [box for box in entry.boxes if box.is_learnable]
+        boxes = tv_tensors.BoundingBoxes(
+            torch.tensor([box.corners for box in known], dtype=torch.float32).reshape(-1, 4),
+            format=tv_tensors.BoundingBoxFormat.XYXY,
+            canvas_size=(entry.height, entry.width),
+        )
+        labels = torch.tensor([box.label + 1 for box in known], dtype=torch.int64)
+        tensor, target = self.transform(image, {"boxes": boxes, "labels": labels})
+        return tensor, target | {"image_id": torch.tensor(entry.image_id)}
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """Images of a batch may differ in size, so they stay a list."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
+    """The training and validation sets that `config.dataset` names, in `config.data_dir`.
+
+    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in folders called like the files' last words
+    (`train2017`), there or in `images`; `voc` reads `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
+    `package.module:function` is imported and called with `config`, and returns two `BoxSet`.
+
+    Raises:
+        InputError: the set is not there, or is bad as `read_coco` says; or the two parts have different classes, or more than num_classes.
+    """
+    training, validation = _open_part(config, "train"), open_validation_boxes(config)
+    if training.classes != validation.classes:
+        strangers = sorted(set(training.classes) ^ set(validation.classes))
+        raise InputError(
+            f"{training.name} and {validation.name} have different categories, for example {strangers[:3]}; a label is a place among them."
+        )
+    if config.num_classes not in (None, len(training.classes)):
+        raise InputError(
+            f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}. The background is not counted; "
+            "leave num_classes out."
+        )
+    if not training.learnable:
+        raise InputError(f"{training.name} has no boxes to learn from on {len(training.images)} images. {training.notes[0]}.")
+    return training, validation
+
+
+def open_validation_boxes(config: TrainConfig) -> BoxSet:
+    """The second of `open_boxes`; a set without a training part will do.
+
+    Raises:
+        InputError: the set is not there, is bad as `read_coco` says, or has nothing to be found.
+    """
+    found = _open_part(config, "val")
+    if not any(not box.is_crowd for image in found.images for box in image.boxes):
+        raise InputError(f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be found.")
+    return found
+
+
+def _open_part(config: TrainConfig, part: str) -> BoxSet:
+    if ":" in config.dataset:
+        function = import_function(config.dataset)
+        try:
+            sets = function(config)
+        except DggraphError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise InputError(
+                f"{config.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
+            ) from error
+        if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
+            raise InputError(f"{config.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
+        return _compared(refuse_bad_boxes(sets[part == "val"]), config)
+    if config.dataset not in READERS:
+        raise InputError(
+            f"there is no dataset {config.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
+        )
+    if config.data_dir is None:
+        raise InputError(f"{config.dataset} needs data_dir, the folder that it is in.")
+    return _compared(READERS[config.dataset](config.data_dir, part, config.on_bad_box), config)
+
+
+def _compared(found: BoxSet, config: TrainConfig) -> BoxSet:
+    """Bad images are left out with either key; `on_bad_image` reads all of them whole to find them."""
+    is_skipped = "skip" in (config.on_bad_box, config.on_bad_image)
+    depth: Depth = "whole" if config.on_bad_image == "skip" else "ends"
+    return compare_images(found, on_bad="skip" if is_skipped else "error", depth=depth)
+
+
+def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
+    files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
+    if len(files) != 1:
+        found = f"{len(files)} of them: {', '.join(file.name for file in files)}" if files else "none"
+        raise InputError(
+            f"coco needs one file {folder / 'annotations'}/instances_{part}*.json, for example instances_{part}2017.json; there is {found}."
+        )
+    name = files[0].stem.removeprefix("instances_")
+    images = next((place for place in (folder / name, folder / "images" / name) if place.is_dir()), None)
+    if images is None:
+        raise InputError(f"there is no folder {folder / name} with the images of {files[0].name}, nor {folder / 'images' / name}.")
+    return read_coco(files[0], images, on_bad=on_bad)
+
+
+def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
+    file = folder / "ImageSets" / "Main" / f"{part}.txt"
+    listed = read_list(file, folder / "Annotations")
+    strangers = [f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers]
+    if strangers and on_bad == "error":
+        raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
+    whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=listed.stems, on_bad=on_bad)
+    return replace(whole, name=file.name, skipped=(*whole.skipped, *strangers), counts={**whole.counts, **listed.counts})
+
+
+READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}

@@ -1,0 +1,168 @@
+"""Learn boxes: what a detector finds on each image of a set, how precise that is, and what its backbone spends there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dggraph.system import processes
+from dggraph.detection.detectors import read_boxes
+from dggraph.system.modes import evaluating
+from dggraph.network.network import DynamicNetwork, Gates, collecting_gates, dynamic_part
+from dggraph.detection.box_data import BoxDataset, Target, collate
+from dggraph.detection.average_precision import Detection, Precision, average_precision
+from dggraph.detection.readers import BoxSet
+from dggraph.training.config import TrainConfig
+from dggraph.evaluation.accuracy import own_batches
+from dggraph.training.identity import Identity, names_of_boxes
+from dggraph.system.loaders import load_batches
+from dggraph.training.losses import kept
+
+Part = tuple[list[Tensor], list[Target]]
+"""Images (3, H, W) and what is on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Of a whole set, by `BoxImage.image_id`."""
+
+    detections: dict[int, list[Detection]]
+    kept: dict[int, float]
+    """MACs of the backbone's path over the static backbone's, as they are at the traced size; empty where the backbone is static."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxEvaluation:
+    """How good a detector is."""
+
+    num_images: int
+    precision: Precision
+    kept: float | None
+    """Mean MACs of the backbone as a fraction of the static backbone's; None where it is static."""
+
+    @property
+    def score(self) -> float:
+        """AP; -1 where there is nothing to be found."""
+        return -1.0 if self.precision.AP is None else self.precision.AP
+
+    def row(self) -> dict[str, Any]:
+        """For metrics: precisions, and MACs."""
+        row = {"num_images": self.num_images} | self.precision.row()
+        return row if self.kept is None else row | {"kept": self.kept}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detecting:
+    """A `Task`."""
+
+    config: TrainConfig
+    training: BoxSet
+    validation: BoxSet
+
+    @cached_property
+    def train(self) -> BoxDataset:
+        return BoxDataset(self.training.learnable, flip=self.config.hflip)
+
+    @property
+    def groups(self) -> list[int]:
+        """Tall images and wide ones: batches of both would be mostly padding. One group where either would not fill a batch."""
+        is_tall = [int(image.height > image.width) for image in self.train.images]
+        global_size = self.config.batch_size * processes.world_size()
+        return is_tall if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size else [0] * len(is_tall)
+
+    @property
+    def collate(self) -> Any:
+        return collate
+
+    @property
+    def identity(self) -> Identity:
+        parts = {"train": self.train.images, "validation": self.validation.images}
+        return Identity(
+            classes=self.training.classes,
+            sizes={name: len(images) for name, images in parts.items()},
+            names={name: names_of_boxes(images) for name, images in parts.items()},
+        )
+
+    def parts(self, batch: Part, step: int) -> list[Part]:
+        device, (images, targets) = processes.device(), batch
+        images = [image.to(device) for image in images]
+        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
+        size = len(images) // self.config.grad_accum_steps
+        return [(images[start : start + size], targets[start : start + size]) for start in range(0, len(images), size)]
+
+    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
+        if net is None:
+            return sum(model(*part).values(), torch.zeros(())), None
+        with collecting_gates(net) as gates:
+            losses = model(*part)
+        return sum(losses.values(), torch.zeros(())), gates[0]
+
+    def judge(self, model: nn.Module) -> BoxEvaluation:
+        found = detect(
+            model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
+        )
+        judged = judge(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
+        (first, *_) = processes.gather(judged)
+        assert isinstance(first, BoxEvaluation)
+        return first
+
+
+def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
+    """What `detect` found, against what is there.
+
+    Raises:
+        InputError: as for `average_precision`.
+    """
+    shares = found.kept.values()
+    mean = sum(shares) / len(shares) if shares else None
+    return BoxEvaluation(num_images=len(expected.images), precision=average_precision(found.detections, expected), kept=mean)
+
+
+def by_category(found: Found, expected: BoxSet) -> Found:
+    """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones have. Ids not in `expected` are dropped."""
+    place = {number - 1: label for label, number in enumerate(expected.category_ids)}
+    renumbered = {
+        image_id: [replace(one, label=place[one.label]) for one in detections if one.label in place]
+        for image_id, detections in found.detections.items()
+    }
+    return replace(found, detections=renumbered)
+
+
+def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, workers: int = 0) -> Found:
+    """What `model` finds, by its own score threshold. The processes share the work, and all get all of it.
+
+    Args:
+        model: a torchvision detector, its backbone dynamic (`convert_backbone_`) or not; its mode is restored.
+        dataset: the images.
+        batch_size: images at a time.
+        workers: loader processes.
+
+    Raises:
+        InputError: an image cannot be read, or `model` returns something else than a detector does.
+    """
+    net = dynamic_part(model)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    mine: list[tuple[int, list[Detection], float | None]] = []
+    with evaluating(model):
+        for images, targets in load_batches(dataset, own_batches(len(dataset), batch_size), workers=workers, collate=collate):
+            outputs, shares = _run(model, net, [image.to(device) for image in images])
+            for target, output, share in zip(targets, outputs, shares, strict=True):
+                detections = [Detection(corners=corners, label=label, score=score) for corners, label, score in read_boxes(output)]
+                mine.append((int(target["image_id"]), detections, share))
+    every = [item for part in processes.gather(mine) if isinstance(part, list) for item in part]
+    return Found(
+        detections={image_id: detections for image_id, detections, _ in every},
+        kept={image_id: share for image_id, _, share in every if share is not None},
+    )
+
+
+def _run(model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]) -> tuple[Any, Sequence[float | None]]:
+    """Outputs, and shares of the backbone's MACs where it was run once on these images."""
+    if net is None:
+        return model(images), [None] * len(images)
+    with collecting_gates(net) as gates:
+        outputs = model(images)
+    return outputs, kept(gates[0]).tolist() if len(gates) == 1 else [None] * len(images)

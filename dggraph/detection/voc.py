@@ -1,0 +1,220 @@
+"""VOC's folders: an XML file an image, whose name it shares, and lists of those names."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import normalize
+from xml.etree import ElementTree
+
+from dggraph.errors import InputError
+from dggraph.data.listing import is_hidden, scan
+from dggraph.detection.box_entries import Findings, OnBadBox, as_flag, as_whole, corners_of, file_of, other_place
+from dggraph.detection.box_sets import Box, BoxImage, BoxSet
+
+OTHER_SUFFIX = "images found with another suffix than their <filename>, or in another case"
+HIDDEN_XML = "hidden XML files ignored"
+FLAGGED = "listed names with a flag behind them (1, 0, -1), which says nothing about boxes"
+FLAG = re.compile(r"^(.*\S)\s+(-1|0|1)$")
+
+
+def read_voc(
+    annotations: Path,
+    images: Path,
+    *,
+    classes: Iterable[str] | None = None,
+    stems: Sequence[str] | None = None,
+    on_bad: OnBadBox = "error",
+) -> BoxSet:
+    """Read a folder of VOC XML files. Objects marked `difficult` count as crowds: neither learned nor missed.
+
+    An image is the file that `<filename>` names; where there is none, the one with its stem and any image's suffix, which is counted in
+    `BoxSet.counts`; without a `<filename>` the one with the stem of the XML file.
+
+    Args:
+        annotations: the folder `Annotations`.
+        images: the folder `JPEGImages`.
+        classes: names in order; by default those found in the whole folder, sorted.
+        stems: names of the XML files to read, without suffix; by default all. Images come in this order.
+        on_bad: as for `read_coco`.
+
+    Raises:
+        InputError: there is no XML file; or as for `read_coco`; or names lead to several images, or to none.
+    """
+    findings = Findings(on_bad)
+    files = _xml_files(annotations, findings)
+    taken = list(files) if stems is None else list(stems)
+    roots: dict[str, ElementTree.Element] = {}
+    for stem, file in files.items():
+        try:
+            roots[stem] = ElementTree.parse(file).getroot()
+        except (ElementTree.ParseError, OSError, ValueError) as error:
+            if stem in taken:
+                findings.note(f"{file.name} is no XML: {error}")
+    given = tuple(classes) if classes is not None else _classes(roots.values())
+    places, numbers = _by_stem(images), {stem: number for number, stem in enumerate(roots, start=1)}
+    found: dict[Path, BoxImage] = {}
+    for stem in taken:
+        if stem not in files:
+            findings.note(f"{stem!r} is listed, but has no annotations {stem}.xml in {annotations}")
+        if stem not in roots:
+            continue
+        name = files[stem].name
+        picture = _image_of(stem, _text(roots[stem], "filename"), name, images, places, findings)
+        if picture is None:
+            continue
+        if picture in found:
+            findings.note(f"{name} is of {picture.name!r}, as another one is, or is listed twice")
+            continue
+        boxes = _boxes(roots[stem], name, picture.name, given, findings)
+        if boxes is not None:
+            (width, height), kept = boxes
+            shown = os.path.relpath(picture, images)
+            found[picture] = BoxImage(name=shown, file=picture, image_id=numbers[stem], width=width, height=height, boxes=kept)
+    findings.settle(str(annotations))
+    return BoxSet(
+        name=annotations.name,
+        classes=given,
+        category_ids=tuple(range(1, len(given) + 1)),
+        images=tuple(found.values()),
+        skipped=tuple(findings.problems),
+        num_clipped=findings.num_clipped,
+        counts={what: count for what, count in findings.counts.items() if count},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a list of names says."""
+
+    stems: tuple[str, ...]
+    """Of XML files, in order."""
+    strangers: tuple[str, ...]
+    """Names that no XML file has."""
+    counts: Mapping[str, int]
+    """How often something was read as one might not expect, in words."""
+
+
+def read_list(file: Path, annotations: Path) -> Listed:
+    """Read a list like `ImageSets/Main/train.txt`, one name a line.
+
+    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before and a suffix behind them.
+
+    Args:
+        file: the list, in UTF-8, or UTF-16 with a byte-order mark.
+        annotations: the folder with the XML files that it names.
+
+    Raises:
+        InputError: it cannot be read; names it.
+    """
+    try:
+        content = file.read_bytes()
+        is_wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        lines = content.decode("utf-16" if is_wide else "utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8.") from error
+    known = {normalize("NFC", stem): stem for stem in _xml_files(annotations, Findings("error"))}
+    stems, strangers, num_flagged = list[str](), list[str](), 0
+    for line in filter(None, (normalize("NFC", line.strip()) for line in lines)):
+        flagged = FLAG.match(line)
+        last = line.replace("\\", "/").rpartition("/")[2]
+        candidates = [line, *([flagged[1]] if flagged else []), last, last.rpartition(".")[0]]
+        found = next((one for one in candidates if one in known), None)
+        if found is None:
+            strangers.append(line)
+        else:
+            stems.append(known[found])
+            num_flagged += flagged is not None and found == flagged[1]
+    return Listed(tuple(stems), tuple(strangers), {FLAGGED: num_flagged} if num_flagged else {})
+
+
+def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:
+    """By stem, sorted by name."""
+    try:
+        names = sorted(name for name in os.listdir(annotations) if name.lower().endswith(".xml"))
+    except OSError:
+        names = []
+    findings.counts[HIDDEN_XML] += sum(is_hidden(name) for name in names)
+    files = {name[:-4]: annotations / name for name in names if not is_hidden(name)}
+    if not files:
+        raise InputError(
+            f"there is no XML file in {annotations}. VOC's annotations are a file an image, in the folder Annotations."
+        )
+    return files
+
+
+def _classes(roots: Collection[ElementTree.Element]) -> tuple[str, ...]:
+    return tuple(sorted({name for root in roots for one in root.iter("object") if (name := _text(one, "name"))}))
+
+
+def _by_stem(images: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name in scan(images)[0] if images.is_dir() else ():
+        found.setdefault(_plain(os.path.splitext(name)[0]), []).append(images / name)
+    return found
+
+
+def _plain(name: str) -> str:
+    """A name as systems that tell neither small from large letters nor their compositions see it."""
+    return normalize("NFC", name).casefold()
+
+
+def _image_of(stem: str, named: str, xml: str, images: Path, places: dict[str, list[Path]], findings: Findings) -> Path | None:
+    """The image of an XML file; None, and a note, where that is unclear."""
+    exact = file_of(images, named) if named else None
+    by_xml = places.get(_plain(stem), [])
+    by_name = [exact] if exact is not None else []
+    if exact is None and named:
+        last = named.replace("\\", "/").rpartition("/")[2]
+        stems = (last, os.path.splitext(last)[0])
+        by_name = next((places[_plain(one)] for one in stems if _plain(one) in places), [])
+    choices = by_name if named else by_xml
+    if not choices:
+        what = named or f"{stem}.jpg"
+        hint = f", but there is {by_xml[0].name!r}: mend <filename>" if by_xml else other_place(images, what)
+        findings.note(f"{xml}: there is no image {what!r} in {images}{hint}")
+        return None
+    if len(choices) > 1 or (by_xml and choices[0] not in by_xml):
+        others = sorted({file.name for file in (*choices, *by_xml)})
+        findings.note(f"{xml}: it is unclear which image is meant by its name and its <filename> {named!r}, of {', '.join(others)}")
+        return None
+    findings.counts[OTHER_SUFFIX] += bool(named) and exact is None
+    return choices[0]
+
+
+def _boxes(
+    root: ElementTree.Element, xml: str, image: str, classes: Sequence[str], findings: Findings
+) -> tuple[tuple[int, int], tuple[Box, ...]] | None:
+    """The size of the image and what is on it; None, and a note, where it has no size."""
+    sides = [as_whole(_text(root, f"size/{side}"), Findings("error")) for side in ("width", "height")]
+    if not all(sides) or min(side or 0 for side in sides) < 1:
+        findings.note(f"{xml}: the size of {image!r} is not two positive whole numbers")
+        return None
+    size = (sides[0] or 0, sides[1] or 0)
+    boxes = []
+    for number, one in enumerate(root.iter("object")):
+        what, label = f"{xml}: object {number}", _text(one, "name")
+        is_difficult = as_flag(_text(one, "difficult"), Findings("error"))
+        if label not in classes:
+            findings.note(f"{what} is {label!r}, which is none of the classes")
+        elif is_difficult is None:
+            findings.note(f"{what} has <difficult> {_text(one, 'difficult')!r}, which is neither 0 nor 1")
+        else:
+            edges = [_float(_text(one, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            corners = corners_of(edges, "xyxy", size, what, findings)
+            if corners is not None:
+                area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+                boxes.append(Box(corners=corners, label=classes.index(label), area=area, is_crowd=is_difficult))
+    return size, tuple(boxes)
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

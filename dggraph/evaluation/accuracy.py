@@ -1,0 +1,139 @@
+"""How good a network is on a labelled set, in integer counts: the same for any number of processes, since batches are dealt out whole."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from dggraph.errors import InputError
+from dggraph.ops.macs import path_macs
+from dggraph.system import processes
+from dggraph.network.cost import entropy_bits, path_keys
+from dggraph.network.execution import refuse_nan
+from dggraph.system.modes import evaluating
+from dggraph.network.network import DynamicNetwork
+from dggraph.system.loaders import load_batches
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Counts over a set."""
+
+    num_images: int
+    top1: int
+    """Images whose best class is the right one."""
+    top5: int
+    """Images with the right class among the best five."""
+    class_images: tuple[int, ...]
+    """Per class."""
+    class_top1: tuple[int, ...]
+    """Per class."""
+    kept: float | None
+    """Mean MACs as a fraction of the static network's; None for a static network."""
+    kept_percentiles: dict[int, float] | None
+    """5, 25, 50, 75 and 95: kept fractions of images."""
+    num_paths: int | None
+    """Different paths."""
+    path_entropy_bits: float | None
+    """Of the distribution of paths."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1."""
+        return self.top1 / self.num_images
+
+    @property
+    def score(self) -> int:
+        """Top-1, a count."""
+        return self.top1
+
+    def row(self) -> dict[str, Any]:
+        """For metrics: accuracies, counts, paths."""
+        counts = {"num_images": self.num_images, "top1": self.top1, "top5": self.top5, "accuracy": self.accuracy}
+        if self.kept is None:
+            return counts
+        return counts | {"kept": self.kept, "num_paths": self.num_paths, "path_entropy_bits": self.path_entropy_bits}
+
+
+def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0) -> Evaluation:
+    """Run `model` over `dataset` in eval mode; modes are restored.
+
+    Args:
+        model: a converted network, or a static one.
+        dataset: (image (C, H, W), label) by index.
+        batch_size: images at a time; each process takes whole batches.
+        workers: loader processes.
+
+    Raises:
+        InputError: the set is empty, or a label is no class of the model.
+        GateError: an edge weight is NaN.
+    """
+    num_images = len(dataset)  # type: ignore[arg-type]
+    if num_images == 0:
+        raise InputError("there are no images to evaluate on.")
+    batches = own_batches(num_images, batch_size)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    paths: Counter[bytes] = Counter()
+    counts = torch.zeros(2, dtype=torch.int64)
+    per_class: torch.Tensor | None = None
+    macs = [torch.zeros(0, dtype=torch.float64)]
+    with evaluating(model):
+        for images, labels in load_batches(dataset, batches, workers=workers):
+            if isinstance(model, DynamicNetwork):
+                output, gates = model(images.to(device), return_gates=True)
+                for stage, raw_BE in gates.raw.items():
+                    refuse_nan(model.graph, stage, raw_BE)
+                paths.update(path_keys(gates))
+                macs.append(path_macs({name: weights != 0 for name, weights in gates.weights.items()}, gates.table).cpu())
+            else:
+                output = model(images.to(device))
+            logits = output.cpu()
+            num_classes = logits.shape[1]
+            if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+                raise InputError(f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set num_classes.")
+            best = logits.topk(min(5, num_classes), dim=1).indices
+            is_right_B = best[:, 0] == labels
+            counts += torch.tensor([int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())])
+            per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
+            per_class[0] += labels.bincount(minlength=num_classes)
+            per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
+    width = max(w for w in processes.gather(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
+    per_class = processes.total(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
+    counts, all_macs = processes.total(counts), _joined(processes.gather(torch.cat(macs)))
+    merged: Counter[bytes] = Counter()
+    for part in processes.gather(paths):
+        assert isinstance(part, Counter)
+        merged.update(part)
+    static = model.macs_table.static if isinstance(model, DynamicNetwork) else None
+    return Evaluation(
+        num_images=num_images,
+        top1=int(counts[0]),
+        top5=int(counts[1]),
+        class_images=tuple(per_class[0].tolist()),
+        class_top1=tuple(per_class[1].tolist()),
+        kept=float(all_macs.sum()) / num_images / static if static is not None else None,
+        kept_percentiles=_percentiles(all_macs / static) if static is not None else None,
+        num_paths=len(merged) if static is not None else None,
+        path_entropy_bits=entropy_bits(merged) if static is not None else None,
+    )
+
+
+def own_batches(num_images: int, batch_size: int) -> list[list[int]]:
+    """The batches of this process: whole ones, in turn, so that what a batch holds does not depend on the number of processes."""
+    starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
+    return [list(range(start, min(start + batch_size, num_images))) for start in starts]
+
+
+def _joined(parts: list[object]) -> torch.Tensor:
+    """MACs of all images. They are whole numbers, below 2 ** 53 in sum, so any order gives the same mean."""
+    return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+
+
+def _percentiles(kept_B: torch.Tensor) -> dict[int, float]:
+    return dict(zip(PERCENTILES, np.percentile(kept_B.numpy(), PERCENTILES).tolist(), strict=True))

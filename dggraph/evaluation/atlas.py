@@ -1,0 +1,188 @@
+"""Collect an atlas: run a network, or a detector on one, over a set of images, one at a time, and count what their paths do.
+
+What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of images, and of each different path a
+few bytes, up to bounds of its own. Counts are whole numbers, so an interrupted collection that continues ends with the very same atlas.
+Several processes share out the images and tell each other what they saw; all count everything, in the order of the set, and so agree with
+one process to the last byte.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from dggraph.errors import DggraphError, GateError, InputError
+from dggraph.graph.atlas import Atlas, Instance
+from dggraph.system import processes
+from dggraph.evaluation.atlas_counts import AtlasCounts
+from dggraph.data.image_sets import ImageSet, Item, spread
+from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.evaluation.recording import Sight, Watch, as_watch
+from dggraph.evaluation.atlas_state import read_state, write_state
+
+OnBadImage = Literal["error", "skip"]
+
+SAVE_SECONDS = 10.0
+THUMBNAIL_PIXELS, DETECTED_PIXELS = 96, 480
+"""Largest side of a small copy; of one to outline objects on."""
+ROUND = 16
+"""Images that each of several processes runs before they tell each other."""
+
+Observation = tuple[Instance, Gates] | str | DggraphError
+"""What became of an image: its path, with the gates on the CPU; why it was left out; or what stops the collection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """An atlas, and small copies of the images that it names."""
+
+    atlas: Atlas
+    thumbnails: dict[int, Image.Image]
+    """By place in the set."""
+
+
+def collect_atlas(
+    watched: DynamicNetwork | Watch,
+    images: ImageSet,
+    *,
+    limit: int | None = None,
+    num_instances: int = 40,
+    on_bad_image: OnBadImage = "error",
+    state: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Collected:
+    """Run a model over `images`.
+
+    Args:
+        watched: a converted network that knows how images become its input, or a detector, from `watch_detector`; modes are restored.
+        images: from `open_image_set`.
+        limit: take at most this many, evenly spread.
+        num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
+        on_bad_image: `skip` counts images that cannot be read and goes on.
+        state: a file to save counts in now and then, and to continue from; it remains when this returns. One of several processes, the
+            first, reads and writes it, and their number may change.
+        progress: called with the number of images passed and of all.
+
+    Raises:
+        InputError: an image cannot be read; there is none; the network does not say how images become its input, or has no stages;
+            `state` is of another network, set or settings.
+        GateError: an edge weight is NaN; names the image.
+        TrainingError: the processes have different networks, sets or settings.
+    """
+    watch = as_watch(watched)
+    net = watch.net
+    total = images.num_images if limit is None else min(limit, images.num_images)
+    is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
+    identity = _identify(watch, images, limit, num_instances)
+    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(watch, images))
+    processes.agree(identity | {"images": images.num_images})
+    state = state if processes.rank() == 0 else None
+    (document, *_) = processes.gather(None if state is None else read_state(state, identity))
+    if isinstance(document, dict):
+        counts.restore(document)
+    start, saved = counts.next_index, monotonic()
+    taken = (item for item in images.items() if item.index >= start and is_taken(item.index))
+    try:
+        for item, observation in _observe_all(watch, taken, images.classes, on_bad_image):
+            counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
+            count_item(item, observation, counts)
+            counts.next_index = item.index + 1
+            progress(counts.num_passed, total)
+            if state is not None and monotonic() - saved >= SAVE_SECONDS:
+                write_state(state, identity, counts.document())
+                saved = monotonic()
+    except DggraphError:  # of an image that was not counted; after other errors the last saved state stands
+        if state is not None and counts.next_index > start:
+            write_state(state, identity, counts.document())
+        raise
+    if state is not None and counts.next_index > start:
+        write_state(state, identity, counts.document())
+    atlas = counts.atlas(network=watch.name, images=images.name, num_ignored=images.num_ignored)
+    return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
+
+
+def _observe_all(
+    watch: Watch, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
+) -> Iterator[tuple[Item, Observation]]:
+    """Every item in its turn, observed by one of the processes and told to all."""
+    number = processes.world_size()
+    while batch := list(islice(items, number * ROUND if number > 1 else 1)):
+        mine = [observe(watch, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
+        told: list[Any] = processes.gather(mine)
+        for place, item in enumerate(batch):
+            yield item, told[place % number][place // number]
+
+
+def observe(watch: Watch, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
+    """Run one image."""
+    try:
+        sight = watch.see(item.open())
+    except InputError as error:
+        return str(error) if on_bad_image == "skip" else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
+    except GateError as error:
+        return GateError(f"{item.name!r}: {error}")
+    return _instance(item, sight, classes), sight.gates
+
+
+def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> None:
+    """Count an image, or raise what stops the collection."""
+    if isinstance(observation, DggraphError):
+        raise observation
+    if isinstance(observation, str):
+        counts.skip(item.name, observation)
+    else:
+        instance, gates = observation
+        counts.add(instance, item.label, gates)
+
+
+def _instance(item: Item, sight: Sight, classes: tuple[str, ...]) -> Instance:
+    prediction = sight.prediction
+    return Instance(
+        index=item.index,
+        name=item.name,
+        label=None if item.label is None else classes[item.label],
+        prediction=None if prediction is None else prediction.label,
+        probability=None if prediction is None else prediction.probability,
+        path=sight.path,
+        detected=sight.detected,
+    )
+
+
+def _is_comparable(watch: Watch, images: ImageSet) -> bool:
+    """Whether the set's classes are the network's, so that predictions can be right or wrong."""
+    if watch.is_detector:
+        return False
+    labels = watch.net.labels
+    known = labels if labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
+    return bool(images.classes) and set(images.classes) <= set(known)
+
+
+def _identify(watch: Watch, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
+    """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
+    return {
+        **watch.identify(),
+        "images": images.fingerprint,
+        "limit": str(limit),
+        "instances": str(num_instances),
+        "version": f"dggraph {version('dggraph')}, torch {torch.__version__}",
+    }
+
+
+def _thumbnails(images: ImageSet, atlas: Atlas) -> dict[int, Image.Image]:
+    wanted = {instance.index for instance in atlas.instances} | {index for path in atlas.most_common for index in path.examples}
+    side = DETECTED_PIXELS if atlas.is_of_detector else THUMBNAIL_PIXELS
+    last, found = max(wanted), {}
+    for item in images.items():
+        if item.index in wanted:
+            small = item.open()
+            small.thumbnail((side, side))
+            found[item.index] = small.convert("RGB")
+        if item.index >= last:
+            break
+    return found

@@ -1,0 +1,99 @@
+"""Budgets judged fairly: thresholds are calibrated on one half of a set, and what they keep and cost is measured on the other."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from dggraph.errors import InputError
+from dggraph.system import processes
+from dggraph.network.budgets import TOLERANCE, BudgetCurve
+from dggraph.evaluation.calibration import calibrate
+from dggraph.network.network import DynamicNetwork
+from dggraph.evaluation.accuracy import Evaluation, evaluate
+
+HALVES = "calibrated on the images at even places (0, 2, ...), measured on those at odd places"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedBudget:
+    """One target on the half that its threshold was not chosen on."""
+
+    target: float
+    threshold: float
+    calibrated_kept: float
+    """What the threshold kept on the other half."""
+    budget_met: bool
+    """Whether `evaluation.kept` is at most target + 0.02."""
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedBudgets:
+    """What `judge_budgets` found."""
+
+    curve: BudgetCurve
+    """Of the half for calibration; `net.budgets` from now on."""
+    before: Evaluation
+    """The held-out half at the thresholds that the network came with."""
+    budgets: tuple[JudgedBudget, ...]
+
+
+def judge_budgets(
+    net: DynamicNetwork, dataset: Dataset[Any], targets: Sequence[float], *, batch_size: int = 256, workers: int = 0
+) -> JudgedBudgets:
+    """Calibrate on the images at even places, evaluate on those at odd places. Thresholds are restored; the curve stays in `net.budgets`.
+
+    Every process calibrates on the whole half, so that all agree without waiting for one; evaluation is shared out.
+
+    Args:
+        net: a converted network.
+        dataset: (image (C, H, W), label) by index.
+        targets: mean MACs as fractions of the static network's.
+        batch_size: images at a time.
+        workers: loader processes.
+
+    Raises:
+        InputError: fewer than two images; or as for `calibrate` and `evaluate`.
+        GateError: an edge weight is NaN.
+    """
+    num_images = len(dataset)  # type: ignore[arg-type]
+    if num_images < 2:
+        raise InputError(f"budgets need images to calibrate on and others to measure on, and there is {num_images} in this set.")
+    first, second = (Subset(dataset, range(start, num_images, 2)) for start in (0, 1))
+    loader = DataLoader(first, batch_size=batch_size, num_workers=workers)
+    calibrate(net, loader, targets=targets)
+    (curve, *_) = processes.gather(net.budgets)
+    assert isinstance(curve, BudgetCurve)
+    net.budgets = curve
+    before = evaluate(net, second, batch_size=batch_size, workers=workers)
+    judged = []
+    with _own_thresholds(net):
+        for budget in curve.budgets:
+            net.set_threshold(budget.threshold)
+            found = evaluate(net, second, batch_size=batch_size, workers=workers)
+            assert found.kept is not None
+            judged.append(
+                JudgedBudget(
+                    target=budget.target,
+                    threshold=budget.threshold,
+                    calibrated_kept=budget.kept,
+                    budget_met=found.kept <= budget.target + TOLERANCE,
+                    evaluation=found,
+                )
+            )
+    return JudgedBudgets(curve=curve, before=before, budgets=tuple(judged))
+
+
+@contextmanager
+def _own_thresholds(net: DynamicNetwork) -> Iterator[None]:
+    """Thresholds that are set within this context are forgotten after it."""
+    buffers = [net.lowered.get_buffer(f"dg_{stage}.threshold") for stage in net.graph.stages]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, threshold in zip(buffers, before, strict=True):
+            buffer.copy_(threshold)

@@ -1,0 +1,179 @@
+"""What leaving out one block costs: for each, the static path past it for every image, against the static network's own answers.
+
+Needs no labels. KL divergence and agreement are with the static network, at the precision and by the executor that both run with.
+
+Shape suffixes: B instances, K classes, E edges.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.data import Dataset
+
+from dggraph.errors import InputError, WiringError
+from dggraph.ops.macs import path_macs
+from dggraph.system import processes
+from dggraph.system.modes import evaluating
+from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
+from dggraph.network.block_removal import skipped_weights
+from dggraph.evaluation.accuracy import own_batches
+from dggraph.system.loaders import load_batches
+from dggraph.training.losses import divergence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCost:
+    """The network without one block, the others static."""
+
+    stage: str
+    node: str
+    saved: float
+    """MACs as a fraction of the static network's, with the block's router and what its edges would hand on."""
+    agreement: int
+    """Images whose best class is the static network's."""
+    top1: int | None
+    """Images whose best class is the right one; None without labels."""
+    divergence: float
+    """Mean over images of KL(static outputs || outputs without the block), in nats."""
+    branch_energy: float | None
+    """|F(z)|^2 over |z|^2, both summed over all images, of the block as z + F(z) in the static network. None where shapes differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """Every routed block."""
+
+    num_images: int
+    static_top1: int | None
+    """None without labels."""
+    blocks: tuple[BlockCost, ...]
+    """In the order the backbone runs them."""
+    unskippable: tuple[str, ...]
+    """Blocks past which the wiring has no candidate edge."""
+
+
+def measure_sensitivity(
+    net: DynamicNetwork, dataset: Dataset[Any], *, has_labels: bool = True, batch_size: int = 256, workers: int = 0
+) -> Sensitivity:
+    """Run the static network, and once for each block the static network without it.
+
+    Args:
+        net: a converted network; modes are restored.
+        dataset: (image (C, H, W), label) by index.
+        has_labels: False where labels mean nothing.
+        batch_size: images at a time; each process takes whole batches.
+        workers: loader processes.
+
+    Raises:
+        InputError: the set is empty, or no block can be left out.
+    """
+    num_images = len(dataset)  # type: ignore[arg-type]
+    if not num_images:
+        raise InputError("there are no images to measure sensitivity on.")
+    paths, unskippable = _paths(net)
+    if not paths:
+        raise InputError('no block can be left out under this wiring; convert with wiring="complete".')
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    counts = torch.zeros((1 + len(paths), 2), dtype=torch.int64)
+    divergences: list[list[float]] = []
+    energies: list[dict[str, tuple[float, float]]] = []
+    static = static_weights(net.graph)
+    with evaluating(net):
+        for images, labels in load_batches(dataset, own_batches(num_images, batch_size), workers=workers):
+            images = images.to(device)
+            with pinned_gates(net, static):
+                expected_BK = net(images).double().cpu()
+                energies.append(_branch_energies(net, images))
+            found = [expected_BK]
+            for stage, node in paths:
+                with pinned_gates(net, static | {stage: paths[stage, node]}):
+                    found.append(net(images).double().cpu())
+            for row, logits_BK in enumerate(found):
+                best_B = logits_BK.argmax(1)
+                counts[row] += torch.tensor([int((best_B == expected_BK.argmax(1)).sum()), int((best_B == labels).sum())])
+            divergences.append([float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]])
+    agreement, top1 = processes.total(counts).T.tolist()
+    every_divergence = _gathered(divergences)
+    every_energy = _gathered(energies)
+    blocks = [
+        BlockCost(
+            stage=stage,
+            node=node,
+            saved=_share(net, static) - _share(net, static | {stage: weights_E}),
+            agreement=agreement[place + 1],
+            top1=top1[place + 1] if has_labels else None,
+            divergence=math.fsum(row[place] for row in every_divergence) / num_images,
+            branch_energy=_ratio([row[node] for row in every_energy if node in row]),
+        )
+        for place, ((stage, node), weights_E) in enumerate(paths.items())
+    ]
+    return Sensitivity(
+        num_images=num_images, static_top1=top1[0] if has_labels else None, blocks=tuple(blocks), unskippable=unskippable
+    )
+
+
+def _paths(net: DynamicNetwork) -> tuple[dict[tuple[str, str], Tensor], tuple[str, ...]]:
+    """Per (stage, block) the edges of the path past it, and the blocks that have none."""
+    paths: dict[tuple[str, str], Tensor] = {}
+    unskippable: list[str] = []
+    for stage in net.graph.stages:
+        for node in net.graph.nodes(stage)[1:-1]:
+            try:
+                paths[stage, node.name] = skipped_weights(net.graph, stage, [node.name])
+            except WiringError:
+                unskippable.append(node.name)
+    return paths, tuple(unskippable)
+
+
+def _share(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> float:
+    macs_B = path_macs({stage: weights_E[None] for stage, weights_E in weights.items()}, net.macs_table)
+    return float(macs_B) / net.macs_table.static
+
+
+def _gathered(mine: list[Any]) -> list[Any]:
+    """One item a batch, of all processes. Sums over them are exactly rounded, so that their order does not matter."""
+    return [item for part in processes.gather(mine) if isinstance(part, list) for item in part]
+
+
+def _ratio(energies: list[tuple[float, float]]) -> float | None:
+    branch, whole = (math.fsum(pair[place] for pair in energies) for place in (0, 1))
+    return branch / whole if whole else None
+
+
+def _branch_energies(net: DynamicNetwork, images: Tensor) -> dict[str, tuple[float, float]]:
+    """Per block (|F(z)|^2, |z|^2) of this batch, on the path that gates give now."""
+    watch = _Watch(net)
+    watch.run(images)
+    return watch.energies
+
+
+class _Watch(fx.Interpreter):
+    """Runs the lowered graph and looks at every block's input and output."""
+
+    def __init__(self, net: DynamicNetwork) -> None:
+        super().__init__(net.lowered)
+        self.energies: dict[str, tuple[float, float]] = {}
+        blocks = [(plan.name, block) for plan in net.plan for block in plan.blocks]
+        self.inputs = {block.input for _, block in blocks}
+        self.outputs = {block.output: (block, net.graph.stages[stage].residual == "lift") for stage, block in blocks}
+        self.held: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.outputs:
+            block, is_lifted = self.outputs[n.name]
+            z = self.held.pop(block.input)
+            if z.shape == result.shape:
+                branch = result if is_lifted else result - z
+                self.energies[block.node] = (_energy(branch), _energy(z))
+        if n.name in self.inputs:
+            self.held[n.name] = result.clone()  # the block's first op may overwrite it
+        return result
+
+
+def _energy(values: Tensor) -> float:
+    return float(values.double().square().sum())

@@ -1,0 +1,166 @@
+"""Paired timing: every round runs all contestants once, in turning order, and each is compared with the baseline of the same round.
+
+A machine that is busy now and idle later changes seconds, hardly ratios; where it changes ratios too, the result says that it is unreliable.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dggraph.errors import InputError
+from dggraph.ops.macs import path_macs
+from dggraph.system.modes import keeping_modes
+from dggraph.network.network import DynamicNetwork, Executor, pinned_gates
+
+MAX_SPREAD = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One contestant against the baseline."""
+
+    name: str
+    seconds: float
+    """Median of its rounds."""
+    ratio: float
+    """Median over rounds of its time over the baseline's in the same round; below 1 is faster."""
+    low: float
+    """Lower quartile of the ratios."""
+    high: float
+    """Upper quartile."""
+    is_reliable: bool
+    """False where the quartiles lie more than 10 % of the ratio apart."""
+
+
+def compare(baseline: Callable[[], object], contestants: Mapping[str, Callable[[], object]], *, rounds: int = 15) -> list[Timing]:
+    """Time `contestants` against `baseline`, interleaved; two rounds to warm up.
+
+    Args:
+        baseline: what to compare with.
+        contestants: by name.
+        rounds: counted rounds, at least 3.
+
+    Returns:
+        The baseline first, then the contestants in order.
+
+    Raises:
+        InputError: too few rounds.
+    """
+    if rounds < 3:
+        raise InputError(f"rounds={rounds}: a spread needs at least 3 rounds.")
+    runs = {"baseline": baseline, **contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for number in range(-2, rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            runs[name]()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return [_timing(name, seconds[name], seconds["baseline"]) for name in names]
+
+
+def time_inference(
+    net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15
+) -> tuple[float, list[Timing]]:
+    """Time every executor on random paths that keep about `kept` of the MACs, against the static backbone.
+
+    Args:
+        net: `backbone`, converted.
+        backbone: the static network.
+        x: (B, C, H, W).
+        kept: fraction of all MACs, see `sample_paths`.
+        rounds: counted rounds.
+
+    Returns:
+        The fraction really kept, and the timings: baseline, `dense`, `sparse`, `auto`.
+    """
+    weights, realised = sample_paths(net, kept, len(x))
+    executor = net.executor
+
+    def run(name: Executor) -> Callable[[], object]:
+        def once() -> object:
+            net.executor = name
+            return net(x)
+
+        return once
+
+    try:
+        with keeping_modes(net, backbone), torch.no_grad(), pinned_gates(net, weights):
+            net.eval()
+            backbone.eval()
+            return realised, compare(lambda: backbone(x), {name: run(name) for name in ("dense", "sparse", "auto")}, rounds=rounds)
+    finally:
+        net.executor = executor
+
+
+def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int = 0) -> tuple[dict[str, Tensor], float]:
+    """Random paths that keep about `kept` of the static network's MACs: nodes closed at random, every edge between the others open.
+
+    Args:
+        net: a converted network.
+        kept: fraction of all MACs, the part outside the routed blocks included.
+        num_instances: B.
+        seed: of the choice of nodes.
+
+    Returns:
+        Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and the mean fraction really kept.
+
+    Raises:
+        InputError: no path keeps so little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    table = net.macs_table
+    nodes = [(name, vertex) for name, stage in table.stages.items() for vertex in range(1, stage.layout.num_vertices - 1)]
+    rows: dict[str, list[Tensor]] = {name: [] for name in table.stages}
+    total = 0.0
+    for _ in range(num_instances):
+        closed: set[tuple[str, int]] = set()
+        opens, share = _opens(net, closed)
+        for place in torch.randperm(len(nodes), generator=generator, device="cpu").tolist():
+            fewer, smaller = _opens(net, closed | {nodes[place]})
+            if abs(smaller - kept) < abs(share - kept):
+                closed, opens, share = closed | {nodes[place]}, fewer, smaller
+        total += share
+        for name, open_E in opens.items():
+            rows[name].append(open_E * (0.6 + 0.3 * torch.rand(len(open_E), generator=generator, device="cpu")))
+    mean = total / max(num_instances, 1)
+    if abs(mean - kept) > 0.05 and kept < 1:
+        raise InputError(f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest keep {mean:.2f}.")
+    return {name: torch.stack(weights) for name, weights in rows.items()}, mean
+
+
+def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str, Tensor], float]:
+    """Per stage (E,) of 0 and 1 with the nodes in `closed` cut off, and the fraction kept."""
+    opens = {
+        name: torch.tensor(
+            [
+                float((name, source) not in closed and (name, target) not in closed)
+                for source, target in zip(stage.layout.sources, stage.layout.targets, strict=True)
+            ],
+            device="cpu",
+        )
+        for name, stage in net.macs_table.stages.items()
+    }
+    macs = path_macs({name: open_E[None] for name, open_E in opens.items()}, net.macs_table)
+    return opens, float(macs) / net.macs_table.static
+
+
+def _timing(name: str, seconds: list[float], baseline: list[float]) -> Timing:
+    ratios = [one / other for one, other in zip(seconds, baseline, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    if name == "baseline":
+        low, _, high = (value / statistics.median(seconds) for value in statistics.quantiles(seconds, n=4))
+    return Timing(
+        name=name,
+        seconds=statistics.median(seconds),
+        ratio=median,
+        low=low,
+        high=high,
+        is_reliable=high - low <= MAX_SPREAD * max(median, 1e-9),
+    )

@@ -1,0 +1,110 @@
+"""Feature pyramids on trained classifiers: ResNet, ResNeXt, and those for which torchvision ships none, MobileNetV2, RegNet and other chains.
+
+What comes out is torchvision's `BackboneWithFPN`, so that its detectors take it, and `convert_backbone_` makes it dynamic.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torchvision.models import RegNet, ResNet
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from dggraph.errors import InputError
+from dggraph.system.modes import evaluating
+
+STRIDES = (4, 8, 16, 32)
+PROBE_SIDE = 64
+
+
+def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: bool = True) -> BackboneWithFPN:
+    """The trunk of a trained classifier, with a feature pyramid on the last features of strides 4, 8, 16 and 32.
+
+    Args:
+        classifier: torchvision's ResNet or RegNet, or a model whose trunk is an `nn.Sequential` called `features` (MobileNetV2, EfficientNet,
+            ConvNeXt). Its modules are used, not copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier, is
+            left out.
+        out_channels: of every level.
+        is_frozen: replace batch norms by `FrozenBatchNorm2d`, as usual where few images fit a batch.
+
+    Raises:
+        InputError: there is no such trunk, or it lacks a stride.
+    """
+    trunk = nn.Sequential(_layers(classifier))
+    if is_frozen:
+        freeze_norms_(trunk)
+    strides, widths = _strides(trunk)
+    last: dict[int, str] = {}
+    for (name, layer), stride in zip(trunk.named_children(), strides, strict=True):
+        if not (stride in last and _is_pointwise(layer)):
+            last[stride] = name
+    missing = [stride for stride in STRIDES if stride not in last]
+    if missing:
+        raise InputError(
+            f"{type(classifier).__name__} has no features of stride {missing[0]}; a pyramid needs {', '.join(map(str, STRIDES))}."
+        )
+    order = [name for name, _ in trunk.named_children()]
+    return BackboneWithFPN(
+        trunk,
+        {last[stride]: str(level) for level, stride in enumerate(STRIDES)},
+        [widths[order.index(last[stride])] for stride in STRIDES],
+        out_channels,
+        extra_blocks=LastLevelMaxPool(),
+    )
+
+
+def faster_rcnn_on(classifier: nn.Module, num_classes: int, *, is_frozen: bool = True, **options: object) -> FasterRCNN:
+    """torchvision's Faster R-CNN on `pyramid_on(classifier)`.
+
+    Args:
+        classifier: as for `pyramid_on`.
+        num_classes: without the background, which torchvision counts besides.
+        is_frozen: as for `pyramid_on`.
+        options: of `FasterRCNN`, for example `min_size`.
+    """
+    return FasterRCNN(pyramid_on(classifier, is_frozen=is_frozen), num_classes + 1, **options)
+
+
+def freeze_norms_(model: nn.Module) -> None:
+    """Replace every `BatchNorm2d` inside `model` by a `FrozenBatchNorm2d` of the same numbers. In place."""
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+                frozen.load_state_dict(norm.state_dict())
+                setattr(parent, name, frozen)
+
+
+def _layers(classifier: nn.Module) -> "OrderedDict[str, nn.Module]":
+    if isinstance(classifier, ResNet):
+        return OrderedDict((name, layer) for name, layer in classifier.named_children() if name not in ("avgpool", "fc"))
+    if isinstance(classifier, RegNet):
+        return OrderedDict([("stem", classifier.stem), *classifier.trunk_output.named_children()])
+    features = getattr(classifier, "features", None)
+    if isinstance(features, nn.Sequential):
+        return OrderedDict(features.named_children())
+    raise InputError(
+        f"{type(classifier).__name__} has no nn.Sequential called features and is neither a ResNet nor a RegNet of torchvision. Build the "
+        "pyramid yourself: torchvision's BackboneWithFPN on your own trunk."
+    )
+
+
+def _strides(trunk: nn.Sequential) -> tuple[list[int], list[int]]:
+    """What one pixel of each layer's output spans, and its channels."""
+    strides, widths = [], []
+    with evaluating(trunk):
+        x = torch.zeros((1, 3, PROBE_SIDE, PROBE_SIDE))
+        for layer in trunk:
+            x = layer(x)
+            strides.append(PROBE_SIDE // x.shape[-1])
+            widths.append(x.shape[1])
+    return strides, widths
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """A convolution of single pixels by itself, with its norm and activation."""
+    convolutions = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
+    return len(convolutions) == 1 and convolutions[0].kernel_size == (1, 1)

@@ -1,0 +1,370 @@
+"""Archives: a converted network in a folder, without pickle.
+
+`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written last: a SHA-256 of each and of itself,
+the MODEL name, the trace's fingerprint, where blocks sit in it, preprocessing, labels and budgets). Loading never runs code that an
+archive names: a backbone is rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the stored
+fingerprint, and the loaded network must equal it as a converted one does.
+"""
+
+import copy
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from dggraph.compiler.copying import copy_model, stored_activations
+from dggraph.compiler.lowered import plain_owner
+from dggraph.compiler.profiling import profile
+from dggraph.compiler.regions import Flow
+from dggraph.compiler.surroundings import ordinary_surroundings
+from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace
+from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
+from dggraph.graph.ir import DynamicGraph
+from dggraph.graph.schema import from_json, to_json
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
+from dggraph.network.static_checks import check_images, check_static
+from dggraph.network.conversion import assemble, plain_backbone
+from dggraph.system.files import sha256_of, write_synced
+from dggraph.network.inference import InferenceNetwork
+from dggraph.network.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    pack_budgets,
+    pack_preprocess,
+    pack_recipe,
+    read_manifest,
+    refuse_unknown_names,
+    seal,
+    type_name,
+    unpack_budgets,
+    unpack_preprocess,
+    unpack_recipe,
+)
+from dggraph.models.registry import build_shapes, build_trusted, is_registered
+from dggraph.network.network import DynamicNetwork, Recipe
+from dggraph.models.preprocessing import Preprocess
+from dggraph.network.report import note_dense
+from dggraph.network.skipping_checks import check_skipping_
+
+GRAPH, WEIGHTS = "graph.json", "model.safetensors"
+
+
+def save(
+    net: DynamicNetwork,
+    folder: str | os.PathLike[str],
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Write `net` to `folder`, all of it or nothing: a temporary folder beside it, synced, then renamed.
+
+    Args:
+        net: a converted network.
+        folder: must not exist, or be an archive, which is replaced; a link is followed.
+        preprocess: how images become its input; by default what `net.preprocess` says.
+        labels: class names; by default `net.labels`.
+
+    Raises:
+        InputError: `net` is no converted network or one optimised for inference, or the labels do not fit it, or a weight is pruned,
+            quantised or sparse: names it.
+        ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
+            is unchanged.
+    """
+    folder = Path(os.path.realpath(os.fsdecode(folder)))
+    manifest, state = _packed(net, folder, preprocess, labels)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as scratch:
+            parts = Path(scratch) / "new"
+            parts.mkdir()
+            write_synced(parts / GRAPH, to_json(net.graph).encode())
+            write_synced(parts / WEIGHTS, safetensors.torch.save(state))
+            manifest = manifest.model_copy(update={"sha256": {name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)}})
+            write_synced(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
+            _put(parts, folder, Path(scratch) / "old")
+    except OSError as error:
+        raise ArchiveError(f"cannot write the archive {folder}: {error}. What was there before is unchanged.") from error
+
+
+def refuse_unsavable(
+    net: DynamicNetwork,
+    folder: str | os.PathLike[str],
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """Find out before the work what `save` would refuse after it, all but what only writing shows.
+
+    Raises:
+        InputError: as for `save`.
+        ArchiveError: as for `save`.
+    """
+    _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
+
+
+def _packed(
+    net: DynamicNetwork, folder: Path, preprocess: Preprocess | None, labels: Sequence[str] | None
+) -> tuple[Manifest, dict[str, Tensor]]:
+    """The manifest, without digests, and the weights, once they are known to be such as can be read back."""
+    if not isinstance(net, DynamicNetwork):
+        raise InputError(f"save takes a converted network, not {type(net).__name__}; convert it first.")
+    if isinstance(net, InferenceNetwork):
+        raise InputError(
+            "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
+        )
+    if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
+        raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")
+    _refuse_unkept(net.lowered)
+    names = _labels(net, labels)
+    state, tied = _untied(net.lowered)
+    is_named = net.source is not None and is_registered(net.source)
+    if is_named:
+        _refuse_other_backbone(net, state)
+    manifest = Manifest(
+        format="dggraph",
+        schema_version=SCHEMA_VERSION,
+        source=net.source if is_named else None,
+        num_classes=net.source_options.get("num_classes"),
+        image_size=net.source_options.get("image_size"),
+        **pack_recipe(net.recipe),
+        tied=tied,
+        dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
+        frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
+        preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
+        labels=names,
+        budgets=pack_budgets(net.budgets),
+        sha256={},
+    )
+    return manifest, state
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> DynamicNetwork:
+    """Read an archive.
+
+    Args:
+        folder: what `save` wrote.
+        model: the backbone, for a network that was converted from a bare module. Only its structure is used; it is not changed.
+
+    Returns:
+        The network, in eval mode, on the CPU, with the data types it was saved with.
+
+    Raises:
+        ArchiveError: damaged, newer than this version, not the archive of this backbone, or not equal to it.
+    """
+    folder = Path(os.fsdecode(folder))
+    manifest = read_manifest(folder)
+    for name in (GRAPH, WEIGHTS):
+        if not (folder / name).is_file() or sha256_of(folder / name) != manifest.sha256.get(name):
+            raise ArchiveError(f"{folder / name} is missing or not what the manifest recorded; copy the archive again.")
+    graph = from_json((folder / GRAPH).read_text(encoding="utf-8"))
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArchiveError(f"{folder / WEIGHTS} is no readable safetensors file: {error}.") from error
+    state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
+    recipe = unpack_recipe(manifest)
+    _refuse_unregistered(folder, recipe)
+    with ordinary_surroundings(torch.device("cpu")):
+        given = _rebuild(folder, manifest) if model is None else plain_backbone(model)
+        backbone = copy_model(given).to("cpu")
+        for tensor in (*backbone.parameters(), *backbone.buffers()):
+            if tensor.is_floating_point():  # Module.to would cut complex weights to their real part
+                tensor.data = tensor.data.to(getattr(torch, recipe.dtype))
+        net = _lowered_again(folder, backbone, graph, recipe, state)
+    net.report = replace(net.report, detached=stored_activations(given))
+    for key, tensor in net.lowered.state_dict(keep_vars=True).items():
+        if tensor.dtype != state[key].dtype:
+            tensor.data = state[key]
+    for key, buffer in _unsaved_floats(net.lowered):
+        buffer.data = buffer.data.to(getattr(torch, manifest.dtypes.get(key, recipe.dtype)))
+    for key, parameter in net.lowered.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(key not in manifest.frozen)
+    options = {"num_classes": manifest.num_classes, "image_size": manifest.image_size}
+    net.source, net.source_options = manifest.source, {key: value for key, value in options.items() if value is not None}
+    net.labels = tuple(manifest.labels) if manifest.labels is not None else None
+    net.preprocess = unpack_preprocess(manifest)
+    net.budgets = unpack_budgets(manifest)
+    return net
+
+
+def _lowered_again(
+    folder: Path, backbone: nn.Module, graph: DynamicGraph, recipe: Recipe, state: dict[str, Tensor]
+) -> DynamicNetwork:
+    """Trace, lower and fill as conversion did, in the type it did it in, and check that the result equals the backbone."""
+    classes = {qualified_name(type(module)): type(module) for module in backbone.modules()}
+    missing = [name for name in recipe.leaves if name not in classes]
+    example = torch.zeros((1, *recipe.input_shape), dtype=getattr(torch, recipe.dtype))
+    traced = None if missing else _traced_again(backbone, [classes[name] for name in recipe.leaves], example, recipe.fingerprint)
+    if traced is None:
+        why = f"it has no {missing[0]}" if missing else "the traces differ"
+        raise ArchiveError(
+            f"{folder} was made from another structure than {type(backbone).__name__} has here: {why}. Use the model, and the "
+            "versions of torch, torchvision and timm, that it was converted with."
+        )
+    try:
+        flow = Flow(traced, profile(traced.module, traced.graph, example))
+        refuse_unknown_names(folder, recipe.found, flow.by_name)
+        net = assemble(flow, traced, graph, recipe, threshold=0.5).eval()
+    except ArchiveError:
+        raise
+    except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
+        raise ArchiveError(f"{folder}: graph.json and the manifest do not describe one network: {error}.") from error
+    try:
+        net.lowered.load_state_dict(state, strict=True)
+        owner = plain_owner(backbone)  # whose keys are not of the backbone's own making
+        owner.load_state_dict({key: state[key] for key in owner.state_dict()})
+    except (RuntimeError, KeyError) as error:
+        raise ArchiveError(f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
+    try:
+        backbone.eval()
+        difference, _ = check_static(net, backbone, example)
+        check_skipping_(net, check_images(net, backbone, example))
+    except DggraphError as error:
+        raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
+    net.report = replace(net.report, max_difference=difference, stages=note_dense(net.report.stages, net.plan))
+    return net
+
+
+def _rebuild(folder: Path, manifest: Manifest) -> nn.Module:
+    if manifest.source is None:
+        raise ArchiveError(
+            f"{folder} was converted from a bare module; pass it: load(folder, model=...), on the command line "
+            "--backbone package.module:function."
+        )
+    try:
+        if not is_registered(manifest.source):
+            raise InputError(f"{manifest.source!r} is in no registry, and code that an archive names is never run.")
+        return build_trusted(manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size)
+    except (InputError, TypeError) as error:
+        raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
+
+
+def _refuse_unregistered(folder: Path, recipe: Recipe) -> None:
+    try:
+        find_router(recipe.router)
+    except InputError as error:
+        raise ArchiveError(f"{folder} needs router {recipe.router!r}; register it before loading.") from error
+    if recipe.gate not in GATES:
+        raise ArchiveError(f"{folder} needs gate {recipe.gate!r}; register it before loading.")
+
+
+def _refuse_unkept(lowered: nn.Module) -> None:
+    """What safetensors or `load` could not give back as it was is named before anything is written."""
+    for path, module in lowered.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                raise InputError(
+                    f"{path}.{hook._tensor_name} is pruned by a mask that `load` would not find. Make it permanent before saving, the zeros "
+                    f"stay: torch.nn.utils.prune.remove(module, {hook._tensor_name!r})."
+                )
+    for key, value in lowered.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            what = f"{type(value).__name__}, no tensor (quantised layers pack their weights)"
+        elif value.is_quantized or hasattr(value, "__tensor_flatten__"):
+            what = f"{type(value).__name__} of {value.dtype}, packed or quantised"
+        elif value.layout is not torch.strided:
+            what = f"stored as {value.layout}"
+        elif value.is_meta:
+            what = "on the meta device and has no values"
+        else:
+            continue
+        raise InputError(
+            f"{key} is {what}, which an archive cannot keep. Save the network before it is quantised, sparsified or emptied, and do that "
+            "again after loading."
+        )
+
+
+def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> None:
+    """The name must rebuild what `net` holds, or the archive could never be loaded."""
+    options = {key: net.source_options[key] for key in ("num_classes", "image_size") if key in net.source_options}
+    shapes = {key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()}
+    routers = tuple(f"dg_{stage}." for stage in net.graph.stages)
+    held = {key: tuple(value.shape) for key, value in net.lowered.state_dict().items() if not key.startswith(routers)}
+    for key in sorted(shapes.keys() | held.keys()):
+        if shapes.get(key) != held.get(key):
+            raise ArchiveError(
+                f"{net.source!r} with {dict(net.source_options) or 'no options'} rebuilds {key} as {shapes.get(key)}, but the network "
+                f"holds {held.get(key)}, so the archive could not be loaded. Say how it was built, for example net.source_options = "
+                "{'num_classes': 10}, or set net.source = None and pass the backbone to load."
+            )
+
+
+def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | None:
+    """The class names to write, checked."""
+    names = net.labels if labels is None else labels
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"labels={names!r} is no list of class names; write ['cat', 'dog'].")
+    strange = next((name for name in names if not _is_unicode(name)), None)
+    if strange is not None:
+        raise InputError(f"the label {strange!r} is no UTF-8, so no archive can hold it. Name it otherwise.")
+    twin = copy.deepcopy(net.lowered).eval()
+    parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
+    with torch.no_grad():
+        output, _ = twin(torch.zeros((1, *net.recipe.input_shape), dtype=parameter.dtype, device=parameter.device))
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(names):
+        raise InputError(
+            f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output, or set net.labels = None."
+        )
+    return list(names)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state without shared tensors, contiguous, and which key is which other's twin."""
+    first: dict[int, str] = {}
+    state: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for key, tensor in lowered.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            tied[key] = first[id(tensor)]
+        else:
+            first[id(tensor)] = key
+            state[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return state, tied
+
+
+def _traced_again(backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str) -> Trace | None:
+    """The trace with the fingerprint `wanted`: today's, or one without answers, as archives had them before 0.2; None without either."""
+    for shown in (example, None):
+        try:
+            traced = trace(backbone, leaves, shown)
+        except TraceError:
+            continue
+        if fingerprint(traced.graph) == wanted:
+            return traced
+    return None
+
+
+def _unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
+    """Floating buffers that no state dict holds."""
+    saved = lowered.state_dict().keys()
+    return [(key, buffer) for key, buffer in lowered.named_buffers() if key not in saved and buffer.is_floating_point()]
+
+
+def _put(parts: Path, folder: Path, old: Path) -> None:
+    """Rename `parts` to `folder`; what was there goes to `old`, or comes back where that fails."""
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(parts, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise

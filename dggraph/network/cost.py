@@ -1,0 +1,149 @@
+"""What a network's paths cost: the table of its parts, and the paths of a set in numbers."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowering import stage_layout
+from dggraph.errors import InputError
+from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
+from dggraph.network.execution import refuse_nan
+from dggraph.system.modes import keeping_modes
+from dggraph.network.network import DynamicNetwork, Gates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacsSummary:
+    """Multiply-accumulates (MACs, not FLOPs) per instance over a set."""
+
+    num_instances: int
+    mean: float
+    """Of the paths taken, in MACs."""
+    expected: float
+    """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`. Far from `mean`, training is misled."""
+    kept: float
+    """`mean` as a fraction of the static network's MACs; may exceed 1."""
+    percentiles: dict[int, float]
+    """5, 25, 50, 75 and 95: kept fractions of instances."""
+    num_paths: int
+    """Different paths among the instances."""
+
+
+def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int) -> MacsTable:
+    """The cost of every part of `graph`: blocks as profiled, routers as counted, one MAC an element for each edge.
+
+    Args:
+        graph: what may connect.
+        lowered: owns the routers.
+        scope: `node` or `stage`.
+        total_macs: MACs of the backbone, one instance.
+    """
+    stages: dict[str, StageMacs] = {}
+    for name in graph.stages:
+        nodes, owner = graph.nodes(name), lowered.get_submodule(f"dg_{name}")
+        routers = [
+            _router_macs(owner.get_submodule(f"router_{index}"), node.shape) if scope == "node" or index == 0 else 0
+            for index, node in enumerate(nodes[:-1])
+        ]
+        blocks = [node.macs if node.kind == "block" else 0 for node in nodes]
+        shapes = {node.name: node.shape for node in nodes}
+        stages[name] = StageMacs(
+            layout=stage_layout(graph, name),
+            vertices=tuple(block + router for block, router in zip(blocks, [*routers, 0], strict=True)),
+            edges=tuple(math.prod(shapes[edge.source]) for edge in graph.edges(name)),
+        )
+    routed = sum(node.macs for name in graph.stages for node in graph.nodes(name) if node.kind == "block")
+    return MacsTable(fixed=total_macs - routed, static=total_macs, is_useful_only=scope == "stage", stages=stages)
+
+
+def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
+    """Run `net` over a set and summarise what its paths cost. Holds one number an instance.
+
+    Args:
+        net: a converted network; its modes are restored.
+        batches: images (B, C, H, W), or tuples that begin with them, as a loader gives.
+
+    Raises:
+        InputError: there are no stages, or no instances.
+        GateError: an edge weight is NaN.
+    """
+    parts: list[Tensor] = []
+    expected = 0.0
+    paths: set[bytes] = set()
+    for gates in iterate_gates(net, batches):
+        parts.append(path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table).cpu())
+        chances = open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table)
+        expected += float(path_macs(chances, gates.table).sum())
+        paths.update(path_keys(gates))
+    macs = torch.cat(parts)
+    shares = (5, 25, 50, 75, 95)
+    percentiles = np.percentile(macs.numpy() / net.macs_table.static, shares)
+    return MacsSummary(
+        num_instances=len(macs),
+        mean=float(macs.mean()),
+        expected=expected / len(macs),
+        kept=float(macs.mean()) / net.macs_table.static,
+        percentiles=dict(zip(shares, percentiles.tolist(), strict=True)),
+        num_paths=len(paths),
+    )
+
+
+def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates]:
+    """The gates of every batch, in eval mode and without gradients; modes are restored at the end.
+
+    Raises:
+        InputError: there are no stages, or no instances, or a batch does not begin with images.
+        GateError: an edge weight is NaN.
+    """
+    if not net.graph.stages:
+        raise InputError("this network has no stages, so there are no paths to measure.")
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    num_instances = 0
+    with keeping_modes(net):
+        net.eval()
+        for batch in batches:
+            images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+            if not isinstance(images, Tensor):
+                raise InputError(f"a batch is {type(batch).__name__}; pass images (B, C, H, W), or tuples that begin with them.")
+            with torch.no_grad():
+                _, gates = net(images.to(device), return_gates=True)
+            for stage, raw_BE in gates.raw.items():
+                refuse_nan(net.graph, stage, raw_BE)
+            num_instances += len(images)
+            yield gates
+    if not num_instances:
+        raise InputError(
+            "there are no images in this set; pass at least one, and a list or a loader, not an iterator that is used up."
+        )
+
+
+def path_keys(gates: Gates) -> list[bytes]:
+    """Per instance 16 bytes that stand for which edges are open: equal for equal paths."""
+    open_BE = torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
+    return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.packbits(open_BE, axis=1)]
+
+
+def entropy_bits(counts: Counter[bytes]) -> float:
+    """Of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
+    shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
+    parameter = next(router.parameters(), torch.zeros((), device="cpu"))
+    was_training = router.training
+    # With gradients: the counter refuses a view of a parameter made without them, which a router that does not look gives.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
+    router.train(was_training)
+    return int(counter.get_total_flops()) // 2

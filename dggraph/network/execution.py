@@ -1,0 +1,238 @@
+"""The sparse executor: every block runs on the instances that need it, and on no others.
+
+1. The lowered graph was cut into a program (`compiler/partition`). What lies outside the stages runs on the whole batch.
+2. In a stage, a `stage` router decides everything at the entry, one look at the batch from the host; with `node` routers every node that ran
+   decides its row. `ops/liveness` says which edges are open, as it does for the dense form.
+3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`), aggregates in the same pass, and its block runs on that. With a
+   `stage` router only nodes that lead on to `out` run, else every live one.
+
+Decisions are numpy: at batch 1 a hundred tiny torch ops would cost more than the blocks they skip.
+
+Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertices of a stage. `instances` None means all of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dggraph.compiler.partition import Piece, Program, StageProgram
+from dggraph.errors import GateError
+from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.aggregation import adapt
+from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
+
+
+def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Tensor) -> tuple[Any, dict[str, Any]]:
+    """Run `program` on `x`, (B, C, H, W), without gradients.
+
+    Args:
+        program: `lowered`, cut.
+        lowered: owns every module.
+        graph: names nodes in errors.
+
+    Returns:
+        What the lowered module returns: the backbone's output and {stage: (weights, raw)}, each (B, E).
+
+    Raises:
+        GateError: an edge weight is NaN; names the node whose router gave it.
+    """
+    values: dict[str, Any] = {program.input: x}
+    gates: dict[str, Any] = {}
+    for step, spent in program.steps:
+        if isinstance(step, Piece):
+            results = step.run(lowered, *[values[name] for name in step.inputs])
+            values.update(zip(step.outputs, results, strict=True))
+        else:
+            values[step.plan.output], weights_BE, raw_BE = _run_stage(step, lowered, graph, values)
+            gates[step.plan.name] = (weights_BE, raw_BE)
+        for name in spent:
+            del values[name]
+    gates |= {stage: (values[weights], values[raw]) for stage, (weights, raw) in program.dense_gates.items()}
+    return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
+
+
+def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
+    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in training mode, or keeps none."""
+    for path in norms:
+        module = lowered
+        for name in path:
+            module = module._modules[name]  # type: ignore[assignment]
+        if module.training or module.running_mean is None:
+            return True
+    return False
+
+
+def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
+    """Raise a GateError for the first NaN among the weights of `stage`, naming edge and instance."""
+    for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
+        edge = graph.edges(stage)[place]
+        raise GateError(
+            f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the features of node "
+            f"{edge.source!r} or its router are not finite. Look for a diverged training run or a broken input."
+        )
+
+
+def _run_stage(
+    step: StageProgram, lowered: nn.Module, graph: DynamicGraph, values: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    entry, name = values[step.plan.entry], step.plan.name
+    decide = _StageRouter if step.plan.scope == "stage" else _NodeRouters
+    decisions = decide(step.layout, lowered.get_submodule(f"dg_{name}"), entry, graph, name)
+    features: list[Tensor | None] = [entry]
+    row_of_BV = np.empty((len(entry), step.layout.num_vertices), dtype=np.int64)
+    row_of_BV[:, 0] = np.arange(len(entry))
+    for vertex, (piece, writes_input, reads) in enumerate(step.blocks, start=1):
+        runs_B = decisions.runs(vertex)
+        instances = None if runs_B.all() else np.flatnonzero(runs_B)
+        output = None
+        if instances is None or len(instances):
+            row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
+            new_input = _gather(step, vertex, features, row_of_BV, decisions.weights_BE, instances, may_alias=not writes_input)
+            for source in decisions.done_with(vertex):
+                features[source] = None
+            around = [_read(values, name, kind, instances, len(entry)) for name, kind in reads]
+            (output,) = piece.run(lowered, new_input, *around)
+        features.append(output)
+        decisions.ran(vertex, output, instances)
+    new_output = _gather(
+        step, len(features), features, row_of_BV, decisions.weights_BE, None, may_alias=not step.plan.writes_output
+    )
+    raw_BE = torch.from_numpy(decisions.raw_BE).to(entry.device, decisions.dtype)
+    return new_output, torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype), raw_BE
+
+
+def _gather(
+    step: StageProgram,
+    vertex: int,
+    features: Sequence[Tensor | None],
+    row_of_BV: Places,
+    weights_BE: Weights,
+    instances: Places | None,
+    *,
+    may_alias: bool,
+) -> Tensor:
+    """The input of `vertex` for `instances`."""
+    place = step.layout.incoming(vertex)
+    sources, kinds = step.layout.sources[place], step.kinds[place]
+    weights_RE = weights_BE[:, place] if instances is None else weights_BE[instances, place]
+    incoming, entry = [features[source] for source in sources], features[0]
+    assert entry is not None
+    is_whole = instances is None and all(one is None or len(one) == len(entry) for one in incoming)
+    places_RE = None if is_whole else (row_of_BV if instances is None else row_of_BV[instances])[:, list(sources)]
+    axis, wanted = step.channel_axis, step.num_channels[vertex]
+    if kinds[0] == "concat":
+        channels = [step.num_channels[source + 1] for source in sources]
+        return concatenate_rows(incoming, channels, places_RE, weights_RE, axis)
+    incoming = [
+        adapt(one, wanted, axis) if kind == "adapter" and one is not None else one
+        for one, kind in zip(incoming, kinds, strict=True)
+    ]
+    if all(one is None for one in incoming):
+        shape = [len(weights_RE), *entry.shape[1:]]
+        shape[axis] = wanted
+        return zeros(shape, entry)
+    return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
+
+
+class _StageRouter:
+    """Everything decided at the entry."""
+
+    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry))
+        self.dtype = raw_BE.dtype
+        self.raw_BE = _to_numpy(raw_BE)
+        if np.isnan(self.raw_BE).any():
+            refuse_nan(graph, stage, raw_BE)
+        self.weights_BE = settle(self.raw_BE, layout, _to_numpy(owner.get_buffer("threshold")), False)
+        open_BE = self.weights_BE != 0
+        self.last_reader = [0] * layout.num_vertices
+        for edge in np.flatnonzero(open_BE.any(0)).tolist():
+            self.last_reader[layout.sources[edge]] = layout.targets[edge]
+        self.runs_BV = live_vertices(open_BE, layout) & leads_to_out(open_BE, layout)
+
+    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
+        """(B,): which instances `vertex` runs for."""
+        runs_B: npt.NDArray[np.bool_] = self.runs_BV[:, vertex]
+        return runs_B
+
+    def done_with(self, vertex: int) -> list[int]:
+        """The nodes that nobody reads after `vertex`: what they hold is freed, and the next block writes where the cache is warm."""
+        return [source for source in range(1, vertex) if self.last_reader[source] == vertex]
+
+    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
+        """Nothing to learn from a node's output."""
+
+
+class _NodeRouters:
+    """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same steps as the dense form."""
+
+    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        self.layout, self.owner, self.graph, self.stage = layout, owner, graph, stage
+        self.threshold = _to_numpy(owner.get_buffer("threshold"))
+        self.outgoing, self.num_instances = layout.outgoing(), len(entry)
+        self.live: list[npt.NDArray[np.bool_] | None] = [None]
+        self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
+        row_BE = self._row(0, entry, None)
+        self.dtype = row_BE.dtype
+        self.raw_BE = np.zeros((len(entry), len(layout.sources)), dtype=_to_numpy(row_BE).dtype)
+        self.weights_BE = np.zeros_like(self.raw_BE)
+        self._decide(0, row_BE)
+
+    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
+        """(B,): which instances `vertex` runs for."""
+        runs_B = self.live[vertex]
+        assert runs_B is not None
+        return runs_B
+
+    def done_with(self, vertex: int) -> list[int]:
+        """None: a later router may still ask for any of them."""
+        return []
+
+    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
+        """Let the router of `vertex` look at its output."""
+        self._decide(vertex, self._row(vertex, output, instances))
+
+    def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
+        """(B, E) weights; the gate sees the whole batch, dead instances with logit 0."""
+        logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
+        if output is not None:
+            logits_RE = self.owner.get_submodule(f"router_{vertex}")(output)
+            index = None if instances is None else torch.from_numpy(instances).to(output.device)
+            logits_BE = logits_RE if index is None else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
+        row_BE: Tensor = self.owner.get_submodule(f"gate_{vertex}")(logits_BE)
+        return row_BE
+
+    def _decide(self, vertex: int, row_BE: Tensor) -> None:
+        """Fill the row of `vertex`, then settle the column of the next vertex, whose sources have all spoken."""
+        self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
+        if np.isnan(self.raw_BE).any():
+            refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
+        place = self.layout.incoming(vertex + 1)
+        raw_BE, live = self.raw_BE[:, place], [self.live[source] for source in self.layout.sources[place]]
+        weights_BE = open_edges(raw_BE, live, self.threshold, False)
+        if vertex + 1 == self.layout.num_vertices - 1:
+            weights_BE = open_output(weights_BE, raw_BE, live, False)
+        self.live.append(is_live(weights_BE))
+        self.weights_BE[:, place] = weights_BE
+
+
+def _to_numpy(values: Tensor) -> Weights:
+    """On the host; numpy knows no bfloat16."""
+    values = values.detach().float() if values.dtype == torch.bfloat16 else values.detach()
+    array: Weights = values.numpy(force=True)
+    return array
+
+
+def _read(values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int) -> Any:
+    """A value from outside, as a block that runs on `instances` has to see it."""
+    if kind == "rows":
+        return num_instances if instances is None else len(instances)
+    value = values[name]
+    if kind == "batched" and isinstance(value, Tensor) and value.ndim and len(value) == num_instances:
+        return take_rows(value, instances)
+    return value

@@ -1,0 +1,128 @@
+"""What routers have no say in: logits that are held at 0, or that follow another edge's.
+
+An anchored gate gives static edges weight 1 and all others 0 where its router says 0, so an edge held at 0 is as the backbone had it. Nothing
+flows back to its row of the router, which stays at the zero it started with. Edges that follow share the row of the one they follow;
+`release_` writes it into theirs, after which an archive needs to know nothing of all this.
+
+Shape suffixes: B instances, E edges that one router decides.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dggraph.errors import InputError
+from dggraph.graph.ir import CandidateEdge
+from dggraph.ops.gating import AnchoredGate
+from dggraph.ops.routing import LinearRouter
+from dggraph.network.network import DynamicNetwork, decided_edges
+
+HELD = -1
+
+
+def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
+    """Hold the static edges into and out of `blocks` at weight 1, for every instance, in training too. In place.
+
+    Where x + F(x) was lifted, v0 feeds every block, so a pinned one always runs. In a chain it runs wherever the block before it does, or an
+    edge past that one is open.
+
+    Args:
+        net: a converted network whose routers have not decided about these edges yet.
+        blocks: names of nodes of kind `block`.
+
+    Raises:
+        InputError: a name is no block; or routers or gates are not ours, or were trained already, so that logits are not 0.
+    """
+    pinned = _known(net, blocks)
+
+    def follow(place: int, edge: CandidateEdge) -> int:
+        return HELD if edge.is_static and {edge.source, edge.target} & pinned else place
+
+    for stage in net.graph.stages:
+        _hold(net, stage, lambda edges: [follow(place, edge) for place, edge in enumerate(edges)])
+
+
+def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
+    """Let routers decide about blocks: the edges out of one open and close together, and all else is as the backbone had it. In place.
+
+    A lifted block then adds its branch by one weight, x + w F(x), or is left out where w is at or below the threshold. Blocks that hold
+    their own x + F(x), or no skip at all, always run.
+
+    Args:
+        net: a converted network with `stage` routers that have not decided yet; one that looked at a block's output would come too late to
+            leave the block out.
+        pinned: names of blocks that always run.
+
+    Raises:
+        InputError: routers decide node by node; no block is left to decide about; or as for `pin_open_`.
+    """
+    known = _known(net, pinned)
+    of_nodes = [plan.name for plan in net.plan if plan.scope != "stage"]
+    if of_nodes:
+        raise InputError(
+            f"a node's router decides when its block has run, too late to leave it out, as in stage {of_nodes[0]!r}. Convert with "
+            'router="stage".'
+        )
+    free = {
+        node.name
+        for stage, facts in net.graph.stages.items()
+        for node in net.graph.nodes(stage)[1:-1]
+        if facts.residual == "lift" and node.name not in known
+    }
+    if not free:
+        raise InputError(
+            'no block is left to decide about: all are pinned, or hold their own skip. Pin fewer, or convert with residual="lift".'
+        )
+
+    def follow(edges: list[CandidateEdge]) -> list[int]:
+        sources = [edge.source for edge in edges]
+        return [sources.index(source) if source in free else HELD for source in sources]
+
+    for stage in net.graph.stages:
+        _hold(net, stage, follow)
+
+
+def release_(net: DynamicNetwork) -> None:
+    """Write what is held and what follows into the routers' own weights; their outputs stay the same, to the bit. In place."""
+    for router in net.lowered.modules():
+        follows_E = getattr(router, "follows_E", None)
+        if isinstance(router, LinearRouter) and isinstance(follows_E, Tensor):
+            with torch.no_grad():
+                for parameter in (router.weight, router.bias):
+                    parameter.copy_(parameter[follows_E])
+                    parameter[follows_E == HELD] = 0
+            router.follows_E = torch.arange(len(follows_E), device=follows_E.device)
+
+
+def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
+    found = {node.name for stage in net.graph.stages for node in net.graph.nodes(stage)[1:-1]}
+    unknown = sorted(set(blocks) - found)
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no block of this network, which routes {', '.join(sorted(found))}.")
+    return set(blocks)
+
+
+def _hold(net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]], list[int]]) -> None:
+    """Let `follow` say, for the edges of each router, the place whose logit each takes, or HELD."""
+    edges, owner = net.graph.edges(stage), net.lowered.get_submodule(f"dg_{stage}")
+    for index, places in decided_edges(net, stage).items():
+        follows = follow([edges[place] for place in places])
+        if follows == list(range(len(places))):
+            continue
+        router, gate = owner.get_submodule(f"router_{index}"), owner.get_submodule(f"gate_{index}")
+        if not isinstance(router, LinearRouter) or not isinstance(gate, AnchoredGate):
+            raise InputError(
+                f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges are held by logits of 0, which our "
+                'routers and the gate "anchored" keep. Convert with those, or hold nothing.'
+            )
+        is_held_E = torch.tensor([place != own for own, place in enumerate(follows)], device=router.bias.device)
+        if router.weight[is_held_E].any() or router.bias[is_held_E].any():
+            raise InputError(f"a router of stage {stage!r} was trained already: hold edges before training.")
+        router.register_buffer("follows_E", torch.tensor(follows, device=router.bias.device), persistent=False)
+        router.register_forward_hook(_followed)
+
+
+def _followed(router: Any, _inputs: Any, logits_BE: Tensor) -> Tensor:
+    return torch.where(router.follows_E == HELD, 0.0, logits_BE[:, router.follows_E])

@@ -1,0 +1,256 @@
+"""`manifest.json`: a strict schema with a version, sealed by its own SHA-256, and the way between it and our dataclasses."""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.regions import Region
+from dggraph.errors import ArchiveError
+from dggraph.graph.ir import EdgeKind
+from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
+from dggraph.network.network import Recipe
+from dggraph.models.preprocessing import Preprocess
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_INPUT_ELEMENTS = 1 << 26
+
+Name = Annotated[str, Field(max_length=300)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+FloatType = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+def _affordable(shape: list[int]) -> list[int]:
+    if math.prod(shape) > MAX_INPUT_ELEMENTS:
+        raise ValueError(f"more than {MAX_INPUT_ELEMENTS} elements")
+    return shape
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Region(_Strict):
+    path: Name
+    input: Name
+    output: Name
+    fx_nodes: list[Name]
+    input_shape: list[Count]
+    shape: list[Count]
+    macs: Count
+    num_mac_ops: Count
+
+
+class _Stage(_Strict):
+    path: Name
+    entry: Name
+    entry_block: _Region | None
+    entry_shape: list[Count]
+    blocks: Annotated[list[_Region], Field(min_length=1)]
+    output: Name
+    output_shape: list[Count]
+    channel_axis: Literal[1, -1]
+    kind: EdgeKind
+    kept_because: Name
+
+
+class _Static(_Strict):
+    module_path: Name
+    macs: Count
+    reason: Name
+
+
+class _Preprocess(_Strict):
+    input_size: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    mean: list[float]
+    std: list[float]
+    interpolation: Name
+    crop_fraction: float
+    antialias: bool = True
+
+
+class _Point(_Strict):
+    threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    kept: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Budget(_Point):
+    target: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    budget_met: bool
+
+
+class _Budgets(_Strict):
+    num_instances: Count
+    points: Annotated[list[_Point], Field(min_length=1)]
+    budgets: list[_Budget]
+
+
+class Manifest(_Strict):
+    """Everything an archive holds besides the graph and the weights."""
+
+    format: Literal["dggraph"]
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
+    source: Name | None
+    num_classes: Size | None
+    image_size: Size | None
+    fingerprint: Name
+    router: Name
+    gate: Name
+    leaves: list[Name]
+    input_shape: Annotated[list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)]
+    dtype: FloatType
+    found: list[_Stage]
+    static: list[_Static]
+    tied: dict[str, str]
+    dtypes: dict[str, FloatType]
+    """Of floating buffers that no state dict holds."""
+    frozen: list[str]
+    """Parameters that require no gradient."""
+    preprocess: _Preprocess | None
+    labels: list[str] | None
+    budgets: _Budgets | None
+    sha256: dict[str, str]
+
+
+def pack_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The manifest's fields that say how to lower the same trace again."""
+    stages = []
+    for stage, reason in zip(recipe.found, recipe.kept_because, strict=True):
+        document = asdict(stage) | {"kept_because": reason}
+        for block in (*([document["entry_block"]] if document["entry_block"] else []), *document["blocks"]):
+            del block["signature"]
+        stages.append(_Stage.model_validate_json(json.dumps(document)))
+    return {
+        "fingerprint": recipe.fingerprint,
+        "router": recipe.router,
+        "gate": recipe.gate,
+        "leaves": list(recipe.leaves),
+        "input_shape": list(recipe.input_shape),
+        "dtype": recipe.dtype,
+        "found": stages,
+        "static": [_Static(module_path=path, macs=macs, reason=reason) for path, macs, reason in recipe.static],
+    }
+
+
+def unpack_recipe(manifest: Manifest) -> Recipe:
+    """What `pack_recipe` packed."""
+    return Recipe(
+        fingerprint=manifest.fingerprint,
+        found=tuple(_unpack(stage) for stage in manifest.found),
+        static=tuple((part.module_path, part.macs, part.reason) for part in manifest.static),
+        kept_because=tuple(stage.kept_because for stage in manifest.found),
+        router=manifest.router,
+        gate=manifest.gate,
+        leaves=tuple(manifest.leaves),
+        input_shape=tuple(manifest.input_shape),
+        dtype=manifest.dtype,
+    )
+
+
+def type_name(tensor: Tensor) -> Any:
+    """The `FloatType` of `tensor`; pydantic refuses any other."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
+    """`preprocess` as the manifest holds it."""
+    return _Preprocess.model_validate_json(json.dumps(asdict(preprocess))) if preprocess is not None else None
+
+
+def unpack_preprocess(manifest: Manifest) -> Preprocess | None:
+    """What `pack_preprocess` packed."""
+    return Preprocess(**_tupled(manifest.preprocess)) if manifest.preprocess is not None else None
+
+
+def pack_budgets(curve: BudgetCurve | None) -> _Budgets | None:
+    """`curve` as the manifest holds it."""
+    return _Budgets.model_validate_json(json.dumps(asdict(curve))) if curve is not None else None
+
+
+def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
+    """What `pack_budgets` packed."""
+    if manifest.budgets is None:
+        return None
+    return BudgetCurve(
+        num_instances=manifest.budgets.num_instances,
+        points=tuple(BudgetPoint(**point.model_dump()) for point in manifest.budgets.points),
+        budgets=tuple(Budget(**budget.model_dump()) for budget in manifest.budgets.budgets),
+    )
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """`manifest` with the SHA-256 of everything else in it."""
+    parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
+    content = manifest.model_copy(update={"sha256": parts}).model_dump_json()
+    return manifest.model_copy(update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `folder`.
+
+    Raises:
+        ArchiveError: there is none, it is damaged or foreign, or newer than this version.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArchiveError(f"{folder} is no dggraph archive: it has no {MANIFEST}.")
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise ArchiveError(f"{file} is larger than {MAX_JSON_BYTES} bytes; no archive of ours is.")
+    try:
+        document = json.loads(file.read_bytes())
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise ArchiveError(f"{folder} has schema version {version}, this dggraph reads {SCHEMA_VERSION}; upgrade dggraph.")
+        manifest = Manifest.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArchiveError(f"{file}: {where or 'document'}: {first['msg']}; the manifest is damaged or foreign.") from None
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{file} is no JSON: {error}.") from None
+    if seal(manifest) != manifest:
+        raise ArchiveError(f"{file} is not what was written: its own SHA-256 differs; copy the archive again.")
+    return manifest
+
+
+def refuse_unknown_names(folder: Path, found: Sequence[FoundStage], known: Collection[str]) -> None:
+    """Every fx name in `found` must be in `known`, those of the trace."""
+    for stage in found:
+        names = {stage.entry, stage.output}
+        for block in (*([stage.entry_block] if stage.entry_block else []), *stage.blocks):
+            names |= {block.input, block.output, *block.fx_nodes}
+        unknown = sorted(names - set(known))
+        if unknown:
+            raise ArchiveError(f"{folder}: stage {stage.path!r} names {unknown[:3]}, which the backbone's trace does not have.")
+
+
+def _unpack(stage: _Stage) -> FoundStage:
+    def region(packed: _Region) -> Region:
+        return Region(signature=None, **_tupled(packed))
+
+    return FoundStage(
+        path=stage.path,
+        entry=stage.entry,
+        entry_block=region(stage.entry_block) if stage.entry_block else None,
+        entry_shape=tuple(stage.entry_shape),
+        blocks=tuple(region(block) for block in stage.blocks),
+        output=stage.output,
+        output_shape=tuple(stage.output_shape),
+        channel_axis=stage.channel_axis,
+        kind=stage.kind,
+    )
+
+
+def _tupled(packed: BaseModel) -> dict[str, Any]:
+    """The fields of `packed`, lists as the tuples that frozen dataclasses hold."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in packed.model_dump().items()}

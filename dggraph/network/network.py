@@ -1,0 +1,312 @@
+"""The converted network: a module that runs the lowered graph and knows where it came from."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from dggraph.compiler.partition import Program, cut
+from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.planning import StagePlan
+from dggraph.errors import BackboneOnlyError, InputError
+from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.aggregation import is_jit_traced, is_plain
+from dggraph.ops.macs import MacsTable
+from dggraph.network.budgets import BudgetCurve
+from dggraph.network.execution import run_sparse, uses_batch_statistics
+from dggraph.network.layer_groups import automatic, with_routers
+from dggraph.models.preprocessing import Preprocess
+from dggraph.network.report import ConversionReport
+from dggraph.network.standin import StandIn
+
+Executor = Literal["auto", "sparse", "dense"]
+EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
+
+
+class Gates(NamedTuple):
+    """The edge weights of one forward pass, per stage, shape (B, E) in the order of `DynamicGraph.edges`."""
+
+    weights: dict[str, Tensor]
+    """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
+    raw: dict[str, Tensor]
+    """Before the threshold and liveness; what it says of edges that leave a dead node means nothing."""
+    thresholds: dict[str, Tensor]
+    """Per stage, 0-d."""
+    table: MacsTable
+    """What the network's parts cost, for a budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an archive must keep to lower the same trace again."""
+
+    fingerprint: str
+    found: tuple[FoundStage, ...]
+    static: tuple[tuple[str, int, str], ...]
+    """(module path, MACs, reason) of what belongs to no stage."""
+    kept_because: tuple[str, ...]
+    """Per stage, why its residuals are kept; empty where they are lifted."""
+    router: str
+    gate: str
+    leaves: tuple[str, ...]
+    """Classes of the backbone's modules that the caller kept as one call."""
+    input_shape: tuple[int, ...]
+    """Shape of one example instance."""
+    dtype: str
+    """Of the example, for example `float32`."""
+
+
+class DynamicNetwork(StandIn):
+    """A backbone whose stages are wired per instance. Made by `convert` or `load`.
+
+    Modules, parameters, buffers and attributes have the names that they have in the backbone, see `StandIn`.
+
+    Attributes:
+        executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
+            closed edges masked). In training, with gradients, under compilers and exporters always dense.
+    """
+
+    graph: DynamicGraph
+    """What may connect."""
+    plan: tuple[StagePlan, ...]
+    """Per stage, what a sparse executor needs."""
+    report: ConversionReport
+    """What conversion found."""
+    macs_table: MacsTable
+    """What its parts cost, in multiply-accumulates."""
+    recipe: Recipe
+    """What an archive keeps."""
+    source: str | None
+    """The MODEL name it was built from, or None for a bare module."""
+    source_options: Mapping[str, int]
+    """What the builder of that name was called with besides, for example {"num_classes": 10}."""
+    preprocess: Preprocess | None
+    """How images become its input, where known."""
+    labels: tuple[str, ...] | None
+    """Class names, where known."""
+    budgets: BudgetCurve | None
+    """What `calibrate` measured, or None."""
+    _executor: Executor
+    _program: Program | None
+    _collected: list[Gates] | None
+
+    def __init__(
+        self,
+        lowered: LoweredModule,
+        *,
+        backbone: nn.Module,
+        graph: DynamicGraph,
+        plan: tuple[StagePlan, ...],
+        report: ConversionReport,
+        macs_table: MacsTable,
+        recipe: Recipe,
+    ) -> None:
+        super().__init__(lowered, backbone)
+        self.graph, self.plan, self.report, self.macs_table, self.recipe = graph, plan, report, macs_table, recipe
+        self.source, self.source_options = None, {}
+        self.preprocess = self.labels = self.budgets = None
+        self._executor, self._program, self._collected = "auto", None, None
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that must not decay: those that the backbone names, as timm's do, and all of the routers."""
+        named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
+        routers = tuple(f"dg_{stage}." for stage in self.graph.stages)
+        return {*named, *(name for name, _ in self.named_parameters() if name.startswith(routers))}
+
+    @property
+    def group_matcher(self) -> Callable[..., Any]:
+        """timm's layer-wise groups, see `layer_groups`; no such attribute where the backbone is none of timm's."""
+        own = getattr(self._shell, "group_matcher", None)
+        if own is None and getattr(self._shell, "pretrained_cfg", None) is None:
+            raise AttributeError("group_matcher")
+        return lambda coarse=False: with_routers(own(coarse=coarse), self._shell) if own else automatic(self._shell)
+
+    @property
+    def executor(self) -> Executor:
+        """How it runs in eval mode without gradients."""
+        return self._executor
+
+    @executor.setter
+    def executor(self, name: Executor) -> None:
+        if name not in EXECUTORS:
+            raise InputError(f"executor={name!r} is not one of {', '.join(EXECUTORS)}.")
+        self._executor = name
+
+    def set_threshold(self, threshold: float) -> None:
+        """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not, 1."""
+        if not 0 <= threshold < 1:
+            raise InputError(f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open.")
+        for stage in self.graph.stages:
+            self.lowered.get_buffer(f"dg_{stage}.threshold").fill_(threshold)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1 decisions become sharper.
+
+        Raises:
+            InputError: `temperature` is not positive, or no gate has one.
+        """
+        buffers = [buffer for stage in self.graph.stages for buffer in self._temperatures(stage)]
+        if not temperature > 0 or not buffers:
+            raise InputError(f"temperature={temperature}: needs a positive number, and gates with a `temperature` buffer.")
+        for buffer in buffers:
+            buffer.fill_(temperature)
+
+    def _temperatures(self, stage: str) -> list[Tensor]:
+        owner = self.lowered.get_submodule(f"dg_{stage}")
+        return [buffer for name, buffer in owner.named_buffers() if name.endswith(".temperature")]
+
+    def set_budget(self, target: float) -> None:
+        """Set the threshold that `calibrate` found to keep `target` of the static network's MACs, on average over its images.
+
+        Raises:
+            InputError: nothing was calibrated, or `target` is outside what was measured.
+        """
+        if self.budgets is None:
+            raise InputError("no budgets are known for this network; run dggraph.calibrate(net, held_out_batches) first.")
+        self.set_threshold(self.budgets.at(target).threshold)
+
+    def forward(self, x: Tensor, *, return_gates: bool = False) -> Any:
+        """Run the backbone along each instance's own path.
+
+        Args:
+            x: (B, C, H, W).
+            return_gates: also return the `Gates` of this pass.
+
+        Raises:
+            InputError: `x` is no image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
+            StructureError: a module that the graph needs is gone, or has another forward than the one that was traced.
+            BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is asked for in forward mode.
+        """
+        if isinstance(x, fx.Proxy):
+            raise BackboneOnlyError(
+                "torch.fx cannot trace a converted network, which decides per instance what runs; its own graph is net.lowered.graph. Apply "
+                "what traces (create_feature_extractor, quantisation) to the backbone, and convert the result."
+            )
+        if self.training and is_jit_traced():
+            raise BackboneOnlyError(
+                "torch.jit.trace keeps no gradients of routers, so it takes a network for inference only: call net.eval() first, or train "
+                "the network and trace it then."
+            )
+        if not isinstance(x, Tensor):
+            raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
+        channels = self.recipe.input_shape[0]
+        if x.ndim == 5:
+            raise InputError(
+                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as clips are. Fold their frames into the batch, "
+                "x.transpose(1, 2).flatten(0, 1), and pool over time afterwards."
+            )
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise InputError(
+                f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
+                "Add the batch axis with x[None], or convert the channels."
+            )
+        if not is_plain():
+            self.refuse_changes()
+        try:
+            output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
+        except RuntimeError as error:
+            if "forward mode AD" in str(error):
+                raise BackboneOnlyError(
+                    "a converted network has no forward-mode derivatives (jvp, jacfwd, dual tensors): its gates define gradients for the "
+                    "backward pass alone. Use reverse mode (vjp, jacrev, grad), or differentiate the backbone."
+                ) from error
+            dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
+            if x.dtype == dtype:
+                raise
+            raise InputError(
+                f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype})."
+            ) from error
+        if not return_gates and self._collected is None:
+            return output
+        thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}
+        named = Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
+        if self._collected is not None:
+            self._collected.append(named)
+        return (output, named) if return_gates else output
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks first."""
+        raise BackboneOnlyError(
+            "torch.jit.script cannot compile a converted network. Use torch.compile, dggraph.export, or torch.jit.trace(net.eval(), x)."
+        )
+
+    def _is_sparse(self, x: Tensor) -> bool:
+        is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"
+        return self._executor != "dense" and not is_dense
+
+    def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
+        plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
+        if self._program is None or self._program.code != self.lowered.code or self._program.plan != plan:
+            self._program = cut(self.lowered, self.graph, plan)
+        if uses_batch_statistics(self.lowered, self._program.norms):
+            return self.lowered(x)  # type: ignore[no-any-return]
+        return run_sparse(self._program, self.lowered, self.graph, x)
+
+    def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
+        """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those on single layers see the rows that run."""
+        drop_idle_calls_(self.lowered)
+        plan = hooked_blocks(self.lowered, self.plan)
+        return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
+
+
+def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
+    """Per stage (E,): 1 for the edges the backbone had, else 0."""
+    return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu") for stage in graph.stages}
+
+
+def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
+    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that it decides."""
+    layout, (plan,) = net.macs_table.stages[stage].layout, (one for one in net.plan if one.name == stage)
+    if plan.scope == "stage":
+        return {0: list(range(len(layout.sources)))}
+    return dict(enumerate(layout.outgoing()[:-1]))
+
+
+def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
+    """A name for each output: the network's labels where they fit, else `class 0` and so on."""
+    if net.labels is not None and len(net.labels) == num_outputs:
+        return net.labels
+    return tuple(f"class {index}" for index in range(num_outputs))
+
+
+def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
+    """The network in `model`, which may be one itself; None in a static one."""
+    return next((module for module in model.modules() if isinstance(module, DynamicNetwork)), None)
+
+
+@contextmanager
+def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
+    """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else."""
+    before, collected = net._collected, list[Gates]()
+    net._collected = collected
+    try:
+        yield collected
+    finally:
+        net._collected = before
+
+
+@contextmanager
+def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say.
+
+    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the same instance.
+    """
+    handles = []
+    for stage, pinned in weights.items():
+        owner = net.lowered.get_submodule(f"dg_{stage}")
+        for index, places in decided_edges(net, stage).items():
+
+            def hook(_module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]) -> Tensor:
+                return values.to(row_BE).expand_as(row_BE)
+
+            handles.append(owner.get_submodule(f"gate_{index}").register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,139 @@
+"""Running statistics of batch norms from live rows only.
+
+Training runs every block for every instance and masks closed edges, so that a block's norms see a row of zeros for each instance that does
+not reach it. Where half the rows are dead, the variance comes out at 0.67 of the live rows'. The sparse executor runs a block on the
+instances that reach it and on no others, so one pass through it sees the right rows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
+
+from dggraph.errors import InputError
+from dggraph.system.modes import keeping_modes
+from dggraph.network.network import DynamicNetwork
+
+NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Classes of norms, of which timm's and torchvision's are subclasses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalibration:
+    """Which norms `recalibrate_norms_` saw what of, by their path in `net.lowered`."""
+
+    updated: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Saw fewer than two values a channel, so their statistics are the old ones."""
+    mixed: tuple[str, ...]
+    """Updated, but in a stage whose blocks only run on whole batches (`StagePlan.dense_only`): dead rows are among theirs."""
+
+
+def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibration:
+    """Set the running statistics of every batch norm in `net` to those of the live rows of `batches`. In place.
+
+    Like `torch.optim.swa_utils.update_bn`, each norm normalises by the batch it sees, everything else is in eval mode, and there are no
+    gradients. Unlike it, the statistics are the exact mean and variance over all live values, not a mean of the batches' variances, so a
+    batch of which two instances reach a block counts for two. Modes, momentum and the executor are restored; after an error the
+    statistics are too.
+
+    Weights trained with dead rows in their batch statistics have got used to them: compare on held-out data (docs/inference.md).
+
+    Args:
+        net: a converted network.
+        batches: (B, C, H, W) tensors, or tuples that begin with one; larger batches resemble training more closely.
+
+    Raises:
+        InputError: there are no batches, or a norm saw values that are not finite.
+        GateError: an edge weight is NaN.
+    """
+    norms = {name: module for name, module in net.lowered.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {name: norm for name, norm in norms.items() if norm.running_mean is not None}
+    before = {name: {key: value.clone() for key, value in norm.named_buffers(recurse=False)} for name, norm in norms.items()}
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    seen = {name: _Moments() for name in norms}
+    num_batches = 0
+    try:
+        with torch.no_grad(), _watched(net, norms, seen):
+            for batch in batches:
+                images = batch[0] if isinstance(batch, list | tuple) else batch
+                net.forward(images.to(device))  # not net(...): a network compiled in place would run dense
+                num_batches += 1
+    finally:
+        for name, norm in norms.items():
+            for key, value in before[name].items():
+                norm.get_buffer(key).copy_(value)
+    if not num_batches:
+        raise InputError("there are no batches to take statistics from; pass a loader, not an iterator that is used up.")
+    updated = [name for name in norms if seen[name].count >= 2]
+    for name in updated:
+        seen[name].store(norms[name])
+    whole = _run_on_whole_batches(net)
+    inside = {name for name in updated if any(name == path or name.startswith(f"{path}.") for path in whole)}
+    return Recalibration(
+        updated=tuple(name for name in updated if name not in inside),
+        kept=tuple(name for name in norms if name not in updated),
+        mixed=tuple(name for name in updated if name in inside),
+    )
+
+
+class _Moments:
+    """Count, mean and sum of squared distances a channel, merged call by call."""
+
+    def __init__(self) -> None:
+        self.count = self.num_calls = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
+
+    def add(self, features: Tensor) -> int:
+        """Merge `features`, (R, C, ...); returns their number of values a channel (Chan, Golub and LeVeque, 1979)."""
+        values_C = features.to(torch.promote_types(features.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        count = values_C.shape[1]
+        variance_C, mean_C = (moment.double() for moment in torch.var_mean(values_C, dim=1, correction=0))
+        total, step = self.count + count, mean_C - self.mean
+        self.squares = self.squares + count * variance_C + step.square() * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count, self.num_calls = total, self.num_calls + 1
+        return count
+
+    def store(self, norm: _BatchNorm) -> None:
+        """Make them the running statistics of `norm`; its variance is the unbiased one."""
+        norm.get_buffer("running_mean").copy_(self.mean)
+        norm.get_buffer("running_var").copy_(self.squares / (self.count - 1))
+        norm.get_buffer("num_batches_tracked").fill_(self.num_calls)
+
+
+@contextmanager
+def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping[str, _Moments]) -> Iterator[None]:
+    """Within this context `net` runs sparse in eval mode, its norms normalise by their batch, and `seen` collects what they see."""
+    momenta, executor = {name: norm.momentum for name, norm in norms.items()}, net.executor
+    handles = []
+    net.executor = "sparse"
+    for name, norm in norms.items():
+        norm.momentum = 0.0
+
+        def look(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            module.training = seen[name].add(args[0]) > 1  # a batch of one value a channel has no variance: old statistics
+            if not seen[name].mean.isfinite().all():
+                raise InputError(f"norm {name!r} saw values that are not finite; look for a diverged run or a broken image.")
+
+        handles.append(norm.register_forward_pre_hook(look))
+    try:
+        with keeping_modes(net):
+            net.eval()
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+        net.executor = executor
+
+
+def _run_on_whole_batches(net: DynamicNetwork) -> set[str]:
+    """Paths of the modules in blocks that the sparse executor does not run alone."""
+    inside = {name for stage in net.plan if stage.dense_only for block in stage.blocks for name in block.fx_nodes}
+    return {str(fx_node.target) for fx_node in net.lowered.graph.nodes if fx_node.op == "call_module" and fx_node.name in inside}

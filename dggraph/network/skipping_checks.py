@@ -1,0 +1,103 @@
+"""The self-check of skipping: a batch of which some images skip gives the same under every executor.
+
+A stage whose blocks cannot be run on some images of a batch (they use the batch's own statistics, or mix its images) runs dense from
+then on, and says why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dggraph.compiler.profiling import unchanged
+from dggraph.errors import DggraphError, LoweringError
+from dggraph.ops.aggregation import plain_aggregation
+from dggraph.network.static_checks import largest_difference
+from dggraph.network.network import DynamicNetwork, Executor, pinned_gates, static_weights
+from dggraph.network.outputs import tensors_in
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Of the largest output: a block on some rows and on all of them rounds differently."""
+MIXES = "its blocks give other values on some images of a batch than on all of them"
+
+
+def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
+    """Compare dense, sparse and plain on gates of which some are closed; stages that cannot skip are marked as dense in `net.plan`.
+
+    Args:
+        net: in eval mode.
+        x: a batch of several images, (B, C, H, W).
+
+    Raises:
+        LoweringError: the dense executor differs from the plain expression, or the sparse one differs with every stage dense.
+    """
+    if not net.graph.stages:
+        return
+    weights = _some_skipped(net, len(x))
+    dense = _run(net, x, weights, "dense")
+    with plain_aggregation():
+        _refuse(net, dense, _run(net, x, weights, "dense"), "the plain expression")
+    if _sparse_agrees(net, x, weights, dense):
+        return
+    static = {stage: static_E.expand(len(x), -1) for stage, static_E in static_weights(net.graph).items()}
+    alone = {stage: static | {stage: weights[stage]} for stage in weights}
+    mixed = [stage for stage, one in alone.items() if not _sparse_agrees(net, x, one, _run(net, x, one, "dense"))]
+    for stage in mixed or list(weights):
+        mark_dense_(net, stage, MIXES)
+    _refuse(net, dense, _run(net, x, weights, "sparse"), "the sparse executor")
+
+
+def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
+    """Let every block of `stage` run on whole batches from now on."""
+    net.plan = tuple(replace(plan, dense_only=plan.dense_only or reason) if plan.name == stage else plan for plan in net.plan)
+    net._program = None
+
+
+def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
+    """Per stage (B, E): the first image takes the backbone's own path, the others lose edges and weigh some less."""
+    generator = torch.Generator().manual_seed(0)
+    choices = torch.tensor([0.0, 0.0, 0.75, 1.0])
+    weights = {}
+    for stage, static_E in static_weights(net.graph).items():
+        rows = choices[torch.randint(len(choices), (num_images, len(static_E)), generator=generator)]
+        rows[0] = static_E
+        weights[stage] = rows
+    return weights
+
+
+def _run(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], executor: Executor) -> list[Tensor]:
+    before = net.executor
+    net.executor = executor
+    try:
+        with unchanged(net.lowered), torch.no_grad(), pinned_gates(net, weights):
+            return tensors_in(net(x.clone())) + [buffer.detach().clone() for buffer in net.lowered.buffers()]
+    finally:
+        net.executor = before
+
+
+def _sparse_agrees(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]) -> bool:
+    try:
+        return _agree(dense, _run(net, x, weights, "sparse"))
+    except DggraphError:
+        raise
+    except Exception:  # a block that cannot run on so few images
+        return False
+
+
+def _agree(expected: list[Tensor], actual: list[Tensor]) -> bool:
+    if [a.shape for a in expected] != [a.shape for a in actual]:
+        return False
+    return all(
+        torch.allclose(a, b, rtol=0, atol=TOLERANCE.get(a.dtype, 5e-2) * float(a.abs().max()), equal_nan=True)
+        for a, b in zip(expected, actual, strict=True)
+        if a.numel() and (a.is_floating_point() or a.is_complex())
+    )
+
+
+def _refuse(net: DynamicNetwork, dense: list[Tensor], other: list[Tensor], name: str) -> None:
+    if not _agree(dense, other):
+        raise LoweringError(
+            f"with some images skipping blocks, the dense executor and {name} of the lowered {net.graph.name} differ by "
+            f"{largest_difference(dense, other):.3g}, so it is not handed out. Leave the stage out with `stages=`."
+        )

@@ -1,0 +1,214 @@
+"""A module that stands where its backbone stood: by the same names one finds, assigns, deletes, loads and trains the same things."""
+
+import copy
+from collections.abc import Callable, Mapping
+from inspect import get_annotations
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from dggraph.compiler.copying import STATE_HOOKS
+from dggraph.compiler.hooks import watch_
+from dggraph.compiler.lowered import OWNED, LoweredModule
+from dggraph.compiler.naming import shadows_graph_module
+from dggraph.errors import BackboneOnlyError
+from dggraph.network.constants import remember_, restore_
+from dggraph.network.shell import copy_shell, hand_tensors_, has, is_read, look_up, make_shell, own_version, refuse_baked
+from dggraph.network.structure import Place, places_of, refuse_changes
+
+Self = TypeVar("Self", bound="StandIn")
+
+
+class StandIn(nn.Module):
+    """Owns the backbone's modules, parameters and buffers under their original names, behind the routing of each stage, `dg_<stage>`.
+
+    `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs. Attributes of the backbone are answered
+    too, and methods of its class that only look (`get_classifier`); other methods of it would run or rebuild the static backbone and raise
+    a BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still has.
+    """
+
+    lowered: LoweredModule
+    """The fx.GraphModule that runs; no child of this module, but a second owner of its children."""
+    _shell: nn.Module
+    """What is left of the backbone, see `shell`."""
+    _places: tuple[str, tuple[Place, ...]]
+    """Generated code, and what it takes for granted, see `structure`."""
+    _constants: dict[str, Tensor]
+    """See `constants`."""
+
+    def __init__(self, lowered: LoweredModule, backbone: nn.Module) -> None:
+        mode = lowered.training
+        vars(self)["lowered"] = lowered
+        super().__init__()
+        self.training = mode
+        self._own(make_shell(backbone, lowered))
+        self._places, self._constants = (lowered.code, places_of(lowered)), {}
+
+    def _own(self, shell: nn.Module) -> None:
+        """Hold what `lowered` holds: the same objects, so that neither can have what the other has not."""
+        vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
+        vars(self).update({name: vars(shell)[name] for name in STATE_HOOKS})
+
+    @property
+    def training(self) -> bool:
+        """One flag with `lowered`."""
+        return self.lowered.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.lowered.training = mode
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set the mode of every module, as the backbone's own `train` does where it has one (norms that it keeps in eval mode)."""
+        own = own_version(self._shell, "train")
+        return super().train(mode) if own is None else self._in_mode_of(own, mode)
+
+    def eval(self: Self) -> Self:
+        """`train(False)`, or the backbone's own `eval` where it has one."""
+        own = own_version(self._shell, "eval")
+        return super().eval() if own is None else self._in_mode_of(own)
+
+    def _in_mode_of(self: Self, own: Callable[..., Any], *mode: bool) -> Self:
+        self._shell.training = self.training
+        own(*mode)
+        self.training = self._shell.training
+        return self
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """As every module's, or as the backbone's own where it has one (a stem that stays frozen)."""
+        own = own_version(self._shell, "requires_grad_") or super().requires_grad_
+        own(requires_grad)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_shell" not in vars(self):
+                raise
+        kept = vars(self.lowered)
+        if name in kept and not shadows_graph_module(name):  # by forward, in its last pass
+            return kept[name]
+        found = look_up(self._shell, name)
+        return self if found is self._shell else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _declared(type(self)) or hasattr(type(self), name):
+            if isinstance(value, nn.Module):
+                raise BackboneOnlyError(
+                    f"every converted network has an attribute {name!r} that is no module. If a module of the backbone is called so, "
+                    f"replace it by net.lowered.{name} = ..."
+                )
+            object.__setattr__(self, name, value)
+            return
+        refuse_baked(self._shell, name, self.lowered.graph)
+        is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
+        if isinstance(value, nn.Module | nn.Parameter):  # in the place of anything plain
+            for held in (vars(self), vars(self._shell)):
+                held.pop(name, None)
+            self._show(name)
+        if is_module_like or name in vars(self) or not has(self._shell, name):
+            super().__setattr__(name, value)
+            if isinstance(value, nn.Module):
+                watch_(self.lowered)
+        else:
+            vars(self._shell)[name] = value
+        self._show(name)
+
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self._shell) and name not in vars(self):
+            refuse_baked(self._shell, name, self.lowered.graph)
+            del vars(self._shell)[name]
+        else:
+            super().__delattr__(name)
+        self._show(name)
+
+    def _show(self, name: str) -> None:
+        """Let the graph read the plain tensor that is here under `name`, and no former one."""
+        plain, read = vars(self).get(name, vars(self._shell).get(name)), vars(self.lowered)
+        if isinstance(plain, Tensor) and is_read(self.lowered.graph, name):
+            read[name] = plain
+        elif isinstance(read.get(name), Tensor):
+            del read[name]
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As every module's, but a child of the backbone whose name is one of ours (`graph`, `labels`) is found too."""
+        return self.lowered.get_submodule(target) if target else self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StandIn":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin)["lowered"] = copy.deepcopy(self.lowered, memo)
+        twin._own(copy_shell(self._shell, twin.lowered, memo))
+        others = {name: value for name, value in vars(self).items() if name not in vars(twin)}
+        vars(twin).update(copy.deepcopy(others, memo))
+        return twin
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StandIn":
+        remember_(self._constants, self.lowered)
+        own = own_version(self._shell, "_apply")
+        if own is None:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        else:
+            _ = own(fn) if recurse else own(fn, recurse)
+            hand_tensors_(self._shell, self.lowered)
+        restore_(self._constants, self.lowered)
+        return self
+
+    @property
+    def _version(self) -> int:  # type: ignore[override]
+        return self._shell._version
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """As every module's, or as the backbone's own where it has one."""
+        own = own_version(self._shell, "state_dict") or super().state_dict
+        return own(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As every module's, or as the backbone's own where it has one. Keys of earlier versions, behind `lowered.`, load too."""
+        own = own_version(self._shell, "load_state_dict")
+        if own is None:
+            return super().load_state_dict(state_dict, *args, **options)
+        state: Any = copy.copy(state_dict)
+        rename_old_keys_(state, self)
+        return own(state, *args, **options)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._shell._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        rename_old_keys_(state_dict, self, prefix)
+        self._shell._load_from_state_dict(state_dict, prefix, *rest)
+        hand_tensors_(self._shell, self.lowered)
+
+    def _replicate_for_data_parallel(self) -> Any:  # private, torch 2.10 to 2.15; what nn.DataParallel calls for several devices
+        raise BackboneOnlyError(
+            "nn.DataParallel cannot copy a converted network to several devices in each step. Use DistributedDataParallel, one process a "
+            "device."
+        )
+
+    def refuse_changes(self) -> None:
+        """Raise where a module that the graph needs is gone, or has another forward than the one that was traced.
+
+        Raises:
+            StructureError: names it.
+        """
+        if self._places[0] != self.lowered.code:
+            self._places = (self.lowered.code, places_of(self.lowered))
+        refuse_changes(self.lowered, self._places[1])
+
+
+def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> None:
+    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind `lowered.`. In place, in their order."""
+    old = f"{prefix}lowered."
+    if "lowered" in net._modules or not any(key.startswith(old) for key in state):  # a backbone may have a child of that name
+        return
+    renamed = {prefix + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
+    state.clear()
+    state.update(renamed)
+
+
+def _declared(kind: type[nn.Module]) -> frozenset[str]:
+    """The attributes that `kind` declares as its own, whatever the backbone has by these names."""
+    ours = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    return frozenset(name for one in ours for name in get_annotations(one))

@@ -1,0 +1,85 @@
+"""FSDP2: each process keeps a share of every parameter, of its gradient and of the optimiser's state. From whole tensors to shares, and back.
+
+The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks, and modules such as attention read the
+weights of others without calling them. So each step gathers all weights once; between steps a process holds its share. Apart from
+`processes`, since torch takes half a second to import what this needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dggraph.errors import InputError
+from dggraph.system.processes import device, share_buffers_, world_size
+from dggraph.network.standin import StandIn, rename_old_keys_
+
+
+def shard_(model: nn.Module) -> None:
+    """Leave this process its share of every parameter; they are first made those of process 0, and so are buffers before each step.
+
+    A sharded model can be called and trained. Copying and saving need `whole_state`.
+
+    Raises:
+        InputError: a parameter that torch cannot share out.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0 or not parameter.is_contiguous():
+            what = "is a single number" if parameter.ndim == 0 else "is not contiguous in memory"
+            raise InputError(f"the parameter {name} {what}, so processes cannot have shares of it. Choose parallel = 'ddp'.")
+    for parameter in model.parameters():
+        dist.broadcast(parameter.detach(), 0)
+    fully_shard(model, mesh=init_device_mesh(device().type, (world_size(),)))
+
+    def share(module: nn.Module, _inputs: Any) -> None:
+        if module.training:
+            share_buffers_(module)
+
+    model.register_forward_pre_hook(share)
+
+
+def synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Gradients travel with the last part of a batch only; until then gathered weights stay whole."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+        model.set_reshard_after_backward(is_last)
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on the CPU where it was in shares; then every process must ask for it."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process has of them."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def share_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This process's share of `tensor`, as it has one of `other`, where it has one."""
+    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict in whole tensors; every process must ask for it."""
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `whole_state` gave, sharded or not."""
+    now, state = model.state_dict(), dict(state)
+    for path, module in model.named_modules():
+        if isinstance(module, StandIn):
+            rename_old_keys_(state, module, f"{path}." if path else "")
+    model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})
