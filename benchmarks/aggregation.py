@@ -18,10 +18,10 @@ import torch
 from memory import peak_bytes
 from torch import Tensor
 
+from dggraph.evaluation.timing import compare
 from dggraph.ops import kernels
 from dggraph.ops.aggregation import aggregate, plain_aggregation, share, stage_cache
 from dggraph.ops.rows import sum_rows
-from dggraph.evaluation.timing import compare
 
 SHAPE = (16, 1024, 14, 14)
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from dggraph.models.registry import load_model
-from dggraph.models.feature_pyramids import pyramid_on
 from dggraph.detection.box_data import BoxDataset, open_boxes
+from dggraph.models.feature_pyramids import pyramid_on
+from dggraph.models.registry import load_model
 from dggraph.training.config import TrainConfig
-from dggraph.detection.detector_runs import open_detector
+from dggraph.training.detector_runs import open_detector
 from dggraph.training.loop import train
 
 ROWS = Path(__file__).parents[1] / "docs" / "benchmarks" / "detection.jsonl"
@@ -99,7 +99,7 @@ def compare_time(data: Path, output: Path, rounds: int, batch_size: int) -> None
     names = [variant for variant in VARIANTS if (variant, 0) in done()]
     configs = {variant: configuration(variant, 0, data, output) for variant in names}
     models = {variant: open_detector(output / config.experiment, config.model).model for variant, config in configs.items()}
-    _, validation = open_boxes(configs["static"])
+    _, validation = open_boxes(configs["static"].source)
     images = [BoxDataset(validation.images)[index][0] for index in range(batch_size)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with torch.no_grad():

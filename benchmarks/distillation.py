@@ -29,13 +29,12 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.data.image_sets import open_image_set, spread
-from dggraph.models.registry import load_model
-from dggraph.network.network import DynamicNetwork, pinned_gates
-from dggraph.models.preprocessing import Preprocess, preprocess_image
-from dggraph.network.block_removal import skipped_weights
 from dggraph.evaluation.timing import compare
-from dggraph.training.config import TrainConfig
-from dggraph.data.sources import configured
+from dggraph.models.preprocessing import Preprocess, preprocess_image
+from dggraph.models.registry import load_model
+from dggraph.network.block_removal import skipped_weights
+from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.training.config import TrainConfig, configured
 from dggraph.training.loop import train
 from dggraph.training.losses import kept
 

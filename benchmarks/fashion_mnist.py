@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.data.sources import open_data
 from dggraph.evaluation.gate_diagnostics import check_gates
 from dggraph.models.registry import load_model
 from dggraph.network.network import DynamicNetwork, pinned_gates
 from dggraph.training.config import TrainConfig, read_config
-from dggraph.data.sources import open_data
 from dggraph.training.loop import train
 
 RECIPE = Path(dggraph.__file__).parent / "recipes" / "fashion_mnist.toml"
@@ -127,7 +127,7 @@ def look(net: DynamicNetwork, config: TrainConfig) -> dict[str, Any]:
     """Accuracy on the test set with the mean adjacency for all, and with another image's; and the health of the gates."""
     assert net.preprocess is not None
     net = net.eval()
-    validation = open_data(config, net.preprocess).validation
+    validation = open_data(config.source, net.preprocess, config.augmentation).validation
     samples = [validation[index] for index in range(len(validation))]  # type: ignore[arg-type]
     images, labels = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
     report = check_gates(net, images.split(500))

@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 import dggraph
-from dggraph.network.network import pinned_gates
 from dggraph.evaluation.timing import compare
+from dggraph.network.network import pinned_gates
 
 
 class Stage(nn.Module):

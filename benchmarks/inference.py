@@ -16,9 +16,9 @@ import torchvision
 from torch import nn
 
 import dggraph
-from dggraph.ops import kernels
-from dggraph.models.small_resnet import SmallResNet
 from dggraph.evaluation.timing import time_inference
+from dggraph.models.small_resnet import SmallResNet
+from dggraph.ops import kernels
 
 CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
     ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "stage"),

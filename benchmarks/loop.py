@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 import dggraph
+from dggraph.data.sources import TrainingData, open_data
 from dggraph.models.registry import load_model
 from dggraph.network.network import DynamicNetwork
-from dggraph.training.config import TrainConfig, read_config
-from dggraph.data.sources import TrainingData, configured, open_data
+from dggraph.training.config import TrainConfig, configured, read_config
 from dggraph.training.loop import train
 from dggraph.training.optimisers import param_groups
 from dggraph.training.preparing import prepare
@@ -41,7 +42,7 @@ def subset(config: TrainConfig) -> TrainingData:
     """The first images of Fashion-MNIST, for `--dataset loop:subset`."""
     loaded = load_model(config.model, num_classes=config.num_classes, input_size=config.input_size)
     assert loaded.preprocess is not None
-    data = open_data(config.model_copy(update={"dataset": "fashion_mnist"}), configured(loaded.preprocess, config))
+    data = open_data(replace(config.source, dataset="fashion_mnist"), configured(loaded.preprocess, config), config.augmentation)
     return TrainingData(Subset(data.train, range(NUM_IMAGES)), Subset(data.validation, range(10)), data.classes)
 
 

@@ -19,10 +19,10 @@ from memory import peak_bytes
 from torch import nn
 
 import dggraph
-from dggraph.ops import kernels
+from dggraph.evaluation.timing import compare
 from dggraph.models.small_resnet import SmallResNet
 from dggraph.network.network import pinned_gates
-from dggraph.evaluation.timing import compare
+from dggraph.ops import kernels
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "resnet50, 128 px, batch 8": (lambda: timm.create_model("resnet50"), 128, 8),

@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dggraph.graph.wiring import register_wiring
-    from dggraph.ops.gating import register_gate
-    from dggraph.ops.routing import register_router
-    from dggraph.network.archive import load, save
-    from dggraph.evaluation.calibration import calibrate
-    from dggraph.network.conversion import convert
     from dggraph.detection.detectors import convert_backbone_
+    from dggraph.evaluation.calibration import calibrate
+    from dggraph.evaluation.recording import record
+    from dggraph.graph.wiring import register_wiring
+    from dggraph.network.archive import load, save
+    from dggraph.network.conversion import convert
     from dggraph.network.inference import optimize_for_inference
     from dggraph.network.norms import recalibrate_norms_
-    from dggraph.evaluation.recording import record
+    from dggraph.ops.gating import register_gate
+    from dggraph.ops.routing import register_router
     from dggraph.training import losses
     from dggraph.views.drawing import render
 

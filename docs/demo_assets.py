@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import dggraph
+from dggraph.data.sources import open_data
 from dggraph.network.cost import path_keys
 from dggraph.training.config import read_config
-from dggraph.data.sources import open_data
 
 ASSETS = Path(dggraph.__file__).parent / "assets"
 
@@ -22,7 +22,8 @@ ASSETS = Path(dggraph.__file__).parent / "assets"
 def main(archive: str) -> None:
     net = dggraph.load(archive).eval()
     assert net.preprocess is not None and net.labels is not None
-    validation = open_data(read_config(Path("fashion_mnist"), {}), net.preprocess).validation
+    config = read_config(Path("fashion_mnist"), {})
+    validation = open_data(config.source, net.preprocess, config.augmentation).validation
     samples = [validation[index] for index in range(1000)]
     labels = torch.tensor([label for _, label in samples])
     with torch.no_grad():

@@ -31,10 +31,10 @@ from reference import hooked, randomise, randomise_routers
 
 import dggraph
 from dggraph.errors import DggraphError, LoweringError, NothingToRouteError
-from dggraph.network.static_checks import are_equal
 from dggraph.models.registry import build_trusted, model_names
 from dggraph.network.network import pinned_gates, static_weights
 from dggraph.network.outputs import tensors_in
+from dggraph.network.static_checks import are_equal
 
 TABLES = Path(__file__).resolve().parent / "tables"
 MAX_OPENED, MIN_OPENED, OPENING_SECONDS = 40, 6, 40

@@ -10,11 +10,11 @@ from reference import randomise_routers
 from toy_data import Toy, plain_net
 
 import dggraph
+from dggraph.evaluation.accuracy import evaluate
 from dggraph.system import processes
 from dggraph.system.sharding import shard_, whole
 from dggraph.training.checkpoint import flatten_optimiser, restore_optimiser
 from dggraph.training.config import TrainConfig
-from dggraph.evaluation.accuracy import evaluate
 from dggraph.training.loop import train
 from dggraph.training.losses import budget
 from dggraph.training.optimisers import ON_SHARES, build_optimiser

@@ -19,12 +19,12 @@ from torch.testing._internal.two_tensor import TwoTensor  # private: a tensor ma
 
 import dggraph
 from dggraph.errors import ArchiveError, InputError
+from dggraph.models.preprocessing import Preprocess, preprocess_image
+from dggraph.models.registry import load_model
 from dggraph.network import archive as archive_module
 from dggraph.network import conversion
 from dggraph.network.conversion import note_source_
 from dggraph.network.manifest import Manifest, seal
-from dggraph.models.registry import load_model
-from dggraph.models.preprocessing import Preprocess, preprocess_image
 
 LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 

@@ -17,15 +17,15 @@ from small import Net
 from test_imagesets import write_idx
 
 import dggraph
+from dggraph.data.image_sets import open_image_set
 from dggraph.errors import GateError, InputError
-from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.evaluation import atlas as collecting
 from dggraph.evaluation.atlas import Collected, collect_atlas, count_item, observe
 from dggraph.evaluation.atlas_counts import AtlasCounts
-from dggraph.data.image_sets import open_image_set
-from dggraph.network.network import DynamicNetwork, pinned_gates
-from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
 from dggraph.evaluation.recording import watch_network
+from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
+from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
+from dggraph.network.network import DynamicNetwork, pinned_gates
 from dggraph.views.report import Report, make_report
 
 LABELS = ("apple", "bee", "cloud", "dune", "elk")

@@ -11,19 +11,22 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from dggraph.data.augmentation import Augmentation, Transform, evaluation_transform, mix, training_transform
+from dggraph.data.sampler import SeededDataset
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, preprocess_image
-from dggraph.data.augmentation import Transform, evaluation_transform, mix, training_transform
 from dggraph.training.config import TrainConfig
-from dggraph.data.sampler import SeededDataset
 
 SMALL = Preprocess(input_size=(3, 28, 28), crop_fraction=1.0)
 GREY = Preprocess(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,), crop_fraction=1.0)
 EVERYTHING: dict[str, Any] = {"color_jitter": 0.4, "randaugment": (2, 9), "reprob": 0.9}
 
 
-def keys(**others: Any) -> TrainConfig:
-    return TrainConfig(model="resnet18", **others)
+NOT_MIXED = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
+
+
+def keys(**others: Any) -> Augmentation:
+    return TrainConfig(model="resnet18", **others).augmentation
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -135,7 +138,7 @@ def test_erasing_sets_a_rectangle_to_the_mean() -> None:
         (keys(), Preprocess(input_size=(4, 28, 28)), "reads 4 channels"),
     ],
 )
-def test_what_cannot_be_done_is_refused_at_once(config: TrainConfig, preprocess: Preprocess, culprit: str) -> None:
+def test_what_cannot_be_done_is_refused_at_once(config: Augmentation, preprocess: Preprocess, culprit: str) -> None:
     with pytest.raises(InputError, match=culprit):
         training_transform(config, preprocess)
 
@@ -148,7 +151,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_mixed_and_smoothed_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Share 0.75, smoothing 0.1, four classes: own 0.9 * 0.75 + 0.025, the other's 0.9 * 0.25 + 0.025."""
     monkeypatch.setattr(v2.MixUp, "make_params", lambda self, flat_inputs: {"lam": 0.75})
-    images, targets = mix(*batch(), 4, keys(mixup=0.2, smoothing=0.1), 0)
+    images, targets = mix(*batch(), 4, mixup=0.2, cutmix=0.0, smoothing=0.1, seed=0)
     own, other, rest = 0.7, 0.25, 0.025
     expected = torch.tensor([[rest, rest, own, other], [own, rest, other, rest], [other, rest, rest, own]])
     assert torch.allclose(targets, expected, rtol=0, atol=1e-7)
@@ -156,7 +159,7 @@ def test_mixed_and_smoothed_targets_by_hand(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_smoothing_alone_by_hand() -> None:
-    images, targets = mix(*batch(), 5, keys(smoothing=0.1), 0)
+    images, targets = mix(*batch(), 5, mixup=0.0, cutmix=0.0, smoothing=0.1, seed=0)
     assert torch.equal(images, batch()[0])
     assert torch.allclose(targets, torch.full((3, 5), 0.02).scatter_(1, batch()[1][:, None], 0.92), rtol=0, atol=1e-7)
     logits = torch.randn(3, 5)
@@ -170,7 +173,7 @@ def test_smoothing_alone_by_hand() -> None:
 def test_the_target_is_the_share_of_the_pixels(key: str) -> None:
     shares = set()
     for seed in range(20):
-        images, targets = mix(*batch(), 4, keys(**{key: 1.0}), seed)
+        images, targets = mix(*batch(), 4, **NOT_MIXED | {key: 1.0}, seed=seed)
         mean = images.mean((1, 2, 3))
         share = (mean[1] - 1) / (2 - 1)  # image 1 is 2, mixed with image 0, which is 1
         assert torch.allclose(mean, torch.tensor([1 * share + 4 * (1 - share), 1 + share, 4 * share + 2 * (1 - share)]), atol=1e-5)
@@ -183,17 +186,17 @@ def test_the_target_is_the_share_of_the_pixels(key: str) -> None:
 
 def test_mixing_depends_on_its_seed_alone_and_leaves_everything_else() -> None:
     images, labels = batch()
-    config = keys(mixup=0.2, cutmix=1.0)
+    how = {"mixup": 0.2, "cutmix": 1.0, "smoothing": 0.0}
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    results = [mix(images, labels, 4, config, seed) for seed in range(40)]
+    results = [mix(images, labels, 4, **how, seed=seed) for seed in range(40)]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(images, batch()[0]) and torch.equal(labels, batch()[1])
     torch.manual_seed(99)
     assert all(
         torch.equal(a, b)
         for seed, one in enumerate(results)
-        for a, b in zip(one, mix(images, labels, 4, config, seed), strict=True)
+        for a, b in zip(one, mix(images, labels, 4, **how, seed=seed), strict=True)
     )
     is_cut = [set(mixed.unique().tolist()) <= {1.0, 2.0, 4.0} for mixed, _ in results]
     assert 8 < sum(is_cut) < 32  # each draws one
@@ -201,10 +204,10 @@ def test_mixing_depends_on_its_seed_alone_and_leaves_everything_else() -> None:
 
 def test_without_mixing_the_batch_is_passed_on() -> None:
     images, labels = batch()
-    found = mix(images, labels, 4, keys(), 0)
+    found = mix(images, labels, 4, **NOT_MIXED, seed=0)
     assert found[0] is images and found[1] is labels
 
 
 def test_a_label_without_an_output_is_refused() -> None:
     with pytest.raises(InputError, match="a label is 3, but the network has 3 outputs"):
-        mix(*batch(), 3, keys(mixup=1.0), 0)
+        mix(*batch(), 3, **NOT_MIXED | {"mixup": 1.0}, seed=0)

@@ -8,8 +8,8 @@ from reference import randomise, randomise_routers
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.models.small_resnet import build_small
 from dggraph.models.registry import load_model
+from dggraph.models.small_resnet import build_small
 
 
 def test_the_published_sizes() -> None:

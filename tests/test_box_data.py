@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dggraph.errors import InputError
+from dggraph.data.sampler import SeededDataset
 from dggraph.detection.box_data import BoxDataset, collate
 from dggraph.detection.readers import Box, BoxImage
-from dggraph.data.sampler import SeededDataset
+from dggraph.errors import InputError
 
 
 def picture(folder: Path, width: int = 20, height: int = 10, exif: Image.Exif | None = None) -> Path:

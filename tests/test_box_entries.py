@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dggraph.errors import InputError
 from dggraph.detection.box_entries import AS_FLAG, AS_WHOLE, OWN_AREA, Findings, as_flag, as_whole, file_of
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet, refuse_bad_boxes
 from dggraph.detection.coco import read_coco
+from dggraph.errors import InputError
 
 Content = dict[str, Any]
 BOXES = [[4, 6, 20, 18], [28, 11, 20, 18], [30, 2, 30, 40], [1, 1, 8, 30]]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dggraph.errors import InputError
 from dggraph.detection.box_data import BoxDataset
 from dggraph.detection.box_images import AS_OTHERS, AS_STORED, UNDECIDED, UPRIGHT, compare_images, open_drawn_on
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet
+from dggraph.errors import InputError
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dggraph.errors import InputError
 from dggraph.detection.readers import read_coco, read_voc
+from dggraph.errors import InputError
 
 Content = dict[str, Any]
 

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import dggraph
 from dggraph.compiler.tracing import fingerprint, trace
 from dggraph.errors import LoweringError
-from dggraph.ops.aggregation import plain_aggregation
 from dggraph.network.outputs import structure_of
+from dggraph.ops.aggregation import plain_aggregation
 
 
 class Round(torch.autograd.Function):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError, LoweringError
+from dggraph.network.outputs import join_outputs, tensors_in
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
-from dggraph.network.outputs import join_outputs, tensors_in
 
 Pair = namedtuple("Pair", "logits features")
 

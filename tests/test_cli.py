@@ -255,8 +255,8 @@ def test_models_in_any_case_or_none(capsys: Any) -> None:
 def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
     """timm's vision transformers are built for the size asked for, and rebuilt for it."""
     import dggraph
-    from dggraph.network.conversion import note_source_
     from dggraph.models.registry import load_model
+    from dggraph.network.conversion import note_source_
 
     for name, options in (
         ("timm:vit_tiny_patch16_224", {"image_size": 32}),

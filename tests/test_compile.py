@@ -10,8 +10,8 @@ from kinds import KINDS, converted
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.ops import aggregation
 from dggraph.network.network import Gates
+from dggraph.ops import aggregation
 
 # Relative to the largest element. Outputs in float32: the same sums in another order. Gradients in float64: in float32 Inductor's were seen to
 # differ by 1e-4, and by 2e-3 where an element falls on the other side of a ReLU6's corner.

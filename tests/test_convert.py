@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import dggraph
 from dggraph.errors import DiscoveryError, GateError, InputError, LoweringError, NothingToRouteError, TraceError, WiringError
 from dggraph.graph.wiring import WIRINGS
+from dggraph.network.network import pinned_gates, static_weights
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
-from dggraph.network.network import pinned_gates, static_weights
 
 LAYOUTS = {
     "resnet50": [3, 4, 6, 3],

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from dggraph.data import pixels
+from dggraph.data.pixels import FASHION_CLASSES
+from dggraph.data.sampler import EpochBatches, SeededDataset
+from dggraph.data.sources import TrainingData, open_data
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
-from dggraph.data import pixels
 from dggraph.training.config import TrainConfig
-from dggraph.data.sources import TrainingData, open_data
-from dggraph.data.sampler import EpochBatches, SeededDataset
-from dggraph.data.pixels import FASHION_CLASSES
 
 COLOUR = Preprocess(input_size=(3, 28, 28), crop_fraction=1.0)
 GREY = Preprocess(input_size=(1, 28, 28), mean=(0.5,), std=(0.25,), crop_fraction=1.0)
@@ -27,6 +27,10 @@ GREY = Preprocess(input_size=(1, 28, 28), mean=(0.5,), std=(0.25,), crop_fractio
 
 def keys(dataset: str, folder: Path | None = None, **others: Any) -> TrainConfig:
     return TrainConfig(model="resnet18", dataset=dataset, data_dir=folder, **others)
+
+
+def opened(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
+    return open_data(config.source, preprocess, config.augmentation)
 
 
 def write_idx(file: Path, values: np.ndarray) -> None:
@@ -60,7 +64,7 @@ def write_folders(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), valid
 @pytest.mark.parametrize(("home", "suffix"), [("", ".gz"), ("", ""), ("FashionMNIST/raw", ""), ("FashionMNIST/raw", ".gz")])
 def test_fashion_mnist_from_every_layout(tmp_path: Path, home: str, suffix: str) -> None:
     made = write_mnist(tmp_path / home, suffix)
-    found = open_data(keys("fashion_mnist", tmp_path, crop_padding=0, hflip=0), GREY)
+    found = opened(keys("fashion_mnist", tmp_path, crop_padding=0, hflip=0), GREY)
     assert found.classes == FASHION_CLASSES
     for dataset, (images, labels) in ((found.train, made["train"]), (found.validation, made["t10k"])):
         assert len(dataset) == 20  # type: ignore[arg-type]
@@ -73,13 +77,13 @@ def test_fashion_mnist_from_every_layout(tmp_path: Path, home: str, suffix: str)
 
 def test_grey_images_for_a_network_that_reads_colour(tmp_path: Path) -> None:
     images, _ = write_mnist(tmp_path)["t10k"]
-    found = open_data(keys("mnist", tmp_path), COLOUR)
+    found = opened(keys("mnist", tmp_path), COLOUR)
     assert found.classes == tuple("0123456789")
     assert torch.equal(found.validation[4][0], preprocess_image(Image.fromarray(images[4]), COLOUR)[0])
     sample, _ = found.train[4]
     assert sample.shape == (3, 28, 28)
     wider = Preprocess(input_size=(3, 32, 32))
-    found = open_data(keys("mnist", tmp_path, crop_padding=2), wider)
+    found = opened(keys("mnist", tmp_path, crop_padding=2), wider)
     assert torch.equal(found.validation[4][0], preprocess_image(Image.fromarray(images[4]), wider)[0])
     assert found.train[4][0].shape == (3, 32, 32)
 
@@ -87,7 +91,7 @@ def test_grey_images_for_a_network_that_reads_colour(tmp_path: Path) -> None:
 def test_the_real_fashion_mnist() -> None:
     if not (pixels.DEBIAN_FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist")
-    found = open_data(keys("fashion_mnist", crop_padding=2), GREY)
+    found = opened(keys("fashion_mnist", crop_padding=2), GREY)
     train: Any = found.train
     assert len(train) == 60_000 and np.bincount(train.labels).tolist() == [6000] * 10
     assert len(found.validation) == 10_000  # type: ignore[arg-type]
@@ -102,7 +106,7 @@ def test_a_short_file_is_refused_by_name(tmp_path: Path, name: str, keep: float)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
     with pytest.raises(InputError, match=name):
-        open_data(keys("fashion_mnist", tmp_path), GREY)
+        opened(keys("fashion_mnist", tmp_path), GREY)
 
 
 def test_a_flipped_bit_in_a_packed_file_is_noticed(tmp_path: Path) -> None:
@@ -112,30 +116,30 @@ def test_a_flipped_bit_in_a_packed_file_is_noticed(tmp_path: Path) -> None:
     content[5000] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz cannot be read: CRC"):
-        open_data(keys("mnist", tmp_path), GREY)
+        opened(keys("mnist", tmp_path), GREY)
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(19, 3, np.uint8))
     with pytest.raises(InputError, match="19 labels for 20 images"):
-        open_data(keys("mnist", tmp_path), GREY)
+        opened(keys("mnist", tmp_path), GREY)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(20, 10, np.uint8))
     with pytest.raises(InputError, match="label 10"):
-        open_data(keys("mnist", tmp_path), GREY)
+        opened(keys("mnist", tmp_path), GREY)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz cannot be read: .*No such file"):
-        open_data(keys("mnist", tmp_path), GREY)
+        opened(keys("mnist", tmp_path), GREY)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "cifar10", "cifar100"])
 def test_a_missing_set_says_where_it_must_be_and_how_to_get_it(tmp_path: Path, name: str) -> None:
     place = {"fashion_mnist": "FashionMNIST/raw", "mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
     with pytest.raises(InputError, match=f"{tmp_path}/{place.get(name, 'cifar-100-python')}.*download=True"):
-        open_data(keys(name, tmp_path), COLOUR)
+        opened(keys(name, tmp_path), COLOUR)
     if name != "fashion_mnist":
         with pytest.raises(InputError, match=f"{name} needs data_dir"):
-            open_data(keys(name), COLOUR)
+            opened(keys(name), COLOUR)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -155,19 +159,19 @@ def test_cifar_in_colour_and_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (home / ("batches.meta" if is_ten else "meta")).write_bytes(pickle.dumps(meta))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     preprocess = Preprocess(input_size=(3, 32, 32), crop_fraction=1.0)
-    found = open_data(keys(name, tmp_path, crop_padding=4), preprocess)
+    found = opened(keys(name, tmp_path, crop_padding=4), preprocess)
     assert found.classes == tuple(classes)
     assert len(found.train) == (20 if is_ten else 4)  # type: ignore[arg-type]
     image = Image.fromarray(rows[3].reshape(3, 32, 32).transpose(1, 2, 0))
     sample, label = found.validation[3]
     assert label == 9 and torch.equal(sample, preprocess_image(image, preprocess)[0])
     grey = Preprocess(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,), crop_fraction=1.0)
-    assert torch.equal(open_data(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0])
+    assert torch.equal(opened(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0])
 
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
 def test_folders_of_images(tmp_path: Path, validation: str) -> None:
-    found = open_data(keys("imagefolder", write_folders(tmp_path, validation=validation)), Preprocess(input_size=(3, 24, 24)))
+    found = opened(keys("imagefolder", write_folders(tmp_path, validation=validation)), Preprocess(input_size=(3, 24, 24)))
     assert found.classes == ("cat", "dog")
     assert [found.validation[i][1] for i in range(6)] == [found.train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
     image = open_image(tmp_path / validation / "dog" / "1.png")
@@ -177,21 +181,21 @@ def test_folders_of_images(tmp_path: Path, validation: str) -> None:
 
 def test_folders_that_are_not_as_they_should_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="imagefolder needs data_dir"):
-        open_data(keys("imagefolder"), COLOUR)
+        opened(keys("imagefolder"), COLOUR)
     with pytest.raises(InputError, match=f"no folder {tmp_path}/train"):
-        open_data(keys("imagefolder", tmp_path), COLOUR)
+        opened(keys("imagefolder", tmp_path), COLOUR)
     write_folders(tmp_path)
     (tmp_path / "val").rename(tmp_path / "test")
     with pytest.raises(InputError, match=f"no folder {tmp_path}/val"):
-        open_data(keys("imagefolder", tmp_path), COLOUR)
+        opened(keys("imagefolder", tmp_path), COLOUR)
     (tmp_path / "test").rename(tmp_path / "val")
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
     with pytest.raises(InputError, match=r"only in the first \['dog'\], only in the second \['wolf'\]"):
-        open_data(keys("imagefolder", tmp_path), COLOUR)
+        opened(keys("imagefolder", tmp_path), COLOUR)
     (tmp_path / "val" / "wolf").rename(tmp_path / "val" / "dog")
     (tmp_path / "val" / "emu").mkdir()
     with pytest.raises(InputError, match=f"{tmp_path}/val: .*emu"):
-        open_data(keys("imagefolder", tmp_path), COLOUR)
+        opened(keys("imagefolder", tmp_path), COLOUR)
 
 
 FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
@@ -205,7 +209,7 @@ def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path: Path, workers: i
     content = bytearray(broken.read_bytes())
     content[len(content) // 2] ^= 255
     broken.write_bytes(content)
-    found = open_data(keys("imagefolder", tmp_path), COLOUR)
+    found = opened(keys("imagefolder", tmp_path), COLOUR)
     loader: DataLoader[Any] = DataLoader(found.train, batch_size=6, num_workers=workers)
     with pytest.raises(InputError, match=r"train/cat/2\.png"):
         list(loader)
@@ -214,7 +218,7 @@ def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path: Path, workers: i
 @FORK
 def test_loader_processes_give_the_samples_of_one(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    found = open_data(keys("mnist", tmp_path, crop_padding=2, randaugment=(1, 5)), GREY)
+    found = opened(keys("mnist", tmp_path, crop_padding=2, randaugment=(1, 5)), GREY)
 
     def samples(train: Any, workers: int) -> list[Any]:
         batches = EpochBatches([0] * 20, 4, seed=3, epoch=1)
@@ -251,7 +255,7 @@ def make(config: TrainConfig) -> Any:
 def test_a_function_of_the_users_own() -> None:
     for case in ("three", "one"):
         before = torch.random.get_rng_state()
-        found = open_data(keys("test_data:make", experiment=case), COLOUR)
+        found = opened(keys("test_data:make", experiment=case), COLOUR)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert found.classes == ("a", "b") and len(found.train) == 2  # type: ignore[arg-type]
 
@@ -268,17 +272,17 @@ def test_a_function_of_the_users_own() -> None:
 )
 def test_a_function_that_gives_something_else(case: str, culprit: str) -> None:
     with pytest.raises(InputError, match=culprit):
-        open_data(keys("test_data:make", experiment=case), COLOUR)
+        opened(keys("test_data:make", experiment=case), COLOUR)
 
 
 def test_names_that_mean_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no dataset 'cifar1'\. Did you mean 'cifar10'"):
-        open_data(keys("cifar1"), COLOUR)
+        opened(keys("cifar1"), COLOUR)
     with pytest.raises(InputError, match="cannot import 'test_data:nothing'"):
-        open_data(keys("test_data:nothing"), COLOUR)
+        opened(keys("test_data:nothing"), COLOUR)
     write_mnist(tmp_path)
     with pytest.raises(InputError, match="mnist has 10 classes, but num_classes = 9"):
-        open_data(keys("mnist", tmp_path, num_classes=9), COLOUR)
+        opened(keys("mnist", tmp_path, num_classes=9), COLOUR)
 
 
 def test_nothing_of_the_test_module_is_imported_twice() -> None:

@@ -9,13 +9,13 @@ from test_detectors import mobilenet_fpn, seeded
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.errors import InputError
-from dggraph.network.network import collecting_gates, pinned_gates
-from dggraph.evaluation.timing import sample_paths
-from dggraph.detection.box_data import BoxDataset
 from dggraph.detection.average_precision import average_precision
+from dggraph.detection.box_data import BoxDataset
+from dggraph.detection.evaluation import detect
 from dggraph.detection.readers import Box, BoxImage, BoxSet
-from dggraph.detection.detecting import detect
+from dggraph.errors import InputError
+from dggraph.evaluation.timing import sample_paths
+from dggraph.network.network import collecting_gates, pinned_gates
 from dggraph.training.losses import kept
 
 

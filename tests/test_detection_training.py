@@ -16,17 +16,18 @@ from test_cli import run
 from toy_boxes import detector, sets, write_coco, write_voc
 
 import dggraph
-from dggraph.errors import ArchiveError, InputError, TrainingError
-from dggraph.detection.registry import load_detector
-from dggraph.network.network import collecting_gates, dynamic_part
-from dggraph.models.feature_pyramids import freeze_norms_
-from dggraph.evaluation.recording import watch_detector
-from dggraph.training import loop
-from dggraph.detection.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
 from dggraph.detection.average_precision import Detection
+from dggraph.detection.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
+from dggraph.detection.evaluation import Found, by_category, detect, judge
+from dggraph.detection.recording import watch_detector
+from dggraph.detection.registry import load_detector
+from dggraph.errors import ArchiveError, InputError, TrainingError
+from dggraph.models.feature_pyramids import freeze_norms_
+from dggraph.network.network import collecting_gates, dynamic_part
+from dggraph.training import loop
 from dggraph.training.config import TrainConfig
-from dggraph.detection.detecting import Detecting, Found, by_category, detect, judge
-from dggraph.detection.detector_runs import build_detector, is_detector_run, open_detector
+from dggraph.training.detecting import Detecting
+from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
 from dggraph.training.loop import train
 from dggraph.training.preparing import prepare
 
@@ -76,7 +77,7 @@ def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
     assert is_detector_run(trained) and not is_detector_run(data) and not (trained / "archive").exists()
     found = open_detector(trained, MODEL)
     assert found.classes == ("dark", "light") and found.net is not None and not found.model.training
-    validation = open_validation_boxes(found.config)
+    validation = open_validation_boxes(found.config.source)
     judged = judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation)
     assert judged.row() == {key: value for key, value in rows(trained)[-1].items() if key not in ("step", "epoch")}
     assert judged.kept is not None and judged.num_images == 6
@@ -120,22 +121,22 @@ def test_blocks_as_one(data: Path, tmp_path: Path) -> None:
 
 def judge_again(folder: Path) -> float | None:
     found = open_detector(folder, MODEL)
-    validation = open_validation_boxes(found.config)
+    validation = open_validation_boxes(found.config.source)
     return judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation).precision.AP
 
 
 def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
     config = keys(data, tmp_path)
-    coco = open_boxes(config)
-    voc = open_boxes(config.model_copy(update={"dataset": "voc", "data_dir": write_voc(tmp_path / "voc", coco)}))
+    coco = open_boxes(config.source)
+    voc = open_boxes(config.model_copy(update={"dataset": "voc", "data_dir": write_voc(tmp_path / "voc", coco)}).source)
     for one, other in zip(coco, voc, strict=True):
         assert one.classes == other.classes
         assert [image.boxes for image in one.images] == [tuple(other_box for other_box in image.boxes) for image in other.images]
     (tmp_path / "voc" / "Annotations" / "train-7.xml").unlink()
     config = config.model_copy(update={"dataset": "voc", "data_dir": tmp_path / "voc"})
     with pytest.raises(InputError, match=r"train.txt lists 'train-7', which has no annotations; 1 such"):
-        open_boxes(config)
-    left, _ = open_boxes(config.model_copy(update={"on_bad_box": "skip"}))
+        open_boxes(config.source)
+    left, _ = open_boxes(config.model_copy(update={"on_bad_box": "skip"}).source)
     assert len(left.images) == 11 and left.skipped == ("train.txt lists 'train-7', which has no annotations",)
     assert coco == sets(config.model_copy(update={"data_dir": data}))
 
@@ -169,17 +170,17 @@ def test_folders_that_are_no_set(data: Path, tmp_path: Path) -> None:
     config = keys(folder, tmp_path)
     shutil.copy(folder / "annotations/instances_train2017.json", folder / "annotations/instances_train2014.json")
     with pytest.raises(InputError, match=r"there is 2 of them: instances_train2014.json, instances_train2017.json"):
-        open_boxes(config)
+        open_boxes(config.source)
     (folder / "annotations/instances_train2014.json").unlink()
     content = json.loads((folder / "annotations/instances_val2017.json").read_text())
     content["categories"][0]["name"] = "pale"
     (folder / "annotations/instances_val2017.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"different categories, for example \['dark', 'pale'\]"):
-        open_boxes(config)
+        open_boxes(config.source)
     (folder / "images").mkdir()
     shutil.move(folder / "val2017", folder / "images/val2017")
     (folder / "annotations/instances_train2017.json").unlink()
-    assert len(open_validation_boxes(config).images) == 6, "a validation part alone, its images in another usual place"
+    assert len(open_validation_boxes(config.source).images) == 6, "a validation part alone, its images in another usual place"
 
 
 def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +233,7 @@ def test_a_run_with_code_of_its_own_is_not_run_unasked(trained: Path, tmp_path: 
 
 def test_categories_by_number(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Detectors that are not of a run have COCO's category ids for labels, gaps and all, as torchvision's trained ones."""
-    expected = open_validation_boxes(keys(data, tmp_path))
+    expected = open_validation_boxes(keys(data, tmp_path).source)
     corners = (0.0, 0.0, 1.0, 1.0)
     raw = [Detection(corners=corners, label=number - 1, score=0.5) for number in (9, 3, 4)]
     found = by_category(Found(detections={0: raw}, kept={}), expected)
@@ -301,7 +302,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
         folder = train(config).folder
         again = open_detector(folder)
         assert frozen(again.model) == expected
-        validation = open_validation_boxes(config)
+        validation = open_validation_boxes(config.source)
         found = judge(detect(again.model, BoxDataset(validation.images), batch_size=1), validation)
         assert rows(folder)[-1]["AP"] == found.precision.AP
     trained: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None)
@@ -325,7 +326,7 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     sight = watch_detector(detected.model, detected.net, classes=detected.classes, name="n").see(image)
     assert sight.detected is not None and 0 in labels and len(sight.detected.objects) == sum(label > 0 for label in labels) > 0
     assert [one.name for one in sight.detected.objects] == [detected.classes[label - 1] for label in labels if label]
-    validation = open_validation_boxes(keys(data, tmp_path))
+    validation = open_validation_boxes(keys(data, tmp_path).source)
     found = detect(detected.model, BoxDataset(validation.images[2:3]))
     assert [one.label for one in found.detections[14]] == [label - 1 for label in labels if label]
 
@@ -339,7 +340,7 @@ def with_even_scores(name: str, data: Path, output: Path) -> Any:
 
 
 def test_batches_of_few_tall_images_are_not_lost(data: Path, tmp_path: Path) -> None:
-    training, validation = open_boxes(keys(data, tmp_path))
+    training, validation = open_boxes(keys(data, tmp_path).source)
     tall = [int(image.height > image.width) for image in training.learnable]
     config = keys(data, tmp_path)
     assert Detecting(config=config, training=training, validation=validation).groups == tall and sum(tall) == 4

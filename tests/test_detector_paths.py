@@ -18,16 +18,17 @@ from reference import randomise, randomise_routers
 from test_cli import run
 from test_report import Page
 
+from dggraph.data.image_sets import open_image_set
+from dggraph.detection.recording import watch_detector
 from dggraph.errors import InputError
-from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.evaluation import atlas as collecting
 from dggraph.evaluation.atlas import collect_atlas
-from dggraph.data.image_sets import open_image_set
-from dggraph.network.network import collecting_gates
+from dggraph.evaluation.recording import Watch
+from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.models.preprocessing import open_image
-from dggraph.evaluation.recording import Watch, watch_detector
+from dggraph.network.network import collecting_gates
 from dggraph.training.config import read_config
-from dggraph.detection.detector_runs import Detector, build_detector, open_detector
+from dggraph.training.detector_runs import Detector, build_detector, open_detector
 from dggraph.views.drawing import dot_command, draw
 from dggraph.views.lettering import visible
 from dggraph.views.overlay import COLOURS, place_outlines, tell_objects

@@ -15,8 +15,8 @@ from toy_data import Toy
 
 import dggraph
 from dggraph.cli.main import main
-from dggraph.network.conversion import note_source_
 from dggraph.models.registry import load_model
+from dggraph.network.conversion import note_source_
 
 TOY = ("--dataset", "toy_data:make")
 

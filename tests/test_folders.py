@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dggraph.errors import InputError
-from dggraph.data.image_sets import open_image_set
-from dggraph.models.preprocessing import Preprocess
 from dggraph.data import folders
-from dggraph.training.config import TrainConfig
-from dggraph.data.sources import TrainingData, open_data
 from dggraph.data.folders import read_folder
+from dggraph.data.image_sets import open_image_set
+from dggraph.data.sources import TrainingData, open_data
+from dggraph.errors import InputError
+from dggraph.models.preprocessing import Preprocess
+from dggraph.training.config import TrainConfig
 
 SMALL = Preprocess(input_size=(3, 8, 8))
 
@@ -34,7 +34,8 @@ def parts(folder: Path, classes: tuple[str, ...] = ("a", "b"), *, judged: tuple[
 
 
 def opened(folder: Path, **keys: object) -> TrainingData:
-    return open_data(TrainConfig(model="resnet18", data_dir=folder, **keys), SMALL)  # type: ignore[arg-type]
+    config = TrainConfig(model="resnet18", data_dir=folder, **keys)  # type: ignore[arg-type]
+    return open_data(config.source, SMALL, config.augmentation)
 
 
 def test_training_and_the_atlas_see_the_same_images(tmp_path: Path) -> None:

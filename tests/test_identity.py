@@ -12,9 +12,9 @@ from PIL import Image
 from test_loop import keys
 from toy_boxes import write_coco
 
+from dggraph.detection.readers import Box, BoxImage
 from dggraph.errors import CheckpointError
 from dggraph.training import checkpoint, loop
-from dggraph.detection.readers import Box, BoxImage
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import NAMES, Identity, names_of_boxes, tell_differences, write_names

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dggraph.errors import InputError
 from dggraph.data.image_sets import open_image_set, spread
+from dggraph.errors import InputError
 
 
 def picture(file: Path, value: int = 100) -> None:

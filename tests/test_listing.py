@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dggraph.errors import InputError
 from dggraph.data.listing import SUFFIXES, list_images, num_files, say_ignored
+from dggraph.errors import InputError
 
 
 def touch(folder: Path, *names: str) -> Path:

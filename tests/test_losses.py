@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError
+from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.ops.liveness import Layout
 from dggraph.ops.macs import TEMPERATURE, MacsTable, StageMacs, open_probabilities, path_macs
-from dggraph.network.network import DynamicNetwork, Gates
 
 KINDS = ["kept", "lifted", "concat", "adapter"]
 ROUTERS = ["node", "stage"]

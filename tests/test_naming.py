@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dggraph.errors import InputError
 from dggraph.data.class_names import as_text, tell_changed
+from dggraph.errors import InputError
 
 
 @pytest.mark.parametrize(

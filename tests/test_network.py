@@ -14,8 +14,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import dggraph
 from dggraph.errors import BackboneOnlyError
-from dggraph.ops.routing import LinearRouter
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.routing import LinearRouter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),

@@ -16,8 +16,8 @@ from reference import randomise, randomise_routers
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.ops.aggregation import plain_aggregation
 from dggraph.network.outputs import structure_of, tensors_in
+from dggraph.ops.aggregation import plain_aggregation
 
 EXAMPLES = 200
 CHANNELS, SIDE = 6, 6

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from distributed_run import Double, network
 
+from dggraph.evaluation.accuracy import evaluate
 from dggraph.training.checkpoint import load_checkpoint
 from dggraph.training.config import TrainConfig
-from dggraph.evaluation.accuracy import evaluate
 from dggraph.training.loop import train
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from reference import hooked, randomise_routers
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.models.registry import load_model
 from dggraph.models.preprocessing import preprocess_image
+from dggraph.models.registry import load_model
 
 
 def picture_edges(source: str, order: list[str]) -> dict[tuple[str, str], float]:

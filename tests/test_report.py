@@ -21,10 +21,10 @@ from test_docs import blocks
 from test_imagesets import write_idx
 
 import dggraph
+from dggraph.data.image_sets import open_image_set
+from dggraph.evaluation.atlas import Collected, collect_atlas
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.graph.ir import DynamicGraph
-from dggraph.evaluation.atlas import Collected, collect_atlas
-from dggraph.data.image_sets import open_image_set
 from dggraph.network.network import DynamicNetwork
 from dggraph.views.histogram import MAX_BARS, group_bins
 from dggraph.views.report import Report, make_report

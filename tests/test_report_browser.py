@@ -12,9 +12,9 @@ import pytest
 from test_atlas import build, paint
 from test_report import hostile_atlas
 
-from dggraph.graph.atlas import Detected, FoundObject
-from dggraph.evaluation.atlas import Collected, collect_atlas
 from dggraph.data.image_sets import open_image_set
+from dggraph.evaluation.atlas import Collected, collect_atlas
+from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.views.report import make_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not here: pip install 'dggraph[test]'")

@@ -11,8 +11,8 @@ from torch import nn
 
 import dggraph
 from dggraph.errors import InputError, WiringError
-from dggraph.network.network import EXECUTORS, DynamicNetwork, pinned_gates, static_weights
 from dggraph.network.block_removal import skipped_weights
+from dggraph.network.network import EXECUTORS, DynamicNetwork, pinned_gates, static_weights
 
 
 def made(kind: str, router: str = "node") -> tuple[nn.Module, DynamicNetwork]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import BackboneOnlyError, LoweringError
-from dggraph.ops.routing import LinearRouter
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.routing import LinearRouter
 
 
 def converted(backbone: nn.Module | None = None) -> DynamicNetwork:

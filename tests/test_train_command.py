@@ -11,9 +11,9 @@ import pytest
 
 from dggraph.cli.main import main
 from dggraph.errors import InputError
+from dggraph.system.loaders import ENDING
 from dggraph.training import loop
 from dggraph.training.config import read_config
-from dggraph.system.loaders import ENDING
 
 TOY = 'model = "toy_data:plain_net"\nnum_classes = 4\ninput_size = 16\ndataset = "toy_data:make"\nepochs = 1\nwarmup_epochs = 0\n'
 

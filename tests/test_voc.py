@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dggraph.errors import InputError
 from dggraph.detection.box_data import open_boxes
 from dggraph.detection.box_sets import BoxSet
-from dggraph.training.config import TrainConfig
 from dggraph.detection.voc import FLAGGED, HIDDEN_XML, OTHER_SUFFIX
+from dggraph.errors import InputError
+from dggraph.training.config import TrainConfig
 
 STEMS = ("a", "b", "c", "d")
 
@@ -34,7 +34,7 @@ def voc(root: Path, stems: tuple[str, ...] = STEMS, *, stored: str = "{}.png", n
 
 def read(root: Path, on_bad: str = "error") -> BoxSet:
     config = TrainConfig(model="resnet18", task="detection", dataset="voc", data_dir=root, on_bad_box=on_bad)  # type: ignore[arg-type]
-    found, judged = open_boxes(config)
+    found, judged = open_boxes(config.source)
     assert len(judged.images) == 2 or on_bad == "skip"
     return found
 

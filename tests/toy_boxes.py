@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FasterRCNN
 
-from dggraph.models.feature_pyramids import pyramid_on
 from dggraph.detection.box_data import READERS
 from dggraph.detection.readers import BoxSet
+from dggraph.models.feature_pyramids import pyramid_on
 from dggraph.training.config import TrainConfig
 
 CATEGORIES = {3: "dark", 9: "light"}

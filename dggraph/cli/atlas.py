@@ -51,10 +51,10 @@ def command(
     state, numbers = output.with_suffix(".state"), output.with_suffix(".json")
     refuse_foreign(output, numbers)
 
-    from dggraph.system import processes
-    from dggraph.evaluation.atlas import collect_atlas
-    from dggraph.system.files import write_whole
     from dggraph.data.image_sets import open_image_set
+    from dggraph.evaluation.atlas import collect_atlas
+    from dggraph.system import processes
+    from dggraph.system.files import write_whole
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 

@@ -33,9 +33,9 @@ def command(
     """Time MODEL's executors against the static backbone, on random paths that keep a fraction of its MACs."""
     import torch
 
-    from dggraph.network.conversion import convert
-    from dggraph.models.registry import load_model
     from dggraph.evaluation.timing import time_inference
+    from dggraph.models.registry import load_model
+    from dggraph.network.conversion import convert
 
     if threads is not None:
         torch.set_num_threads(threads)

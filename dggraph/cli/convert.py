@@ -19,9 +19,9 @@ from dggraph.errors import InputError
 @as_json
 def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:
     """Convert MODEL, check that it equals the backbone, and save it."""
+    from dggraph.models.registry import is_registered
     from dggraph.network.archive import save
     from dggraph.network.manifest import MANIFEST
-    from dggraph.models.registry import is_registered
 
     is_archive = (output / MANIFEST).is_file()
     if output.exists() and not (force and is_archive):

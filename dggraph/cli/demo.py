@@ -17,10 +17,10 @@ def command(output: Path) -> None:
     """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no network needed."""
     make_folder(output)
 
-    from dggraph.network.archive import load
-    from dggraph.evaluation.atlas import collect_atlas
-    from dggraph.system.files import write_whole
     from dggraph.data.image_sets import open_image_set
+    from dggraph.evaluation.atlas import collect_atlas
+    from dggraph.network.archive import load
+    from dggraph.system.files import write_whole
     from dggraph.views.lettering import visible
     from dggraph.views.report import make_report
 

@@ -16,7 +16,7 @@ from dggraph.cli.options import as_json, make_folder, model_options, open_networ
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
-from dggraph.training.config import read_config
+from dggraph.training.config import configured, read_config
 
 if TYPE_CHECKING:
     from dggraph.evaluation.accuracy import Evaluation
@@ -80,17 +80,17 @@ def command(
     if save is not None:
         _refuse_other(save, model)
 
-    from dggraph.system import processes
-    from dggraph.network.archive import save as save_archive
-    from dggraph.network.digests import digest_of
+    from dggraph.data.validation import open_validation
     from dggraph.evaluation.accuracy import evaluate
     from dggraph.evaluation.held_out_budgets import HALVES, judge_budgets
     from dggraph.evaluation.sensitivity import measure_sensitivity
-    from dggraph.data.validation import open_validation
+    from dggraph.network.archive import save as save_archive
+    from dggraph.network.digests import digest_of
+    from dggraph.system import processes
 
     with processes.joined():
         net = open_network(model, **options).to(processes.device())
-        data = open_validation(net, keys, limit=limit)
+        data = open_validation(net, keys.source, preprocess=net.preprocess and configured(net.preprocess, keys), limit=limit)
         if not data.classes and (budgets or not sensitivity):
             raise InputError(
                 f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
@@ -137,7 +137,7 @@ def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_detection(model: str, dataset: str | None) -> bool:
     from dggraph.detection.registry import detector_names
-    from dggraph.detection.detector_runs import is_detector_run
+    from dggraph.training.detector_runs import is_detector_run
 
     return dataset in BOX_SETS or model in detector_names() or is_detector_run(model)
 

@@ -37,13 +37,13 @@ def evaluate_boxes(
     Raises:
         InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
     """
-    from dggraph.system import processes
-    from dggraph.detection.registry import detector_names
     from dggraph.data.image_sets import spread
-    from dggraph.detection.box_data import BoxDataset
     from dggraph.detection.average_precision import require_library, write_predictions
-    from dggraph.detection.detecting import by_category, detect, judge
-    from dggraph.detection.detector_runs import build_detector, is_detector_run, open_detector
+    from dggraph.detection.box_data import BoxDataset
+    from dggraph.detection.evaluation import by_category, detect, judge
+    from dggraph.detection.registry import detector_names
+    from dggraph.system import processes
+    from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
 
     require_library()
     if predictions is not None:
@@ -98,10 +98,10 @@ def evaluate_boxes(
 
 def open_named(config: "TrainConfig") -> "BoxSet":
     """The validation part, its classes named as training names them."""
-    from dggraph.detection.box_data import open_validation_boxes
     from dggraph.data.class_names import as_text
+    from dggraph.detection.box_data import open_validation_boxes
 
-    found = open_validation_boxes(config)
+    found = open_validation_boxes(config.source)
     return replace(found, classes=as_text(found.classes))
 
 

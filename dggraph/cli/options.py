@@ -12,8 +12,8 @@ from dggraph.cli.parameters import LocatedPath, WholeNumber, locate_model
 from dggraph.errors import InputError
 
 if TYPE_CHECKING:
-    from dggraph.network.network import DynamicNetwork
     from dggraph.evaluation.recording import Watch
+    from dggraph.network.network import DynamicNetwork
 
 INTERRUPTED = 130
 """Exit code of what a signal ended."""
@@ -79,10 +79,10 @@ def open_network(
         click.UsageError: options that an archive or a run has already answered, or --backbone without one.
         InputError: MODEL is a folder, but neither of them and no name.
     """
+    from dggraph.models.registry import load_model
     from dggraph.network.archive import load
     from dggraph.network.conversion import convert, note_source_
     from dggraph.network.manifest import MANIFEST, read_manifest
-    from dggraph.models.registry import load_model
     from dggraph.training.classifier_runs import is_classifier_run, open_classifier
 
     answered: dict[str, Any] = {"checkpoint": checkpoint, "num_classes": num_classes, "input_size": input_size, "wiring": wiring}
@@ -137,8 +137,9 @@ def open_watch(model: str, *, score: float | None, **options: Any) -> "Watch":
         click.UsageError: options that the run has already answered, or a score without a detector; or as for `open_network`.
         InputError: the run's backbone is static, or the network does not say how images become its input.
     """
-    from dggraph.evaluation.recording import watch_detector, watch_network
-    from dggraph.detection.detector_runs import is_detector_run, open_detector
+    from dggraph.detection.recording import watch_detector
+    from dggraph.evaluation.recording import watch_network
+    from dggraph.training.detector_runs import is_detector_run, open_detector
 
     if not is_detector_run(model):
         if score is not None:

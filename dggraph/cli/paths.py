@@ -17,10 +17,10 @@ from dggraph.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dggraph.evaluation.recording import Watch
     from dggraph.graph.atlas import Detected
     from dggraph.graph.ir import ActivatedPath
     from dggraph.network.network import DynamicNetwork
-    from dggraph.evaluation.recording import Watch
     from dggraph.views.layout import Layout
 
 SUFFIXES = {"svg": "svg", "png": "png", "pdf": "pdf", "dot": "dot", "mermaid": "mmd", "json": "json"}

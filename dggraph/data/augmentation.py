@@ -7,6 +7,7 @@ Shape suffixes: B instances, C channels, H height, W width, K classes, 1 an axis
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,29 @@ from torchvision.transforms import InterpolationMode, functional, v2
 
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, fit_image, resized_side
-from dggraph.training.config import TrainConfig
 
 Picture = Image.Image | Tensor
 Transform = Callable[[Picture], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """What is drawn at random for a training image."""
+
+    crop_padding: int | None = None
+    """Shift by up to so many pixels each way; None draws a random resized crop."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random resized crop, as a fraction of the image's."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the random resized crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.0
+    """Largest change of brightness, contrast and saturation."""
+    randaugment: tuple[int, int] | None = None
+    """Operations an image, and their magnitude."""
+    reprob: float = 0.0
+    """Probability of erasing a rectangle."""
 
 
 def evaluation_transform(preprocess: Preprocess) -> Transform:
@@ -34,8 +54,8 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
     return partial(_in_turn, (partial(_fit, preprocess=preprocess), _normaliser(preprocess)))
 
 
-def training_transform(config: TrainConfig, preprocess: Preprocess) -> Transform:
-    """Crop, flip, colour, normalise and erase at random, as `config` says: (C, H, W) float32.
+def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Transform:
+    """Crop, flip, colour, normalise and erase at random: (C, H, W) float32.
 
     With `crop_padding` a picture is fitted as for evaluation and then shifted by up to so many pixels each way, black moving in; without, it
     is a random resized crop. Of `crop_padding = 0`, `hflip = 0` and nothing else it is `evaluation_transform`.
@@ -45,37 +65,41 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Transform
     """
     _, height, width = preprocess.input_size
     steps: list[Callable[..., Any]] = []
-    if config.crop_padding is None:
+    if augmentation.crop_padding is None:
         steps.append(partial(_in_channels, num_channels=preprocess.input_size[0]))
         mode = InterpolationMode(preprocess.interpolation)
-        crop = v2.RandomResizedCrop((height, width), config.scale, config.ratio, mode, antialias=preprocess.antialias)
-        steps += [crop, v2.RandomHorizontalFlip(config.hflip)]
+        crop = v2.RandomResizedCrop((height, width), augmentation.scale, augmentation.ratio, mode, antialias=preprocess.antialias)
+        steps += [crop, v2.RandomHorizontalFlip(augmentation.hflip)]
     else:
-        if config.crop_padding >= min(height, width):
+        if augmentation.crop_padding >= min(height, width):
             raise InputError(
-                f"crop_padding = {config.crop_padding} shifts images of {width}x{height} pixels out of sight; make it smaller."
+                f"crop_padding = {augmentation.crop_padding} shifts images of {width}x{height} pixels out of sight; make it smaller."
             )
         steps.append(partial(_fit, preprocess=preprocess))
-        if config.crop_padding or config.hflip:
-            steps.append(partial(_shift_and_flip, padding=config.crop_padding, hflip=config.hflip))
-    if config.color_jitter:
-        steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
-    if config.randaugment is not None:
-        steps.append(v2.RandAugment(*config.randaugment, interpolation=InterpolationMode.BILINEAR))
+        if augmentation.crop_padding or augmentation.hflip:
+            steps.append(partial(_shift_and_flip, padding=augmentation.crop_padding, hflip=augmentation.hflip))
+    if augmentation.color_jitter:
+        steps.append(v2.ColorJitter(augmentation.color_jitter, augmentation.color_jitter, augmentation.color_jitter))
+    if augmentation.randaugment is not None:
+        steps.append(v2.RandAugment(*augmentation.randaugment, interpolation=InterpolationMode.BILINEAR))
     steps.append(_normaliser(preprocess))
-    if config.reprob:
-        steps.append(v2.RandomErasing(config.reprob))
+    if augmentation.reprob:
+        steps.append(v2.RandomErasing(augmentation.reprob))
     return partial(_in_turn, tuple(steps))
 
 
-def mix(images_BCHW: Tensor, labels_B: Tensor, num_classes: int, config: TrainConfig, seed: int) -> tuple[Tensor, Tensor]:
+def mix(
+    images_BCHW: Tensor, labels_B: Tensor, num_classes: int, *, mixup: float, cutmix: float, smoothing: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """MixUp or CutMix of a batch with itself, rolled by one, and label smoothing.
 
     Args:
         images_BCHW: float.
         labels_B: int64.
         num_classes: outputs of the network.
-        config: `mixup`, `cutmix`, `smoothing`; with both of the first two, each is used for half of the batches.
+        mixup: alpha of MixUp; 0 is none. With CutMix too, each is used for half of the batches.
+        cutmix: alpha of CutMix; 0 is none.
+        smoothing: of labels.
         seed: of the draw; torch's generator is left as it was.
 
     Returns:
@@ -85,21 +109,21 @@ def mix(images_BCHW: Tensor, labels_B: Tensor, num_classes: int, config: TrainCo
     Raises:
         InputError: a label is no output of the network.
     """
-    if not (config.mixup or config.cutmix or config.smoothing):
+    if not (mixup or cutmix or smoothing):
         return images_BCHW, labels_B
     if int(labels_B.min()) < 0 or int(labels_B.max()) >= num_classes:
         raise InputError(f"a label is {int(labels_B.max())}, but the network has {num_classes} outputs; set num_classes.")
     targets_BK = nn.functional.one_hot(labels_B, num_classes).float()
-    if config.mixup or config.cutmix:
+    if mixup or cutmix:
         before = torch.random.get_rng_state()
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset GPUs too, and takes 0.2 ms
         try:
-            is_cutmix = bool(config.cutmix) and (not config.mixup or float(torch.rand(())) < 0.5)
-            mixer = v2.CutMix(alpha=config.cutmix) if is_cutmix else v2.MixUp(alpha=config.mixup)
+            is_cutmix = bool(cutmix) and (not mixup or float(torch.rand(())) < 0.5)
+            mixer = v2.CutMix(alpha=cutmix) if is_cutmix else v2.MixUp(alpha=mixup)
             images_BCHW, targets_BK = mixer(images_BCHW, targets_BK)
         finally:
             torch.random.set_rng_state(before)
-    return images_BCHW, targets_BK * (1 - config.smoothing) + config.smoothing / num_classes
+    return images_BCHW, targets_BK * (1 - smoothing) + smoothing / num_classes
 
 
 def _in_turn(steps: Sequence[Callable[..., Any]], picture: Picture) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dggraph.errors import InputError
 from dggraph.data.image_sets import Item, list_some, open_image_set, spread
+from dggraph.errors import InputError
 from dggraph.models.image_files import ImageFacts, inspect_images
 from dggraph.views.lettering import plural
 

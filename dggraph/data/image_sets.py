@@ -14,9 +14,9 @@ from unicodedata import normalize
 
 from PIL import Image
 
-from dggraph.errors import InputError
 from dggraph.data.idx import check_idx, read_idx, rows_of
 from dggraph.data.listing import SUFFIXES, list_images, num_files, say_ignored, scan
+from dggraph.errors import InputError
 from dggraph.models.preprocessing import open_image
 
 PARTS = ("t10k", "test", "train")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
-from dggraph.errors import InputError
 from dggraph.data.idx import read_idx
+from dggraph.errors import InputError
 
 FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

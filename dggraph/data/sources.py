@@ -8,9 +8,9 @@ Shape suffixes: N images, H height, W width, C channels.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,17 +18,34 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dggraph.errors import DggraphError, InputError
-from dggraph.data.image_sets import Item
-from dggraph.models.registry import import_function
-from dggraph.models.preprocessing import Preprocess
-from dggraph.data.augmentation import Transform, evaluation_transform, training_transform
-from dggraph.training.config import TrainConfig
+from dggraph.data.augmentation import Augmentation, Transform, evaluation_transform, training_transform
 from dggraph.data.folders import ReadFolder, read_folder, refuse_empty, telling_way_out
+from dggraph.data.image_sets import Item
 from dggraph.data.pixels import SMALL_SETS, Pixels, read_pixels
+from dggraph.errors import DggraphError, InputError
+from dggraph.models.preprocessing import Preprocess
+from dggraph.models.registry import import_function
 
 NAMES = ("imagefolder", *SMALL_SETS)
 NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a data set is, and how it is read."""
+
+    dataset: str
+    """A name, or `package.module:function`."""
+    data_dir: Path | None = None
+    """The folder that it is in."""
+    num_classes: int | None = None
+    """Outputs of the network, where that was said."""
+    is_labelled: bool = True
+    """False for images without classes, which distillation learns from."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_box: Literal["error", "skip"] = "error"
+    argument: Any = None
+    """What `package.module:function` is called with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,64 +112,58 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(picture), label if self.outputs is None else self.outputs[label]
 
 
-def configured(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
-    """`preprocess`, with what `config` says of it."""
-    given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
-    given["crop_fraction"] = config.crop_pct
-    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
-
-
-def open_data(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
-    """The data set that `config.dataset` names, in `config.data_dir`.
+def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation) -> TrainingData:
+    """The data set that `source.dataset` names, in `source.data_dir`.
 
     `imagefolder` reads `data_dir/train/CLASS/...` and `data_dir/val/CLASS/...`, or for distillation images in `data_dir/train` and
     `data_dir/val`, at any depth; `fashion_mnist` and `mnist` their four idx files, packed or
     not, in `data_dir` itself or where torchvision has them (`data_dir/FashionMNIST/raw`); `cifar10` and `cifar100` torchvision's layout;
-    `package.module:function` is imported and called with `config`, and returns a `TrainingData` or (train, validation, classes).
+    `package.module:function` is imported and called with `source.argument`, and returns a `TrainingData` or (train, validation, classes).
 
     Args:
-        config: `dataset`, `data_dir`, `num_classes`, and the keys of augmentation.
+        source: what to read.
         preprocess: of the network, for images of both sets.
+        augmentation: of training images.
 
     Raises:
         InputError: the set is not there, is damaged, or does not fit the network; says where files must be and how to get them. Image files
             that are no images, or end too early, are found here and named; damage in the middle of one when its turn comes.
     """
-    if config.on_bad_image == "skip" and config.dataset in SMALL_SETS:
-        raise InputError(f"on_bad_image = 'skip' means nothing for {config.dataset}, whose images are in one file. Leave it out.")
-    if ":" in config.dataset:
-        data = _call(config, preprocess)
-    elif config.dataset == "imagefolder":
-        data = _open_folder(config, preprocess)
-    elif config.dataset in SMALL_SETS:
-        found, channels = read_pixels(config.dataset, config.data_dir), preprocess.input_size[0]
-        train = PixelDataset(found.train, training_transform(config, preprocess), channels)
+    if source.on_bad_image == "skip" and source.dataset in SMALL_SETS:
+        raise InputError(f"on_bad_image = 'skip' means nothing for {source.dataset}, whose images are in one file. Leave it out.")
+    if ":" in source.dataset:
+        data = _call(source, preprocess)
+    elif source.dataset == "imagefolder":
+        data = _open_folder(source, preprocess, augmentation)
+    elif source.dataset in SMALL_SETS:
+        found, channels = read_pixels(source.dataset, source.data_dir), preprocess.input_size[0]
+        train = PixelDataset(found.train, training_transform(augmentation, preprocess), channels)
         data = TrainingData(train, PixelDataset(found.validation, evaluation_transform(preprocess), channels), found.classes)
     else:
-        close = difflib.get_close_matches(config.dataset, NAMES, n=1)
+        close = difflib.get_close_matches(source.dataset, NAMES, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(NAMES)}, and package.module:function."
-        if config.dataset in ("coco", "voc"):
+        if source.dataset in ("coco", "voc"):
             hint = "It is one of boxes: add task = 'detection'."
-        raise InputError(f"there is no dataset {config.dataset!r}. {hint}")
-    if config.num_classes is not None and len(data.classes) > config.num_classes:
+        raise InputError(f"there is no dataset {source.dataset!r}. {hint}")
+    if source.num_classes is not None and len(data.classes) > source.num_classes:
         raise InputError(
-            f"{config.dataset} has {len(data.classes)} classes, but num_classes = {config.num_classes}; the network needs an output for each."
+            f"{source.dataset} has {len(data.classes)} classes, but num_classes = {source.num_classes}; the network needs an output for each."
         )
     return data
 
 
-def _open_folder(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
-    folder, names = config.data_dir, ("val", "validation")
+def _open_folder(source: Source, preprocess: Preprocess, augmentation: Augmentation) -> TrainingData:
+    folder, names = source.data_dir, ("val", "validation")
     if folder is None:
         raise InputError("imagefolder needs data_dir: a folder with train/CLASS/... and val/CLASS/...")
     validation = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
-    augment, fit = training_transform(config, preprocess), evaluation_transform(preprocess)
+    augment, fit = training_transform(augmentation, preprocess), evaluation_transform(preprocess)
     places = {"train": folder / "train", "validation": validation}
-    if config.objective == "distill":
-        found = {name: read_folder(place, config.on_bad_image) for name, place in places.items()}
+    if not source.is_labelled:
+        found = {name: read_folder(place, source.on_bad_image) for name, place in places.items()}
         classes, outputs = tuple[str, ...](), None
     else:
-        found = {name: _read_classes(place, config) for name, place in places.items()}
+        found = {name: _read_classes(place, source) for name, place in places.items()}
         classes = found["train"].classes
         outputs = _outputs(found["validation"].classes, classes, folder / "train", validation)
     return TrainingData(
@@ -165,12 +176,12 @@ def _open_folder(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     )
 
 
-def _read_classes(folder: Path, config: TrainConfig) -> ReadFolder:
+def _read_classes(folder: Path, source: Source) -> ReadFolder:
     if not folder.is_dir():
         raise InputError(
             f"there is no folder {folder}. The data set imagefolder reads data_dir/train/CLASS/... and data_dir/val/CLASS/..."
         )
-    found = read_folder(folder, config.on_bad_image)
+    found = read_folder(folder, source.on_bad_image)
     if not found.classes:
         raise InputError(f"{folder} has images but no folders of them, so classes are unclear. Make a folder for each class.")
     refuse_empty(folder, found)
@@ -188,10 +199,10 @@ def _outputs(judged: Sequence[str], learned: Sequence[str], train: Path, validat
     return [learned.index(name) for name in judged]
 
 
-def _call(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
-    function = import_function(config.dataset)
+def _call(source: Source, preprocess: Preprocess) -> TrainingData:
+    function = import_function(source.dataset)
     try:
-        found = function(config)
+        found = function(source.argument)
         data = found if isinstance(found, TrainingData) else TrainingData(found[0], found[1], tuple(found[2]))
         with torch.random.fork_rng(devices=[]):
             parts = {name: (len(part), *part[0]) for name, part in (("train", data.train), ("validation", data.validation))}  # type: ignore[arg-type]
@@ -200,15 +211,15 @@ def _call(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
         raise
     except Exception as error:  # whatever a user's function raises, or does not return
         raise InputError(
-            f"{config.dataset} is no data set: {type(error).__name__}: {error}. Called with the configuration, it must return (train, "
+            f"{source.dataset} is no data set: {type(error).__name__}: {error}. Called with the configuration, it must return (train, "
             "validation, classes): two sets with a length, at least one (image tensor, label) each, and the names of the classes."
         ) from error
     for part, (shape, dtype, label) in shapes.items():
         if shape != preprocess.input_size or dtype != torch.float32:
             raise InputError(
-                f"{config.dataset}: an image of {part} is {dtype} {shape}, but the network reads torch.float32 {preprocess.input_size}; "
+                f"{source.dataset}: an image of {part} is {dtype} {shape}, but the network reads torch.float32 {preprocess.input_size}; "
                 "set input_size, or change the data set."
             )
         if not 0 <= label < len(data.classes):
-            raise InputError(f"{config.dataset}: a label of {part} is {label}, but there are {len(data.classes)} classes.")
+            raise InputError(f"{source.dataset}: a label of {part} is {label}, but there are {len(data.classes)} classes.")
     return data

@@ -8,15 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from dggraph.errors import InputError
-from dggraph.data.image_sets import composed, spread
-from dggraph.network.network import DynamicNetwork
-from dggraph.models.preprocessing import Preprocess
-from dggraph.data.augmentation import evaluation_transform
-from dggraph.training.config import TrainConfig
-from dggraph.data.sources import FileDataset, configured, open_data
-from dggraph.data.folders import read_folder
+from dggraph.data.augmentation import Augmentation, evaluation_transform
 from dggraph.data.class_names import as_text
+from dggraph.data.folders import read_folder
+from dggraph.data.image_sets import composed, spread
+from dggraph.data.sources import FileDataset, Source, open_data
+from dggraph.errors import InputError
+from dggraph.models.preprocessing import Preprocess
+from dggraph.network.network import DynamicNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,38 +46,42 @@ class _Relabelled(Dataset[tuple[Tensor, int]]):
         return image, self.outputs[int(label)]
 
 
-def open_validation(net: DynamicNetwork, config: TrainConfig, *, limit: int | None = None) -> ValidationData:
-    """The validation part of `config.dataset`.
+def open_validation(
+    net: DynamicNetwork, source: Source, *, preprocess: Preprocess | None = None, limit: int | None = None
+) -> ValidationData:
+    """The validation part of `source.dataset`.
 
     `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val` or `data_dir` itself is read, a folder
     with a sub-folder for each class, or of images without classes.
 
     Args:
         net: what will be judged; its labels say which output a class is.
-        config: `dataset`, `data_dir`, and `mean`, `std`, `interpolation`, `crop_pct` where they are not the network's.
+        source: what to read.
+        preprocess: how images become its input; by default as the network says.
         limit: at most so many images, evenly spread.
 
     Raises:
         InputError: as for `open_data`; or the network does not say how images become its input; or it names its outputs, and a class of
             the set is not among them.
     """
-    if net.preprocess is None:
+    preprocess = preprocess or net.preprocess
+    if preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
-    data = _open(config, configured(net.preprocess, config))
+    data = _open(source, preprocess)
     data = replace(data, classes=as_text(data.classes))
-    data = _as_named(data, None if net.labels is None else as_text(net.labels), config.dataset)
+    data = _as_named(data, None if net.labels is None else as_text(net.labels), source.dataset)
     num_images = len(data.images)  # type: ignore[arg-type]
     is_taken = spread(num_images, limit)
     return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
 
 
-def _open(config: TrainConfig, preprocess: Preprocess) -> ValidationData:
-    folder = config.data_dir
-    if config.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
+def _open(source: Source, preprocess: Preprocess) -> ValidationData:
+    folder = source.data_dir
+    if source.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
         names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
-        found = read_folder(next(name for name in names if name.is_dir()), config.on_bad_image)
+        found = read_folder(next(name for name in names if name.is_dir()), source.on_bad_image)
         return ValidationData(FileDataset(found.items, evaluation_transform(preprocess)), found.classes, found.skipped, found.notes)
-    data = open_data(config, preprocess)
+    data = open_data(source, preprocess, Augmentation())
     return ValidationData(data.validation, data.classes, data.skipped, data.notes)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dggraph.detection.readers import BoxImage, BoxSet
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.system.files import write_whole
-from dggraph.detection.readers import BoxImage, BoxSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,16 +13,16 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dggraph.errors import DggraphError, InputError
-from dggraph.models.image_files import Depth
-from dggraph.models.registry import import_function
+from dggraph.data.folders import telling_way_out
+from dggraph.data.sources import Source
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_images import compare_images, open_drawn_on
 from dggraph.detection.box_sets import BoxImage, BoxSet, refuse_bad_boxes
 from dggraph.detection.coco import read_coco
-from dggraph.training.config import TrainConfig
-from dggraph.data.folders import telling_way_out
 from dggraph.detection.voc import read_list, read_voc
+from dggraph.errors import DggraphError, InputError
+from dggraph.models.image_files import Depth
+from dggraph.models.registry import import_function
 
 Target = dict[str, Tensor]
 
@@ -76,25 +76,25 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], lis
     return list(images), list(targets)
 
 
-def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
-    """The training and validation sets that `config.dataset` names, in `config.data_dir`.
+def open_boxes(source: Source) -> tuple[BoxSet, BoxSet]:
+    """The training and validation sets that `source.dataset` names, in `source.data_dir`.
 
     `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in folders called like the files' last words
     (`train2017`), there or in `images`; `voc` reads `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
-    `package.module:function` is imported and called with `config`, and returns two `BoxSet`.
+    `package.module:function` is imported and called with `source.argument`, and returns two `BoxSet`.
 
     Raises:
         InputError: the set is not there, or is bad as `read_coco` says; or the two parts have different classes, or more than num_classes.
     """
-    training, validation = _open_part(config, "train"), open_validation_boxes(config)
+    training, validation = _open_part(source, "train"), open_validation_boxes(source)
     if training.classes != validation.classes:
         strangers = sorted(set(training.classes) ^ set(validation.classes))
         raise InputError(
             f"{training.name} and {validation.name} have different categories, for example {strangers[:3]}; a label is a place among them."
         )
-    if config.num_classes not in (None, len(training.classes)):
+    if source.num_classes not in (None, len(training.classes)):
         raise InputError(
-            f"{training.name} has {len(training.classes)} categories, but num_classes = {config.num_classes}. The background is not counted; "
+            f"{training.name} has {len(training.classes)} categories, but num_classes = {source.num_classes}. The background is not counted; "
             "leave num_classes out."
         )
     if not training.learnable:
@@ -102,45 +102,45 @@ def open_boxes(config: TrainConfig) -> tuple[BoxSet, BoxSet]:
     return training, validation
 
 
-def open_validation_boxes(config: TrainConfig) -> BoxSet:
+def open_validation_boxes(source: Source) -> BoxSet:
     """The second of `open_boxes`; a set without a training part will do.
 
     Raises:
         InputError: the set is not there, is bad as `read_coco` says, or has nothing to be found.
     """
-    found = _open_part(config, "val")
+    found = _open_part(source, "val")
     if not any(not box.is_crowd for image in found.images for box in image.boxes):
         raise InputError(f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be found.")
     return found
 
 
-def _open_part(config: TrainConfig, part: str) -> BoxSet:
-    if ":" in config.dataset:
-        function = import_function(config.dataset)
+def _open_part(source: Source, part: str) -> BoxSet:
+    if ":" in source.dataset:
+        function = import_function(source.dataset)
         try:
-            sets = function(config)
+            sets = function(source.argument)
         except DggraphError:
             raise
         except Exception as error:  # whatever a user's function raises
             raise InputError(
-                f"{config.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
+                f"{source.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
             ) from error
         if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
-            raise InputError(f"{config.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
-        return _compared(refuse_bad_boxes(sets[part == "val"]), config)
-    if config.dataset not in READERS:
+            raise InputError(f"{source.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
+        return _compared(refuse_bad_boxes(sets[part == "val"]), source)
+    if source.dataset not in READERS:
         raise InputError(
-            f"there is no dataset {config.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
+            f"there is no dataset {source.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
         )
-    if config.data_dir is None:
-        raise InputError(f"{config.dataset} needs data_dir, the folder that it is in.")
-    return _compared(READERS[config.dataset](config.data_dir, part, config.on_bad_box), config)
+    if source.data_dir is None:
+        raise InputError(f"{source.dataset} needs data_dir, the folder that it is in.")
+    return _compared(READERS[source.dataset](source.data_dir, part, source.on_bad_box), source)
 
 
-def _compared(found: BoxSet, config: TrainConfig) -> BoxSet:
+def _compared(found: BoxSet, source: Source) -> BoxSet:
     """Bad images are left out with either key; `on_bad_image` reads all of them whole to find them."""
-    is_skipped = "skip" in (config.on_bad_box, config.on_bad_image)
-    depth: Depth = "whole" if config.on_bad_image == "skip" else "ends"
+    is_skipped = "skip" in (source.on_bad_box, source.on_bad_image)
+    depth: Depth = "whole" if source.on_bad_image == "skip" else "ends"
     return compare_images(found, on_bad="skip" if is_skipped else "error", depth=depth)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 from unicodedata import normalize
 
-from dggraph.errors import InputError
 from dggraph.detection.box_sets import MAX_ID
+from dggraph.errors import InputError
 
 OnBadBox = Literal["error", "skip"]
 Corners = tuple[float, float, float, float]

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from PIL import Image
 
-from dggraph.errors import InputError
+from dggraph.data.folders import MAX_INSPECTED, refuse_bad
 from dggraph.data.image_sets import spread
-from dggraph.models.image_files import Depth, ImageFacts, inspect_images
-from dggraph.models.preprocessing import open_image
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_sets import BoxImage, BoxSet
-from dggraph.data.folders import MAX_INSPECTED, refuse_bad
+from dggraph.errors import InputError
+from dggraph.models.image_files import Depth, ImageFacts, inspect_images
+from dggraph.models.preprocessing import open_image
 
 UPRIGHT = "images turned upright by EXIF, as their boxes were drawn"
 UNDECIDED = "images whose EXIF turn keeps their size, so that it is unclear whether boxes were drawn before or after it; "

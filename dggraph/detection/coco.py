@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dggraph.errors import InputError
 from dggraph.detection.box_entries import Findings, OnBadBox, as_area, as_flag, as_whole, corners_of, file_of, label_of, other_place
 from dggraph.detection.box_sets import MAX_ID, Box, BoxImage, BoxSet
+from dggraph.errors import InputError
 
 
 def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") -> BoxSet:

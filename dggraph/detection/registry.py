@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
-from dggraph.models.registry import is_registered, load_model, model_names, start_from_, takes_num_classes
 from dggraph.models.feature_pyramids import faster_rcnn_on, freeze_norms_
+from dggraph.models.registry import is_registered, load_model, model_names, start_from_, takes_num_classes
 from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
 
 LONGEST = 5 / 3

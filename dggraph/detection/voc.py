@@ -8,10 +8,10 @@ from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-from dggraph.errors import InputError
 from dggraph.data.listing import is_hidden, scan
 from dggraph.detection.box_entries import Findings, OnBadBox, as_flag, as_whole, corners_of, file_of, other_place
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet
+from dggraph.errors import InputError
 
 OTHER_SUFFIX = "images found with another suffix than their <filename>, or in another case"
 HIDDEN_XML = "hidden XML files ignored"

@@ -10,13 +10,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dggraph.errors import InputError
-from dggraph.ops.macs import path_macs
-from dggraph.system import processes
 from dggraph.network.cost import entropy_bits, path_keys
 from dggraph.network.execution import refuse_nan
-from dggraph.system.modes import evaluating
 from dggraph.network.network import DynamicNetwork
+from dggraph.system import processes
 from dggraph.system.loaders import load_batches
+from dggraph.system.modes import evaluating
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -90,7 +89,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
                 for stage, raw_BE in gates.raw.items():
                     refuse_nan(model.graph, stage, raw_BE)
                 paths.update(path_keys(gates))
-                macs.append(path_macs({name: weights != 0 for name, weights in gates.weights.items()}, gates.table).cpu())
+                macs.append(gates.macs().cpu())
             else:
                 output = model(images.to(device))
             logits = output.cpu()

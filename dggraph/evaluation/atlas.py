@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from dggraph.errors import DggraphError, GateError, InputError
-from dggraph.graph.atlas import Atlas, Instance
-from dggraph.system import processes
-from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.data.image_sets import ImageSet, Item, spread
-from dggraph.network.network import DynamicNetwork, Gates
-from dggraph.evaluation.recording import Sight, Watch, as_watch
+from dggraph.errors import DggraphError, GateError, InputError
+from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.atlas_state import read_state, write_state
+from dggraph.evaluation.recording import Sight, Watch, as_watch
+from dggraph.graph.atlas import Atlas, Instance
+from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.system import processes
 
 OnBadImage = Literal["error", "skip"]
 

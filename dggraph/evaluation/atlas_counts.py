@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dggraph.errors import InputError
+from dggraph.evaluation.gate_diagnostics import GateHealth, StageCounts
 from dggraph.graph.atlas import (
     BINS_PER_STATIC,
     Atlas,
@@ -24,7 +25,6 @@ from dggraph.graph.atlas import (
 )
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.network.cost import path_keys
-from dggraph.evaluation.gate_diagnostics import GateHealth, StageCounts
 from dggraph.network.network import Gates
 
 NUM_COMMON, NUM_EXAMPLES, NUM_EXTREMES, NUM_SKIPPED = 12, 8, 5, 20

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 from dggraph.errors import InputError
-from dggraph.ops.macs import path_macs
 from dggraph.network.budgets import BudgetCurve, BudgetPoint, choose
 from dggraph.network.cost import iterate_gates
 from dggraph.network.network import DynamicNetwork
@@ -83,7 +82,7 @@ def _measure(net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[f
 
     totals, counts = [0.0] * len(thresholds), [0] * len(thresholds)
     for index, gates in enumerate(iterate_gates(net, replay())):
-        macs_B = path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table)
+        macs_B = gates.macs()
         totals[index % len(thresholds)] += float(macs_B.sum())
         counts[index % len(thresholds)] += len(macs_B)
     return [total / count / net.macs_table.static for total, count in zip(totals, counts, strict=True)], counts[0]

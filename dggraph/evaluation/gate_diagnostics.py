@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
-from dggraph.ops.liveness import leads_to_out, live_vertices
 from dggraph.network.cost import entropy_bits, iterate_gates, path_keys
 from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.ops.liveness import leads_to_out, live_vertices
 
 TIE_MARGIN = 1e-4
 """Executors and batch sizes differ by less; closer than this to the threshold an edge may fall either way."""

@@ -8,11 +8,11 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dggraph.errors import InputError
-from dggraph.system import processes
-from dggraph.network.budgets import TOLERANCE, BudgetCurve
-from dggraph.evaluation.calibration import calibrate
-from dggraph.network.network import DynamicNetwork
 from dggraph.evaluation.accuracy import Evaluation, evaluate
+from dggraph.evaluation.calibration import calibrate
+from dggraph.network.budgets import TOLERANCE, BudgetCurve
+from dggraph.network.network import DynamicNetwork
+from dggraph.system import processes
 
 HALVES = "calibrated on the images at even places (0, 2, ...), measured on those at odd places"
 

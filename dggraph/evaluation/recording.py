@@ -5,28 +5,25 @@ Outside the model, so training sees none of it.
 Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms import functional
+from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.graph.atlas import Detected, FoundObject
+from dggraph.graph.atlas import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.ops.liveness import live_vertices
-from dggraph.ops.macs import path_macs
-from dggraph.detection.detectors import read_boxes
-from dggraph.network.digests import digest_of, digest_state
-from dggraph.network.execution import refuse_nan
-from dggraph.system.modes import evaluating
-from dggraph.network.network import DynamicNetwork, Gates, class_names, collecting_gates
-from dggraph.network.outputs import join_outputs
 from dggraph.models.preprocessing import preprocess_image
+from dggraph.network.digests import digest_of
+from dggraph.network.execution import refuse_nan
+from dggraph.network.network import DynamicNetwork, Gates, class_names
+from dggraph.network.outputs import join_outputs
+from dggraph.ops.liveness import live_vertices
+from dggraph.system.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """A model that is shown one image at a time, and the network in it whose paths are noted. Made by `watch_network` and `watch_detector`."""
+    """A model that is shown one image at a time, and the network in it whose paths are noted. `watch_detector` makes one of a detector."""
 
     name: str
     net: DynamicNetwork
@@ -86,8 +83,8 @@ def watch_network(net: DynamicNetwork) -> Watch:
     """
     if net.preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
-    _require_stages(net)
-    see, identify = partial(_see, net), partial(_identify, net)
+    require_stages(net)
+    see, identify = partial(_see, net), partial(identify_network, net)
     return Watch(name=net.graph.name, net=net, see=see, identify=identify, is_detector=False)
 
 
@@ -98,24 +95,6 @@ def as_watch(watched: DynamicNetwork | Watch) -> Watch:
         InputError: as for `watch_network`.
     """
     return watch_network(watched) if isinstance(watched, DynamicNetwork) else watched
-
-
-def watch_detector(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Watch:
-    """Watch a detector and its backbone.
-
-    Args:
-        model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each, as torchvision's detectors do.
-        net: its backbone, by `convert_backbone_`.
-        classes: label k is `classes[k - 1]`.
-        name: what to call it.
-
-    Raises:
-        InputError: the backbone has no stages; (when an image is seen) the backbone does not run once on it.
-    """
-    _require_stages(net)
-    see = partial(_see_with_detector, model, net, tuple(classes))
-    identify = partial(_identify_detector, model, net, tuple(classes))
-    return Watch(name=name, net=net, see=see, identify=identify, is_detector=True)
 
 
 def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
@@ -130,7 +109,7 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         InputError: `x` is no image batch, or `batch_size` is not positive.
         GateError: an edge weight is NaN; names stage, edge and instance.
     """
-    _require_stages(net)
+    require_stages(net)
     if x.ndim != 4 or batch_size < 1:
         raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
     outputs: list[Any] = []
@@ -163,7 +142,7 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     """
     for stage, raw_BE in gates.raw.items():
         refuse_nan(graph, stage, raw_BE)
-    macs = path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table).long().tolist()
+    macs = gates.macs().long().tolist()
     margins, lists = _margins(gates), {stage: weights_BE.tolist() for stage, weights_BE in gates.weights.items()}
     return tuple(
         ActivatedPath(
@@ -185,7 +164,8 @@ def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Ten
     return adjacency_BVV
 
 
-def _require_stages(net: DynamicNetwork) -> None:
+def require_stages(net: DynamicNetwork) -> None:
+    """Refuse a network without paths."""
     if not net.graph.stages:
         raise InputError("this network has no stages, so there are no paths to record.")
 
@@ -202,36 +182,19 @@ def _see(net: DynamicNetwork, image: Image.Image) -> Sight:
         best, index = output.float().softmax(1)[0].max(0)
         label = class_names(net, output.shape[1])[int(index)]
         prediction = Prediction(label=label, index=int(index), probability=float(best))
-    return Sight(path=path, gates=_on_cpu(gates), prediction=prediction, detected=None)
+    return Sight(path=path, gates=on_cpu(gates), prediction=prediction, detected=None)
 
 
-def _see_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image) -> Sight:
-    pixels = functional.convert_image_dtype(functional.pil_to_tensor(image.convert("RGB")), torch.float32)
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), pixels)
-    with evaluating(model):
-        with collecting_gates(net) as collected:
-            (output,) = model([pixels.to(parameter.device, parameter.dtype)])
-        if len(collected) != 1:
-            raise InputError(f"this detector runs its backbone {len(collected)} times an image, so there is no one path to record.")
-        (path,) = activated_paths(net.graph, collected[0])
-    objects = tuple(
-        FoundObject(corners=corners, label=label, name=classes[label], score=score) for corners, label, score in read_boxes(output)
-    )
-    return Sight(path=path, gates=_on_cpu(collected[0]), prediction=None, detected=Detected(size=image.size, objects=objects))
-
-
-def _on_cpu(gates: Gates) -> Gates:
+def on_cpu(gates: Gates) -> Gates:
+    """Copies that outlive the pass."""
     weights, raw, thresholds = ({stage: one.cpu() for stage, one in part.items()} for part in gates[:3])
     return Gates(weights, raw, thresholds, gates.table)
 
 
-def _identify(net: DynamicNetwork) -> dict[str, str]:
+def identify_network(net: DynamicNetwork) -> dict[str, str]:
+    """What its sights depend on, by name."""
     settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
     return {"network": digest_of(net), "network's settings": repr(settings)}
-
-
-def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:
-    return _identify(net) | {"detector": digest_state(repr((classes, model)), model)}
 
 
 def _margins(gates: Gates) -> list[float]:

@@ -15,14 +15,14 @@ from torch import Tensor, fx
 from torch.utils.data import Dataset
 
 from dggraph.errors import InputError, WiringError
+from dggraph.evaluation.accuracy import own_batches
+from dggraph.network.block_removal import skipped_weights
+from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
+from dggraph.ops.divergence import divergence
 from dggraph.ops.macs import path_macs
 from dggraph.system import processes
-from dggraph.system.modes import evaluating
-from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
-from dggraph.network.block_removal import skipped_weights
-from dggraph.evaluation.accuracy import own_batches
 from dggraph.system.loaders import load_batches
-from dggraph.training.losses import divergence
+from dggraph.system.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
+from dggraph.network.network import DynamicNetwork, Executor, pinned_gates
 from dggraph.ops.macs import path_macs
 from dggraph.system.modes import keeping_modes
-from dggraph.network.network import DynamicNetwork, Executor, pinned_gates
 
 MAX_SPREAD = 0.1
 

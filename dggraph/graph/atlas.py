@@ -1,4 +1,4 @@
-"""The atlas of a set: what its images' paths have in common and where they part, in numbers. Collected by `evaluation/atlas`, shown by `views`."""
+"""The atlas of a set: what the paths of its images have in common and where they part, in numbers. `evaluation.atlas` collects one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

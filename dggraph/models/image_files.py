@@ -15,8 +15,8 @@ from typing import Any, Literal
 from PIL import ExifTags, Image
 
 from dggraph.errors import InputError
-from dggraph.system import processes
 from dggraph.models.preprocessing import opened
+from dggraph.system import processes
 
 Depth = Literal["ends", "whole"]
 THREADS = 8

@@ -14,9 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from dggraph.errors import InputError, MissingExtraError
+from dggraph.models.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
 from dggraph.models.small_resnet import NAMES as SMALL_NAMES
 from dggraph.models.small_resnet import build_small
-from dggraph.models.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
 from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
 
 IMAGENET_CLASSES = 1000

@@ -28,11 +28,9 @@ from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace
 from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
-from dggraph.ops.gating import GATES
-from dggraph.ops.routing import find_router
-from dggraph.network.static_checks import check_images, check_static
+from dggraph.models.preprocessing import Preprocess
+from dggraph.models.registry import build_shapes, build_trusted, is_registered
 from dggraph.network.conversion import assemble, plain_backbone
-from dggraph.system.files import sha256_of, write_synced
 from dggraph.network.inference import InferenceNetwork
 from dggraph.network.manifest import (
     MANIFEST,
@@ -49,11 +47,13 @@ from dggraph.network.manifest import (
     unpack_preprocess,
     unpack_recipe,
 )
-from dggraph.models.registry import build_shapes, build_trusted, is_registered
 from dggraph.network.network import DynamicNetwork, Recipe
-from dggraph.models.preprocessing import Preprocess
 from dggraph.network.report import note_dense
 from dggraph.network.skipping_checks import check_skipping_
+from dggraph.network.static_checks import check_images, check_static
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
+from dggraph.system.files import sha256_of, write_synced
 
 GRAPH, WEIGHTS = "graph.json", "model.safetensors"
 

@@ -9,29 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dggraph.compiler.static_graph import ResidualChoice, build_graph, choose_residuals
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.lowering import Deciders, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
+from dggraph.compiler.static_graph import ResidualChoice, build_graph, choose_residuals
 from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.compiler.tracing import Opaque, Trace, fingerprint, qualified_name, trace
 from dggraph.errors import InputError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
-from dggraph.ops.gating import GATES
-from dggraph.ops.routing import find_router
-from dggraph.network.static_checks import check_images, check_start, check_static
-from dggraph.network.cost import tabulate_macs
-from dggraph.models.registry import LoadedModel, load_model
-from dggraph.network.network import DynamicNetwork, Recipe
 from dggraph.models.preprocessing import Preprocess, input_size_of
+from dggraph.models.registry import LoadedModel, load_model
 from dggraph.models.reparameterisation import advice
+from dggraph.network.cost import tabulate_macs
+from dggraph.network.network import DynamicNetwork, Recipe
 from dggraph.network.report import ConversionReport, StaticPart, note_dense, report_stages
 from dggraph.network.skipping_checks import check_skipping_
+from dggraph.network.static_checks import check_images, check_start, check_static
 from dggraph.network.training_checks import check_autocast, check_gradients
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
 
 
 def convert(

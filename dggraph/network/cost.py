@@ -16,10 +16,10 @@ from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.lowering import stage_layout
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
 from dggraph.network.execution import refuse_nan
-from dggraph.system.modes import keeping_modes
 from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
+from dggraph.system.modes import keeping_modes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
     expected = 0.0
     paths: set[bytes] = set()
     for gates in iterate_gates(net, batches):
-        parts.append(path_macs({stage: weights_BE != 0 for stage, weights_BE in gates.weights.items()}, gates.table).cpu())
+        parts.append(gates.macs().cpu())
         chances = open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table)
         expected += float(path_macs(chances, gates.table).sum())
         paths.update(path_keys(gates))

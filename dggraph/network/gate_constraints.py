@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge
+from dggraph.network.network import DynamicNetwork, decided_edges
 from dggraph.ops.gating import AnchoredGate
 from dggraph.ops.routing import LinearRouter
-from dggraph.network.network import DynamicNetwork, decided_edges
 
 HELD = -1
 

@@ -15,9 +15,9 @@ from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.regions import Region
 from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
+from dggraph.models.preprocessing import Preprocess
 from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
 from dggraph.network.network import Recipe
-from dggraph.models.preprocessing import Preprocess
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -8,21 +8,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
 from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.ops.aggregation import is_jit_traced, is_plain
-from dggraph.ops.macs import MacsTable
+from dggraph.models.preprocessing import Preprocess
 from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.report import ConversionReport
 from dggraph.network.standin import StandIn
+from dggraph.ops.aggregation import is_jit_traced, is_plain
+from dggraph.ops.macs import MacsTable, path_macs
 
 Executor = Literal["auto", "sparse", "dense"]
 EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
@@ -39,6 +40,10 @@ class Gates(NamedTuple):
     """Per stage, 0-d."""
     table: MacsTable
     """What the network's parts cost, for a budget."""
+
+    def macs(self) -> Tensor:
+        """(B,) float64: multiply-accumulates of each instance's path, routers and aggregation included."""
+        return path_macs({stage: weights_BE.detach() != 0 for stage, weights_BE in self.weights.items()}, self.table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
 
 from dggraph.errors import InputError
-from dggraph.system.modes import keeping_modes
 from dggraph.network.network import DynamicNetwork
+from dggraph.system.modes import keeping_modes
 
 NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Classes of norms, of which timm's and torchvision's are subclasses."""

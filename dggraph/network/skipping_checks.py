@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, LoweringError
-from dggraph.ops.aggregation import plain_aggregation
-from dggraph.network.static_checks import largest_difference
 from dggraph.network.network import DynamicNetwork, Executor, pinned_gates, static_weights
 from dggraph.network.outputs import tensors_in
+from dggraph.network.static_checks import largest_difference
+from dggraph.ops.aggregation import plain_aggregation
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Of the largest output: a block on some rows and on all of them rounds differently."""

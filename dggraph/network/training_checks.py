@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, LoweringError
-from dggraph.network.static_checks import are_equal, largest_difference
 from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.network.outputs import tensors_in
+from dggraph.network.static_checks import are_equal, largest_difference
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of a parameter's largest gradient: aggregation sums gradients in another order."""

@@ -5,7 +5,7 @@ weights of others without calling them. So each step gathers all weights once; b
 `processes`, since torch takes half a second to import what this needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import InputError
 from dggraph.system.processes import device, share_buffers_, world_size
-from dggraph.network.standin import StandIn, rename_old_keys_
 
 
 def shard_(model: nn.Module) -> None:
@@ -74,12 +73,3 @@ def share_like(tensor: Tensor, other: Tensor) -> Tensor:
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict in whole tensors; every process must ask for it."""
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
-
-
-def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `whole_state` gave, sharded or not."""
-    now, state = model.state_dict(), dict(state)
-    for path, module in model.named_modules():
-        if isinstance(module, StandIn):
-            rename_old_keys_(state, module, f"{path}." if path else "")
-    model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})

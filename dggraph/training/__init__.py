@@ -1,1 +1,1 @@
-"""Training. Every module here may use the runtime; nothing of the runtime knows of training."""
+"""Training: from a configuration to an archive."""

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import ArchiveError, InputError
+from dggraph.models.registry import is_registered, load_model, takes_num_classes
 from dggraph.network.archive import load
 from dggraph.network.conversion import convert, note_source_
-from dggraph.network.manifest import MANIFEST, read_manifest
-from dggraph.models.registry import is_registered, load_model, takes_num_classes
-from dggraph.network.network import DynamicNetwork
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
+from dggraph.network.manifest import MANIFEST, read_manifest
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
-from dggraph.training.config import TrainConfig, read_config
-from dggraph.data.sources import configured
+from dggraph.training.config import TrainConfig, configured, read_config
 from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
 
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dggraph.system import processes
-from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.data.augmentation import mix
-from dggraph.training.config import TrainConfig
+from dggraph.data.sampler import seed_of
 from dggraph.data.sources import TrainingData
 from dggraph.evaluation.accuracy import Evaluation, evaluate
+from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.ops.divergence import divergence
+from dggraph.system import processes
+from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of
-from dggraph.training.losses import divergence
-from dggraph.data.sampler import seed_of
 
 Part = tuple[Tensor, Tensor]
 """Images (B, C, H, W), and labels (B,) or targets (B, K)."""
@@ -57,7 +57,15 @@ class Classifying:
         num_classes = config.num_classes or len(self.data.classes)
         if self.teacher is not None:
             labels, num_classes = torch.zeros_like(labels), 1  # its outputs stand for them, on images as they are mixed
-        images, targets = mix(images, labels, num_classes, config, seed_of(config.seed, 2, step, processes.rank()))
+        images, targets = mix(
+            images,
+            labels,
+            num_classes,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.smoothing,
+            seed=seed_of(config.seed, 2, step, processes.rank()),
+        )
         return list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
 
     def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:

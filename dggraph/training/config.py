@@ -6,8 +6,9 @@ Read from TOML, overridden by flags, and refused where a key is unknown or a val
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,11 @@ try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[import-not-found,no-redef]
+
+if TYPE_CHECKING:  # the command line reads configurations without torch
+    from dggraph.data.augmentation import Augmentation
+    from dggraph.data.sources import Source
+    from dggraph.models.preprocessing import Preprocess
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -194,6 +200,21 @@ class TrainConfig(BaseModel):
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 
     @property
+    def source(self) -> "Source":
+        """The data set."""
+        from dggraph.data.sources import Source
+
+        names = ("dataset", "data_dir", "num_classes", "on_bad_image", "on_bad_box")
+        return Source(**{name: getattr(self, name) for name in names}, is_labelled=self.objective == "labels", argument=self)
+
+    @property
+    def augmentation(self) -> "Augmentation":
+        """What is drawn at random for a training image."""
+        from dggraph.data.augmentation import Augmentation
+
+        return Augmentation(**{one.name: getattr(self, one.name) for one in fields(Augmentation)})
+
+    @property
     def judged_at_a_time(self) -> int:
         """Images at a time in evaluation."""
         return self.validation_batch_size or (1 if self.task == "detection" else 256)
@@ -232,6 +253,13 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         return TrainConfig(**keys)
     except pydantic.ValidationError as error:
         raise InputError("; ".join(_explain(one, file) for one in error.errors())) from error
+
+
+def configured(preprocess: "Preprocess", config: TrainConfig) -> "Preprocess":
+    """`preprocess`, with what `config` says of it."""
+    given: dict[str, Any] = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
+    given["crop_fraction"] = config.crop_pct
+    return replace(preprocess, **{name: value for name, value in given.items() if value is not None})
 
 
 def _on_backslashes(text: str, error: Exception) -> str:

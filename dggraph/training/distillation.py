@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from dggraph.system import processes
 from dggraph.data.image_sets import spread
-from dggraph.system.modes import evaluating
-from dggraph.network.network import DynamicNetwork
-from dggraph.evaluation.accuracy import own_batches
-from dggraph.system.loaders import load_batches
 from dggraph.data.sampler import SeededDataset
+from dggraph.evaluation.accuracy import own_batches
 from dggraph.evaluation.sensitivity import measure_sensitivity
+from dggraph.network.network import DynamicNetwork
+from dggraph.system import processes
+from dggraph.system.loaders import load_batches
+from dggraph.system.modes import evaluating
 
 SENSITIVITY_IMAGES = 256
 """Of the training set, evenly spread: enough to tell blocks that cost everything from those that cost little."""

@@ -11,9 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from dggraph.system.files import write_whole
-from dggraph.detection.readers import BoxImage
 from dggraph.data.class_names import as_text
+from dggraph.detection.readers import BoxImage
+from dggraph.system.files import write_whole
 
 NAMES = "names.json.gz"
 SHOWN = 3

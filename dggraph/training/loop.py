@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dggraph.data.sampler import EpochBatches, SeededDataset, seed_of
 from dggraph.errors import InputError, TrainingError
-from dggraph.system import processes
 from dggraph.network.archive import refuse_unsavable
 from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.system import processes
+from dggraph.system.loaders import ENDING, load_batches
+from dggraph.system.locks import locked
 from dggraph.system.sharding import local, shard_, synchronised, whole
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
-from dggraph.system.loaders import ENDING, load_batches
-from dggraph.system.locks import locked
 from dggraph.training.losses import budget_of, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
-from dggraph.data.sampler import EpochBatches, SeededDataset, seed_of
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
     ARCHIVE,

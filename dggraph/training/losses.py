@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 from dggraph.network.network import Gates
+from dggraph.ops.divergence import divergence as divergence
+from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 
 
 def kept(gates: Gates) -> Tensor:
@@ -32,24 +33,10 @@ def kept(gates: Gates) -> Tensor:
     """
     if not gates.weights or not next(iter(gates.weights.values())).shape[0]:
         raise InputError("there is no instance with a path here: the batch is empty, or the network has no stages.")
-    real_B = path_macs({stage: weights_BE.detach() != 0 for stage, weights_BE in gates.weights.items()}, gates.table)
+    real_B = gates.macs()
     expected_B = path_macs(open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table), gates.table)
     # Finite minus itself is exactly 0, so the value is the meter's to the bit; NaN minus itself is NaN and stays visible.
     return (real_B + (expected_B - expected_B.detach())) / gates.table.static
-
-
-def divergence(expected_BK: Tensor, actual_BK: Tensor) -> Tensor:
-    """KL(expected || actual) of each instance, of what logits stand for.
-
-    Args:
-        expected_BK: logits of the static network.
-        actual_BK: logits on the instances' paths; gets the gradient.
-
-    Returns:
-        (B,) in nats, 0 where both say the same.
-    """
-    expected_BK, actual_BK = expected_BK.log_softmax(1), actual_BK.log_softmax(1)
-    return (expected_BK.exp() * (expected_BK - actual_BK)).sum(1)
 
 
 def budget(gates: Gates, target: float) -> Tensor:

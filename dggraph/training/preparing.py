@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dggraph.data.class_names import as_text, tell_changed
+from dggraph.data.sources import open_data
+from dggraph.detection.average_precision import require_library
+from dggraph.detection.box_data import open_boxes
 from dggraph.errors import DggraphError, InputError
-from dggraph.system import processes
-from dggraph.network.conversion import convert, note_source_
+from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import LoadedModel, is_registered, load_model, start_from_, takes_num_classes
+from dggraph.network.conversion import convert, note_source_
+from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.network.norms import NORMS
-from dggraph.network.gate_constraints import decide_blocks_, pin_open_
-from dggraph.models.preprocessing import Preprocess
-from dggraph.detection.box_data import open_boxes
-from dggraph.detection.average_precision import require_library
+from dggraph.system import processes
 from dggraph.training.classifying import Classifying
-from dggraph.training.config import TrainConfig
-from dggraph.data.sources import configured, open_data
-from dggraph.detection.detecting import Detecting
-from dggraph.detection.detector_runs import build_detector
+from dggraph.training.config import TrainConfig, configured
+from dggraph.training.detecting import Detecting
+from dggraph.training.detector_runs import build_detector
 from dggraph.training.distillation import answered, find_fragile, teacher_of
-from dggraph.data.class_names import as_text, tell_changed
 from dggraph.training.tasks import Task
 
 OF_CLASSIFICATION = (
@@ -66,7 +66,7 @@ def prepare(config: TrainConfig) -> Prepared:
 
 def _prepare_detector(config: TrainConfig) -> Prepared:
     require_library()
-    training, validation = open_boxes(config)
+    training, validation = open_boxes(config.source)
     skipped = [f"{part.name}: {what}" for part in (training, validation) for what in part.skipped]
     facts = {"train": training.facts, "validation": validation.facts}
     names = as_text(training.classes)
@@ -100,7 +100,12 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     if loaded.preprocess is None:
         raise InputError(f"{config.model} does not say what images it takes; give input_size.")
     preprocess = configured(loaded.preprocess, config)
-    data, labels, said, renamed = open_data(config, preprocess), loaded.labels or (), loaded.said, list[str]()
+    data, labels, said, renamed = (
+        open_data(config.source, preprocess, config.augmentation),
+        loaded.labels or (),
+        loaded.said,
+        list[str](),
+    )
     if not is_taught:
         labels = as_text(data.classes)
         renamed = tell_changed(data.classes, labels)

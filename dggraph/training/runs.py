@@ -30,14 +30,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dggraph.data.sampler import seed_of
 from dggraph.errors import CheckpointError, InputError, TrainingError
-from dggraph.system import processes
-from dggraph.network.archive import save
-from dggraph.system.files import write_whole
-from dggraph.network.network import DynamicNetwork, dynamic_part
-from dggraph.network.gate_constraints import release_
 from dggraph.models.preprocessing import Preprocess
-from dggraph.system.sharding import load_whole_, whole_state
+from dggraph.network.archive import save
+from dggraph.network.gate_constraints import release_
+from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.network.standin import load_whole_
+from dggraph.system import processes
+from dggraph.system.files import write_whole
+from dggraph.system.sharding import whole_state
 from dggraph.training.checkpoint import (
     flatten_optimiser,
     list_checkpoints,
@@ -49,7 +51,6 @@ from dggraph.training.checkpoint import (
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, tell_differences, write_names
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
-from dggraph.data.sampler import seed_of
 
 CHECKPOINTS = "checkpoints"
 ARCHIVE = "archive"

@@ -1,28 +1,21 @@
-"""Learn boxes: what a detector finds on each image of a set, how precise that is, and what its backbone spends there."""
+"""What a detector finds on each image of a set, how precise that is, and what its backbone spends there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dggraph.system import processes
-from dggraph.detection.detectors import read_boxes
-from dggraph.system.modes import evaluating
-from dggraph.network.network import DynamicNetwork, Gates, collecting_gates, dynamic_part
-from dggraph.detection.box_data import BoxDataset, Target, collate
 from dggraph.detection.average_precision import Detection, Precision, average_precision
+from dggraph.detection.box_data import BoxDataset, collate
+from dggraph.detection.detectors import read_boxes
 from dggraph.detection.readers import BoxSet
-from dggraph.training.config import TrainConfig
 from dggraph.evaluation.accuracy import own_batches
-from dggraph.training.identity import Identity, names_of_boxes
+from dggraph.network.network import DynamicNetwork, collecting_gates, dynamic_part
+from dggraph.system import processes
 from dggraph.system.loaders import load_batches
-from dggraph.training.losses import kept
-
-Part = tuple[list[Tensor], list[Target]]
-"""Images (3, H, W) and what is on them."""
+from dggraph.system.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,62 +45,6 @@ class BoxEvaluation:
         """For metrics: precisions, and MACs."""
         row = {"num_images": self.num_images} | self.precision.row()
         return row if self.kept is None else row | {"kept": self.kept}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detecting:
-    """A `Task`."""
-
-    config: TrainConfig
-    training: BoxSet
-    validation: BoxSet
-
-    @cached_property
-    def train(self) -> BoxDataset:
-        return BoxDataset(self.training.learnable, flip=self.config.hflip)
-
-    @property
-    def groups(self) -> list[int]:
-        """Tall images and wide ones: batches of both would be mostly padding. One group where either would not fill a batch."""
-        is_tall = [int(image.height > image.width) for image in self.train.images]
-        global_size = self.config.batch_size * processes.world_size()
-        return is_tall if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size else [0] * len(is_tall)
-
-    @property
-    def collate(self) -> Any:
-        return collate
-
-    @property
-    def identity(self) -> Identity:
-        parts = {"train": self.train.images, "validation": self.validation.images}
-        return Identity(
-            classes=self.training.classes,
-            sizes={name: len(images) for name, images in parts.items()},
-            names={name: names_of_boxes(images) for name, images in parts.items()},
-        )
-
-    def parts(self, batch: Part, step: int) -> list[Part]:
-        device, (images, targets) = processes.device(), batch
-        images = [image.to(device) for image in images]
-        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
-        size = len(images) // self.config.grad_accum_steps
-        return [(images[start : start + size], targets[start : start + size]) for start in range(0, len(images), size)]
-
-    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
-        if net is None:
-            return sum(model(*part).values(), torch.zeros(())), None
-        with collecting_gates(net) as gates:
-            losses = model(*part)
-        return sum(losses.values(), torch.zeros(())), gates[0]
-
-    def judge(self, model: nn.Module) -> BoxEvaluation:
-        found = detect(
-            model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
-        )
-        judged = judge(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
-        (first, *_) = processes.gather(judged)
-        assert isinstance(first, BoxEvaluation)
-        return first
 
 
 def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
@@ -165,4 +102,4 @@ def _run(model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]) -> 
         return model(images), [None] * len(images)
     with collecting_gates(net) as gates:
         outputs = model(images)
-    return outputs, kept(gates[0]).tolist() if len(gates) == 1 else [None] * len(images)
+    return outputs, (gates[0].macs() / gates[0].table.static).tolist() if len(gates) == 1 else [None] * len(images)

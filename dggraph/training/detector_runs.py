@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dggraph.errors import ArchiveError, InputError
-from dggraph.detection.registry import has_frozen_norms, load_detector
 from dggraph.detection.detectors import EXAMPLE_SIDE, convert_backbone_
+from dggraph.detection.registry import has_frozen_norms, load_detector
+from dggraph.errors import ArchiveError, InputError
 from dggraph.models.registry import is_registered
 from dggraph.network.network import DynamicNetwork
 from dggraph.training.config import TrainConfig, read_config

@@ -1,0 +1,1 @@
+"""Sets of images: reading, augmentation, the order of samples."""

@@ -1,0 +1,1 @@
+"""Detectors with a dynamic backbone: models, sets of boxes, average precision."""

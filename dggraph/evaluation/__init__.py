@@ -1,0 +1,1 @@
+"""What is measured on a network: paths, accuracy, budgets, gates, time."""

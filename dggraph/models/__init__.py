@@ -1,0 +1,1 @@
+"""Static backbones: their names, their weights, and how images become their input."""

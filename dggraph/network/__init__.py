@@ -1,0 +1,1 @@
+"""The converted network: conversion, checks, executors, archives."""

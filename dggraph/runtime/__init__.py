@@ -1,1 +1,0 @@
-"""The converted network: conversion, recording, archives."""
