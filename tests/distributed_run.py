@@ -12,7 +12,7 @@ from toy_data import Toy, plain_net
 import dggraph
 from dggraph.evaluation.accuracy import evaluate
 from dggraph.system import processes
-from dggraph.system.sharding import shard_, whole
+from dggraph.system.sharding import full_tensor, shard_
 from dggraph.training.checkpoint import flatten_optimiser, restore_optimiser
 from dggraph.training.config import TrainConfig
 from dggraph.training.loop import train
@@ -56,7 +56,7 @@ def check_parameters() -> None:
         (output.square().mean() + budget(gates, 0.7)).backward()
         optimiser.step()
         optimiser.zero_grad()
-    mine, theirs = processes.gather(paths)
+    mine, theirs = processes.all_gather_objects(paths)
     assert mine != theirs
     flat = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
     both = [torch.empty_like(flat) for _ in range(2)]
@@ -83,7 +83,7 @@ def check_sharded() -> None:
             loss_of(net, images[part], labels[part]).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
             optimiser.step()
-        return [whole(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)]
+        return [full_tensor(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)]
 
     for opt in ON_SHARES:
         alone, sharded = network(), network(processes.rank())  # whose weights become those of process 0
@@ -119,7 +119,7 @@ def check_training(folder: Path) -> None:
 
 if __name__ == "__main__":
     expected = [int(number) for number in sys.argv[2].split(",")]
-    with processes.joined():
+    with processes.process_group():
         check_gradients()
         check_parameters()
         check_sharded()

@@ -22,7 +22,7 @@ from dggraph.errors import GateError, InputError
 from dggraph.evaluation import atlas as collecting
 from dggraph.evaluation.atlas import Collected, collect_atlas, count_item, observe
 from dggraph.evaluation.atlas_counts import AtlasCounts
-from dggraph.evaluation.recording import watch_network
+from dggraph.evaluation.recording import make_predictor
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
 from dggraph.network.network import DynamicNetwork, pinned_gates
@@ -135,7 +135,7 @@ def test_hand_computed(tmp_path: Path) -> None:
         weights = torch.tensor([1.0 if edge in opened else 0.0 for edge in edges])
         with pinned_gates(net, {"blocks": weights}):
             counts.is_wanted = True
-            count_item(item, observe(watch_network(net), item, images.classes, "error"), counts)
+            count_item(item, observe(make_predictor(net), item, images.classes, "error"), counts)
     atlas = counts.atlas(network="n", images="i", num_ignored=0)
     shares = {edge: atlas.frequencies["blocks"][place] for place, edge in enumerate(edges)}
     assert shares == dict.fromkeys(edges, 0.0) | {(v0, v3): 2 / 3, (v3, out): 1.0} | dict.fromkeys(
@@ -284,7 +284,7 @@ def test_what_is_held_does_not_grow_with_the_set(tmp_path: Path) -> None:
         counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=True)
         for item in images.items():
             again = item.__class__(item.index, item.name, item.label, lambda place=item.index: grey(place % 50))  # type: ignore[misc]
-            count_item(again, observe(watch_network(net), again, images.classes, "error"), counts)
+            count_item(again, observe(make_predictor(net), again, images.classes, "error"), counts)
         sizes.append(len(json.dumps(counts.document())))
     assert sizes[1] < 1.15 * sizes[0]
 

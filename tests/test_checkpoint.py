@@ -14,10 +14,10 @@ from torch import nn
 from dggraph.errors import CheckpointError
 from dggraph.training import checkpoint
 from dggraph.training.checkpoint import (
+    delete_old_checkpoints,
     flatten_optimiser,
     list_checkpoints,
     load_checkpoint,
-    prune,
     restore_optimiser,
     save_checkpoint,
 )
@@ -89,7 +89,7 @@ def test_a_killed_save_leaves_the_old_one_and_its_rest_is_swept(tmp_path: Path) 
     assert done.returncode == -9
     assert [entry.name for entry in list_checkpoints(tmp_path)] == ["00000001"]
     assert list(tmp_path.glob(".saving-*"))
-    prune(tmp_path, 1)
+    delete_old_checkpoints(tmp_path, 1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["00000001"]
 
 
@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path, file: str) -> None:
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_checkpoint(tmp_path, step, {"model": {}}, {})
-    prune(tmp_path, 2, also=(1,))
+    delete_old_checkpoints(tmp_path, 2, also=(1,))
     assert [int(entry.name) for entry in list_checkpoints(tmp_path)] == [1, 3, 4]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import HOSTILE, Page
 
-from dggraph.views.curves import MAX_DOTS, NUM_COLUMNS, WIDTH, Series, condense, draw_curves, limits, round_ticks, tick_labels
+from dggraph.views.line_chart import MAX_DOTS, NUM_COLUMNS, WIDTH, Series, condense, draw_curves, limits, round_ticks, tick_labels
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 346, 12, 194
 """The sides of a plot with short labels and no legend."""

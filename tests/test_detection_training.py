@@ -18,8 +18,8 @@ from toy_boxes import detector, sets, write_coco, write_voc
 import dggraph
 from dggraph.detection.average_precision import Detection
 from dggraph.detection.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
-from dggraph.detection.evaluation import Found, by_category, detect, judge
-from dggraph.detection.recording import watch_detector
+from dggraph.detection.evaluation import Found, by_category, detect, evaluate_boxes
+from dggraph.detection.recording import make_detector_predictor
 from dggraph.detection.registry import load_detector
 from dggraph.errors import ArchiveError, InputError, TrainingError
 from dggraph.models.feature_pyramids import freeze_norms_
@@ -78,7 +78,7 @@ def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
     found = open_detector(trained, MODEL)
     assert found.classes == ("dark", "light") and found.net is not None and not found.model.training
     validation = open_validation_boxes(found.config.source)
-    judged = judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation)
+    judged = evaluate_boxes(detect(found.model, BoxDataset(validation.images), batch_size=1), validation)
     assert judged.row() == {key: value for key, value in rows(trained)[-1].items() if key not in ("step", "epoch")}
     assert judged.kept is not None and judged.num_images == 6
     steps = [row for row in rows(trained) if "epoch" not in row]
@@ -122,7 +122,7 @@ def test_blocks_as_one(data: Path, tmp_path: Path) -> None:
 def judge_again(folder: Path) -> float | None:
     found = open_detector(folder, MODEL)
     validation = open_validation_boxes(found.config.source)
-    return judge(detect(found.model, BoxDataset(validation.images), batch_size=1), validation).precision.AP
+    return evaluate_boxes(detect(found.model, BoxDataset(validation.images), batch_size=1), validation).precision.AP
 
 
 def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
         again = open_detector(folder)
         assert frozen(again.model) == expected
         validation = open_validation_boxes(config.source)
-        found = judge(detect(again.model, BoxDataset(validation.images), batch_size=1), validation)
+        found = evaluate_boxes(detect(again.model, BoxDataset(validation.images), batch_size=1), validation)
         assert rows(folder)[-1]["AP"] == found.precision.AP
     trained: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None)
     assert frozen(load_detector("fasterrcnn_mobilenet_v3_large_320_fpn", 2).model) == {False}
@@ -323,9 +323,13 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     with torch.no_grad():
         (output,) = detected.model([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255])
     labels = output["labels"].tolist()
-    sight = watch_detector(detected.model, detected.net, classes=detected.classes, name="n").see(image)
-    assert sight.detected is not None and 0 in labels and len(sight.detected.objects) == sum(label > 0 for label in labels) > 0
-    assert [one.name for one in sight.detected.objects] == [detected.classes[label - 1] for label in labels if label]
+    prediction = make_detector_predictor(detected.model, detected.net, classes=detected.classes, name="n").see(image)
+    assert (
+        prediction.detected is not None
+        and 0 in labels
+        and len(prediction.detected.objects) == sum(label > 0 for label in labels) > 0
+    )
+    assert [one.name for one in prediction.detected.objects] == [detected.classes[label - 1] for label in labels if label]
     validation = open_validation_boxes(keys(data, tmp_path).source)
     found = detect(detected.model, BoxDataset(validation.images[2:3]))
     assert [one.label for one in found.detections[14]] == [label - 1 for label in labels if label]

@@ -19,22 +19,22 @@ from test_cli import run
 from test_report import Page
 
 from dggraph.data.image_sets import open_image_set
-from dggraph.detection.recording import watch_detector
+from dggraph.detection.recording import make_detector_predictor
 from dggraph.errors import InputError
 from dggraph.evaluation import atlas as collecting
 from dggraph.evaluation.atlas import collect_atlas
-from dggraph.evaluation.recording import Watch
+from dggraph.evaluation.recording import Predictor
 from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.models.preprocessing import open_image
 from dggraph.network.network import collecting_gates
 from dggraph.training.config import read_config
 from dggraph.training.detector_runs import Detector, build_detector, open_detector
+from dggraph.views.box_overlay import COLOURS, place_outlines, tell_objects
 from dggraph.views.drawing import dot_command, draw
-from dggraph.views.lettering import visible
-from dggraph.views.overlay import COLOURS, place_outlines, tell_objects
+from dggraph.views.escaping import visible
 from dggraph.views.picture import picture_difference, picture_path
 from dggraph.views.report import make_report
-from dggraph.views.svg import write_svg
+from dggraph.views.svg_picture import write_svg
 
 CLASSES = ("bird", "<script>alert(1)</script>", "a\u202e\"'&\x1b[31m", "tree" * 40)
 KEYS = {"task": "detection", "model": "regnet_y_400mf", "input_size": 96, "max_size": 128, "router": "stage"}
@@ -263,10 +263,10 @@ def test_what_does_not_go_with_a_run(capsys: Any, tmp_path: Path, folder: Path, 
         assert code == 4 and "static backbone, so there are no paths" in err
 
 
-def watch(folder: Path) -> Watch:
+def watch(folder: Path) -> Predictor:
     detector = open_detector(folder)
     assert detector.net is not None
-    return watch_detector(detector.model, detector.net, classes=detector.classes, name="d")
+    return make_detector_predictor(detector.model, detector.net, classes=detector.classes, name="d")
 
 
 def test_a_detector_that_asks_its_backbone_twice(folder: Path) -> None:
@@ -281,9 +281,9 @@ def test_a_detector_that_asks_its_backbone_twice(folder: Path) -> None:
 
     detector = open_detector(folder)
     assert detector.net is not None
-    watched = watch_detector(Twice(detector.model), detector.net, classes=CLASSES, name="d")
+    watched = make_detector_predictor(Twice(detector.model), detector.net, classes=CLASSES, name="d")
     with pytest.raises(InputError, match="runs its backbone 2 times an image"):
-        watched.see(Image.new("RGB", (96, 96)))
+        watched.predict(Image.new("RGB", (96, 96)))
 
 
 def test_the_atlas_is_that_of_single_pictures(capsys: Any, tmp_path: Path, folder: Path, photos: Path) -> None:
@@ -332,7 +332,7 @@ def test_an_interrupted_atlas_of_a_detector_ends_with_the_same_bytes(
     with torch.no_grad():
         next(other.model.roi_heads.parameters()).add_(1)  # type: ignore[union-attr]
     with pytest.raises(InputError, match="other detector"):
-        collect_atlas(watch_detector(other.model, other.net, classes=CLASSES, name="d"), images, state=state)
+        collect_atlas(make_detector_predictor(other.model, other.net, classes=CLASSES, name="d"), images, state=state)
 
 
 def test_hostile_class_names_in_a_report(folder: Path, photos: Path) -> None:
@@ -341,7 +341,7 @@ def test_hostile_class_names_in_a_report(folder: Path, photos: Path) -> None:
     assert detector.net is not None
     pages = []
     for names in ([CLASSES[1]] * 2 + [CLASSES[2]] * 2, ["a"] * 4):
-        watched = watch_detector(detector.model, detector.net, classes=names, name="d")
+        watched = make_detector_predictor(detector.model, detector.net, classes=names, name="d")
         collected = collect_atlas(watched, open_image_set(photos), num_instances=2, limit=2)
         pages.append(make_report(watched.net.graph, collected.atlas, collected.thumbnails, score=0.0))
     bad, good = (Page(page.html) for page in pages)

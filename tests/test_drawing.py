@@ -16,11 +16,11 @@ import dggraph
 from dggraph.errors import GraphError, InputError, MissingExtraError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.drawing import FORMATS, dot_command, draw, render
+from dggraph.views.escaping import fit, for_terminal, text_width, visible
 from dggraph.views.layout import lay_out
-from dggraph.views.lettering import fit, for_terminal, text_width, visible
-from dggraph.views.mermaid import write_mermaid
+from dggraph.views.mermaid_picture import write_mermaid
 from dggraph.views.picture import Picture, picture_difference, picture_graph, picture_path
-from dggraph.views.svg import write_svg
+from dggraph.views.svg_picture import write_svg
 
 GRAPH = stages(2)
 PATH = path_of(GRAPH, {"a_0 a_1": 1.0, "a_0 a_out": 0.7})

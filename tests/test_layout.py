@@ -6,7 +6,7 @@ from drawn import node_marks, path_of, stages, texts
 from dggraph.views.collapse import MAX_CARDS
 from dggraph.views.layout import PAGE, lay_out
 from dggraph.views.picture import picture_graph, picture_path
-from dggraph.views.svg import write_svg
+from dggraph.views.svg_picture import write_svg
 
 
 @pytest.mark.parametrize("depths", [(1,), (2, 3, 5, 2), (2, 7, 35, 2), (1,) * 30, (100,)])

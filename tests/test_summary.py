@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, Page
 
-from dggraph.views.summary import Record, write_summary
+from dggraph.views.training_summary import Record, write_summary
 
 CONFIG = {"model": "toy:net", "dataset": "toy:data", "router": "node", "wiring": "complete", "epochs": 2, "budget": 0.7, "lr": 0.1}
 CONFIG |= {"mean": [0.5, 0.25], "checkpoint": None, "amp": "none"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option
+from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_predictor, score_option
 from dggraph.errors import InputError
 
 
@@ -55,16 +55,16 @@ def command(
     from dggraph.evaluation.atlas import collect_atlas
     from dggraph.system import processes
     from dggraph.system.files import write_whole
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
     from dggraph.views.report import make_report
 
-    with processes.joined():
-        watch = open_watch(score=score, **model)
-        found = open_image_set(images, watch.net.labels)
+    with processes.process_group():
+        predictor = open_predictor(score=score, **model)
+        found = open_image_set(images, predictor.net.labels)
         is_first = processes.rank() == 0
         with counting("Running images") if is_first else nullcontext(lambda done, total: None) as progress:
             collected = collect_atlas(
-                watch,
+                predictor,
                 found,
                 limit=limit,
                 num_instances=instances,
@@ -75,7 +75,7 @@ def command(
     if not is_first:
         return
     atlas = collected.atlas
-    report = make_report(watch.net.graph, atlas, collected.thumbnails, score=SCORE if score is None else score)
+    report = make_report(predictor.net.graph, atlas, collected.thumbnails, score=SCORE if score is None else score)
     write_whole(numbers, report.json.encode())
     write_whole(output, report.html.encode())
     state.unlink(missing_ok=True)

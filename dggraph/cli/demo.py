@@ -21,7 +21,7 @@ def command(output: Path) -> None:
     from dggraph.evaluation.atlas import collect_atlas
     from dggraph.network.archive import load
     from dggraph.system.files import write_whole
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
     from dggraph.views.report import make_report
 
     with as_file(files("dggraph") / "assets") as assets:

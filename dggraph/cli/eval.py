@@ -19,7 +19,7 @@ from dggraph.errors import InputError
 from dggraph.training.config import configured, read_config
 
 if TYPE_CHECKING:
-    from dggraph.evaluation.accuracy import Evaluation
+    from dggraph.evaluation.accuracy import Accuracy
     from dggraph.evaluation.held_out_budgets import JudgedBudgets
     from dggraph.evaluation.sensitivity import Sensitivity
 
@@ -88,14 +88,14 @@ def command(
     from dggraph.network.digests import digest_of
     from dggraph.system import processes
 
-    with processes.joined():
+    with processes.process_group():
         net = open_network(model, **options).to(processes.device())
         data = open_validation(net, keys.source, preprocess=net.preprocess and configured(net.preprocess, keys), limit=limit)
         if not data.classes and (budgets or not sensitivity):
             raise InputError(
                 f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
             )
-        processes.agree({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
+        processes.assert_same_on_all_ranks({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
         document |= {"num_processes": processes.world_size(), "notes": list(data.notes), "skipped": list(data.skipped)}
@@ -166,11 +166,11 @@ def _refuse_other(save: Path, model: str) -> None:
     make_folder(save.parent)
 
 
-def _numbers(found: "Evaluation") -> dict[str, Any]:
+def _numbers(found: "Accuracy") -> dict[str, Any]:
     return found.row() | {"top5_accuracy": found.top5 / found.num_images, "kept_percentiles": found.kept_percentiles}
 
 
-def _class_numbers(found: "Evaluation", classes: Sequence[str]) -> list[dict[str, Any]]:
+def _class_numbers(found: "Accuracy", classes: Sequence[str]) -> list[dict[str, Any]]:
     """Every output that has a class or an image."""
     names = [*classes, *(f"output {label}" for label in range(len(classes), len(found.class_images)))]
     return [

@@ -35,12 +35,12 @@ def evaluate_boxes(
         as_json: print one document.
 
     Raises:
-        InputError: as for `open_validation_boxes`, `build_detector` and `judge`.
+        InputError: as for `open_validation_boxes`, `build_detector` and `evaluate_boxes`.
     """
     from dggraph.data.image_sets import spread
     from dggraph.detection.average_precision import require_library, write_predictions
     from dggraph.detection.box_data import BoxDataset
-    from dggraph.detection.evaluation import by_category, detect, judge
+    from dggraph.detection.evaluation import by_category, detect, evaluate_boxes
     from dggraph.detection.registry import detector_names
     from dggraph.system import processes
     from dggraph.training.detector_runs import build_detector, is_detector_run, open_detector
@@ -49,7 +49,7 @@ def evaluate_boxes(
     if predictions is not None:
         make_folder(predictions.parent)
     given = {key: value for key, value in given.items() if value is not None}
-    with processes.joined():
+    with processes.process_group():
         with working(f"Loading {model}"):
             is_run = is_detector_run(model)
             if is_run:
@@ -70,7 +70,7 @@ def evaluate_boxes(
                 detector = build_detector(keys, expected.classes)
         is_taken = spread(len(expected.images), limit)
         expected = replace(expected, images=tuple(image for place, image in enumerate(expected.images) if is_taken(place)))
-        processes.agree({"images": len(expected.images), "classes": expected.classes})
+        processes.assert_same_on_all_ranks({"images": len(expected.images), "classes": expected.classes})
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         with working("Detecting"):
             start = time.perf_counter()
@@ -84,7 +84,7 @@ def evaluate_boxes(
         if predictions is not None:
             write_predictions(predictions, found.detections, expected)
         document = {"model": model, "dataset": keys.dataset, **how, "num_processes": processes.world_size()}
-        document |= judge(found, expected).row() | {
+        document |= evaluate_boxes(found, expected).row() | {
             "kept_by_image": found.kept,
             "images_per_second": len(expected.images) / seconds,
         }

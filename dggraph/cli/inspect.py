@@ -35,7 +35,7 @@ def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, *
         shares = {"covered_fraction": net.report.covered_fraction, "routed_fraction": net.report.routed_fraction}
         click.echo(json.dumps(asdict(net.report) | shares | {"graph": str(net.graph)}))
     elif text:
-        from dggraph.views.lettering import visible
+        from dggraph.views.escaping import visible
 
         click.echo("\n".join(visible(line) for line in str(net.graph).split("\n")))
     else:
@@ -47,7 +47,7 @@ def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, *
 def draw_graph(net: "DynamicNetwork", file: Path, collapse: str | None, *, title: str) -> str:
     """Draw the graph into `file`; a line about it."""
     from dggraph.views.drawing import draw
-    from dggraph.views.lettering import count, visible
+    from dggraph.views.escaping import count, visible
     from dggraph.views.picture import picture_graph
 
     layout = lay_out_network(net, collapse)
@@ -61,7 +61,7 @@ def show_report(report: "ConversionReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dggraph.views.lettering import for_terminal
+    from dggraph.views.escaping import for_terminal
 
     console = Console()
     table = Table(

@@ -107,12 +107,12 @@ def _report(arguments: list[str], kind: str, message: str) -> None:
     if "RANK" not in os.environ:
         _tell(arguments, kind, message)
         return
-    from dggraph.system.processes import is_speaker
+    from dggraph.system.processes import is_reporting_rank
 
     # torchrun ends the others once one process has failed: not before this one has spoken
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        if is_speaker(message, is_consequence=kind == "LostProcessError"):
+        if is_reporting_rank(message, is_consequence=kind == "LostProcessError"):
             _tell(arguments, kind, message)
     finally:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)

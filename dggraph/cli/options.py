@@ -12,7 +12,7 @@ from dggraph.cli.parameters import LocatedPath, WholeNumber, locate_model
 from dggraph.errors import InputError
 
 if TYPE_CHECKING:
-    from dggraph.evaluation.recording import Watch
+    from dggraph.evaluation.recording import Predictor
     from dggraph.network.network import DynamicNetwork
 
 INTERRUPTED = 130
@@ -124,34 +124,34 @@ def open_network(
 
 
 def _tell(sentences: Iterable[str]) -> None:
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
 
     for sentence in sentences:
         click.echo(f"dggraph: {visible(sentence)}.", err=True)
 
 
-def open_watch(model: str, *, score: float | None, **options: Any) -> "Watch":
+def open_predictor(model: str, *, score: float | None, **options: Any) -> "Predictor":
     """What `open_network` opens, or the detector of a run folder, to be shown images.
 
     Raises:
         click.UsageError: options that the run has already answered, or a score without a detector; or as for `open_network`.
         InputError: the run's backbone is static, or the network does not say how images become its input.
     """
-    from dggraph.detection.recording import watch_detector
-    from dggraph.evaluation.recording import watch_network
+    from dggraph.detection.recording import make_detector_predictor
+    from dggraph.evaluation.recording import make_predictor
     from dggraph.training.detector_runs import is_detector_run, open_detector
 
     if not is_detector_run(model):
         if score is not None:
             raise click.UsageError(f"--score goes with the run folder of a detector, and {model} is none.")
-        return watch_network(open_network(model, **options))
+        return make_predictor(open_network(model, **options))
     backbone = options.pop("backbone")
     refuse_answered(f"a run folder: {model} says how its detector was built.", **options)
     with working(f"Loading {model}"):
         detector = open_detector(model, backbone)
     if detector.net is None:
         raise InputError(f"the detector in {model} has a static backbone, so there are no paths. Train one with routers.")
-    return watch_detector(detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name)
+    return make_detector_predictor(detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name)
 
 
 def refuse_answered(what: str, **options: Any) -> None:

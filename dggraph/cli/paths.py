@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
-from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_watch, score_option, working
+from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_predictor, score_option, working
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dggraph.evaluation.recording import Watch
+    from dggraph.evaluation.recording import Predictor
     from dggraph.graph.atlas import Detected
     from dggraph.graph.ir import ActivatedPath
     from dggraph.network.network import DynamicNetwork
@@ -68,25 +68,25 @@ def command(
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
     images, notes = list_files(images)
     make_folder(output)
-    watch = open_watch(score=score, **model)
-    net, score = watch.net, SCORE if score is None else score
+    predictor = open_predictor(score=score, **model)
+    net, score = predictor.net, SCORE if score is None else score
     if random_routers is not None:
         randomise_routers(net, random_routers)
     layout = lay_out_network(net, collapse)
-    document: dict[str, Any] = {"collapse": layout.level} | ({"score": score} if watch.is_detector else {})
+    document: dict[str, Any] = {"collapse": layout.level} | ({"score": score} if predictor.is_detector else {})
     document |= {"notes": notes} if notes else {}
-    document["images"] = draw_paths(watch, images, output, SUFFIXES[kind], layout=layout, score=score)
+    document["images"] = draw_paths(predictor, images, output, SUFFIXES[kind], layout=layout, score=score)
     if diff is not None:
-        document["difference"] = draw_difference(watch, diff, output, SUFFIXES[kind], layout=layout, score=score)
+        document["difference"] = draw_difference(predictor, diff, output, SUFFIXES[kind], layout=layout, score=score)
     if as_json:
         click.echo(json.dumps(document))
         return
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
 
     for note in notes:
         click.echo(visible(f"note: {note}."))
     if images:
-        show_rows(document["images"], score if watch.is_detector else None)
+        show_rows(document["images"], score if predictor.is_detector else None)
     if diff is not None:
         show_difference(document["difference"])
     if message := say_collapsed(net, layout, collapse):
@@ -115,24 +115,30 @@ def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
 
 
 def draw_paths(
-    watched: "DynamicNetwork | Watch", images: Sequence[Path], output: Path, suffix: str, *, layout: "Layout", score: float = SCORE
+    watched: "DynamicNetwork | Predictor",
+    images: Sequence[Path],
+    output: Path,
+    suffix: str,
+    *,
+    layout: "Layout",
+    score: float = SCORE,
 ) -> list[dict[str, Any]]:
     """Draw every image's path into `output`, of a detector with the objects of `score` or more; one row of facts an image."""
-    from dggraph.evaluation.recording import as_watch
+    from dggraph.evaluation.recording import as_predictor
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
 
-    watch, rows = as_watch(watched), list[dict[str, Any]]()
+    predictor, rows = as_predictor(watched), list[dict[str, Any]]()
     for number, file in enumerate(images):
         with working(f"Drawing {file.name}"):
-            row, path, image, detected = run_image(watch, file)
+            row, path, image, detected = run_image(predictor, file)
             note = " · the backbone's own path: these routers are untrained, or agree on it" if row["is_static_path"] else ""
             macs = f"{tell_prediction(row)} · {row['kept']:.3f} of the static network's MACs"
             if detected is not None:
                 macs = f"{row['kept']:.3f} of the static backbone's MACs, at the traced size"
                 detected = detected.scoring(score)
             picture = picture_path(
-                watch.net.graph, path, title=file.name, facts=[macs + note], layout=layout, thumbnail=image, detected=detected
+                predictor.net.graph, path, title=file.name, facts=[macs + note], layout=layout, thumbnail=image, detected=detected
             )
             target = output / f"{number:03d}-{_safe(file.stem)}.{suffix}"
             draw(picture, target)
@@ -141,16 +147,16 @@ def draw_paths(
 
 
 def draw_difference(
-    watch: "Watch", files: tuple[Path, Path], output: Path, suffix: str, *, layout: "Layout", score: float
+    predictor: "Predictor", files: tuple[Path, Path], output: Path, suffix: str, *, layout: "Layout", score: float
 ) -> dict[str, Any]:
     """Draw what only one of two images uses; its facts, with the nodes and edges of each side."""
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_difference
 
-    first, second = runs = [run_image(watch, file) for file in files]
+    first, second = runs = [run_image(predictor, file) for file in files]
     names = (files[0].name, files[1].name) if files[0].name != files[1].name else (str(files[0]), str(files[1]))
     picture = picture_difference(
-        watch.net.graph,
+        predictor.net.graph,
         first.path,
         second.path,
         names=names,
@@ -169,18 +175,18 @@ def draw_difference(
     return facts
 
 
-def run_image(watch: "Watch", file: Path) -> Run:
+def run_image(predictor: "Predictor", file: Path) -> Run:
     """Record the path of one image file.
 
     Raises:
         InputError: no image.
     """
     from dggraph.models.preprocessing import open_image
-    from dggraph.views.numbers import list_detected
+    from dggraph.views.atlas_json import list_detected
 
-    image, net = open_image(file), watch.net
-    sight = watch.see(image)
-    path = sight.path
+    image, net = open_image(file), predictor.net
+    prediction = predictor.predict(image)
+    path = prediction.path
     is_static = all(
         (weight != 0) == edge.is_static
         for stage, weights in path.weights.items()
@@ -188,8 +194,8 @@ def run_image(watch: "Watch", file: Path) -> Run:
     )
     row: dict[str, Any] = {"image": str(file), "macs": path.macs, "kept": path.macs / net.report.total_macs}
     row |= {"active_edges": len(path.active_edges(net.graph)), "is_static_path": is_static, "margin": path.margin}
-    row |= {} if sight.prediction is None else asdict(sight.prediction)
-    return Run(row | list_detected(sight.detected), path, image, sight.detected)
+    row |= {} if prediction.top_class is None else asdict(prediction.top_class)
+    return Run(row | list_detected(prediction.detected), path, image, prediction.detected)
 
 
 def tell_prediction(row: dict[str, Any]) -> str:
@@ -208,7 +214,7 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dggraph.views.lettering import for_terminal
+    from dggraph.views.escaping import for_terminal
 
     table = Table()
     for heading in ("image", "prediction" if score is None else "objects", "MACs kept", "active edges"):
@@ -228,7 +234,7 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
 
 def show_difference(facts: dict[str, Any]) -> None:
     """Print how two paths differ."""
-    from dggraph.views.lettering import plural, visible
+    from dggraph.views.escaping import plural, visible
 
     names = [visible(Path(row["image"]).name) for row in facts["images"]]
     for key, who in (("only_first", f"only {names[0]}"), ("only_second", f"only {names[1]}"), ("both", "both")):

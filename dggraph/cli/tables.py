@@ -10,7 +10,7 @@ def show(document: Mapping[str, Any]) -> None:
     """Print what the JSON document says."""
     from rich.console import Console
 
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
 
     console = Console(highlight=False)
     for note in document.get("notes", ()):
@@ -113,7 +113,7 @@ def _show_sensitivity(console: Any, costs: Mapping[str, Any]) -> None:
     if costs["warning"] is not None:
         console.print(f"! {costs['warning']}", markup=False)
     if costs["unskippable"]:
-        from dggraph.views.lettering import visible
+        from dggraph.views.escaping import visible
 
         names = ", ".join(costs["unskippable"])
         console.print(visible(f"No edge leads past {names} under this wiring."), markup=False)
@@ -123,7 +123,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]
     from rich.table import Table
     from rich.text import Text
 
-    from dggraph.views.lettering import visible
+    from dggraph.views.escaping import visible
 
     table = Table(title=title, title_justify="left")
     for place, heading in enumerate(headings):

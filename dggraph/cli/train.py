@@ -15,7 +15,7 @@ from dggraph.cli.parameters import LocatedPath
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
-    from dggraph.training.loop import Tell
+    from dggraph.training.loop import Log
 
 
 @click.command()
@@ -32,16 +32,16 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
     from dggraph.system import processes
     from dggraph.training.loop import train
 
-    with processes.joined():
+    with processes.process_group():
         is_first = processes.rank() == 0
         notes: list[str] = []
-        with _telling(is_silent=as_json or not is_first) as show:
+        with _logging(is_silent=as_json or not is_first) as show:
 
-            def tell(row: Mapping[str, Any]) -> None:
+            def log(row: Mapping[str, Any]) -> None:
                 notes.extend([str(row["note"])] if "note" in row else ())
                 show(row)
 
-            result = train(keys, tell)
+            result = train(keys, log)
         if is_first:
             row: dict[str, Any] = {"folder": str(result.folder), "step": result.step, "is_finished": result.is_finished}
             row |= {"notes": notes} if notes else {}
@@ -55,7 +55,7 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
 
 
 @contextmanager
-def _telling(*, is_silent: bool) -> Iterator["Tell"]:
+def _logging(*, is_silent: bool) -> Iterator["Log"]:
     """What shows rows: one line that changes on a terminal, plain lines elsewhere."""
     if is_silent:
         yield lambda row: None
@@ -78,7 +78,7 @@ def _telling(*, is_silent: bool) -> Iterator["Tell"]:
 
 def _line(row: Mapping[str, Any]) -> str:
     if "note" in row:
-        from dggraph.views.lettering import visible
+        from dggraph.views.escaping import visible
 
         return visible(f"note: {row['note']}.")
     shown = {key: value for key, value in row.items() if isinstance(value, int | float)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dggraph.data.image_sets import Item, list_some, open_image_set, spread
 from dggraph.errors import InputError
 from dggraph.models.image_files import ImageFacts, inspect_images
-from dggraph.views.lettering import plural
+from dggraph.views.escaping import plural
 
 OnBadImage = Literal["error", "skip"]
 MAX_INSPECTED = 50_000

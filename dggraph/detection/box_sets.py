@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dggraph.errors import InputError
-from dggraph.views.lettering import plural
+from dggraph.views.escaping import plural
 
 MIN_SIDE = 1.0
 """In pixels: of what is smaller nothing can be learned."""

@@ -28,7 +28,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoxEvaluation:
+class DetectionEvaluation:
     """How good a detector is."""
 
     num_images: int
@@ -47,7 +47,7 @@ class BoxEvaluation:
         return row if self.kept is None else row | {"kept": self.kept}
 
 
-def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
+def evaluate_boxes(found: Found, expected: BoxSet) -> DetectionEvaluation:
     """What `detect` found, against what is there.
 
     Raises:
@@ -55,7 +55,7 @@ def judge(found: Found, expected: BoxSet) -> BoxEvaluation:
     """
     shares = found.kept.values()
     mean = sum(shares) / len(shares) if shares else None
-    return BoxEvaluation(num_images=len(expected.images), precision=average_precision(found.detections, expected), kept=mean)
+    return DetectionEvaluation(num_images=len(expected.images), precision=average_precision(found.detections, expected), kept=mean)
 
 
 def by_category(found: Found, expected: BoxSet) -> Found:
@@ -89,7 +89,7 @@ def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, worker
             for target, output, share in zip(targets, outputs, shares, strict=True):
                 detections = [Detection(corners=corners, label=label, score=score) for corners, label, score in read_boxes(output)]
                 mine.append((int(target["image_id"]), detections, share))
-    every = [item for part in processes.gather(mine) if isinstance(part, list) for item in part]
+    every = [item for part in processes.all_gather_objects(mine) if isinstance(part, list) for item in part]
     return Found(
         detections={image_id: detections for image_id, detections, _ in every},
         kept={image_id: share for image_id, _, share in every if share is not None},

@@ -10,15 +10,15 @@ from torchvision.transforms import functional
 
 from dggraph.detection.detectors import read_boxes
 from dggraph.errors import InputError
-from dggraph.evaluation.recording import Sight, Watch, activated_paths, identify_network, on_cpu, require_stages
+from dggraph.evaluation.recording import Prediction, Predictor, activated_paths, identify_network, on_cpu, require_stages
 from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.network.digests import digest_state
 from dggraph.network.network import DynamicNetwork, collecting_gates
 from dggraph.system.modes import evaluating
 
 
-def watch_detector(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Watch:
-    """Watch a detector and its backbone.
+def make_detector_predictor(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Predictor:
+    """Predictor a detector and its backbone.
 
     Args:
         model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each, as torchvision's detectors do.
@@ -30,12 +30,12 @@ def watch_detector(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[s
         InputError: the backbone has no stages; (when an image is seen) the backbone does not run once on it.
     """
     require_stages(net)
-    see = partial(_see_with_detector, model, net, tuple(classes))
+    predict = partial(_predict_with_detector, model, net, tuple(classes))
     identify = partial(_identify_detector, model, net, tuple(classes))
-    return Watch(name=name, net=net, see=see, identify=identify, is_detector=True)
+    return Predictor(name=name, net=net, predict=predict, identify=identify, is_detector=True)
 
 
-def _see_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image) -> Sight:
+def _predict_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image) -> Prediction:
     pixels = functional.convert_image_dtype(functional.pil_to_tensor(image.convert("RGB")), torch.float32)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), pixels)
     with evaluating(model):
@@ -47,7 +47,7 @@ def _see_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str
     objects = tuple(
         FoundObject(corners=corners, label=label, name=classes[label], score=score) for corners, label, score in read_boxes(output)
     )
-    return Sight(path=path, gates=on_cpu(collected[0]), prediction=None, detected=Detected(size=image.size, objects=objects))
+    return Prediction(path=path, gates=on_cpu(collected[0]), top_class=None, detected=Detected(size=image.size, objects=objects))
 
 
 def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:

@@ -21,7 +21,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Accuracy:
     """Counts over a set."""
 
     num_images: int
@@ -60,7 +60,7 @@ class Evaluation:
         return counts | {"kept": self.kept, "num_paths": self.num_paths, "path_entropy_bits": self.path_entropy_bits}
 
 
-def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0) -> Evaluation:
+def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0) -> Accuracy:
     """Run `model` over `dataset` in eval mode; modes are restored.
 
     Args:
@@ -102,15 +102,15 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
             per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
             per_class[0] += labels.bincount(minlength=num_classes)
             per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
-    width = max(w for w in processes.gather(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
-    per_class = processes.total(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
-    counts, all_macs = processes.total(counts), _joined(processes.gather(torch.cat(macs)))
+    width = max(w for w in processes.all_gather_objects(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
+    per_class = processes.all_reduce_sum(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
+    counts, all_macs = processes.all_reduce_sum(counts), _joined(processes.all_gather_objects(torch.cat(macs)))
     merged: Counter[bytes] = Counter()
-    for part in processes.gather(paths):
+    for part in processes.all_gather_objects(paths):
         assert isinstance(part, Counter)
         merged.update(part)
     static = model.macs_table.static if isinstance(model, DynamicNetwork) else None
-    return Evaluation(
+    return Accuracy(
         num_images=num_images,
         top1=int(counts[0]),
         top5=int(counts[1]),

@@ -21,7 +21,7 @@ from dggraph.data.image_sets import ImageSet, Item, spread
 from dggraph.errors import DggraphError, GateError, InputError
 from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.atlas_state import read_state, write_state
-from dggraph.evaluation.recording import Sight, Watch, as_watch
+from dggraph.evaluation.recording import Prediction, Predictor, as_predictor
 from dggraph.graph.atlas import Atlas, Instance
 from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.system import processes
@@ -48,7 +48,7 @@ class Collected:
 
 
 def collect_atlas(
-    watched: DynamicNetwork | Watch,
+    watched: DynamicNetwork | Predictor,
     images: ImageSet,
     *,
     limit: int | None = None,
@@ -60,7 +60,7 @@ def collect_atlas(
     """Run a model over `images`.
 
     Args:
-        watched: a converted network that knows how images become its input, or a detector, from `watch_detector`; modes are restored.
+        watched: a converted network that knows how images become its input, or a detector, from `make_detector_predictor`; modes are restored.
         images: from `open_image_set`.
         limit: take at most this many, evenly spread.
         num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
@@ -75,21 +75,21 @@ def collect_atlas(
         GateError: an edge weight is NaN; names the image.
         TrainingError: the processes have different networks, sets or settings.
     """
-    watch = as_watch(watched)
-    net = watch.net
+    predictor = as_predictor(watched)
+    net = predictor.net
     total = images.num_images if limit is None else min(limit, images.num_images)
     is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
-    identity = _identify(watch, images, limit, num_instances)
-    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(watch, images))
-    processes.agree(identity | {"images": images.num_images})
+    identity = _identify(predictor, images, limit, num_instances)
+    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(predictor, images))
+    processes.assert_same_on_all_ranks(identity | {"images": images.num_images})
     state = state if processes.rank() == 0 else None
-    (document, *_) = processes.gather(None if state is None else read_state(state, identity))
+    (document, *_) = processes.all_gather_objects(None if state is None else read_state(state, identity))
     if isinstance(document, dict):
         counts.restore(document)
     start, saved = counts.next_index, monotonic()
     taken = (item for item in images.items() if item.index >= start and is_taken(item.index))
     try:
-        for item, observation in _observe_all(watch, taken, images.classes, on_bad_image):
+        for item, observation in _observe_all(predictor, taken, images.classes, on_bad_image):
             counts.is_wanted = counts.is_wanted or is_shown(counts.num_passed)
             count_item(item, observation, counts)
             counts.next_index = item.index + 1
@@ -103,31 +103,31 @@ def collect_atlas(
         raise
     if state is not None and counts.next_index > start:
         write_state(state, identity, counts.document())
-    atlas = counts.atlas(network=watch.name, images=images.name, num_ignored=images.num_ignored)
+    atlas = counts.atlas(network=predictor.name, images=images.name, num_ignored=images.num_ignored)
     return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
 
 
 def _observe_all(
-    watch: Watch, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
+    predictor: Predictor, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
 ) -> Iterator[tuple[Item, Observation]]:
     """Every item in its turn, observed by one of the processes and told to all."""
     number = processes.world_size()
     while batch := list(islice(items, number * ROUND if number > 1 else 1)):
-        mine = [observe(watch, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
-        told: list[Any] = processes.gather(mine)
+        mine = [observe(predictor, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
+        told: list[Any] = processes.all_gather_objects(mine)
         for place, item in enumerate(batch):
             yield item, told[place % number][place // number]
 
 
-def observe(watch: Watch, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
+def observe(predictor: Predictor, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
     """Run one image."""
     try:
-        sight = watch.see(item.open())
+        prediction = predictor.predict(item.open())
     except InputError as error:
         return str(error) if on_bad_image == "skip" else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
     except GateError as error:
         return GateError(f"{item.name!r}: {error}")
-    return _instance(item, sight, classes), sight.gates
+    return _instance(item, prediction, classes), prediction.gates
 
 
 def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> None:
@@ -141,32 +141,32 @@ def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> Non
         counts.add(instance, item.label, gates)
 
 
-def _instance(item: Item, sight: Sight, classes: tuple[str, ...]) -> Instance:
-    prediction = sight.prediction
+def _instance(item: Item, prediction: Prediction, classes: tuple[str, ...]) -> Instance:
+    top_class = prediction.top_class
     return Instance(
         index=item.index,
         name=item.name,
         label=None if item.label is None else classes[item.label],
-        prediction=None if prediction is None else prediction.label,
-        probability=None if prediction is None else prediction.probability,
-        path=sight.path,
-        detected=sight.detected,
+        prediction=None if top_class is None else top_class.label,
+        probability=None if top_class is None else top_class.probability,
+        path=prediction.path,
+        detected=prediction.detected,
     )
 
 
-def _is_comparable(watch: Watch, images: ImageSet) -> bool:
+def _is_comparable(predictor: Predictor, images: ImageSet) -> bool:
     """Whether the set's classes are the network's, so that predictions can be right or wrong."""
-    if watch.is_detector:
+    if predictor.is_detector:
         return False
-    labels = watch.net.labels
+    labels = predictor.net.labels
     known = labels if labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
     return bool(images.classes) and set(images.classes) <= set(known)
 
 
-def _identify(watch: Watch, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
+def _identify(predictor: Predictor, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
     """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
     return {
-        **watch.identify(),
+        **predictor.identify(),
         "images": images.fingerprint,
         "limit": str(limit),
         "instances": str(num_instances),

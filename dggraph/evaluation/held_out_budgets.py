@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dggraph.errors import InputError
-from dggraph.evaluation.accuracy import Evaluation, evaluate
+from dggraph.evaluation.accuracy import Accuracy, evaluate
 from dggraph.evaluation.calibration import calibrate
 from dggraph.network.budgets import TOLERANCE, BudgetCurve
 from dggraph.network.network import DynamicNetwork
@@ -27,7 +27,7 @@ class JudgedBudget:
     """What the threshold kept on the other half."""
     budget_met: bool
     """Whether `evaluation.kept` is at most target + 0.02."""
-    evaluation: Evaluation
+    evaluation: Accuracy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class JudgedBudgets:
 
     curve: BudgetCurve
     """Of the half for calibration; `net.budgets` from now on."""
-    before: Evaluation
+    before: Accuracy
     """The held-out half at the thresholds that the network came with."""
     budgets: tuple[JudgedBudget, ...]
 
@@ -65,7 +65,7 @@ def judge_budgets(
     first, second = (Subset(dataset, range(start, num_images, 2)) for start in (0, 1))
     loader = DataLoader(first, batch_size=batch_size, num_workers=workers)
     calibrate(net, loader, targets=targets)
-    (curve, *_) = processes.gather(net.budgets)
+    (curve, *_) = processes.all_gather_objects(net.budgets)
     assert isinstance(curve, BudgetCurve)
     net.budgets = curve
     before = evaluate(net, second, batch_size=batch_size, workers=workers)

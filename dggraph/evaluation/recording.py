@@ -41,7 +41,7 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class TopClass:
     """The most probable class of an image."""
 
     label: str
@@ -50,33 +50,33 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class Prediction:
     """What a model said of one image, and the path on which its network came there."""
 
     path: ActivatedPath
     gates: Gates
     """On the CPU."""
-    prediction: Prediction | None
+    top_class: TopClass | None
     """Where the network is a classifier."""
     detected: Detected | None
     """Where it is the backbone of a detector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """A model that is shown one image at a time, and the network in it whose paths are noted. `watch_detector` makes one of a detector."""
+class Predictor:
+    """A model that is shown one image at a time, and the network in it whose paths are noted."""
 
     name: str
     net: DynamicNetwork
-    see: Callable[[Image.Image], Sight]
+    predict: Callable[[Image.Image], Prediction]
     """Runs an image by itself, in eval mode without gradients; modes are restored. Raises GateError where an edge weight is NaN."""
     identify: Callable[[], Mapping[str, str]]
-    """What sights depend on, by name: the same for models that see the same."""
+    """What predictions depend on, by name: the same for models that see the same."""
     is_detector: bool
 
 
-def watch_network(net: DynamicNetwork) -> Watch:
-    """Watch a converted network.
+def make_predictor(net: DynamicNetwork) -> Predictor:
+    """Predictor a converted network.
 
     Raises:
         InputError: it does not say how images become its input, or has no stages.
@@ -84,17 +84,17 @@ def watch_network(net: DynamicNetwork) -> Watch:
     if net.preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
     require_stages(net)
-    see, identify = partial(_see, net), partial(identify_network, net)
-    return Watch(name=net.graph.name, net=net, see=see, identify=identify, is_detector=False)
+    predict, identify = partial(_predict, net), partial(identify_network, net)
+    return Predictor(name=net.graph.name, net=net, predict=predict, identify=identify, is_detector=False)
 
 
-def as_watch(watched: DynamicNetwork | Watch) -> Watch:
-    """A network watched; a watch as it is.
+def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
+    """A network watched; a predictor as it is.
 
     Raises:
-        InputError: as for `watch_network`.
+        InputError: as for `make_predictor`.
     """
-    return watch_network(watched) if isinstance(watched, DynamicNetwork) else watched
+    return make_predictor(watched) if isinstance(watched, DynamicNetwork) else watched
 
 
 def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
@@ -170,19 +170,19 @@ def require_stages(net: DynamicNetwork) -> None:
         raise InputError("this network has no stages, so there are no paths to record.")
 
 
-def _see(net: DynamicNetwork, image: Image.Image) -> Sight:
+def _predict(net: DynamicNetwork, image: Image.Image) -> Prediction:
     assert net.preprocess is not None
     x = preprocess_image(image, net.preprocess)
     parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
     with evaluating(net):
         output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
         (path,) = activated_paths(net.graph, gates)
-    prediction = None
+    top_class = None
     if isinstance(output, Tensor) and output.ndim == 2:
         best, index = output.float().softmax(1)[0].max(0)
         label = class_names(net, output.shape[1])[int(index)]
-        prediction = Prediction(label=label, index=int(index), probability=float(best))
-    return Sight(path=path, gates=on_cpu(gates), prediction=prediction, detected=None)
+        top_class = TopClass(label=label, index=int(index), probability=float(best))
+    return Prediction(path=path, gates=on_cpu(gates), top_class=top_class, detected=None)
 
 
 def on_cpu(gates: Gates) -> Gates:
@@ -192,7 +192,7 @@ def on_cpu(gates: Gates) -> Gates:
 
 
 def identify_network(net: DynamicNetwork) -> dict[str, str]:
-    """What its sights depend on, by name."""
+    """What its predictions depend on, by name."""
     settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
     return {"network": digest_of(net), "network's settings": repr(settings)}
 

@@ -96,7 +96,7 @@ def measure_sensitivity(
                 best_B = logits_BK.argmax(1)
                 counts[row] += torch.tensor([int((best_B == expected_BK.argmax(1)).sum()), int((best_B == labels).sum())])
             divergences.append([float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]])
-    agreement, top1 = processes.total(counts).T.tolist()
+    agreement, top1 = processes.all_reduce_sum(counts).T.tolist()
     every_divergence = _gathered(divergences)
     every_energy = _gathered(energies)
     blocks = [
@@ -136,7 +136,7 @@ def _share(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> float:
 
 def _gathered(mine: list[Any]) -> list[Any]:
     """One item a batch, of all processes. Sums over them are exactly rounded, so that their order does not matter."""
-    return [item for part in processes.gather(mine) if isinstance(part, list) for item in part]
+    return [item for part in processes.all_gather_objects(mine) if isinstance(part, list) for item in part]
 
 
 def _ratio(energies: list[tuple[float, float]]) -> float | None:

@@ -76,12 +76,12 @@ def inspect_images(files: Sequence[str | os.PathLike[str]], depth: Depth = "ends
     Raises:
         TrainingError: the processes see another number of files.
     """
-    processes.agree({"number of image files": len(files)})
+    processes.assert_same_on_all_ranks({"number of image files": len(files)})
     mine = files[processes.rank() :: processes.world_size()]
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # of odd metadata; here, since threads share the filters
         found = list(pool.map(partial(_try, depth=depth), mine))
-    told: list[Any] = processes.gather(found)
+    told: list[Any] = processes.all_gather_objects(found)
     return [told[place % len(told)][place // len(told)] for place in range(len(files))]
 
 

@@ -208,15 +208,15 @@ def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> N
     state.update(renamed)
 
 
-def load_whole_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `sharding.whole_state` gave, of this version or one before, into a model that may be sharded."""
-    from dggraph.system.sharding import share_like  # half a second of torch
+def load_full_state_dict_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `sharding.full_state_dict` gave, of this version or one before, into a model that may be sharded."""
+    from dggraph.system.sharding import shard_like  # half a second of torch
 
     now, state = model.state_dict(), dict(state)
     for path, module in model.named_modules():
         if isinstance(module, StandIn):
             rename_old_keys_(state, module, f"{path}." if path else "")
-    model.load_state_dict({name: share_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})
+    model.load_state_dict({name: shard_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})
 
 
 def _declared(kind: type[nn.Module]) -> frozenset[str]:

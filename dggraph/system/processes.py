@@ -1,6 +1,6 @@
 """One process or many: the few questions that a run asks of torch.distributed, answered without it too.
 
-`torchrun -m dggraph train|eval|atlas ...` starts the processes; `joined` makes them a group, over nccl on GPUs and gloo elsewhere.
+`torchrun -m dggraph train|eval|atlas ...` starts the processes; `process_group` makes them a group, over nccl on GPUs and gloo elsewhere.
 """
 
 import os
@@ -23,7 +23,7 @@ PATIENCE = timedelta(minutes=10)
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within this context the processes that torchrun started are one group; alone, nothing happens.
 
     After an error the group is left as it is: the end of the process closes its connections, and so tells the others.
@@ -55,18 +55,18 @@ def joined() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """End this process as it is, with its output written and the interpreter not torn down.
 
-    torch keeps the mesh of a sharded network in caches, so the group's threads outlive `joined`. One that lets go of its last tensor while
-    the interpreter closes aborts the process (https://github.com/pytorch/pytorch/pull/179291).
+    torch keeps the mesh of a sharded network in caches, so the group's threads outlive `process_group`. One that lets go of its last
+    tensor while the interpreter closes aborts the process (https://github.com/pytorch/pytorch/pull/179291).
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def is_speaker(message: str, *, is_consequence: bool) -> bool:
+def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
     """Whether this process is the one to tell the user: the first with this message, and none where another's error caused it.
 
-    Asks the store of the torchrun that started this process, which is there before `joined` and outlives every process.
+    Asks the store of the torchrun that started this process, which is there before `process_group` and outlives every process.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return True
@@ -85,13 +85,13 @@ def is_speaker(message: str, *, is_consequence: bool) -> bool:
         return True
 
 
-def agree(facts: Mapping[str, object]) -> None:
+def assert_same_on_all_ranks(facts: Mapping[str, object]) -> None:
     """Find out before the work whether all processes are about to do the same.
 
     Raises:
         TrainingError: some fact is not the same for all; names it.
     """
-    everyone = gather(dict(facts))
+    everyone = all_gather_objects(dict(facts))
     for name in facts:
         found = [one.get(name) for one in everyone if isinstance(one, dict)]
         other = next((number for number, one in enumerate(found) if one != found[0]), None)
@@ -140,7 +140,7 @@ def share_buffers_(model: nn.Module) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over the processes, of integers exact."""
     if dist.is_initialized():
         values = values.to(device())
@@ -148,12 +148,12 @@ def total(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def any_of(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it holds in any process."""
-    return bool(total(torch.tensor(int(flag)))) if dist.is_initialized() else flag
+    return bool(all_reduce_sum(torch.tensor(int(flag)))) if dist.is_initialized() else flag
 
 
-def gather(value: object) -> list[object]:
+def all_gather_objects(value: object) -> list[object]:
     """What every process has, by rank."""
     if not dist.is_initialized():
         return [value]

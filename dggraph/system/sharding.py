@@ -23,7 +23,7 @@ from dggraph.system.processes import device, share_buffers_, world_size
 def shard_(model: nn.Module) -> None:
     """Leave this process its share of every parameter; they are first made those of process 0, and so are buffers before each step.
 
-    A sharded model can be called and trained. Copying and saving need `whole_state`.
+    A sharded model can be called and trained. Copying and saving need `full_state_dict`.
 
     Raises:
         InputError: a parameter that torch cannot share out.
@@ -43,7 +43,7 @@ def shard_(model: nn.Module) -> None:
     model.register_forward_pre_hook(share)
 
 
-def synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Gradients travel with the last part of a batch only; until then gathered weights stay whole."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
@@ -53,23 +53,23 @@ def synchronised(model: nn.Module, is_last: bool) -> AbstractContextManager[None
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on the CPU where it was in shares; then every process must ask for it."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+def local_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this process has of them."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def share_like(tensor: Tensor, other: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This process's share of `tensor`, as it has one of `other`, where it has one."""
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict in whole tensors; every process must ask for it."""
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}

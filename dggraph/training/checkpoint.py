@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dggraph.errors import CheckpointError
 from dggraph.system.files import sync_folder, write_synced
-from dggraph.system.sharding import share_like, whole
+from dggraph.system.sharding import full_tensor, shard_like
 
 STATE = "state.json"
 FORMAT = 1
@@ -111,7 +111,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / STATE).is_file())
 
 
-def prune(folder: Path, keep: int, also: Collection[int] = ()) -> None:
+def delete_old_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> None:
     """Remove all but the newest `keep` checkpoints and the steps in `also`, and what killed processes left half-written."""
     for old in list_checkpoints(folder)[:-keep]:
         if int(old.name) not in also:
@@ -129,7 +129,7 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     for parameter, values in found["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = whole(value)
+                tensors[f"{parameter}.{name}"] = full_tensor(value)
             else:
                 rest.setdefault(str(parameter), {})[name] = value
     return tensors, {"state": rest, "groups": found["param_groups"]}
@@ -141,7 +141,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = share_like(tensor, parameters[int(parameter)])
+        state.setdefault(int(parameter), {})[name] = shard_like(tensor, parameters[int(parameter)])
     groups = [
         {key: tuple(value) if isinstance(value, list) and key == "betas" else value for key, value in group.items()}
         for group in rest["groups"]

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from dggraph.data.augmentation import mix
 from dggraph.data.sampler import seed_of
 from dggraph.data.sources import TrainingData
-from dggraph.evaluation.accuracy import Evaluation, evaluate
+from dggraph.evaluation.accuracy import Accuracy, evaluate
 from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.ops.divergence import divergence
 from dggraph.system import processes
@@ -77,5 +77,5 @@ class Classifying:
             expected = self.teacher(images)
         return divergence(expected.float(), logits.float()).mean(), gates
 
-    def judge(self, model: nn.Module) -> Evaluation:
+    def evaluate(self, model: nn.Module) -> Accuracy:
         return evaluate(model, self.data.validation, batch_size=self.config.judged_at_a_time, workers=self.config.workers)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.detection.box_data import BoxDataset, Target, collate
-from dggraph.detection.evaluation import BoxEvaluation, detect, judge
+from dggraph.detection.evaluation import DetectionEvaluation, detect, evaluate_boxes
 from dggraph.detection.readers import BoxSet
 from dggraph.network.network import DynamicNetwork, Gates, collecting_gates
 from dggraph.system import processes
@@ -65,11 +65,11 @@ class Detecting:
             losses = model(*part)
         return sum(losses.values(), torch.zeros(())), gates[0]
 
-    def judge(self, model: nn.Module) -> BoxEvaluation:
+    def evaluate(self, model: nn.Module) -> DetectionEvaluation:
         found = detect(
             model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
         )
-        judged = judge(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
-        (first, *_) = processes.gather(judged)
-        assert isinstance(first, BoxEvaluation)
+        judged = evaluate_boxes(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
+        (first, *_) = processes.all_gather_objects(judged)
+        assert isinstance(first, DetectionEvaluation)
         return first

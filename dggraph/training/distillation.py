@@ -62,7 +62,9 @@ def answered(teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, work
     with evaluating(teacher):
         for places, (images, _) in zip(batches, load_batches(dataset, batches, workers=workers), strict=True):
             mine |= zip(places, teacher(images.to(device)).argmax(1).tolist(), strict=True)
-    every = {place: answer for part in processes.gather(mine) if isinstance(part, dict) for place, answer in part.items()}
+    every = {
+        place: answer for part in processes.all_gather_objects(mine) if isinstance(part, dict) for place, answer in part.items()
+    }
     return _Answered(dataset, [every[place] for place in range(num_images)])
 
 

@@ -26,7 +26,7 @@ from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
 from dggraph.system.loaders import ENDING, load_batches
 from dggraph.system.locks import locked
-from dggraph.system.sharding import local, shard_, synchronised, whole
+from dggraph.system.sharding import full_tensor, gradient_sync, local_tensors, shard_
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
@@ -46,9 +46,9 @@ from dggraph.training.runs import (
     save_run,
 )
 from dggraph.training.schedules import temperature_at, threshold_at
-from dggraph.training.tasks import Judgement, Task
+from dggraph.training.tasks import Evaluation, Task
 
-Tell = Callable[[Mapping[str, Any]], None]
+Log = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,16 @@ class TrainResult:
     step: int
     is_finished: bool
     """False where a signal ended it; the same call goes on."""
-    evaluation: Judgement | None
+    evaluation: Evaluation | None
     """Of the last epoch."""
 
 
-def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
+def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
     """Train as `config` says, or go on where the run folder's last checkpoint stands.
 
     Args:
         config: every key.
-        tell: is called with every row that is written to metrics.jsonl; before them with the number of bad images and annotations left out,
+        log: is called with every row that is written to metrics.jsonl; before them with the number of bad images and annotations left out,
             if any, and with a {"note": sentence} for each thing that is not as one might expect.
 
     Returns:
@@ -97,20 +97,20 @@ def train(config: TrainConfig, tell: Tell = lambda row: None) -> TrainResult:
     identity = prepared.task.identity
     facts = {"images of the two sets": tuple(identity.sizes.values()), "classes": identity.classes}
     facts["names of the images"] = identity.document()["names"]
-    processes.agree(config.fingerprint() | {"parallel": config.parallel} | facts)
+    processes.assert_same_on_all_ranks(config.fingerprint() | {"parallel": config.parallel} | facts)
     run = _start(config, prepared, identity, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
         processes.barrier()
         said = resume_(run, config, folder)
-        processes.agree({"step of the last checkpoint": run.step})
+        processes.assert_same_on_all_ranks({"step of the last checkpoint": run.step})
         describe(run, config, folder, prepared.notes)
         if processes.rank() == 0:
             if prepared.notes.get("skipped.json"):
-                tell({"bad entries left out": len(prepared.notes["skipped.json"])})
+                log({"bad entries left out": len(prepared.notes["skipped.json"])})
             for sentence in (*said, *prepared.said):
-                tell({"note": sentence})
-        result = _loop(run, config, prepared.task, folder, per_epoch, tell)
+                log({"note": sentence})
+        result = _loop(run, config, prepared.task, folder, per_epoch, log)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)
         processes.barrier()
@@ -167,7 +167,7 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
     def follow_locally(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         if averages[0].is_floating_point():
-            follow(local(averages), local(values), num_averaged)
+            follow(local_tensors(averages), local_tensors(values), num_averaged)
             return
         for average, value in zip(averages, values, strict=True):  # counts and places: a mean of them would be cut to whole numbers
             average.copy_(value)
@@ -181,12 +181,12 @@ def _batches(config: TrainConfig, task: Task, epoch: int = 0, first: int = 0) ->
     return EpochBatches(task.groups, config.batch_size, seed=config.seed, epoch=epoch, first=first, **where)
 
 
-def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: int, tell: Tell) -> TrainResult:
+def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: int, log: Log) -> TrainResult:
     def write(row: Mapping[str, Any]) -> None:
         if processes.rank() == 0:
             append_row(folder / METRICS, row)
             note(row)
-            tell(row)
+            log(row)
 
     seeded, is_gpu = SeededDataset(task.train, config.seed), processes.device().type == "cuda"
     evaluation, total = None, per_epoch * config.epochs
@@ -195,7 +195,7 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
         while run.num_judged < config.epochs:
             if run.step == (run.num_judged + 1) * per_epoch:
                 with judging(run) as model:
-                    evaluation = task.judge(model)
+                    evaluation = task.evaluate(model)
                 run.num_judged += 1
                 if run.best["score"] is None or evaluation.score > run.best["score"]:
                     run.best = {"score": evaluation.score, "step": run.step}
@@ -209,7 +209,7 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
                 row = _step(run, config, task, batch, total)
                 if run.step % config.log_interval == 0 or run.step == total:
                     write(row())
-                if processes.any_of(bool(stopped)):
+                if processes.any_rank(bool(stopped)):
                     save_run(run, config, folder)
                     return TrainResult(folder, run.step, False, evaluation)
                 if config.checkpoint_steps and run.step % config.checkpoint_steps == 0 and run.step % per_epoch:
@@ -236,7 +236,7 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
     loss_sum, kept_sum = torch.zeros((), device=device), None
     parts = task.parts(batch, run.step)
     for number, part in enumerate(parts, start=1):
-        with synchronised(run.wrapped, number == len(parts)), _autocast(config, device):
+        with gradient_sync(run.wrapped, number == len(parts)), _autocast(config, device):
             loss, gates = task.loss(run.wrapped, run.net, part)
             if gates is not None:
                 kept_B = kept(gates)
@@ -251,7 +251,9 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
     learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     run.scaler.unscale_(run.optimiser)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
-    if not (run.scaler.is_enabled() or bool(torch.isfinite(whole(norm)))):  # a scaler leaves such steps out, and lowers its factor
+    if not (
+        run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))
+    ):  # a scaler leaves such steps out, and lowers its factor
         raise _not_finite(config, f"a gradient of step {run.step} is not finite")
     if config.clip_grad is not None:
         nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)

@@ -16,7 +16,7 @@ from typing import Any
 from dggraph.errors import DggraphWarning, InputError, TrainingError
 from dggraph.system.files import write_whole
 from dggraph.training.config import TrainConfig
-from dggraph.views.summary import Record, write_summary
+from dggraph.views.training_summary import Record, write_summary
 
 METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.html"
 

@@ -36,15 +36,15 @@ from dggraph.models.preprocessing import Preprocess
 from dggraph.network.archive import save
 from dggraph.network.gate_constraints import release_
 from dggraph.network.network import DynamicNetwork, dynamic_part
-from dggraph.network.standin import load_whole_
+from dggraph.network.standin import load_full_state_dict_
 from dggraph.system import processes
 from dggraph.system.files import write_whole
-from dggraph.system.sharding import whole_state
+from dggraph.system.sharding import full_state_dict
 from dggraph.training.checkpoint import (
+    delete_old_checkpoints,
     flatten_optimiser,
     list_checkpoints,
     load_checkpoint,
-    prune,
     restore_optimiser,
     save_checkpoint,
 )
@@ -130,9 +130,9 @@ def describe(run: Run, config: TrainConfig, folder: Path, notes: Mapping[str, An
 
 def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
     tensors, rest = flatten_optimiser(run.optimiser)
-    parts = {"model": whole_state(run.model), "optimiser": tensors}
+    parts = {"model": full_state_dict(run.model), "optimiser": tensors}
     if run.average is not None:
-        parts["average"] = whole_state(run.average)
+        parts["average"] = full_state_dict(run.average)
     if processes.rank() == 0:
         state: dict[str, Any] = {
             "keys": config.fingerprint(),
@@ -144,7 +144,7 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
         state["data"] = run.identity.document()
         state["metrics_bytes"] = sync_rows(folder / METRICS)
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
-        prune(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
+        delete_old_checkpoints(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
         update_page(folder)
     processes.barrier()
 
@@ -174,10 +174,10 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
         raise CheckpointError(
             f"{folder} holds a run that learned from other data: {'; '.join(differences)}. Go on with those, or choose another experiment."
         )
-    load_whole_(run.model, found.tensors["model"])
+    load_full_state_dict_(run.model, found.tensors["model"])
     restore_optimiser(run.optimiser, found.tensors["optimiser"], found.state["optimiser"])
     if run.average is not None:
-        load_whole_(run.average, found.tensors["average"])
+        load_full_state_dict_(run.average, found.tensors["average"])
     run.scaler.load_state_dict(found.state["scaler"])
     run.step, run.num_judged, run.best = found.step, found.state["num_judged"], found.state["best"]
     return _cut(folder, found.state["metrics_bytes"])
@@ -204,7 +204,7 @@ def judging(run: Run) -> Iterator[nn.Module]:
             if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
                 buffer.copy_(now[name])
     if run.unsharded is not None:
-        run.unsharded.load_state_dict(whole_state(model))
+        run.unsharded.load_state_dict(full_state_dict(model))
         model = run.unsharded.to(processes.device())
     yield model
     if run.unsharded is not None:

@@ -10,7 +10,7 @@ from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.training.identity import Identity
 
 
-class Judgement(Protocol):
+class Evaluation(Protocol):
     """What a validation set says of a model."""
 
     @property
@@ -46,5 +46,5 @@ class Task(Protocol):
     def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Any) -> tuple[Tensor, Gates | None]:
         """0-d loss of one part, and the gates it passed; `model` is called once, in train mode, and `net` is in it."""
 
-    def judge(self, model: nn.Module) -> Judgement:
+    def evaluate(self, model: nn.Module) -> Evaluation:
         """How good `model` is on the validation set; every process must ask for it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dggraph.graph.ir import BlockNode, DynamicGraph
-from dggraph.views.lettering import count, plural
+from dggraph.views.escaping import count, plural
 
 Level = Literal["op", "block", "stage"]
 LEVELS: tuple[Level, ...] = ("op", "block", "stage")

@@ -14,14 +14,14 @@ from PIL import Image
 
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.views.document import write_json
-from dggraph.views.dot import INCH, place_node, write_dot
-from dggraph.views.frame import make_frame
-from dggraph.views.lettering import for_dot
-from dggraph.views.mermaid import write_mermaid
-from dggraph.views.overlay import RIM, STROKE, TAG, place_outlines
+from dggraph.views.box_overlay import RIM, STROKE, TAG, place_outlines
+from dggraph.views.captions import make_frame
+from dggraph.views.dot_picture import INCH, place_node, write_dot
+from dggraph.views.escaping import for_dot
+from dggraph.views.json_picture import write_json
+from dggraph.views.mermaid_picture import write_mermaid
 from dggraph.views.picture import Picture, picture_graph, picture_path
-from dggraph.views.svg import write_svg
+from dggraph.views.svg_picture import write_svg
 
 DRAW_SECONDS = 120
 PNG_DPI = 144

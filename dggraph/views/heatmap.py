@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dggraph.graph.atlas import Frequencies
 from dggraph.graph.ir import DynamicGraph
-from dggraph.views.lettering import fit, for_xml, text_width
+from dggraph.views.escaping import fit, for_xml, text_width
 
 LABEL, HEAD = 110.0, 20.0
 MIN_SIDE_FOR_NUMBERS = 24.0

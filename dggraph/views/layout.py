@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph
 from dggraph.views.collapse import Card, Level, choose_level, deal_cards, format_shape, usual_shape
-from dggraph.views.lettering import count, fit, plural, text_width
+from dggraph.views.escaping import count, fit, plural, text_width
 
 PAGE, MARGIN, PAD, LINK, HEADING = 1080.0, 12.0, 14.0, 30.0, 40.0
 LABEL, DETAIL = 10.0, 9.0

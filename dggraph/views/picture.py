@@ -9,9 +9,7 @@ from PIL import Image
 
 from dggraph.graph.atlas import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.views.layout import Box, Layout, lay_out
-from dggraph.views.lettering import count, plural
-from dggraph.views.marks import (
+from dggraph.views.annotations import (
     EDGE_LOOKS,
     NODE_LOOKS,
     EdgeMark,
@@ -23,7 +21,9 @@ from dggraph.views.marks import (
     mark_graph,
     mark_path,
 )
-from dggraph.views.overlay import tell_objects
+from dggraph.views.box_overlay import tell_objects
+from dggraph.views.escaping import count, plural
+from dggraph.views.layout import Box, Layout, lay_out
 
 NEAR_TIE = 1e-4
 

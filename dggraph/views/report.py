@@ -10,13 +10,13 @@ from PIL import Image
 
 from dggraph.graph.atlas import Atlas
 from dggraph.graph.ir import DynamicGraph
-from dggraph.views.cards import Context, name_of, percent, static_part
-from dggraph.views.diagram import define_curves
+from dggraph.views.atlas_json import write_numbers
+from dggraph.views.escaping import count, plural
+from dggraph.views.html_page import asset, write_page
 from dggraph.views.layout import lay_out
-from dggraph.views.lettering import count, plural
-from dggraph.views.numbers import write_numbers
-from dggraph.views.page import asset, write_page
-from dggraph.views.sections import write_classes, write_costs, write_edges, write_health, write_images, write_paths
+from dggraph.views.report_parts import Context, name_of, percent, static_part
+from dggraph.views.report_sections import write_classes, write_costs, write_edges, write_health, write_images, write_paths
+from dggraph.views.stage_diagram import define_curves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-from dggraph.views.lettering import for_xml
+from dggraph.views.escaping import for_xml
 
 
 def write_page(title: str, body: str, script: str | None = None) -> str:

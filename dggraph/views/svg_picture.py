@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from dggraph.views.frame import Frame, make_frame
+from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, Look, edge_width
+from dggraph.views.box_overlay import place_outlines, write_outlines
+from dggraph.views.captions import Frame, make_frame
+from dggraph.views.escaping import for_xml
 from dggraph.views.layout import Box, Panel
-from dggraph.views.lettering import for_xml
-from dggraph.views.marks import EDGE_LOOKS, GREY, INK, Look, edge_width
-from dggraph.views.overlay import place_outlines, write_outlines
 from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from dggraph.views.annotations import AMBER, GREY, INK
+from dggraph.views.escaping import fit, text_width
 from dggraph.views.layout import MARGIN
-from dggraph.views.lettering import fit, text_width
-from dggraph.views.marks import AMBER, GREY, INK
 from dggraph.views.picture import LegendEntry, Picture
 
 THUMBNAIL, TITLE, FACT, LINE = 72.0, 14.0, 11.0, 16.0

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dggraph.graph.atlas import Detected, FoundObject
-from dggraph.views.lettering import fit, for_xml, plural, text_width
-from dggraph.views.marks import FIRST, INK, SECOND
+from dggraph.views.annotations import FIRST, INK, SECOND
+from dggraph.views.escaping import fit, for_xml, plural, text_width
 
 WHITE = "#ffffff"
 COLOURS = (

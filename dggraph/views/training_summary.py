@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from dggraph.views.cards import name_of, percent
-from dggraph.views.curves import NUM_COLUMNS, Series, draw_curves, is_number, number
-from dggraph.views.lettering import plural
-from dggraph.views.page import write_page
+from dggraph.views.escaping import plural
+from dggraph.views.html_page import write_page
+from dggraph.views.line_chart import NUM_COLUMNS, Series, draw_curves, is_number, number
+from dggraph.views.report_parts import name_of, percent
 
 Row = Mapping[str, Any]
 NONE = "–"

@@ -4,7 +4,10 @@ import re
 from collections.abc import Mapping
 
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
-from dggraph.views.cards import (
+from dggraph.views.escaping import count, for_xml, plural
+from dggraph.views.heatmap import draw_frequencies
+from dggraph.views.histogram import draw_histogram
+from dggraph.views.report_parts import (
     Context,
     name_of,
     node_names,
@@ -15,9 +18,6 @@ from dggraph.views.cards import (
     write_instance,
     write_strip,
 )
-from dggraph.views.heatmap import draw_frequencies
-from dggraph.views.histogram import draw_histogram
-from dggraph.views.lettering import count, for_xml, plural
 
 NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS = 4, 48, 4000
 

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from itertools import pairwise
 
-from dggraph.views.lettering import for_mermaid
-from dggraph.views.marks import EDGE_LOOKS, NODE_LOOKS, EdgeMark, Ends, Look, NodeMark, edge_width
+from dggraph.views.annotations import EDGE_LOOKS, NODE_LOOKS, EdgeMark, Ends, Look, NodeMark, edge_width
+from dggraph.views.escaping import for_mermaid
 from dggraph.views.picture import Picture, lines_of, mark_of
 
 MAX_EDGES = 500

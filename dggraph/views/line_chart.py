@@ -11,7 +11,7 @@ from math import ceil, floor, log10
 from statistics import fmean
 from typing import TypeGuard
 
-from dggraph.views.lettering import fit, for_xml, text_width
+from dggraph.views.escaping import fit, for_xml, text_width
 
 WIDTH, HEIGHT, RIGHT, TOP, BOTTOM, LEGEND, MIN_LEFT = 360.0, 236.0, 14.0, 12.0, 42.0, 22.0, 44.0
 SIZE, SAMPLE, GAP = 11.5, 16.0, 12.0

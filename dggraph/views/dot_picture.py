@@ -5,12 +5,12 @@ from contextlib import suppress
 
 import graphviz
 
-from dggraph.views.frame import Frame, Text, make_frame
+from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, edge_width
+from dggraph.views.captions import Frame, Text, make_frame
+from dggraph.views.escaping import for_dot, text_width
 from dggraph.views.layout import Box, Curve
-from dggraph.views.lettering import for_dot, text_width
-from dggraph.views.marks import EDGE_LOOKS, GREY, INK, edge_width
 from dggraph.views.picture import Picture, box_look, lines_of, mark_of
-from dggraph.views.svg import PANEL_FILL, PANEL_STROKE, write_svg
+from dggraph.views.svg_picture import PANEL_FILL, PANEL_STROKE, write_svg
 
 INCH = 72.0
 

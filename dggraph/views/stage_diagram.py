@@ -6,9 +6,9 @@ Curves are written once a page (`define_curves`) and referred to by every image'
 from collections.abc import Iterator
 
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.views.annotations import NodeMark, edge_width
+from dggraph.views.escaping import for_xml, plural
 from dggraph.views.layout import Box, Layout, Panel
-from dggraph.views.lettering import for_xml, plural
-from dggraph.views.marks import NodeMark, edge_width
 from dggraph.views.picture import Picture, baselines, lines_of, mark_of, picture_path
 
 PAD, WIDE = 12.0, 480.0

@@ -9,13 +9,13 @@ from PIL import Image
 
 from dggraph.graph.atlas import Atlas, ClassPaths, CommonPath, Detected, Frequencies, Instance
 from dggraph.graph.ir import DynamicGraph
-from dggraph.views.diagram import draw_diagram
-from dggraph.views.frame import HIGH, WIDE, fit_size
+from dggraph.views.box_overlay import place_outlines, tell_objects, write_outlines
+from dggraph.views.captions import HIGH, WIDE, fit_size
+from dggraph.views.escaping import count, fit, for_xml, text_width, visible
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
-from dggraph.views.lettering import count, fit, for_xml, text_width, visible
-from dggraph.views.overlay import place_outlines, tell_objects, write_outlines
 from dggraph.views.picture import NEAR_TIE
+from dggraph.views.stage_diagram import draw_diagram
 
 SMALL = 64
 """Images up to this side are kept as they are and shown in large pixels."""
