@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.data.image_sets import open_image_set, spread
+from dggraph.data.image_sets import evenly_spaced, open_image_set
 from dggraph.evaluation.timing import compare
 from dggraph.models.preprocessing import Preprocess, preprocess_image
 from dggraph.models.registry import load_model
@@ -119,7 +119,7 @@ def static_network(config: TrainConfig) -> tuple[nn.Module, Preprocess]:
 def read(folder: Path, preprocess: Preprocess, limit: int | None = None) -> tuple[Tensor, list[str]]:
     """(N, 3, H, W), evenly spread over the folder, and the images' names."""
     found = open_image_set(folder)
-    is_taken = spread(found.num_images, limit or found.num_images)
+    is_taken = evenly_spaced(found.num_images, limit or found.num_images)
     items = [item for item in found.items() if is_taken(item.index)]
     return torch.cat([preprocess_image(item.open(), preprocess) for item in items]), [item.name for item in items]
 

@@ -53,7 +53,7 @@ def hooked(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[list, dic
     """Run one instance at a time; returns the outputs and, per stage, each instance's {(source, target): weight}."""
     outputs, adjacency = [], {stage: [] for stage in net.graph.stages}
     handles: list = []
-    stages = [_Stage(net, model, name, found, handles) for name, found in zip(net.graph.stages, net.recipe.found, strict=True)]
+    stages = [_Stage(net, model, name, found, handles) for name, found in zip(net.graph.stages, net.blueprint.found, strict=True)]
     try:
         for image in x.split(1):
             with torch.no_grad():

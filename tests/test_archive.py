@@ -217,7 +217,7 @@ def test_leaves_are_found_again_among_the_backbone_s_own_classes(tmp_path: Path)
     net = dggraph.convert(Net(), X, leaves=(Block,))
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert torch.equal(twin(X), net.eval()(X)) and twin.recipe.leaves == ("small.Block",)
+    assert torch.equal(twin(X), net.eval()(X)) and twin.blueprint.leaves == ("small.Block",)
     rewrite(tmp_path / "a", {"leaves": ["subprocess.Popen"]})
     with pytest.raises(ArchiveError, match=r"it has no subprocess\.Popen"):
         dggraph.load(tmp_path / "a", model=Net())
@@ -259,7 +259,7 @@ def test_reports_and_flags_come_back(tmp_path: Path, stages: Any, residual: Any)
     net.lowered.stem.requires_grad_(False)
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert twin.report == net.report and twin.recipe == replace(net.recipe, found=twin.recipe.found)
+    assert twin.report == net.report and twin.blueprint == replace(net.blueprint, found=twin.blueprint.found)
     flags = {key: parameter.requires_grad for key, parameter in net.named_parameters()}
     assert flags == {key: parameter.requires_grad for key, parameter in twin.named_parameters()}
 

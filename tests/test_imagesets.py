@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dggraph.data.image_sets import open_image_set, spread
+from dggraph.data.image_sets import evenly_spaced, open_image_set
 from dggraph.errors import InputError
 
 
@@ -120,7 +120,7 @@ def test_what_is_no_set_of_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "limit"), [(10, 3), (7, 7), (1000, 999), (5, 1), (3, 9), (4, None)])
 def test_a_limit_takes_that_many_evenly(number: int, limit: int | None) -> None:
-    is_taken = spread(number, limit)
+    is_taken = evenly_spaced(number, limit)
     taken = [index for index in range(number) if is_taken(index)]
     assert len(taken) == min(number, number if limit is None else limit)
     steps = {b - a for a, b in itertools.pairwise(taken)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dggraph
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork, Gates
-from dggraph.ops.liveness import Layout
+from dggraph.ops.liveness import Topology
 from dggraph.ops.macs import TEMPERATURE, MacsTable, StageMacs, open_probabilities, path_macs
 
 KINDS = ["kept", "lifted", "concat", "adapter"]
@@ -35,31 +35,31 @@ def images(count: int, seed: int) -> Tensor:
     return noise + 2 * torch.randn(count, 3, 1, 1, generator=generator, dtype=torch.float64)
 
 
-def complete(num_blocks: int) -> Layout:
+def complete(num_blocks: int) -> Topology:
     pairs = [(source, target) for target in range(1, num_blocks + 2) for source in range(target)]
-    return Layout(*(tuple(ends) for ends in zip(*pairs, strict=True)))
+    return Topology(*(tuple(ends) for ends in zip(*pairs, strict=True)))
 
 
-def caterpillar(num_blocks: int) -> Layout:
+def caterpillar(num_blocks: int) -> Topology:
     """A chain, with an edge from v0 to every block and one from every block to `out`: no two sources share an edge."""
     pairs = [(source, target) for target in range(1, num_blocks + 1) for source in sorted({0, target - 1})]
     pairs += [(source, num_blocks + 1) for source in range(num_blocks + 1)]
-    return Layout(*(tuple(ends) for ends in zip(*pairs, strict=True)))
+    return Topology(*(tuple(ends) for ends in zip(*pairs, strict=True)))
 
 
-def table_of(layout: Layout, is_useful_only: bool) -> MacsTable:
+def table_of(topology: Topology, is_useful_only: bool) -> MacsTable:
     numbers = random.Random(3)
-    vertices = tuple(numbers.randrange(50, 100) for _ in range(layout.num_vertices - 1))
-    edges = tuple(numbers.randrange(1, 9) for _ in layout.sources)
-    stage = StageMacs(layout=layout, vertices=(*vertices, 0), edges=edges)
+    vertices = tuple(numbers.randrange(50, 100) for _ in range(topology.num_vertices - 1))
+    edges = tuple(numbers.randrange(1, 9) for _ in topology.sources)
+    stage = StageMacs(topology=topology, vertices=(*vertices, 0), edges=edges)
     return MacsTable(fixed=100, static=100 + sum(vertices), is_useful_only=is_useful_only, stages={"s": stage})
 
 
 def count_macs(opens: tuple[int, ...], table: MacsTable) -> int:
     """MACs of one pattern, written again with sets."""
     stage = table.stages["s"]
-    edges = [(a, b, cost) for a, b, cost, is_open in zip(*stage.layout, stage.edges, opens, strict=True) if is_open]
-    last = stage.layout.num_vertices - 1
+    edges = [(a, b, cost) for a, b, cost, is_open in zip(*stage.topology, stage.edges, opens, strict=True) if is_open]
+    last = stage.topology.num_vertices - 1
     live, leads = {0}, {last}
     for target in range(1, last):
         live |= {target for a, b, _ in edges if b == target and a in live}
@@ -111,17 +111,17 @@ def test_every_edge_feels_the_budget_at_the_start(kind: str, router: str) -> Non
 
 
 @pytest.mark.parametrize("is_useful_only", [False, True])
-@pytest.mark.parametrize("layout", [complete(4), caterpillar(4)], ids=["complete", "caterpillar"])
-def test_gradient_of_expected_macs(layout: Layout, is_useful_only: bool) -> None:
-    table = table_of(layout, is_useful_only)
-    raw = (0.5 + 0.2 * torch.randn(3, len(layout.sources), dtype=torch.float64)).requires_grad_()
+@pytest.mark.parametrize("topology", [complete(4), caterpillar(4)], ids=["complete", "caterpillar"])
+def test_gradient_of_expected_macs(topology: Topology, is_useful_only: bool) -> None:
+    table = table_of(topology, is_useful_only)
+    raw = (0.5 + 0.2 * torch.randn(3, len(topology.sources), dtype=torch.float64)).requires_grad_()
 
     def expected(raw_BE: Tensor) -> Tensor:
         return path_macs({"s": torch.sigmoid((raw_BE - 0.5) / TEMPERATURE)}, table)
 
     assert torch.autograd.gradcheck(expected, raw)
 
-    open_raw = (0.5 + 0.2 * torch.rand(3, len(layout.sources), dtype=torch.float64)).requires_grad_()
+    open_raw = (0.5 + 0.2 * torch.rand(3, len(topology.sources), dtype=torch.float64)).requires_grad_()
     gates = Gates({"s": open_raw.detach()}, {"s": open_raw}, {"s": torch.tensor(0.5)}, table)
     (ours,) = torch.autograd.grad(dggraph.losses.kept(gates).sum(), open_raw)
     (theirs,) = torch.autograd.grad(expected(open_raw).sum(), open_raw)
@@ -132,11 +132,11 @@ def test_gradient_of_expected_macs(layout: Layout, is_useful_only: bool) -> None
 def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
     """Exact where no two sources of a node share an uncertain edge; elsewhere never too low, and not far off."""
     generator = torch.Generator().manual_seed(0)
-    for layout, is_exact in [(complete(2), True), (caterpillar(4), True), (complete(3), False), (complete(4), False)]:
-        table = table_of(layout, is_useful_only)
+    for topology, is_exact in [(complete(2), True), (caterpillar(4), True), (complete(3), False), (complete(4), False)]:
+        table = table_of(topology, is_useful_only)
         errors = []
-        for _ in range(3 if len(layout.sources) > 12 else 20):
-            chances = torch.rand(len(layout.sources), generator=generator, dtype=torch.float64)
+        for _ in range(3 if len(topology.sources) > 12 else 20):
+            chances = torch.rand(len(topology.sources), generator=generator, dtype=torch.float64)
             truth = mean_by_enumeration(chances.tolist(), table)
             errors.append(float(path_macs({"s": chances[None]}, table)) / truth - 1)
         if is_exact:
@@ -148,8 +148,8 @@ def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
 @pytest.mark.parametrize("router", ROUTERS)
 def test_what_is_not_asked_about_its_weight(router: str) -> None:
     """With `node` routers an edge that leaves a dead node says nothing; an edge that the output rule opened is open."""
-    layout = complete(2)  # 0-1 | 0-2 1-2 | 0-out 1-out 2-out
-    table = table_of(layout, router == "stage")
+    topology = complete(2)  # 0-1 | 0-2 1-2 | 0-out 1-out 2-out
+    table = table_of(topology, router == "stage")
     raw = torch.tensor([[0.1, 0.9, 0.9, 0.2, 0.3, 0.1]], dtype=torch.float64, requires_grad=True)
     weights = torch.tensor([[0.0, 0.9, 0.0, 0.2, 0.0, 0.0]])  # node 1 is dead, v0 -> out opened
     chances = open_probabilities({"s": weights}, {"s": raw}, {"s": torch.tensor(0.5)}, table)["s"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.ops.aggregation import adapt, aggregate, concatenate
 from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
-from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
 from dggraph.ops.routing import LinearRouter, find_router
 from dggraph.ops.weighted_sum import weighted_sum
 
@@ -163,13 +163,13 @@ def test_temperature_sharpens_and_stays_exact_at_the_start() -> None:
 
 def test_settle_equals_the_steps_one_by_one() -> None:
     """By hand on v0, v1, v2, out: v1 closed, so v1 -> v2 and v1 -> out close too; v2 lives by v0."""
-    layout = Layout((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
+    topology = Topology((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
     raw = torch.tensor([[0.4, 0.9, 0.8, 0.2, 0.9, 0.3], [0.6, 0.1, 0.2, 0.6, 0.1, 0.9]])
-    settled = settle(raw, layout, HALF, False)
+    settled = settle(raw, topology, HALF, False)
     assert settled[0].tolist() == pytest.approx([0, 0.9, 0, 0, 0, 1])
     assert settled[1].tolist() == pytest.approx([0.6, 0, 0, 0.6, 0, 0])
-    assert live_vertices(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 1, 0, 1]]
-    assert leads_to_out(settled != 0, layout).tolist() == [[1, 0, 1, 1], [1, 0, 0, 1]]
+    assert live_vertices(settled != 0, topology).tolist() == [[1, 0, 1, 1], [1, 1, 0, 1]]
+    assert leads_to_out(settled != 0, topology).tolist() == [[1, 0, 1, 1], [1, 0, 0, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -57,7 +57,7 @@ def test_a_conversion_is_the_same_whatever_is_around_it(around: Around, router: 
         net = dggraph.convert(model, X, router=router)
     for (key, ours), (_, theirs) in zip(net.state_dict().items(), plain.state_dict().items(), strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.is_inference(), key
-    assert net.recipe == plain.recipe and torch.equal(net(X), model(X))
+    assert net.blueprint == plain.blueprint and torch.equal(net(X), model(X))
     net.train()(X).square().sum().backward()
     assert all(parameter.grad is not None for name, parameter in net.named_parameters() if ".hidden" not in name)
 

@@ -37,7 +37,7 @@ def evaluate_boxes(
     Raises:
         InputError: as for `open_validation_boxes`, `build_detector` and `evaluate_boxes`.
     """
-    from dggraph.data.image_sets import spread
+    from dggraph.data.image_sets import evenly_spaced
     from dggraph.detection.average_precision import require_library, write_predictions
     from dggraph.detection.box_data import BoxDataset
     from dggraph.detection.evaluation import by_category, detect, evaluate_boxes
@@ -68,7 +68,7 @@ def evaluate_boxes(
                 if keys.num_classes is None and model in detector_names():
                     keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
                 detector = build_detector(keys, expected.classes)
-        is_taken = spread(len(expected.images), limit)
+        is_taken = evenly_spaced(len(expected.images), limit)
         expected = replace(expected, images=tuple(image for place, image in enumerate(expected.images) if is_taken(place)))
         processes.assert_same_on_all_ranks({"images": len(expected.images), "classes": expected.classes})
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}

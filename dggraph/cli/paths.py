@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = {"svg": "svg", "png": "png", "pdf": "pdf", "dot": "dot", "mermaid": "mmd", "json": "json"}
 
 
-class Run(NamedTuple):
+class RecordedImage(NamedTuple):
     """One image run through a network, or a detector on one."""
 
     row: dict[str, Any]
@@ -60,7 +60,7 @@ def command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Run MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
+    """RecordedImage MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
 
     MODEL may also be the run folder of a detector: pictures show what it finds.
     """
@@ -175,7 +175,7 @@ def draw_difference(
     return facts
 
 
-def run_image(predictor: "Predictor", file: Path) -> Run:
+def run_image(predictor: "Predictor", file: Path) -> RecordedImage:
     """Record the path of one image file.
 
     Raises:
@@ -195,7 +195,7 @@ def run_image(predictor: "Predictor", file: Path) -> Run:
     row: dict[str, Any] = {"image": str(file), "macs": path.macs, "kept": path.macs / net.report.total_macs}
     row |= {"active_edges": len(path.active_edges(net.graph)), "is_static_path": is_static, "margin": path.margin}
     row |= {} if prediction.top_class is None else asdict(prediction.top_class)
-    return Run(row | list_detected(prediction.detected), path, image, prediction.detected)
+    return RecordedImage(row | list_detected(prediction.detected), path, image, prediction.detected)
 
 
 def tell_prediction(row: dict[str, Any]) -> str:

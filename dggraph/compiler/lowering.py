@@ -31,7 +31,7 @@ from dggraph.errors import LoweringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
 from dggraph.ops.gating import column
-from dggraph.ops.liveness import Layout, is_live, open_edges, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, open_edges, open_output, settle
 from dggraph.ops.routing import Router
 
 
@@ -127,7 +127,7 @@ class _StageWriter:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
         self.graph, self.name, self.deciders, self.owner, self.training = graph, name, deciders, owner, training
         self.vertices, self.channel_position = graph.nodes(name), graph.stages[name].channel_position
-        self.layout = stage_layout(graph, name)
+        self.topology = stage_topology(graph, name)
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
@@ -198,7 +198,7 @@ class _StageWriter:
     def _write_vertex(self, index: int) -> fx.Node:
         """What stands in front of vertex `index`; returns its new input."""
         incoming = self.graph.incoming(self.vertices[index].name)
-        sources = self.layout.sources[self.layout.incoming(index)]
+        sources = self.topology.sources[self.topology.incoming(index)]
         self.shared.append(self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}"))
         weights = self._write_weights(index, sources) if self.deciders.scope == "node" else self._take_weights(index)
         axis = self.stage.channel_axis
@@ -233,8 +233,8 @@ class _StageWriter:
         """With a `stage` router: this vertex' columns of what the router decided at the entry."""
         if index == 1:
             self._write_row(0, self.graph.edges(self.name))
-            self.settled = self._call(settle, (self.rows[0], self.layout, self.threshold, self.training), "weights")
-        place = self.layout.incoming(index)
+            self.settled = self._call(settle, (self.rows[0], self.topology, self.threshold, self.training), "weights")
+        place = self.topology.incoming(index)
         return self._call(torch.narrow, (self.settled, 1, place.start, place.stop - place.start), f"weights_{index}")
 
     def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
@@ -275,8 +275,8 @@ class _StageWriter:
         return self.own[-1]
 
 
-def stage_layout(graph: DynamicGraph, stage: str) -> Layout:
+def stage_topology(graph: DynamicGraph, stage: str) -> Topology:
     """The edges of `stage` as vertex indices."""
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
-    return Layout(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
+    return Topology(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))

@@ -12,11 +12,11 @@ from torch import fx
 
 from dggraph.compiler.contexts import CONTEXTS
 from dggraph.compiler.lowered import LoweredModule
-from dggraph.compiler.lowering import stage_layout
+from dggraph.compiler.lowering import stage_topology
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import NEEDED, BlockPlan, ReadKind, StagePlan, batch_norms, mark_needed
 from dggraph.graph.ir import DynamicGraph, EdgeKind
-from dggraph.ops.liveness import Layout
+from dggraph.ops.liveness import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StageProgram:
     """One stage whose blocks run alone."""
 
     plan: StagePlan
-    layout: Layout
+    topology: Topology
     kinds: tuple[EdgeKind, ...]
     """Per edge."""
     channel_axis: int
@@ -130,7 +130,7 @@ def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: Stag
     shapes = [node.shape for node in graph.nodes(stage.name)]
     return StageProgram(
         plan=stage,
-        layout=stage_layout(graph, stage.name),
+        topology=stage_topology(graph, stage.name),
         kinds=tuple(edge.kind for edge in graph.edges(stage.name)),
         channel_axis=graph.stages[stage.name].channel_axis,
         num_channels=(0, *(shape[position] for shape in shapes[:-1])),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dggraph.data.image_sets import Item, list_some, open_image_set, spread
+from dggraph.data.image_sets import Item, evenly_spaced, list_some, open_image_set
 from dggraph.errors import InputError
 from dggraph.models.image_files import ImageFacts, inspect_images
 from dggraph.views.escaping import plural
@@ -110,7 +110,7 @@ def refuse_empty(folder: Path, found: ReadFolder) -> None:
 def _find_bad(items: Sequence[Item], on_bad: OnBadImage) -> tuple[dict[int, InputError], int]:
     """Errors by place, and how many files were looked at; images inside another file were checked with it."""
     files = [item for item in items if item.file is not None]
-    is_taken = spread(len(files), MAX_INSPECTED if on_bad == "error" else None)
+    is_taken = evenly_spaced(len(files), MAX_INSPECTED if on_bad == "error" else None)
     taken = [item for place, item in enumerate(files) if is_taken(place)]
     found: list[ImageFacts | InputError] = inspect_images(
         [item.file or "" for item in taken], "whole" if on_bad == "skip" else "ends"

@@ -95,7 +95,7 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
     )
 
 
-def spread(num_images: int, limit: int | None) -> Callable[[int], bool]:
+def evenly_spaced(num_images: int, limit: int | None) -> Callable[[int], bool]:
     """Which of `num_images` places to take: all, or `limit` of them evenly spread."""
     if limit is None or limit >= num_images:
         return lambda _: True

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from dggraph.data.augmentation import Augmentation, evaluation_transform
 from dggraph.data.class_names import as_text
 from dggraph.data.folders import read_folder
-from dggraph.data.image_sets import composed, spread
+from dggraph.data.image_sets import composed, evenly_spaced
 from dggraph.data.sources import FileDataset, Source, open_data
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess
@@ -71,7 +71,7 @@ def open_validation(
     data = replace(data, classes=as_text(data.classes))
     data = _as_named(data, None if net.labels is None else as_text(net.labels), source.dataset)
     num_images = len(data.images)  # type: ignore[arg-type]
-    is_taken = spread(num_images, limit)
+    is_taken = evenly_spaced(num_images, limit)
     return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
 
 

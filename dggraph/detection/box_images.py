@@ -9,7 +9,7 @@ from dataclasses import replace
 from PIL import Image
 
 from dggraph.data.folders import MAX_INSPECTED, refuse_bad
-from dggraph.data.image_sets import spread
+from dggraph.data.image_sets import evenly_spaced
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_sets import BoxImage, BoxSet
 from dggraph.errors import InputError
@@ -35,7 +35,7 @@ def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
     Raises:
         InputError: with `on_bad="error"`, images that cannot be read or have another size; names the first ones.
     """
-    is_taken = spread(len(found.images), MAX_INSPECTED if depth == "ends" else None)
+    is_taken = evenly_spaced(len(found.images), MAX_INSPECTED if depth == "ends" else None)
     taken = [image for place, image in enumerate(found.images) if is_taken(place)]
     facts = dict(zip((image.image_id for image in taken), inspect_images([image.file for image in taken], depth), strict=True))
     problems: dict[int, str] = {}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from dggraph.data.image_sets import ImageSet, Item, spread
+from dggraph.data.image_sets import ImageSet, Item, evenly_spaced
 from dggraph.errors import DggraphError, GateError, InputError
 from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.atlas_state import read_state, write_state
@@ -78,7 +78,7 @@ def collect_atlas(
     predictor = as_predictor(watched)
     net = predictor.net
     total = images.num_images if limit is None else min(limit, images.num_images)
-    is_taken, is_shown = spread(images.num_images, limit), spread(total, num_instances)
+    is_taken, is_shown = evenly_spaced(images.num_images, limit), evenly_spaced(total, num_instances)
     identity = _identify(predictor, images, limit, num_instances)
     counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(predictor, images))
     processes.assert_same_on_all_ranks(identity | {"images": images.num_images})

@@ -87,7 +87,7 @@ class GateHealth:
     def update(self, gates: Gates) -> None:
         """Count a batch; takes a training step's gates as they are."""
         for stage, weights_BE in gates.weights.items():
-            layout = gates.table.stages[stage].layout
+            layout = gates.table.stages[stage].topology
             open_BE, raw_BE = weights_BE.detach() != 0, gates.raw[stage].detach().double()
             live_BV = live_vertices(open_BE, layout) > 0
             used_BV = live_BV & (leads_to_out(open_BE, layout) > 0)

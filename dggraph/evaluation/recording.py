@@ -193,7 +193,7 @@ def on_cpu(gates: Gates) -> Gates:
 
 def identify_network(net: DynamicNetwork) -> dict[str, str]:
     """What its predictions depend on, by name."""
-    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.recipe.gate, "executor": net.executor}
+    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.blueprint.gate, "executor": net.executor}
     return {"network": digest_of(net), "network's settings": repr(settings)}
 
 
@@ -201,8 +201,8 @@ def _margins(gates: Gates) -> list[float]:
     """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges of dead sources cannot flip."""
     smallest: Tensor | None = None
     for stage, raw_BE in gates.raw.items():
-        layout = gates.table.stages[stage].layout
-        live_BE = live_vertices(gates.weights[stage] != 0, layout)[:, list(layout.sources)] > 0
+        topology = gates.table.stages[stage].topology
+        live_BE = live_vertices(gates.weights[stage] != 0, topology)[:, list(topology.sources)] > 0
         margin_B = (raw_BE - gates.thresholds[stage].to(raw_BE.dtype)).abs().masked_fill(~live_BE, torch.inf).amin(1)
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()

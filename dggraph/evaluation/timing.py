@@ -116,7 +116,7 @@ def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     table = net.macs_table
-    nodes = [(name, vertex) for name, stage in table.stages.items() for vertex in range(1, stage.layout.num_vertices - 1)]
+    nodes = [(name, vertex) for name, stage in table.stages.items() for vertex in range(1, stage.topology.num_vertices - 1)]
     rows: dict[str, list[Tensor]] = {name: [] for name in table.stages}
     total = 0.0
     for _ in range(num_instances):
@@ -141,7 +141,7 @@ def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str,
         name: torch.tensor(
             [
                 float((name, source) not in closed and (name, target) not in closed)
-                for source, target in zip(stage.layout.sources, stage.layout.targets, strict=True)
+                for source, target in zip(stage.topology.sources, stage.topology.targets, strict=True)
             ],
             device="cpu",
         )

@@ -36,18 +36,18 @@ from dggraph.network.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     Manifest,
+    pack_blueprint,
     pack_budgets,
     pack_preprocess,
-    pack_recipe,
     read_manifest,
     refuse_unknown_names,
     seal,
     type_name,
+    unpack_blueprint,
     unpack_budgets,
     unpack_preprocess,
-    unpack_recipe,
 )
-from dggraph.network.network import DynamicNetwork, Recipe
+from dggraph.network.network import Blueprint, DynamicNetwork
 from dggraph.network.report import note_dense
 from dggraph.network.skipping_checks import check_skipping_
 from dggraph.network.static_checks import check_images, check_static
@@ -133,7 +133,7 @@ def _packed(
         source=net.source if is_named else None,
         num_classes=net.source_options.get("num_classes"),
         image_size=net.source_options.get("image_size"),
-        **pack_recipe(net.recipe),
+        **pack_blueprint(net.blueprint),
         tied=tied,
         dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
         frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
@@ -169,21 +169,21 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     except (safetensors.SafetensorError, OSError) as error:
         raise ArchiveError(f"{folder / WEIGHTS} is no readable safetensors file: {error}.") from error
     state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
-    recipe = unpack_recipe(manifest)
-    _refuse_unregistered(folder, recipe)
+    blueprint = unpack_blueprint(manifest)
+    _refuse_unregistered(folder, blueprint)
     with ordinary_surroundings(torch.device("cpu")):
         given = _rebuild(folder, manifest) if model is None else plain_backbone(model)
         backbone = copy_model(given).to("cpu")
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             if tensor.is_floating_point():  # Module.to would cut complex weights to their real part
-                tensor.data = tensor.data.to(getattr(torch, recipe.dtype))
-        net = _lowered_again(folder, backbone, graph, recipe, state)
+                tensor.data = tensor.data.to(getattr(torch, blueprint.dtype))
+        net = _lowered_again(folder, backbone, graph, blueprint, state)
     net.report = replace(net.report, detached=stored_activations(given))
     for key, tensor in net.lowered.state_dict(keep_vars=True).items():
         if tensor.dtype != state[key].dtype:
             tensor.data = state[key]
     for key, buffer in _unsaved_floats(net.lowered):
-        buffer.data = buffer.data.to(getattr(torch, manifest.dtypes.get(key, recipe.dtype)))
+        buffer.data = buffer.data.to(getattr(torch, manifest.dtypes.get(key, blueprint.dtype)))
     for key, parameter in net.lowered.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(key not in manifest.frozen)
@@ -196,13 +196,15 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
 
 
 def _lowered_again(
-    folder: Path, backbone: nn.Module, graph: DynamicGraph, recipe: Recipe, state: dict[str, Tensor]
+    folder: Path, backbone: nn.Module, graph: DynamicGraph, blueprint: Blueprint, state: dict[str, Tensor]
 ) -> DynamicNetwork:
     """Trace, lower and fill as conversion did, in the type it did it in, and check that the result equals the backbone."""
     classes = {qualified_name(type(module)): type(module) for module in backbone.modules()}
-    missing = [name for name in recipe.leaves if name not in classes]
-    example = torch.zeros((1, *recipe.input_shape), dtype=getattr(torch, recipe.dtype))
-    traced = None if missing else _traced_again(backbone, [classes[name] for name in recipe.leaves], example, recipe.fingerprint)
+    missing = [name for name in blueprint.leaves if name not in classes]
+    example = torch.zeros((1, *blueprint.input_shape), dtype=getattr(torch, blueprint.dtype))
+    traced = (
+        None if missing else _traced_again(backbone, [classes[name] for name in blueprint.leaves], example, blueprint.fingerprint)
+    )
     if traced is None:
         why = f"it has no {missing[0]}" if missing else "the traces differ"
         raise ArchiveError(
@@ -211,8 +213,8 @@ def _lowered_again(
         )
     try:
         flow = Flow(traced, profile(traced.module, traced.graph, example))
-        refuse_unknown_names(folder, recipe.found, flow.by_name)
-        net = assemble(flow, traced, graph, recipe, threshold=0.5).eval()
+        refuse_unknown_names(folder, blueprint.found, flow.by_name)
+        net = assemble(flow, traced, graph, blueprint, threshold=0.5).eval()
     except ArchiveError:
         raise
     except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
@@ -247,13 +249,13 @@ def _rebuild(folder: Path, manifest: Manifest) -> nn.Module:
         raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
 
 
-def _refuse_unregistered(folder: Path, recipe: Recipe) -> None:
+def _refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
     try:
-        find_router(recipe.router)
+        find_router(blueprint.router)
     except InputError as error:
-        raise ArchiveError(f"{folder} needs router {recipe.router!r}; register it before loading.") from error
-    if recipe.gate not in GATES:
-        raise ArchiveError(f"{folder} needs gate {recipe.gate!r}; register it before loading.")
+        raise ArchiveError(f"{folder} needs router {blueprint.router!r}; register it before loading.") from error
+    if blueprint.gate not in GATES:
+        raise ArchiveError(f"{folder} needs gate {blueprint.gate!r}; register it before loading.")
 
 
 def _refuse_unkept(lowered: nn.Module) -> None:
@@ -310,7 +312,7 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
     twin = copy.deepcopy(net.lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
-        output, _ = twin(torch.zeros((1, *net.recipe.input_shape), dtype=parameter.dtype, device=parameter.device))
+        output, _ = twin(torch.zeros((1, *net.blueprint.input_shape), dtype=parameter.dtype, device=parameter.device))
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(names):
         raise InputError(
             f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output, or set net.labels = None."

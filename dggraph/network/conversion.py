@@ -25,7 +25,7 @@ from dggraph.models.preprocessing import Preprocess, input_size_of
 from dggraph.models.registry import LoadedModel, load_model
 from dggraph.models.reparameterisation import advice
 from dggraph.network.cost import tabulate_macs
-from dggraph.network.network import DynamicNetwork, Recipe
+from dggraph.network.network import Blueprint, DynamicNetwork
 from dggraph.network.report import ConversionReport, StaticPart, note_dense, report_stages
 from dggraph.network.skipping_checks import check_skipping_
 from dggraph.network.static_checks import check_images, check_start, check_static
@@ -88,7 +88,7 @@ def convert(
         graph = wire(build_graph(name, found.stages, ["keep" if reason else "lift" for reason in kept_because]), wiring)
         if not allow_static and not any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages):
             raise NothingToRouteError(_nothing(name, found, traced.opaque, advice(backbone)))
-        recipe = Recipe(
+        blueprint = Blueprint(
             fingerprint=fingerprint(traced.graph),
             found=found.stages,
             static=found.static,
@@ -99,7 +99,7 @@ def convert(
             input_shape=tuple(example.shape[1:]),
             dtype=str(example.dtype).removeprefix("torch."),
         )
-        net = assemble(flow, traced, graph, recipe, threshold=threshold).eval()
+        net = assemble(flow, traced, graph, blueprint, threshold=threshold).eval()
         reference = copy_model(backbone)
         reference.eval()
         difference, static = check_static(net, reference, example)
@@ -126,11 +126,11 @@ def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
     net.preprocess, net.labels = loaded.preprocess, loaded.labels
 
 
-def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, threshold: float) -> DynamicNetwork:
+def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, blueprint: Blueprint, *, threshold: float) -> DynamicNetwork:
     """Lower `graph` and wrap the result; the last step of `convert` and of `load`."""
-    scope, make_router = find_router(recipe.router)
-    deciders = Deciders(scope=scope, router=make_router, gate=GATES[recipe.gate], threshold=threshold)
-    lowered = lower(flow, traced.returned, recipe.found, graph, deciders)
+    scope, make_router = find_router(blueprint.router)
+    deciders = Deciders(scope=scope, router=make_router, gate=GATES[blueprint.gate], threshold=threshold)
+    lowered = lower(flow, traced.returned, blueprint.found, graph, deciders)
     parameter = next((p for p in traced.module.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         for stage in graph.stages:
@@ -140,9 +140,9 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
     total_macs = sum(flow.profile.macs.values())
     report = ConversionReport(
         name=graph.name,
-        stages=report_stages(graph, recipe.found, recipe.kept_because),
+        stages=report_stages(graph, blueprint.found, blueprint.kept_because),
         total_macs=total_macs,
-        static=tuple(StaticPart(module_path=path, macs=macs, reason=reason) for path, macs, reason in recipe.static),
+        static=tuple(StaticPart(module_path=path, macs=macs, reason=reason) for path, macs, reason in blueprint.static),
         frozen=_freeze_unused(lowered.module),
         opaque=traced.opaque,
         assumptions=traced.assumptions,
@@ -152,7 +152,7 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, recipe: Recipe, *, 
     )
     table = tabulate_macs(graph, lowered.module, scope, total_macs)
     return DynamicNetwork(
-        lowered.module, backbone=traced.module, graph=graph, plan=lowered.plan, report=report, macs_table=table, recipe=recipe
+        lowered.module, backbone=traced.module, graph=graph, plan=lowered.plan, report=report, macs_table=table, blueprint=blueprint
     )
 
 

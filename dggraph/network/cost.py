@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.compiler.lowered import LoweredModule
-from dggraph.compiler.lowering import stage_layout
+from dggraph.compiler.lowering import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.execution import refuse_nan
@@ -58,7 +58,7 @@ def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total
         blocks = [node.macs if node.kind == "block" else 0 for node in nodes]
         shapes = {node.name: node.shape for node in nodes}
         stages[name] = StageMacs(
-            layout=stage_layout(graph, name),
+            topology=stage_topology(graph, name),
             vertices=tuple(block + router for block, router in zip(blocks, [*routers, 0], strict=True)),
             edges=tuple(math.prod(shapes[edge.source]) for edge in graph.edges(name)),
         )

@@ -23,7 +23,7 @@ from dggraph.compiler.partition import Piece, Program, StageProgram
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt
-from dggraph.ops.liveness import Layout, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 
 
@@ -82,9 +82,9 @@ def _run_stage(
 ) -> tuple[Tensor, Tensor, Tensor]:
     entry, name = values[step.plan.entry], step.plan.name
     decide = _StageRouter if step.plan.scope == "stage" else _NodeRouters
-    decisions = decide(step.layout, lowered.get_submodule(f"dg_{name}"), entry, graph, name)
+    decisions = decide(step.topology, lowered.get_submodule(f"dg_{name}"), entry, graph, name)
     features: list[Tensor | None] = [entry]
-    row_of_BV = np.empty((len(entry), step.layout.num_vertices), dtype=np.int64)
+    row_of_BV = np.empty((len(entry), step.topology.num_vertices), dtype=np.int64)
     row_of_BV[:, 0] = np.arange(len(entry))
     for vertex, (piece, writes_input, reads) in enumerate(step.blocks, start=1):
         runs_B = decisions.runs(vertex)
@@ -117,8 +117,8 @@ def _gather(
     may_alias: bool,
 ) -> Tensor:
     """The input of `vertex` for `instances`."""
-    place = step.layout.incoming(vertex)
-    sources, kinds = step.layout.sources[place], step.kinds[place]
+    place = step.topology.incoming(vertex)
+    sources, kinds = step.topology.sources[place], step.kinds[place]
     weights_RE = weights_BE[:, place] if instances is None else weights_BE[instances, place]
     incoming, entry = [features[source] for source in sources], features[0]
     assert entry is not None
@@ -142,18 +142,18 @@ def _gather(
 class _StageRouter:
     """Everything decided at the entry."""
 
-    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+    def __init__(self, topology: Topology, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
         raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry))
         self.dtype = raw_BE.dtype
         self.raw_BE = _to_numpy(raw_BE)
         if np.isnan(self.raw_BE).any():
             refuse_nan(graph, stage, raw_BE)
-        self.weights_BE = settle(self.raw_BE, layout, _to_numpy(owner.get_buffer("threshold")), False)
+        self.weights_BE = settle(self.raw_BE, topology, _to_numpy(owner.get_buffer("threshold")), False)
         open_BE = self.weights_BE != 0
-        self.last_reader = [0] * layout.num_vertices
+        self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():
-            self.last_reader[layout.sources[edge]] = layout.targets[edge]
-        self.runs_BV = live_vertices(open_BE, layout) & leads_to_out(open_BE, layout)
+            self.last_reader[topology.sources[edge]] = topology.targets[edge]
+        self.runs_BV = live_vertices(open_BE, topology) & leads_to_out(open_BE, topology)
 
     def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
         """(B,): which instances `vertex` runs for."""
@@ -171,15 +171,15 @@ class _StageRouter:
 class _NodeRouters:
     """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same steps as the dense form."""
 
-    def __init__(self, layout: Layout, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
-        self.layout, self.owner, self.graph, self.stage = layout, owner, graph, stage
+    def __init__(self, topology: Topology, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        self.topology, self.owner, self.graph, self.stage = topology, owner, graph, stage
         self.threshold = _to_numpy(owner.get_buffer("threshold"))
-        self.outgoing, self.num_instances = layout.outgoing(), len(entry)
+        self.outgoing, self.num_instances = topology.outgoing(), len(entry)
         self.live: list[npt.NDArray[np.bool_] | None] = [None]
         self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
         row_BE = self._row(0, entry, None)
         self.dtype = row_BE.dtype
-        self.raw_BE = np.zeros((len(entry), len(layout.sources)), dtype=_to_numpy(row_BE).dtype)
+        self.raw_BE = np.zeros((len(entry), len(topology.sources)), dtype=_to_numpy(row_BE).dtype)
         self.weights_BE = np.zeros_like(self.raw_BE)
         self._decide(0, row_BE)
 
@@ -212,10 +212,10 @@ class _NodeRouters:
         self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
         if np.isnan(self.raw_BE).any():
             refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
-        place = self.layout.incoming(vertex + 1)
-        raw_BE, live = self.raw_BE[:, place], [self.live[source] for source in self.layout.sources[place]]
+        place = self.topology.incoming(vertex + 1)
+        raw_BE, live = self.raw_BE[:, place], [self.live[source] for source in self.topology.sources[place]]
         weights_BE = open_edges(raw_BE, live, self.threshold, False)
-        if vertex + 1 == self.layout.num_vertices - 1:
+        if vertex + 1 == self.topology.num_vertices - 1:
             weights_BE = open_output(weights_BE, raw_BE, live, False)
         self.live.append(is_live(weights_BE))
         self.weights_BE[:, place] = weights_BE

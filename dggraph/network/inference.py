@@ -64,7 +64,13 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
     lowered.requires_grad_(False)
     plan = tuple(_without(stage, folded) for stage in net.plan)
     twin = InferenceNetwork(
-        lowered, backbone=net._shell, graph=net.graph, plan=plan, report=net.report, macs_table=net.macs_table, recipe=net.recipe
+        lowered,
+        backbone=net._shell,
+        graph=net.graph,
+        plan=plan,
+        report=net.report,
+        macs_table=net.macs_table,
+        blueprint=net.blueprint,
     )
     own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell", "_places", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})

@@ -17,7 +17,7 @@ from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
-from dggraph.network.network import Recipe
+from dggraph.network.network import Blueprint
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -122,29 +122,29 @@ class Manifest(_Strict):
     sha256: dict[str, str]
 
 
-def pack_recipe(recipe: Recipe) -> dict[str, Any]:
+def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
     """The manifest's fields that say how to lower the same trace again."""
     stages = []
-    for stage, reason in zip(recipe.found, recipe.kept_because, strict=True):
+    for stage, reason in zip(blueprint.found, blueprint.kept_because, strict=True):
         document = asdict(stage) | {"kept_because": reason}
         for block in (*([document["entry_block"]] if document["entry_block"] else []), *document["blocks"]):
             del block["signature"]
         stages.append(_Stage.model_validate_json(json.dumps(document)))
     return {
-        "fingerprint": recipe.fingerprint,
-        "router": recipe.router,
-        "gate": recipe.gate,
-        "leaves": list(recipe.leaves),
-        "input_shape": list(recipe.input_shape),
-        "dtype": recipe.dtype,
+        "fingerprint": blueprint.fingerprint,
+        "router": blueprint.router,
+        "gate": blueprint.gate,
+        "leaves": list(blueprint.leaves),
+        "input_shape": list(blueprint.input_shape),
+        "dtype": blueprint.dtype,
         "found": stages,
-        "static": [_Static(module_path=path, macs=macs, reason=reason) for path, macs, reason in recipe.static],
+        "static": [_Static(module_path=path, macs=macs, reason=reason) for path, macs, reason in blueprint.static],
     }
 
 
-def unpack_recipe(manifest: Manifest) -> Recipe:
-    """What `pack_recipe` packed."""
-    return Recipe(
+def unpack_blueprint(manifest: Manifest) -> Blueprint:
+    """What `pack_blueprint` packed."""
+    return Blueprint(
         fingerprint=manifest.fingerprint,
         found=tuple(_unpack(stage) for stage in manifest.found),
         static=tuple((part.module_path, part.macs, part.reason) for part in manifest.static),

@@ -47,7 +47,7 @@ class Gates(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Blueprint:
     """What an archive must keep to lower the same trace again."""
 
     fingerprint: str
@@ -84,7 +84,7 @@ class DynamicNetwork(StandIn):
     """What conversion found."""
     macs_table: MacsTable
     """What its parts cost, in multiply-accumulates."""
-    recipe: Recipe
+    blueprint: Blueprint
     """What an archive keeps."""
     source: str | None
     """The MODEL name it was built from, or None for a bare module."""
@@ -109,10 +109,10 @@ class DynamicNetwork(StandIn):
         plan: tuple[StagePlan, ...],
         report: ConversionReport,
         macs_table: MacsTable,
-        recipe: Recipe,
+        blueprint: Blueprint,
     ) -> None:
         super().__init__(lowered, backbone)
-        self.graph, self.plan, self.report, self.macs_table, self.recipe = graph, plan, report, macs_table, recipe
+        self.graph, self.plan, self.report, self.macs_table, self.blueprint = graph, plan, report, macs_table, blueprint
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
         self._executor, self._program, self._collected = "auto", None, None
@@ -199,7 +199,7 @@ class DynamicNetwork(StandIn):
             )
         if not isinstance(x, Tensor):
             raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
-        channels = self.recipe.input_shape[0]
+        channels = self.blueprint.input_shape[0]
         if x.ndim == 5:
             raise InputError(
                 f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as clips are. Fold their frames into the batch, "
@@ -266,10 +266,10 @@ def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
     """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that it decides."""
-    layout, (plan,) = net.macs_table.stages[stage].layout, (one for one in net.plan if one.name == stage)
+    topology, (plan,) = net.macs_table.stages[stage].topology, (one for one in net.plan if one.name == stage)
     if plan.scope == "stage":
-        return {0: list(range(len(layout.sources)))}
-    return dict(enumerate(layout.outgoing()[:-1]))
+        return {0: list(range(len(topology.sources)))}
+    return dict(enumerate(topology.outgoing()[:-1]))
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", 
     x = check_input(example)
     with unchanged(net.lowered), torch.no_grad():
         started, gates = net(x.clone(), return_gates=True)
-    made_by = f"router {net.recipe.router!r} with gate {net.recipe.gate!r}"
+    made_by = f"router {net.blueprint.router!r} with gate {net.blueprint.gate!r}"
     if init == "scratch":
         _refuse_closed(net, gates, made_by)
         return
@@ -181,7 +181,7 @@ def _watched(net: DynamicNetwork) -> Iterator[None]:
     for stage in net.graph.stages:
         owner = net.lowered.get_submodule(f"dg_{stage}")
         for index, places in decided_edges(net, stage).items():
-            for kind, name in (("router", net.recipe.router), ("gate", net.recipe.gate)):
+            for kind, name in (("router", net.blueprint.router), ("gate", net.blueprint.gate)):
                 watch = partial(_check_width, label=f"the {kind} {name!r}", stage=stage, wanted=len(places))
                 handles.append(owner.get_submodule(f"{kind}_{index}").register_forward_hook(watch))
     try:

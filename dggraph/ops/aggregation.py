@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dggraph.errors import GradientError
 from dggraph.ops.recompute import remember
-from dggraph.ops.weighted_sum import inner_products, masked, spread, weighted_sum
+from dggraph.ops.weighted_sum import expand_weight, inner_products, masked, weighted_sum
 
 _plain = ContextVar("plain_aggregation", default=False)
 
@@ -215,7 +215,7 @@ class _Gated(torch.autograd.Function):
         features, weight_B = ctx.saved_tensors
         grad_features = grad_weight = None
         if ctx.needs_input_grad[0]:
-            weight = spread(weight_B, grad)
+            weight = expand_weight(weight_B, grad)
             grad_features = torch.where(weight != 0, grad * weight, 0.0)
         if ctx.needs_input_grad[1]:
             finite = torch.where(torch.isfinite(features), features, 0.0)

@@ -23,7 +23,7 @@ from torch import Tensor
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
-class Layout(NamedTuple):
+class Topology(NamedTuple):
     """The candidate edges of one stage as vertex indices, in the graph's edge order: by target, then by source."""
 
     sources: tuple[int, ...]
@@ -49,22 +49,22 @@ class Layout(NamedTuple):
         return places
 
 
-def settle(raw_BE: Array, layout: Layout, threshold: Array, training: bool) -> Array:
+def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) -> Array:
     """The weights that apply, from those the gates gave.
 
     Args:
         raw_BE: bounded weights of all edges of a stage.
-        layout: the stage's edges.
+        topology: the stage's edges.
         threshold: 0-d, not negative.
         training: straight-through gradients; tensors only.
 
     Returns:
         (B, E), 0 where an edge is inactive.
     """
-    live_BV = live_vertices(~(raw_BE <= threshold), layout)
-    weights_BE = _drop(raw_BE, live_BV[:, list(layout.sources)], threshold, training)
-    last = layout.incoming(layout.num_vertices - 1)
-    before = [live_BV[:, source] for source in layout.sources[last]]
+    live_BV = live_vertices(~(raw_BE <= threshold), topology)
+    weights_BE = _drop(raw_BE, live_BV[:, list(topology.sources)], threshold, training)
+    last = topology.incoming(topology.num_vertices - 1)
+    before = [live_BV[:, source] for source in topology.sources[last]]
     output_BE = open_output(weights_BE[:, last], raw_BE[:, last], before, training)
     settled_BE: Array = _library(raw_BE).concatenate([weights_BE[:, : last.start], output_BE], 1)
     return settled_BE
@@ -125,7 +125,7 @@ def is_live(weights_BE: Array) -> Array:
     return live_B
 
 
-def live_vertices(open_BE: Array, layout: Layout) -> Array:
+def live_vertices(open_BE: Array, topology: Topology) -> Array:
     """(B, V): which vertices each instance reaches from v0; `out` is always live.
 
     Args:
@@ -133,24 +133,24 @@ def live_vertices(open_BE: Array, layout: Layout) -> Array:
     """
     opened, always = _pack(open_BE), _always(open_BE)
     live: list[Column] = [always]
-    for vertex in range(1, layout.num_vertices - 1):
-        place = layout.incoming(vertex)
-        live.append(_any_with(opened, place, [live[source] for source in layout.sources[place]]))
+    for vertex in range(1, topology.num_vertices - 1):
+        place = topology.incoming(vertex)
+        live.append(_any_with(opened, place, [live[source] for source in topology.sources[place]]))
     return _unpack([*live, always], open_BE)
 
 
-def leads_to_out(open_BE: Array, layout: Layout) -> Array:
+def leads_to_out(open_BE: Array, topology: Topology) -> Array:
     """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live nodes that do are computed.
 
     Args:
         open_BE: as for `live_vertices`.
     """
-    opened, outgoing = _pack(open_BE), layout.outgoing()
-    leads = {layout.num_vertices - 1: _always(open_BE)}
-    for vertex in range(layout.num_vertices - 2, -1, -1):
+    opened, outgoing = _pack(open_BE), topology.outgoing()
+    leads = {topology.num_vertices - 1: _always(open_BE)}
+    for vertex in range(topology.num_vertices - 2, -1, -1):
         edges = outgoing[vertex]
-        leads[vertex] = _any_with(opened, edges, [leads[layout.targets[edge]] for edge in edges])
-    return _unpack([leads[vertex] for vertex in range(layout.num_vertices)], open_BE)
+        leads[vertex] = _any_with(opened, edges, [leads[topology.targets[edge]] for edge in edges])
+    return _unpack([leads[vertex] for vertex in range(topology.num_vertices)], open_BE)
 
 
 def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, training: bool) -> Array:

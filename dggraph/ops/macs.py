@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dggraph.ops.liveness import Layout, leads_to_out, live_vertices
+from dggraph.ops.liveness import Topology, leads_to_out, live_vertices
 
 TEMPERATURE = 0.2
 """Width of the step from closed to open, in units of edge weight. An anchored net starts 0.5 away from its threshold on both sides; there
@@ -27,7 +27,7 @@ TEMPERATURE = 0.2
 class StageMacs:
     """What the parts of one stage cost, in multiply-accumulates of one instance."""
 
-    layout: Layout
+    topology: Topology
     vertices: tuple[int, ...]
     """Per vertex: its block and, with `node` routers, its router; 0 for `out`. v0 counts its router alone."""
     edges: tuple[int, ...]
@@ -57,13 +57,13 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
     total_B: Tensor | None = None
     for name, stage in table.stages.items():
         open_BE = opens[name].to(torch.float64)
-        runs_BV = live_BV = live_vertices(open_BE, stage.layout)
-        used_BE = open_BE * live_BV[:, list(stage.layout.sources)]
+        runs_BV = live_BV = live_vertices(open_BE, stage.topology)
+        used_BE = open_BE * live_BV[:, list(stage.topology.sources)]
         if table.is_useful_only:
-            leads_BV = leads_to_out(open_BE, stage.layout)
+            leads_BV = leads_to_out(open_BE, stage.topology)
             # v0's router runs whether or not anything but v0 leads on.
             runs_BV = torch.cat([live_BV[:, :1], live_BV[:, 1:] * leads_BV[:, 1:]], dim=1)
-            used_BE = used_BE * leads_BV[:, list(stage.layout.targets)]
+            used_BE = used_BE * leads_BV[:, list(stage.topology.targets)]
         vertices_V = open_BE.new_tensor(stage.vertices)
         edges_E = open_BE.new_tensor(stage.edges)
         macs_B = runs_BV @ vertices_V + used_BE @ edges_E
@@ -92,10 +92,10 @@ def open_probabilities(
     """
     probabilities: dict[str, Tensor] = {}
     for name, raw_BE in raw.items():
-        layout = table.stages[name].layout
+        topology = table.stages[name].topology
         raw_BE, threshold, open_BE = raw_BE.to(torch.float64), thresholds[name].to(torch.float64), weights[name].detach() != 0
         if not table.is_useful_only:
-            live_BE = live_vertices(open_BE, layout)[:, list(layout.sources)] > 0
+            live_BE = live_vertices(open_BE, topology)[:, list(topology.sources)] > 0
             raw_BE = torch.where(live_BE, raw_BE, -torch.inf)
         chance_BE = torch.sigmoid((raw_BE - threshold) / TEMPERATURE)
         by_rule_BE = open_BE & (raw_BE <= threshold)

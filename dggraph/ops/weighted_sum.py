@@ -38,7 +38,7 @@ def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
 
 def masked(feature: Tensor, weight_B: Tensor) -> Tensor:
     """`feature` times one weight an instance; exactly nothing where it is 0."""
-    weight = spread(weight_B, feature)
+    weight = expand_weight(weight_B, feature)
     # -0.0 is the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0.
     return torch.where(weight != 0, feature * weight, -0.0)
 
@@ -55,7 +55,7 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     return torch.stack([(feature.to(wide) * grad.to(wide)).flatten(1).sum(1) for feature in finite], dim=1)
 
 
-def spread(weight_B: Tensor, feature: Tensor) -> Tensor:
+def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
     """(B,) to (B, 1, ..., 1) in the feature's dtype."""
     return weight_B.to(feature.dtype).reshape(-1, *[1] * (feature.ndim - 1))
 

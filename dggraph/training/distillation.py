@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from dggraph.data.image_sets import spread
+from dggraph.data.image_sets import evenly_spaced
 from dggraph.data.sampler import SeededDataset
 from dggraph.evaluation.accuracy import own_batches
 from dggraph.evaluation.sensitivity import measure_sensitivity
@@ -88,7 +88,7 @@ def find_fragile(
         InputError: as for `measure_sensitivity`.
     """
     num_images = len(images)  # type: ignore[arg-type]
-    is_taken = spread(num_images, SENSITIVITY_IMAGES)
+    is_taken = evenly_spaced(num_images, SENSITIVITY_IMAGES)
     taken = Subset(SeededDataset(images, seed), [(0, index) for index in range(num_images) if is_taken(index)])  # type: ignore[misc]
     costs = measure_sensitivity(net, taken, has_labels=False, batch_size=batch_size, workers=workers)
     fragile = [block.node for block in costs.blocks if not block.divergence <= limit]

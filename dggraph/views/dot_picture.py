@@ -8,7 +8,7 @@ import graphviz
 from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, edge_width
 from dggraph.views.captions import Frame, Text, make_frame
 from dggraph.views.escaping import for_dot, text_width
-from dggraph.views.layout import Box, Curve
+from dggraph.views.layout import Curve, Rectangle
 from dggraph.views.picture import Picture, box_look, lines_of, mark_of
 from dggraph.views.svg_picture import PANEL_FILL, PANEL_STROKE, write_svg
 
@@ -74,7 +74,7 @@ def _headings(picture: Picture, frame: Frame) -> Iterator[Text]:
         yield Text(x=x, y=y + 31, text=panel.heading[1], size=9, colour=GREY)
 
 
-def _box_looks(picture: Picture, box: Box) -> dict[str, str]:
+def _box_looks(picture: Picture, box: Rectangle) -> dict[str, str]:
     look, ink = box_look(picture, box)
     style = "filled,rounded,dashed" if look.is_dashed else "filled,rounded"
     looks = {"color": look.stroke, "penwidth": f"{look.width:g}", "fillcolor": look.fill, "style": style, "fontcolor": ink}

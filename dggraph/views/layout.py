@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
+class Rectangle:
     """A card in its place."""
 
     card: Card
@@ -53,7 +53,7 @@ class Panel:
     width: float
     height: float
     heading: tuple[str, str]
-    boxes: tuple[Box, ...]
+    boxes: tuple[Rectangle, ...]
     curves: tuple[Curve, ...]
 
 
@@ -117,8 +117,8 @@ def _draft(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequ
     return Panel(stage=stage, x=0, y=0, width=width, height=0, heading=heading, boxes=boxes, curves=curves)
 
 
-def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Box, ...]:
-    boxes: list[Box] = []
+def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
+    boxes: list[Rectangle] = []
     x = PAD
     for card in cards:
         widest = max(text_width(card.label, LABEL), *(text_width(line, DETAIL) for line in ("", *card.details)))
@@ -126,19 +126,19 @@ def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Box, ...]:
         height = max(12.0 * (1 + len(card.details)) + 8, 28.0) if card.kind != "out" else 28.0
         lines = (fit(card.label, LABEL, width - 8), *(fit(line, DETAIL, width - 6) for line in card.details))
         lines = lines[:1] if card.kind == "out" else lines
-        boxes.append(Box(card=card, x=x, y=0, width=width, height=height, lines=lines))
+        boxes.append(Rectangle(card=card, x=x, y=0, width=width, height=height, lines=lines))
         x += width + gap
     return tuple(boxes)
 
 
-def _line_up_densely(cards: Sequence[Card]) -> tuple[Box, ...]:
+def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
     """Boxes as narrow as the names without their common prefix, or as v0, v1 .. where even those are long."""
     names = [card.label[_prefix(cards) :] if card.kind != "out" else card.label for card in cards]
     if max(text_width(name, DETAIL) for name in names) > 30:
         names = [*(f"v{index}" for index in range(len(cards) - 1)), "out"]
     width = max(20.0, *(text_width(name, DETAIL) + 5 for name in names))
     return tuple(
-        Box(card=card, x=PAD + index * (width + 5), y=0, width=width, height=22.0, lines=(fit(name, DETAIL, width),))
+        Rectangle(card=card, x=PAD + index * (width + 5), y=0, width=width, height=22.0, lines=(fit(name, DETAIL, width),))
         for index, (card, name) in enumerate(zip(cards, names, strict=True))
     )
 
@@ -175,7 +175,7 @@ def _name(node: BlockNode) -> str:
     return fit(node.module_path or node.name, DETAIL, 160)
 
 
-def _connect(edge: CandidateEdge, boxes: Mapping[str, Box], *, is_next: bool, scale: float) -> Curve:
+def _connect(edge: CandidateEdge, boxes: Mapping[str, Rectangle], *, is_next: bool, scale: float) -> Curve:
     source, target = boxes[edge.source], boxes[edge.target]
     if is_next:
         y = min(source.height, target.height, 28.0) / 2

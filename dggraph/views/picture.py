@@ -23,7 +23,7 @@ from dggraph.views.annotations import (
 )
 from dggraph.views.box_overlay import tell_objects
 from dggraph.views.escaping import count, plural
-from dggraph.views.layout import Box, Layout, lay_out
+from dggraph.views.layout import Layout, Rectangle, lay_out
 
 NEAR_TIE = 1e-4
 
@@ -176,12 +176,12 @@ def picture_difference(
     )
 
 
-def mark_of(picture: Picture, box: Box) -> NodeMark:
+def mark_of(picture: Picture, box: Rectangle) -> NodeMark:
     """The mark of a drawn node."""
     return join_marks(picture.marks, box.card.members)
 
 
-def box_look(picture: Picture, box: Box) -> tuple[Look, str]:
+def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
     """How a drawn node looks, and the colour of its text: entries and outs, which no router skips, stay white."""
     mark = mark_of(picture, box)
     look = NODE_LOOKS[mark]
@@ -190,7 +190,7 @@ def box_look(picture: Picture, box: Box) -> tuple[Look, str]:
     return look, "#9aa5b1" if mark == "dead" else look.stroke
 
 
-def lines_of(picture: Picture, box: Box) -> tuple[str, ...]:
+def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
     """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths use."""
     if box.card.kind != "stage" or not picture.marks.weights:
         return box.lines
@@ -198,7 +198,7 @@ def lines_of(picture: Picture, box: Box) -> tuple[str, ...]:
     return (*box.lines[:-1], f"{num_used} used")
 
 
-def baselines(box: Box, num_lines: int) -> list[float]:
+def baselines(box: Rectangle, num_lines: int) -> list[float]:
     """Where the lines of a drawn node stand."""
     if num_lines == 1:
         return [box.y + box.height / 2 + 3.4]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.annotations import NodeMark, edge_width
 from dggraph.views.escaping import for_xml, plural
-from dggraph.views.layout import Box, Layout, Panel
+from dggraph.views.layout import Layout, Panel, Rectangle
 from dggraph.views.picture import Picture, baselines, lines_of, mark_of, picture_path
 
 PAD, WIDE = 12.0, 480.0
@@ -88,7 +88,7 @@ def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
         yield f'<g stroke-width="{width:g}">{"".join(edges)}</g>'
 
 
-def _box(picture: Picture, box: Box) -> str:
+def _box(picture: Picture, box: Rectangle) -> str:
     mark, lines = mark_of(picture, box), lines_of(picture, box)
     kind = "end" if box.card.kind in ("entry", "out") and mark == "live" else mark
     radius = 9 if box.card.kind == "out" else 4

@@ -10,7 +10,7 @@ from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, Look, edge_width
 from dggraph.views.box_overlay import place_outlines, write_outlines
 from dggraph.views.captions import Frame, make_frame
 from dggraph.views.escaping import for_xml
-from dggraph.views.layout import Box, Panel
+from dggraph.views.layout import Panel, Rectangle
 from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
@@ -100,7 +100,7 @@ def _edges(picture: Picture) -> Iterator[str]:
             yield "</g>"
 
 
-def _box(picture: Picture, box: Box) -> Iterator[str]:
+def _box(picture: Picture, box: Rectangle) -> Iterator[str]:
     mark = mark_of(picture, box)
     look, ink = box_look(picture, box)
     name = for_xml(box.card.name)
@@ -115,7 +115,7 @@ def _box(picture: Picture, box: Box) -> Iterator[str]:
     yield "</g>"
 
 
-def _tip(picture: Picture, box: Box) -> str:
+def _tip(picture: Picture, box: Rectangle) -> str:
     state = {"unused": "reached, unused", "dead": "never reached", "plain": ""}.get(mark_of(picture, box), "")
     return " · ".join(text for text in (box.card.name, box.card.label, *box.card.details, state) if text)
 
