@@ -246,10 +246,12 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
     """Seeded random weights for every router, so that images part ways."""
     import torch
 
+    from dggraph.compiler.lowered import routing_of
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for stage in net.graph.stages:
-            for parameter in net.lowered.get_submodule(f"dg_{stage}").parameters():
+            for parameter in routing_of(net.lowered, stage).parameters():
                 scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale * 2)
 

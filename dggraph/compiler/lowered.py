@@ -14,6 +14,10 @@ OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 """Where `nn.Module` keeps what it owns. Two modules that hold the same four objects own the same tree."""
 
 
+ROUTING = "dg_"
+"""What the names of everything that lowering adds begin with."""
+
+
 class StageRouting(nn.Module):
     """The routers and gates of one stage, `router_i` and `gate_i` of vertex i, and the stage's `threshold`. A container."""
 
@@ -22,6 +26,14 @@ class StageRouting(nn.Module):
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.register_buffer("threshold", torch.tensor(float(threshold), dtype=torch.float32))
+
+    def router(self, index: int) -> nn.Module:
+        """Features (B, C, H, W) of vertex `index` to logits (B, edges)."""
+        return self.get_submodule(f"router_{index}")
+
+    def gate(self, index: int) -> nn.Module:
+        """Logits of vertex `index` to weights, both (B, edges)."""
+        return self.get_submodule(f"gate_{index}")
 
     def forward(self, *_inputs: Any) -> Any:
         raise BackboneOnlyError(
@@ -77,6 +89,18 @@ class LoweredModule(fx.GraphModule):
             "a lowered network is never pickled: torch regenerates its code on loading and may change in-place ops "
             "(pytorch #198077). Use dggraph.save(net, folder), or its state_dict()."
         )
+
+
+def routing_name(stage: str) -> str:
+    """What the routing of `stage` is called among the children of a lowered network."""
+    return f"{ROUTING}{stage}"
+
+
+def routing_of(lowered: nn.Module, stage: str) -> StageRouting:
+    """The routers, gates and threshold of `stage`."""
+    found = lowered.get_submodule(routing_name(stage))
+    assert isinstance(found, StageRouting)
+    return found
 
 
 def adopt_(owner: nn.Module, module: nn.Module) -> None:

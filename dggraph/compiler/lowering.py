@@ -22,7 +22,7 @@ from dggraph.compiler.calls import mark_features, mark_lifted, mark_routing
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
 from dggraph.compiler.discovery import FoundStage
-from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_
+from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_, routing_name
 from dggraph.compiler.planning import EFFECT, BlockPlan, StagePlan, dense_where_read, mark_needed, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
@@ -78,11 +78,11 @@ def lower(flow: Flow, returned: Any, found: Sequence[FoundStage], graph: Dynamic
     gates: dict[str, Any] = {}
     plan: list[StagePlan] = []
     for name, stage in zip(graph.stages, found, strict=True):
-        owner = f"dg_{name}"
-        if hasattr(root, owner):
-            raise LoweringError(f"the backbone already has an attribute {owner!r}; rename it, routers are kept there.")
-        root.add_module(owner, StageRouting(deciders.threshold))
-        writer = _StageWriter(flow, lowered, by_name, stage, graph, name, deciders, root.get_submodule(owner), training)
+        own_name, routing = routing_name(name), StageRouting(deciders.threshold)
+        if hasattr(root, own_name):
+            raise LoweringError(f"the backbone already has an attribute {own_name!r}; rename it, routers are kept there.")
+        root.add_module(own_name, routing)
+        writer = _StageWriter(flow, lowered, by_name, stage, graph, name, deciders, routing, training)
         plan.append(writer.write())
         gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
     output = next(iter(reversed(lowered.nodes)))
@@ -121,11 +121,11 @@ class _StageWriter:
         graph: DynamicGraph,
         name: str,
         deciders: Deciders,
-        owner: nn.Module,
+        routing: StageRouting,
         training: fx.Node,
     ) -> None:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
-        self.graph, self.name, self.deciders, self.owner, self.training = graph, name, deciders, owner, training
+        self.graph, self.name, self.deciders, self.routing, self.training = graph, name, deciders, routing, training
         self.vertices, self.channel_position = graph.nodes(name), graph.stages[name].channel_position
         self.topology = stage_topology(graph, name)
         self.values = [by_name[stage.entry]]
@@ -136,7 +136,7 @@ class _StageWriter:
         self.weights: list[fx.Node] = []
         self.blocks: list[BlockPlan] = []
         self.own: list[fx.Node] = []
-        owner.register_buffer("threshold", torch.tensor(float(deciders.threshold), dtype=torch.float32))
+        self.prefix = routing_name(name)
 
     def write(self) -> StagePlan:
         """Rewire the stage; returns where everything is."""
@@ -149,7 +149,7 @@ class _StageWriter:
             adds = identity_adds(self.flow, block) if is_lifted else ()
             if index == 1:
                 with self.lowered.inserting_before(first):
-                    self.threshold = self._node("get_attr", f"dg_{self.name}.threshold", (), "threshold")
+                    self.threshold = self._node("get_attr", f"{self.prefix}.threshold", (), "threshold")
                     self.cache = self._call(stage_cache, (), "cache")
             with self.lowered.inserting_before(first):
                 new_input = self._write_vertex(index)
@@ -166,7 +166,7 @@ class _StageWriter:
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
         outside = [user for user in last.users if user.name in self.flow.by_name and user.name not in inside_stage]
         with self.lowered.inserting_after(last):
-            anchor = self.lowered.create_node("get_attr", "training", name=f"dg_{self.name}_end")
+            anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)
             if self.deciders.scope == "node":
@@ -241,10 +241,10 @@ class _StageWriter:
         """Router and gate at vertex `index`, deciding `edges`."""
         axis = self.stage.channel_axis
         num_channels = self.vertices[index].shape[self.channel_position]
-        self.owner.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
-        self.owner.add_module(f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges]))
-        logits = self._node("call_module", f"dg_{self.name}.router_{index}", (self.shared[index],), f"logits_{index}")
-        self.rows.append(self._node("call_module", f"dg_{self.name}.gate_{index}", (logits,), f"row_{index}"))
+        self.routing.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
+        self.routing.add_module(f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges]))
+        logits = self._node("call_module", f"{self.prefix}.router_{index}", (self.shared[index],), f"logits_{index}")
+        self.rows.append(self._node("call_module", f"{self.prefix}.gate_{index}", (logits,), f"row_{index}"))
 
     def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
         """F alone: the sum of the block's branches. Returns the first branch and the sums; the block's last add loses its readers."""
@@ -254,7 +254,7 @@ class _StageWriter:
         terms = branches[:1]
         with self.lowered.inserting_before(last):
             for number, term in enumerate(branches[1:], start=1):
-                name = f"dg_{self.name}_branches_{last.name}_{number}"
+                name = f"{self.prefix}_branches_{last.name}_{number}"
                 terms.append(self.lowered.create_node("call_function", torch.add, (terms[-1], term), {}, name=name))
         mark_lifted(terms, last)
         return terms
@@ -271,7 +271,7 @@ class _StageWriter:
         return self._node("call_function", function, args, name)
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
-        self.own.append(self.lowered.create_node(op, target, args, {}, name=f"dg_{self.name}_{name}"))
+        self.own.append(self.lowered.create_node(op, target, args, {}, name=f"{self.prefix}_{name}"))
         return self.own[-1]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from dggraph.errors import InputError
 from dggraph.network.budgets import BudgetCurve, BudgetPoint, choose
 from dggraph.network.cost import iterate_gates
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, own_thresholds
 
 START = (0.0, 0.25, 0.5, 0.75, 1 - 2**-7)
 """The last is the largest below 1 that bfloat16 can hold with room to spare; at 1 the backbone's own edges would close."""
@@ -52,20 +52,16 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
         raise InputError(
             f"targets={tuple(targets)}: pass at least one positive fraction of the static network's MACs, for example 0.7."
         )
-    before = {stage: net.lowered.get_buffer(f"dg_{stage}.threshold").clone() for stage in net.graph.stages}
     measured: dict[float, float] = {}
     wanted: Sequence[float] = START
     num_instances = 0
-    try:
+    with own_thresholds(net):
         while wanted:
             kept, num_instances = _measure(net, batches, wanted)
             measured |= dict(zip(wanted, kept, strict=True))
             points = tuple(BudgetPoint(threshold=threshold, kept=measured[threshold]) for threshold in sorted(measured))
             between = (_between(points, target) for target in targets)
             wanted = sorted({threshold for threshold in between if threshold is not None})
-    finally:
-        for stage, threshold in before.items():
-            net.lowered.get_buffer(f"dg_{stage}.threshold").copy_(threshold)
     budgets = tuple(choose(points, target) for target in targets)
     net.budgets = BudgetCurve(num_instances=num_instances, points=points, budgets=budgets)
     return net.budgets

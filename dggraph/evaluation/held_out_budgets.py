@@ -1,7 +1,6 @@
 """Budgets judged fairly: thresholds are calibrated on one half of a set, and what they keep and cost is measured on the other."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from dggraph.errors import InputError
 from dggraph.evaluation.accuracy import Accuracy, evaluate
 from dggraph.evaluation.calibration import calibrate
 from dggraph.network.budgets import TOLERANCE, BudgetCurve
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, own_thresholds
 from dggraph.system import processes
 
 HALVES = "calibrated on the images at even places (0, 2, ...), measured on those at odd places"
@@ -70,7 +69,7 @@ def judge_budgets(
     net.budgets = curve
     before = evaluate(net, second, batch_size=batch_size, workers=workers)
     judged = []
-    with _own_thresholds(net):
+    with own_thresholds(net):
         for budget in curve.budgets:
             net.set_threshold(budget.threshold)
             found = evaluate(net, second, batch_size=batch_size, workers=workers)
@@ -85,15 +84,3 @@ def judge_budgets(
                 )
             )
     return JudgedBudgets(curve=curve, before=before, budgets=tuple(judged))
-
-
-@contextmanager
-def _own_thresholds(net: DynamicNetwork) -> Iterator[None]:
-    """Thresholds that are set within this context are forgotten after it."""
-    buffers = [net.lowered.get_buffer(f"dg_{stage}.threshold") for stage in net.graph.stages]
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, threshold in zip(buffers, before, strict=True):
-            buffer.copy_(threshold)

@@ -21,6 +21,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.lowered import plain_owner
+from dggraph.compiler.lowered import routing_name
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
@@ -288,7 +289,7 @@ def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> Non
     """The name must rebuild what `net` holds, or the archive could never be loaded."""
     options = {key: net.source_options[key] for key in ("num_classes", "image_size") if key in net.source_options}
     shapes = {key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()}
-    routers = tuple(f"dg_{stage}." for stage in net.graph.stages)
+    routers = tuple(f"{routing_name(stage)}." for stage in net.graph.stages)
     held = {key: tuple(value.shape) for key, value in net.lowered.state_dict().items() if not key.startswith(routers)}
     for key in sorted(shapes.keys() | held.keys()):
         if shapes.get(key) != held.get(key):

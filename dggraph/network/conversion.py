@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
-from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.lowering import Deciders, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
@@ -134,8 +134,8 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, blueprint: Blueprin
     parameter = next((p for p in traced.module.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         for stage in graph.stages:
-            owner = lowered.module.get_submodule(f"dg_{stage}").to(device=parameter.device)
-            for decider in owner.children():  # the threshold stays float32: bfloat16 would round 0.999 to 1
+            routing = routing_of(lowered.module, stage).to(device=parameter.device)
+            for decider in routing.children():  # the threshold stays float32: bfloat16 would round 0.999 to 1
                 decider.to(dtype=parameter.dtype)
     total_macs = sum(flow.profile.macs.values())
     report = ConversionReport(
@@ -162,7 +162,7 @@ def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
         twin = net.lowered.get_submodule(name) if name else net.lowered
         twin.training = module.training
     for stage in net.graph.stages:
-        net.lowered.get_submodule(f"dg_{stage}").train(model.training)
+        routing_of(net.lowered, stage).train(model.training)
     net.training = model.training
     return net
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.lowering import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
@@ -50,9 +50,9 @@ def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total
     """
     stages: dict[str, StageMacs] = {}
     for name in graph.stages:
-        nodes, owner = graph.nodes(name), lowered.get_submodule(f"dg_{name}")
+        nodes, routing = graph.nodes(name), routing_of(lowered, name)
         routers = [
-            _router_macs(owner.get_submodule(f"router_{index}"), node.shape) if scope == "node" or index == 0 else 0
+            _router_macs(routing.router(index), node.shape) if scope == "node" or index == 0 else 0
             for index, node in enumerate(nodes[:-1])
         ]
         blocks = [node.macs if node.kind == "block" else 0 for node in nodes]

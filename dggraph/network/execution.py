@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dggraph.compiler.lowered import StageRouting, routing_of
 from dggraph.compiler.partition import Piece, Program, StageProgram
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
@@ -82,7 +83,7 @@ def _run_stage(
 ) -> tuple[Tensor, Tensor, Tensor]:
     entry, name = values[step.plan.entry], step.plan.name
     decide = _StageRouter if step.plan.scope == "stage" else _NodeRouters
-    decisions = decide(step.topology, lowered.get_submodule(f"dg_{name}"), entry, graph, name)
+    decisions = decide(step.topology, routing_of(lowered, name), entry, graph, name)
     features: list[Tensor | None] = [entry]
     row_of_BV = np.empty((len(entry), step.topology.num_vertices), dtype=np.int64)
     row_of_BV[:, 0] = np.arange(len(entry))
@@ -142,13 +143,13 @@ def _gather(
 class _StageRouter:
     """Everything decided at the entry."""
 
-    def __init__(self, topology: Topology, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
-        raw_BE = owner.get_submodule("gate_0")(owner.get_submodule("router_0")(entry))
+    def __init__(self, topology: Topology, routing: StageRouting, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        raw_BE = routing.gate(0)(routing.router(0)(entry))
         self.dtype = raw_BE.dtype
         self.raw_BE = _to_numpy(raw_BE)
         if np.isnan(self.raw_BE).any():
             refuse_nan(graph, stage, raw_BE)
-        self.weights_BE = settle(self.raw_BE, topology, _to_numpy(owner.get_buffer("threshold")), False)
+        self.weights_BE = settle(self.raw_BE, topology, _to_numpy(routing.threshold), False)
         open_BE = self.weights_BE != 0
         self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():
@@ -171,9 +172,9 @@ class _StageRouter:
 class _NodeRouters:
     """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same steps as the dense form."""
 
-    def __init__(self, topology: Topology, owner: nn.Module, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
-        self.topology, self.owner, self.graph, self.stage = topology, owner, graph, stage
-        self.threshold = _to_numpy(owner.get_buffer("threshold"))
+    def __init__(self, topology: Topology, routing: StageRouting, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+        self.topology, self.routing, self.graph, self.stage = topology, routing, graph, stage
+        self.threshold = _to_numpy(routing.threshold)
         self.outgoing, self.num_instances = topology.outgoing(), len(entry)
         self.live: list[npt.NDArray[np.bool_] | None] = [None]
         self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
@@ -201,10 +202,10 @@ class _NodeRouters:
         """(B, E) weights; the gate sees the whole batch, dead instances with logit 0."""
         logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
         if output is not None:
-            logits_RE = self.owner.get_submodule(f"router_{vertex}")(output)
+            logits_RE = self.routing.router(vertex)(output)
             index = None if instances is None else torch.from_numpy(instances).to(output.device)
             logits_BE = logits_RE if index is None else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
-        row_BE: Tensor = self.owner.get_submodule(f"gate_{vertex}")(logits_BE)
+        row_BE: Tensor = self.routing.gate(vertex)(logits_BE)
         return row_BE
 
     def _decide(self, vertex: int, row_BE: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dggraph.compiler.lowered import routing_of
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge
 from dggraph.network.network import DynamicNetwork, decided_edges
@@ -106,12 +107,12 @@ def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
 
 def _hold(net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]], list[int]]) -> None:
     """Let `follow` say, for the edges of each router, the place whose logit each takes, or HELD."""
-    edges, owner = net.graph.edges(stage), net.lowered.get_submodule(f"dg_{stage}")
+    edges, routing = net.graph.edges(stage), routing_of(net.lowered, stage)
     for index, places in decided_edges(net, stage).items():
         follows = follow([edges[place] for place in places])
         if follows == list(range(len(places))):
             continue
-        router, gate = owner.get_submodule(f"router_{index}"), owner.get_submodule(f"gate_{index}")
+        router, gate = routing.router(index), routing.gate(index)
         if not isinstance(router, LinearRouter) or not isinstance(gate, AnchoredGate):
             raise InputError(
                 f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges are held by logits of 0, which our "

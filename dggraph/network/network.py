@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
-from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
 from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
@@ -120,7 +120,7 @@ class DynamicNetwork(StandIn):
     def no_weight_decay(self) -> set[str]:
         """Parameters that must not decay: those that the backbone names, as timm's do, and all of the routers."""
         named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
-        routers = tuple(f"dg_{stage}." for stage in self.graph.stages)
+        routers = tuple(f"{routing_name(stage)}." for stage in self.graph.stages)
         return {*named, *(name for name, _ in self.named_parameters() if name.startswith(routers))}
 
     @property
@@ -147,7 +147,7 @@ class DynamicNetwork(StandIn):
         if not 0 <= threshold < 1:
             raise InputError(f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open.")
         for stage in self.graph.stages:
-            self.lowered.get_buffer(f"dg_{stage}.threshold").fill_(threshold)
+            routing_of(self.lowered, stage).threshold.fill_(threshold)
 
     def set_temperature(self, temperature: float) -> None:
         """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1 decisions become sharper.
@@ -162,8 +162,7 @@ class DynamicNetwork(StandIn):
             buffer.fill_(temperature)
 
     def _temperatures(self, stage: str) -> list[Tensor]:
-        owner = self.lowered.get_submodule(f"dg_{stage}")
-        return [buffer for name, buffer in owner.named_buffers() if name.endswith(".temperature")]
+        return [buffer for name, buffer in routing_of(self.lowered, stage).named_buffers() if name.endswith(".temperature")]
 
     def set_budget(self, target: float) -> None:
         """Set the threshold that `calibrate` found to keep `target` of the static network's MACs, on average over its images.
@@ -228,7 +227,7 @@ class DynamicNetwork(StandIn):
             ) from error
         if not return_gates and self._collected is None:
             return output
-        thresholds = {stage: self.lowered.get_buffer(f"dg_{stage}.threshold") for stage in gates}
+        thresholds = {stage: routing_of(self.lowered, stage).threshold for stage in gates}
         named = Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
         if self._collected is not None:
             self._collected.append(named)
@@ -296,6 +295,17 @@ def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
 
 
 @contextmanager
+def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
+    """Thresholds that are set within this context are forgotten after it."""
+    before = {stage: routing_of(net.lowered, stage).threshold.clone() for stage in net.graph.stages}
+    try:
+        yield
+    finally:
+        for stage, threshold in before.items():
+            routing_of(net.lowered, stage).threshold.copy_(threshold)
+
+
+@contextmanager
 def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say.
 
@@ -303,13 +313,13 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     """
     handles = []
     for stage, pinned in weights.items():
-        owner = net.lowered.get_submodule(f"dg_{stage}")
+        routing = routing_of(net.lowered, stage)
         for index, places in decided_edges(net, stage).items():
 
             def hook(_module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]) -> Tensor:
                 return values.to(row_BE).expand_as(row_BE)
 
-            handles.append(owner.get_submodule(f"gate_{index}").register_forward_hook(hook))
+            handles.append(routing.gate(index).register_forward_hook(hook))
     try:
         yield
     finally:

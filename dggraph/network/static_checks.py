@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.profiling import TIED_IMAGES, TRACED_BATCH, unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
 from dggraph.network.network import DynamicNetwork, Gates, decided_edges, pinned_gates, static_weights
@@ -179,11 +180,15 @@ def _watched(net: DynamicNetwork) -> Iterator[None]:
     """Within this context routers and gates must give one number for each edge that they decide."""
     handles = []
     for stage in net.graph.stages:
-        owner = net.lowered.get_submodule(f"dg_{stage}")
+        routing = routing_of(net.lowered, stage)
         for index, places in decided_edges(net, stage).items():
-            for kind, name in (("router", net.blueprint.router), ("gate", net.blueprint.gate)):
-                watch = partial(_check_width, label=f"the {kind} {name!r}", stage=stage, wanted=len(places))
-                handles.append(owner.get_submodule(f"{kind}_{index}").register_forward_hook(watch))
+            deciders = {
+                f"the router {net.blueprint.router!r}": routing.router(index),
+                f"the gate {net.blueprint.gate!r}": routing.gate(index),
+            }
+            for label, decider in deciders.items():
+                watch = partial(_check_width, label=label, stage=stage, wanted=len(places))
+                handles.append(decider.register_forward_hook(watch))
     try:
         yield
     finally:

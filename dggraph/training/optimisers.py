@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dggraph.compiler.lowered import routing_of
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.network.network import dynamic_part
 from dggraph.training.config import TrainConfig
@@ -26,9 +27,7 @@ def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | No
     """
     net = dynamic_part(model)
     of_routers = (
-        {id(parameter) for stage in net.graph.stages for parameter in net.lowered.get_submodule(f"dg_{stage}").parameters()}
-        if net
-        else set()
+        {id(parameter) for stage in net.graph.stages for parameter in routing_of(net.lowered, stage).parameters()} if net else set()
     )
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
