@@ -30,13 +30,13 @@ from torch import Tensor, nn
 import dggraph
 from dggraph.data.image_sets import evenly_spaced, open_image_set
 from dggraph.evaluation.timing import compare
+from dggraph.losses import kept
 from dggraph.models.preprocessing import Preprocess, preprocess_image
 from dggraph.models.registry import load_model
 from dggraph.network.block_removal import skipped_weights
 from dggraph.network.network import DynamicNetwork, pinned_gates
 from dggraph.training.config import TrainConfig, configured
 from dggraph.training.loop import train
-from dggraph.training.losses import kept
 
 LISTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 ROWS = LISTS / "distillation.jsonl"

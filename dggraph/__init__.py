@@ -1,32 +1,64 @@
 """dggraph: turn any static vision backbone into a Dynamic Graph Network (arXiv 2010.01097).
 
-The names below are the whole public surface; each is imported on first use, so `import dggraph` does not import torch.
+The names below and those of `dggraph.losses`, `training`, `evaluation`, `detection` and `errors` are the whole public surface. Each is
+imported on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dggraph.lazy import lazily
 
 if TYPE_CHECKING:
-    from dggraph.detection.detectors import convert_backbone_
-    from dggraph.evaluation.calibration import calibrate
-    from dggraph.evaluation.recording import record
-    from dggraph.graph.wiring import register_wiring
-    from dggraph.network.archive import load, save
-    from dggraph.network.conversion import convert
-    from dggraph.network.inference import optimize_for_inference
-    from dggraph.network.norms import recalibrate_norms_
-    from dggraph.ops.gating import register_gate
-    from dggraph.ops.routing import register_router
-    from dggraph.training import losses
-    from dggraph.views.drawing import render
+    from dggraph import detection as detection
+    from dggraph import errors as errors
+    from dggraph import evaluation as evaluation
+    from dggraph import losses as losses
+    from dggraph import training as training
+    from dggraph.detection.detectors import convert_backbone_ as convert_backbone_
+    from dggraph.evaluation.calibration import calibrate as calibrate
+    from dggraph.evaluation.explanation import Explanation as Explanation
+    from dggraph.evaluation.explanation import explain as explain
+    from dggraph.evaluation.gate_diagnostics import check_gates as check_gates
+    from dggraph.evaluation.recording import Recording as Recording
+    from dggraph.evaluation.recording import record as record
+    from dggraph.graph.ir import ActivatedPath as ActivatedPath
+    from dggraph.graph.ir import BlockNode as BlockNode
+    from dggraph.graph.ir import CandidateEdge as CandidateEdge
+    from dggraph.graph.ir import DynamicGraph as DynamicGraph
+    from dggraph.graph.wiring import register_wiring as register_wiring
+    from dggraph.network.archive import load as load
+    from dggraph.network.archive import save as save
+    from dggraph.network.conversion import convert as convert
+    from dggraph.network.cost import measure_macs as measure_macs
+    from dggraph.network.inference import optimize_for_inference as optimize_for_inference
+    from dggraph.network.network import DynamicNetwork as DynamicNetwork
+    from dggraph.network.network import Gates as Gates
+    from dggraph.network.norms import recalibrate_norms_ as recalibrate_norms_
+    from dggraph.ops.gating import register_gate as register_gate
+    from dggraph.ops.routing import register_router as register_router
+    from dggraph.views.drawing import render as render
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActivatedPath",
+    "BlockNode",
+    "CandidateEdge",
+    "DynamicGraph",
+    "DynamicNetwork",
+    "Explanation",
+    "Gates",
+    "Recording",
     "calibrate",
+    "check_gates",
     "convert",
     "convert_backbone_",
+    "detection",
+    "errors",
+    "evaluation",
+    "explain",
     "load",
     "losses",
+    "measure_macs",
     "optimize_for_inference",
     "recalibrate_norms_",
     "record",
@@ -35,13 +67,29 @@ __all__ = [
     "register_wiring",
     "render",
     "save",
+    "training",
 ]
 
 _HOMES = {
+    "ActivatedPath": "dggraph.graph.ir",
+    "BlockNode": "dggraph.graph.ir",
+    "CandidateEdge": "dggraph.graph.ir",
+    "DynamicGraph": "dggraph.graph.ir",
+    "DynamicNetwork": "dggraph.network.network",
+    "Explanation": "dggraph.evaluation.explanation",
+    "Gates": "dggraph.network.network",
+    "Recording": "dggraph.evaluation.recording",
     "calibrate": "dggraph.evaluation.calibration",
+    "check_gates": "dggraph.evaluation.gate_diagnostics",
     "convert": "dggraph.network.conversion",
     "convert_backbone_": "dggraph.detection.detectors",
+    "detection": "dggraph.detection",
+    "errors": "dggraph.errors",
+    "evaluation": "dggraph.evaluation",
+    "explain": "dggraph.evaluation.explanation",
     "load": "dggraph.network.archive",
+    "losses": "dggraph.losses",
+    "measure_macs": "dggraph.network.cost",
     "optimize_for_inference": "dggraph.network.inference",
     "recalibrate_norms_": "dggraph.network.norms",
     "record": "dggraph.evaluation.recording",
@@ -50,17 +98,7 @@ _HOMES = {
     "register_wiring": "dggraph.graph.wiring",
     "render": "dggraph.views.drawing",
     "save": "dggraph.network.archive",
+    "training": "dggraph.training",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name == "losses":
-        return import_module("dggraph.training.losses")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dggraph' has no attribute {name!r}")
-    import_module("dggraph.views.drawing")  # from now on notebooks draw graphs
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -11,12 +11,12 @@ from toy_data import Toy, plain_net
 
 import dggraph
 from dggraph.evaluation.accuracy import evaluate
+from dggraph.losses import budget
 from dggraph.system import processes
 from dggraph.system.sharding import full_tensor, shard_
 from dggraph.training.checkpoint import flatten_optimiser, restore_optimiser
 from dggraph.training.config import TrainConfig
 from dggraph.training.loop import train
-from dggraph.training.losses import budget
 from dggraph.training.optimisers import ON_SHARES, build_optimiser
 
 

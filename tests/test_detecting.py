@@ -15,8 +15,8 @@ from dggraph.detection.evaluation import detect
 from dggraph.detection.readers import Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 from dggraph.evaluation.timing import sample_paths
+from dggraph.losses import kept
 from dggraph.network.network import collecting_gates, pinned_gates
-from dggraph.training.losses import kept
 
 
 def squares(folder: Path, num_images: int = 5) -> BoxSet:

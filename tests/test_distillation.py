@@ -15,12 +15,12 @@ from torch.utils.data import TensorDataset
 
 import dggraph
 from dggraph.errors import InputError
+from dggraph.losses import divergence
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
 from dggraph.training import loop
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.distillation import answered, find_fragile, teacher_of
 from dggraph.training.loop import train
-from dggraph.training.losses import divergence
 
 X = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 

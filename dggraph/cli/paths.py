@@ -194,7 +194,7 @@ def run_image(predictor: "Predictor", file: Path) -> RecordedImage:
     )
     row: dict[str, Any] = {"image": str(file), "macs": path.macs, "kept": path.macs / net.report.total_macs}
     row |= {"active_edges": len(path.active_edges(net.graph)), "is_static_path": is_static, "margin": path.margin}
-    row |= {} if prediction.top_class is None else asdict(prediction.top_class)
+    row |= asdict(prediction.classes[0]) if prediction.classes else {}
     return RecordedImage(row | list_detected(prediction.detected), path, image, prediction.detected)
 
 

@@ -47,7 +47,7 @@ def _predict_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple
     objects = tuple(
         FoundObject(corners=corners, label=label, name=classes[label], score=score) for corners, label, score in read_boxes(output)
     )
-    return Prediction(path=path, gates=on_cpu(collected[0]), top_class=None, detected=Detected(size=image.size, objects=objects))
+    return Prediction(path=path, gates=on_cpu(collected[0]), classes=(), detected=Detected(size=image.size, objects=objects))
 
 
 def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:

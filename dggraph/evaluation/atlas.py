@@ -142,7 +142,7 @@ def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> Non
 
 
 def _instance(item: Item, prediction: Prediction, classes: tuple[str, ...]) -> Instance:
-    top_class = prediction.top_class
+    top_class = next(iter(prediction.classes), None)
     return Instance(
         index=item.index,
         name=item.name,

@@ -17,18 +17,21 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.graph.atlas import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.models.preprocessing import preprocess_image
+from dggraph.models.preprocessing import Picturable
 from dggraph.network.digests import digest_of
 from dggraph.network.execution import refuse_nan
 from dggraph.network.network import DynamicNetwork, Gates, class_names
 from dggraph.network.outputs import join_outputs
 from dggraph.ops.liveness import live_vertices
 from dggraph.system.modes import evaluating
+from dggraph.views.html_table import html_table
+
+NUM_CLASSES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What `record` saw, in input order."""
+    """What `record` saw, in input order. Notebooks show it as a table, one row an instance."""
 
     output: Any
     """The backbone's output for the whole batch."""
@@ -39,10 +42,22 @@ class Recording:
     macs: Tensor
     """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation included."""
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                index,
+                f"{path.macs:,}",
+                sum(weight != 0 for weights in path.weights.values() for weight in weights),
+                f"{path.margin:.3g}",
+            )
+            for index, path in enumerate(self.paths)
+        ]
+        return html_table(("instance", "MACs", "active edges", "margin"), rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopClass:
-    """The most probable class of an image."""
+class ClassScore:
+    """How probable one class is on an image."""
 
     label: str
     index: int
@@ -56,8 +71,8 @@ class Prediction:
     path: ActivatedPath
     gates: Gates
     """On the CPU."""
-    top_class: TopClass | None
-    """Where the network is a classifier."""
+    classes: tuple[ClassScore, ...]
+    """The most probable first, up to five; empty where the network is no classifier."""
     detected: Detected | None
     """Where it is the backbone of a detector."""
 
@@ -97,12 +112,13 @@ def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
     return make_predictor(watched) if isinstance(watched, DynamicNetwork) else watched
 
 
-def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
+def record(net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, batch_size: int = 1) -> Recording:
     """Run `x` through `net` in eval mode without gradients and note every instance's path.
 
     Args:
         net: a converted network; its mode is restored.
-        x: (B, C, H, W).
+        x: (B, C, H, W); or an image or a list of them, each a path, a PIL image or an array (H, W, 3) of uint8, which are preprocessed as
+            `net.preprocess` says.
         batch_size: instances a forward pass; 1 by default, because a weight at the threshold may fall differently in another batch.
 
     Raises:
@@ -110,6 +126,8 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         GateError: an edge weight is NaN; names stage, edge and instance.
     """
     require_stages(net)
+    if not isinstance(x, Tensor):
+        x = _batch_of(net, x)
     if x.ndim != 4 or batch_size < 1:
         raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
     outputs: list[Any] = []
@@ -125,7 +143,7 @@ def record(net: DynamicNetwork, x: Tensor, *, batch_size: int = 1) -> Recording:
         raw={stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages},
     )
     paths = activated_paths(net.graph, gates)
-    adjacency = {stage: adjacency_matrix(net.graph, stage, gates.weights[stage]) for stage in stages}
+    adjacency = {stage: gates.adjacency(stage) for stage in stages}
     macs = torch.tensor([path.macs for path in paths], dtype=torch.int64, device=x.device)
     return Recording(join_outputs(outputs), adjacency, paths, macs)
 
@@ -154,14 +172,13 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     )
 
 
-def adjacency_matrix(graph: DynamicGraph, stage: str, weights_BE: Tensor) -> Tensor:
-    """(B, E) edge weights as (B, V, V) matrices: row = source, column = target."""
-    place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
-    rows = [place[edge.source] for edge in graph.edges(stage)]
-    columns = [place[edge.target] for edge in graph.edges(stage)]
-    adjacency_BVV = weights_BE.new_zeros((weights_BE.shape[0], len(place), len(place)))
-    adjacency_BVV[:, rows, columns] = weights_BE
-    return adjacency_BVV
+def _batch_of(net: DynamicNetwork, images: Picturable | list[Picturable]) -> Tensor:
+    if net.preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    several = images if isinstance(images, list) else [images]
+    x = torch.cat([net.preprocess(image) for image in several])
+    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
+    return x.to(parameter.device, parameter.dtype)
 
 
 def require_stages(net: DynamicNetwork) -> None:
@@ -171,18 +188,18 @@ def require_stages(net: DynamicNetwork) -> None:
 
 
 def _predict(net: DynamicNetwork, image: Image.Image) -> Prediction:
-    assert net.preprocess is not None
-    x = preprocess_image(image, net.preprocess)
-    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
     with evaluating(net):
-        output, gates = net(x.to(parameter.device, parameter.dtype), return_gates=True)
+        output, gates = net(_batch_of(net, image), return_gates=True)
         (path,) = activated_paths(net.graph, gates)
-    top_class = None
-    if isinstance(output, Tensor) and output.ndim == 2:
-        best, index = output.float().softmax(1)[0].max(0)
-        label = class_names(net, output.shape[1])[int(index)]
-        top_class = TopClass(label=label, index=int(index), probability=float(best))
-    return Prediction(path=path, gates=on_cpu(gates), top_class=top_class, detected=None)
+    classes = _most_probable(net, output) if isinstance(output, Tensor) and output.ndim == 2 else ()
+    return Prediction(path=path, gates=on_cpu(gates), classes=classes, detected=None)
+
+
+def _most_probable(net: DynamicNetwork, logits_1K: Tensor) -> tuple[ClassScore, ...]:
+    names = class_names(net, logits_1K.shape[1])
+    probabilities, indices = logits_1K.float().softmax(1)[0].sort(descending=True, stable=True)
+    pairs = zip(indices[:NUM_CLASSES].tolist(), probabilities[:NUM_CLASSES].tolist(), strict=True)
+    return tuple(ClassScore(label=names[index], index=index, probability=probability) for index, probability in pairs)
 
 
 def on_cpu(gates: Gates) -> Gates:

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import functional
@@ -31,6 +33,10 @@ FOREIGN = {
 """Beginnings, in small letters, of what is often called an image."""
 
 
+Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""What can be read as one image."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
     """Resize the short side, crop the centre, normalise."""
@@ -43,6 +49,37 @@ class Preprocess:
     crop_fraction: float = 0.875
     """Crop over resized short side."""
     antialias: bool = True
+
+    def __call__(self, image: "Picturable") -> Tensor:
+        """One image, preprocessed: float32 (1, C, H, W).
+
+        Args:
+            image: a path, a PIL image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8.
+
+        Raises:
+            InputError: no image, or the network reads neither colour (3) nor grey (1) images.
+        """
+        return preprocess_image(as_image(image), self)
+
+
+def as_image(image: "Picturable") -> Image.Image:
+    """A path opened, an array wrapped, a PIL image as it is.
+
+    Raises:
+        InputError: it is none of these, or cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+            raise InputError(
+                f"an array of {image.dtype} {image.shape} is no image: give uint8 (height, width, 3), or (height, width) for grey."
+            )
+        return Image.fromarray(pixels)
+    if isinstance(image, str | os.PathLike):
+        return open_image(image)
+    raise InputError(f"{type(image).__name__} is no image: give a path, a PIL image, or an array of uint8.")
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:

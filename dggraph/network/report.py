@@ -8,6 +8,8 @@ from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.planning import StagePlan
 from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
+from dggraph.views.escaping import count
+from dggraph.views.html_table import html_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class StaticPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionReport:
-    """What conversion found, what stayed static and why."""
+    """What conversion found, what stayed static and why. Notebooks show it as a table, one row a stage."""
 
     name: str
     stages: tuple[StageReport, ...]
@@ -91,6 +93,21 @@ class ConversionReport:
     def num_edges(self) -> int:
         """Candidate edges."""
         return sum(stage.num_edges for stage in self.stages)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                stage.name,
+                stage.num_blocks,
+                stage.num_edges,
+                stage.residual,
+                f"{stage.routed_macs / max(self.total_macs, 1):.1%}",
+                stage.dense_because or stage.kept_because,
+            )
+            for stage in self.stages
+        ]
+        caption = f"{self.name}: {count(self.total_macs)} MACs, {self.routed_fraction:.1%} of them in routed blocks"
+        return html_table(("stage", "routed blocks", "candidate edges", "residual", "MACs", "note"), rows, caption=caption)
 
 
 def note_dense(stages: Sequence[StageReport], plan: Sequence[StagePlan]) -> tuple[StageReport, ...]:

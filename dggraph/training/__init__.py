@@ -1,1 +1,30 @@
 """Training: from a configuration to an archive."""
+
+from typing import TYPE_CHECKING
+
+from dggraph.lazy import lazily
+
+if TYPE_CHECKING:
+    from dggraph.training.config import TrainConfig as TrainConfig
+    from dggraph.training.config import read_config as read_config
+    from dggraph.training.loop import TrainResult as TrainResult
+    from dggraph.training.loop import train as train
+    from dggraph.training.optimisers import param_groups as param_groups
+
+__all__ = [
+    "TrainConfig",
+    "TrainResult",
+    "param_groups",
+    "read_config",
+    "train",
+]
+
+_HOMES = {
+    "TrainConfig": "dggraph.training.config",
+    "TrainResult": "dggraph.training.loop",
+    "param_groups": "dggraph.training.optimisers",
+    "read_config": "dggraph.training.config",
+    "train": "dggraph.training.loop",
+}
+
+__getattr__, __dir__ = lazily(__name__, _HOMES)

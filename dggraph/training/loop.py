@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dggraph.data.sampler import EpochBatches, SeededDataset, seed_of
 from dggraph.errors import InputError, TrainingError
+from dggraph.losses import budget_of, kept
 from dggraph.network.archive import refuse_unsavable
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
@@ -30,7 +31,6 @@ from dggraph.system.sharding import full_tensor, gradient_sync, local_tensors, s
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
-from dggraph.training.losses import budget_of, kept
 from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
 from dggraph.training.preparing import Prepared, prepare
