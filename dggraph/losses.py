@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.network.network import Gates
-from dggraph.ops.divergence import divergence as divergence
+from dggraph.ops.divergence import divergence
 from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
+
+__all__ = ["budget", "budget_of", "divergence", "kept"]
 
 
 def kept(gates: Gates) -> Tensor:
@@ -30,6 +32,13 @@ def kept(gates: Gates) -> Tensor:
 
     Raises:
         InputError: the batch is empty, or the network has no stages.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> _, gates = net(torch.rand(2, 3, 32, 32), return_gates=True)
+        >>> dggraph.losses.kept(gates).shape
+        torch.Size([2])
     """
     if not gates.weights or not next(iter(gates.weights.values())).shape[0]:
         raise InputError("there is no instance with a path here: the batch is empty, or the network has no stages.")
@@ -56,12 +65,28 @@ def budget(gates: Gates, target: float) -> Tensor:
 
     Raises:
         InputError: nothing can reach `target`, since what lies outside the stages already costs as much; or as for `kept`.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> logits, gates = net.train()(torch.rand(2, 3, 32, 32), return_gates=True)
+        >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])) + 10 * dggraph.losses.budget(gates, 0.8)
+        >>> loss.backward()
     """
     return budget_of(kept(gates), gates.table, target)
 
 
 def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
-    """`budget` of what `kept` gave, where that is wanted for itself too."""
+    """`budget` of what `kept` gave, where that is wanted for itself too.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> _, gates = net(torch.rand(2, 3, 32, 32), return_gates=True)
+        >>> kept_B = dggraph.losses.kept(gates)
+        >>> torch.equal(dggraph.losses.budget_of(kept_B, gates.table, 0.8), dggraph.losses.budget(gates, 0.8))
+        True
+    """
     floor = table.fixed / table.static
     if not floor < target < float("inf"):
         raise InputError(

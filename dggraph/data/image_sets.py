@@ -82,6 +82,13 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
 
     Raises:
         InputError: nothing there that can be read; says what was found.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 40)).save("grey.png")
+        >>> dggraph.evaluation.open_image_set(".").num_images
+        1
     """
     place = Path(os.fsdecode(path))
     if place.is_dir():

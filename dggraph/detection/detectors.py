@@ -31,6 +31,13 @@ def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **o
 
     Raises:
         InputError: `model` has no backbone, or one that is dynamic already; or as for `convert`, which also says what else may be wrong.
+
+    Example:
+        >>> import dggraph, torchvision
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+        >>> net = dggraph.convert_backbone_(detector)
+        >>> detector.backbone is net
+        True
     """
     owner, name = _place(model)
     body: nn.Module = getattr(owner, name)

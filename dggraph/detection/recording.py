@@ -18,7 +18,7 @@ from dggraph.system.modes import evaluating
 
 
 def make_detector_predictor(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Predictor:
-    """Predictor a detector and its backbone.
+    """A predictor of a detector, which notes the path that its backbone takes.
 
     Args:
         model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each, as torchvision's detectors do.
@@ -28,6 +28,15 @@ def make_detector_predictor(model: nn.Module, net: DynamicNetwork, *, classes: S
 
     Raises:
         InputError: the backbone has no stages; (when an image is seen) the backbone does not run once on it.
+
+    Example:
+        >>> import dggraph, torchvision
+        >>> from PIL import Image
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+        >>> net = dggraph.convert_backbone_(detector)
+        >>> predictor = dggraph.detection.make_detector_predictor(detector, net, classes=("cat", "dog"), name="mine")
+        >>> predictor.predict(Image.new("RGB", (64, 64))).detected.size
+        (64, 64)
     """
     require_stages(net)
     predict = partial(_predict_with_detector, model, net, tuple(classes))

@@ -74,6 +74,14 @@ def collect_atlas(
             `state` is of another network, set or settings.
         GateError: an edge weight is NaN; names the image.
         TrainingError: the processes have different networks, sets or settings.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 40)).save("grey.png")
+        >>> collected = dggraph.evaluation.collect_atlas(dggraph.convert("dggraph:resnet20_8"), dggraph.evaluation.open_image_set("."))
+        >>> collected.atlas.num_paths
+        1
     """
     predictor = as_predictor(watched)
     net = predictor.net

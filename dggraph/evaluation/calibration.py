@@ -41,6 +41,13 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
     Raises:
         InputError: no stages, no images, an iterator that can be read once, or a target that is no positive number.
         GateError: an edge weight is NaN.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> curve = dggraph.calibrate(net, [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> curve.num_instances
+        4
     """
     if not net.graph.stages:
         raise InputError("this network has no stages, so no threshold changes what it costs.")

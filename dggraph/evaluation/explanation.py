@@ -14,7 +14,15 @@ from dggraph.views.svg_picture import write_svg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What `explain` found. Notebooks show its picture."""
+    """What `explain` found. Notebooks show its picture.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> found = dggraph.explain(dggraph.convert("dggraph:resnet20_8"), Image.new("RGB", (40, 40)))
+        >>> len(found.predictions)
+        5
+    """
 
     predictions: tuple[ClassScore, ...]
     """The most probable classes first, up to five; empty where the network is no classifier."""

@@ -28,7 +28,14 @@ DOMINANT = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """What the gates did over a set."""
+    """What the gates did over a set.
+
+    Example:
+        >>> import dggraph, torch
+        >>> report = dggraph.check_gates(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
+        >>> report.num_instances
+        4
+    """
 
     num_instances: int
     open_fractions: dict[CandidateEdge, float]
@@ -77,7 +84,16 @@ class StageCounts:
 
 @dataclass(slots=True)
 class GateHealth:
-    """Counts what gates do, batch by batch; `report()` says what it means. For a whole set at once there is `check_gates`."""
+    """Counts what gates do, batch by batch; `report()` says what it means. For a whole set at once there is `check_gates`.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> health = dggraph.evaluation.GateHealth(net.graph)
+        >>> health.update(net.eval()(torch.rand(4, 3, 32, 32), return_gates=True)[1])
+        >>> health.report().num_instances
+        4
+    """
 
     graph: DynamicGraph
     num_instances: int = 0
@@ -213,6 +229,12 @@ def check_gates(net: DynamicNetwork, batches: Iterable[Any]) -> HealthReport:
     Raises:
         InputError: there are no stages, or no images.
         GateError: an edge weight is NaN.
+
+    Example:
+        >>> import dggraph, torch
+        >>> report = dggraph.check_gates(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
+        >>> report.num_instances
+        4
     """
     health = GateHealth(net.graph)
     for gates in iterate_gates(net, batches):

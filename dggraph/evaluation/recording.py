@@ -31,7 +31,14 @@ NUM_CLASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What `record` saw, in input order. Notebooks show it as a table, one row an instance."""
+    """What `record` saw, in input order. Notebooks show it as a table, one row an instance.
+
+    Example:
+        >>> import dggraph, torch
+        >>> recording = dggraph.record(dggraph.convert("dggraph:resnet20_8"), torch.rand(2, 3, 32, 32))
+        >>> len(recording.paths), recording.adjacency["layer1"].shape
+        (2, torch.Size([2, 5, 5]))
+    """
 
     output: Any
     """The backbone's output for the whole batch."""
@@ -91,10 +98,17 @@ class Predictor:
 
 
 def make_predictor(net: DynamicNetwork) -> Predictor:
-    """Predictor a converted network.
+    """A predictor of a converted network.
 
     Raises:
         InputError: it does not say how images become its input, or has no stages.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> predictor = dggraph.evaluation.make_predictor(dggraph.convert("dggraph:resnet20_8"))
+        >>> len(predictor.predict(Image.new("RGB", (40, 40))).classes)
+        5
     """
     if net.preprocess is None:
         raise InputError("this network does not say how images become its input; give --input-size when converting it.")
@@ -124,6 +138,13 @@ def record(net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, ba
     Raises:
         InputError: `x` is no image batch, or `batch_size` is not positive.
         GateError: an edge weight is NaN; names stage, edge and instance.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> recording = dggraph.record(net, torch.rand(2, 3, 32, 32))
+        >>> [path.macs == int(macs) for path, macs in zip(recording.paths, recording.macs)]
+        [True, True]
     """
     require_stages(net)
     if not isinstance(x, Tensor):

@@ -96,7 +96,16 @@ class GateFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atlas:
-    """Everything a report shows, but for the images themselves."""
+    """Everything a report shows, but for the images themselves.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 40)).save("grey.png")
+        >>> collected = dggraph.evaluation.collect_atlas(dggraph.convert("dggraph:resnet20_8"), dggraph.evaluation.open_image_set("."))
+        >>> collected.atlas.num_images
+        1
+    """
 
     network: str
     images: str

@@ -27,7 +27,14 @@ IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNode:
-    """One vertex of a stage: a block of the backbone that an instance may or may not pass through."""
+    """One vertex of a stage: a block of the backbone that an instance may or may not pass through.
+
+    Example:
+        >>> import dggraph
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> [node.kind for node in net.graph.nodes("layer1")]
+        ['entry', 'block', 'block', 'block', 'out']
+    """
 
     name: str
     """Unique in the graph and a valid identifier, for example `layer1_0`."""
@@ -45,7 +52,14 @@ class BlockNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateEdge:
-    """A connection that a router may open."""
+    """A connection that a router may open.
+
+    Example:
+        >>> import dggraph
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> [(edge.source, edge.target) for edge in net.graph.edges("layer1") if edge.is_static][0]
+        ('layer1_entry', 'layer1_0')
+    """
 
     source: str
     target: str
@@ -85,6 +99,12 @@ class DynamicGraph:
 
     Raises:
         GraphError: an invariant of `verify` does not hold.
+
+    Example:
+        >>> import dggraph
+        >>> graph = dggraph.convert("dggraph:resnet20_8").graph
+        >>> list(graph.stages), len(graph.edges("layer1"))
+        (['layer1', 'layer2', 'layer3'], 10)
     """
 
     notebook_drawer: ClassVar[Callable[["DynamicGraph"], str] | None] = None
@@ -166,7 +186,15 @@ class DynamicGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivatedPath:
-    """What did connect for one instance: the weight of every candidate edge, 0 where it was dropped."""
+    """What did connect for one instance: the weight of every candidate edge, 0 where it was dropped.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> path = dggraph.record(net, torch.rand(1, 3, 32, 32)).paths[0]
+        >>> len(path.active_edges(net.graph)) == sum(edge.is_static for stage in net.graph.stages for edge in net.graph.edges(stage))
+        True
+    """
 
     weights: Mapping[str, tuple[float, ...]]
     """Per stage, one weight per candidate edge, in the order of `DynamicGraph.edges`. 0 means inactive."""

@@ -72,6 +72,13 @@ def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
 
     Raises:
         WiringError: the name is taken or no identifier.
+
+    Example:
+        >>> import dggraph
+        >>> from dggraph.graph.wiring import WIRINGS
+        >>> dggraph.register_wiring("star", WIRINGS["chain"])
+        >>> dggraph.convert("dggraph:resnet20_8", wiring="star", allow_static=True).report.num_edges > 0
+        True
     """
     _require(name.isidentifier() and name not in WIRINGS, f"cannot register a wiring as {name!r}: taken, or no identifier.")
     WIRINGS[name] = make

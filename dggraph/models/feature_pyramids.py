@@ -32,6 +32,12 @@ def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: boo
 
     Raises:
         InputError: there is no such trunk, or it lacks a stride.
+
+    Example:
+        >>> import dggraph, torch, torchvision
+        >>> pyramid = dggraph.detection.pyramid_on(torchvision.models.resnet18())
+        >>> sorted(pyramid(torch.rand(1, 3, 64, 64)))
+        ['0', '1', '2', '3', 'pool']
     """
     trunk = nn.Sequential(_layers(classifier))
     if is_frozen:
@@ -64,6 +70,12 @@ def faster_rcnn_on(classifier: nn.Module, num_classes: int, *, is_frozen: bool =
         num_classes: without the background, which torchvision counts besides.
         is_frozen: as for `pyramid_on`.
         options: of `FasterRCNN`, for example `min_size`.
+
+    Example:
+        >>> import dggraph, torchvision
+        >>> detector = dggraph.detection.faster_rcnn_on(torchvision.models.resnet18(), num_classes=3)
+        >>> detector.roi_heads.box_predictor.cls_score.out_features
+        4
     """
     return FasterRCNN(pyramid_on(classifier, is_frozen=is_frozen), num_classes + 1, **options)
 

@@ -78,6 +78,12 @@ def save(
             quantised or sparse: names it.
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
             is unchanged.
+
+    Example:
+        >>> import dggraph
+        >>> dggraph.save(dggraph.convert("dggraph:resnet20_8"), "archive")
+        >>> dggraph.load("archive").source
+        'dggraph:resnet20_8'
     """
     folder = Path(os.path.realpath(os.fsdecode(folder)))
     manifest, state = _packed(net, folder, preprocess, labels)
@@ -158,6 +164,12 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
 
     Raises:
         ArchiveError: damaged, newer than this version, not the archive of this backbone, or not equal to it.
+
+    Example:
+        >>> import dggraph
+        >>> dggraph.save(dggraph.convert("dggraph:resnet20_8"), "saved")
+        >>> dggraph.load("saved").labels is None
+        True
     """
     folder = Path(os.fsdecode(folder))
     manifest = read_manifest(folder)

@@ -14,7 +14,14 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetPoint:
-    """What one threshold was measured to keep."""
+    """What one threshold was measured to keep.
+
+    Example:
+        >>> import dggraph, torch
+        >>> curve = dggraph.calibrate(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> curve.points[0].threshold
+        0.0
+    """
 
     threshold: float
     kept: float
@@ -22,7 +29,14 @@ class BudgetPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The point that serves one target best."""
+    """The point that serves one target best.
+
+    Example:
+        >>> import dggraph, torch
+        >>> curve = dggraph.calibrate(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> curve.budgets[0].target
+        1.0
+    """
 
     target: float
     threshold: float
@@ -33,7 +47,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetCurve:
-    """Mean kept MACs against the threshold, on held-out images."""
+    """Mean kept MACs against the threshold, on held-out images.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> curve = dggraph.calibrate(net, [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> curve is net.budgets
+        True
+    """
 
     num_instances: int
     points: tuple[BudgetPoint, ...]

@@ -71,6 +71,14 @@ def convert(
         NothingToRouteError: no block has a candidate edge around it.
         WiringError: the wiring names an impossible edge.
         LoweringError: the self-check found that the lowered network differs from the backbone, or could prove nothing.
+
+    Example:
+        >>> import dggraph, torch, torchvision
+        >>> model = torchvision.models.resnet18().eval()
+        >>> net = dggraph.convert(model, torch.zeros(1, 3, 64, 64))
+        >>> x = torch.rand(2, 3, 64, 64)
+        >>> torch.equal(net(x), model(x))
+        True
     """
     if gate is None:
         gate = "sigmoid" if init == "scratch" else "anchored"

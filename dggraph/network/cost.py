@@ -24,7 +24,14 @@ from dggraph.system.modes import keeping_modes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacsSummary:
-    """Multiply-accumulates (MACs, not FLOPs) per instance over a set."""
+    """Multiply-accumulates (MACs, not FLOPs) per instance over a set.
+
+    Example:
+        >>> import dggraph, torch
+        >>> summary = dggraph.measure_macs(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
+        >>> summary.static == dggraph.convert("dggraph:resnet20_8").report.total_macs
+        True
+    """
 
     num_instances: int
     mean: float
@@ -76,6 +83,13 @@ def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
     Raises:
         InputError: there are no stages, or no instances.
         GateError: an edge weight is NaN.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> summary = dggraph.measure_macs(net, [torch.rand(4, 3, 32, 32)])
+        >>> summary.num_instances
+        4
     """
     parts: list[Tensor] = []
     expected = 0.0

@@ -31,7 +31,15 @@ EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
 
 
 class Gates(NamedTuple):
-    """The edge weights of one forward pass, per stage, shape (B, E) in the order of `DynamicGraph.edges`."""
+    """The edge weights of one forward pass, per stage, shape (B, E) in the order of `DynamicGraph.edges`.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> _, gates = net(torch.rand(2, 3, 32, 32), return_gates=True)
+        >>> gates.adjacency("layer1").shape, gates.macs().shape
+        (torch.Size([2, 5, 5]), torch.Size([2]))
+    """
 
     weights: dict[str, Tensor]
     """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
@@ -87,6 +95,12 @@ class DynamicNetwork(StandIn):
     Attributes:
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
             closed edges masked). In training, with gradients, under compilers and exporters always dense.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> net.eval()(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     graph: DynamicGraph

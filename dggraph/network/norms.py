@@ -24,7 +24,14 @@ NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:
-    """Which norms `recalibrate_norms_` saw what of, by their path in `net.lowered`."""
+    """Which norms `recalibrate_norms_` saw what of, by their path in `net.lowered`.
+
+    Example:
+        >>> import dggraph, torch
+        >>> result = dggraph.recalibrate_norms_(dggraph.convert("dggraph:resnet20_8"), [torch.rand(8, 3, 32, 32)])
+        >>> type(result).__name__
+        'Recalibration'
+    """
 
     updated: tuple[str, ...]
     kept: tuple[str, ...]
@@ -50,6 +57,13 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
     Raises:
         InputError: there are no batches, or a norm saw values that are not finite.
         GateError: an edge weight is NaN.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> result = dggraph.recalibrate_norms_(net, [torch.rand(8, 3, 32, 32)])
+        >>> type(result).__name__
+        'Recalibration'
     """
     norms = {name: module for name, module in net.lowered.named_modules() if isinstance(module, _BatchNorm)}
     norms = {name: norm for name, norm in norms.items() if norm.running_mean is not None}

@@ -13,5 +13,11 @@ def divergence(expected_BK: Tensor, actual_BK: Tensor) -> Tensor:
 
     Returns:
         (B,) in nats, 0 where both say the same.
+
+    Example:
+        >>> import torch
+        >>> from dggraph.losses import divergence
+        >>> divergence(torch.zeros(1, 2), torch.zeros(1, 2)).item()
+        0.0
     """
     return kl_div(actual_BK.log_softmax(1), expected_BK.log_softmax(1), reduction="none", log_target=True).sum(1)

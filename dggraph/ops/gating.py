@@ -62,6 +62,18 @@ def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> Non
 
     Raises:
         InputError: the name is taken.
+
+    Example:
+        >>> import dggraph, torch
+        >>> class HardGate(torch.nn.Module):
+        ...     def __init__(self, is_static):
+        ...         super().__init__()
+        ...         self.register_buffer("base", torch.tensor(is_static, dtype=torch.float32))
+        ...     def forward(self, logits_BE):
+        ...         return (self.base + logits_BE).clamp(0, 1)
+        >>> dggraph.register_gate("hard", HardGate)
+        >>> dggraph.convert("dggraph:resnet20_8", gate="hard").blueprint.gate
+        'hard'
     """
     if name in GATES:
         raise InputError(f"there is a gate {name!r} already; choose another name.")

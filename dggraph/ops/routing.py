@@ -83,6 +83,20 @@ def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
 
     Raises:
         InputError: the name is taken.
+
+    Example:
+        >>> import dggraph, torch
+        >>> class MaxRouter(torch.nn.Module):
+        ...     def __init__(self, channels, num_edges, channel_axis):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(channels, num_edges)
+        ...         torch.nn.init.zeros_(self.linear.weight)
+        ...         torch.nn.init.zeros_(self.linear.bias)
+        ...     def forward(self, features):
+        ...         return self.linear(features.amax((2, 3)))
+        >>> dggraph.register_router("max", MaxRouter)
+        >>> dggraph.convert("dggraph:resnet20_8", router="max").blueprint.router
+        'max'
     """
     if name in ROUTERS:
         raise InputError(f"there is a router {name!r} already; choose another name.")

@@ -30,7 +30,13 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class TrainConfig(BaseModel):
-    """Every key of a run."""
+    """Every key of a run.
+
+    Example:
+        >>> from dggraph.training import TrainConfig
+        >>> TrainConfig(model="resnet18", lr=0.05).lr
+        0.05
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -231,6 +237,12 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
 
     Raises:
         InputError: no such file, no TOML, an unknown key, or a value that is none; names file and key.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dggraph.training import read_config
+        >>> read_config(Path("fashion_mnist"), {"epochs": 1}).model
+        'dggraph:resnet20_8'
     """
     keys: dict[str, Any] = {}
     if file is not None:

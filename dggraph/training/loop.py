@@ -53,7 +53,14 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Where a run ended."""
+    """Where a run ended.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dggraph.training import TrainResult
+        >>> TrainResult(folder=Path("output/run"), step=10, is_finished=False, evaluation=None).is_finished
+        False
+    """
 
     folder: Path
     step: int
@@ -79,6 +86,17 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
         InputError: keys that do not fit each other, the data or the model; another process trains in this folder.
         CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
         TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have different keys or data.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from dggraph.training import TrainConfig, train
+        >>> for number, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog") * 2):
+        ...     Path("photos", name).mkdir(parents=True, exist_ok=True)
+        ...     Image.new("RGB", (40, 40), (9 * number, 0, 0)).save(f"photos/{name}/{number}.png")
+        >>> config = TrainConfig(model="dggraph:resnet20_8", data_dir="photos", epochs=1, batch_size=2, warmup_epochs=0, workers=0)
+        >>> train(config).is_finished
+        True
     """
     if config.tensorboard:
         event_writer()  # refuses before anything is loaded

@@ -24,6 +24,14 @@ def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | No
 
     Returns:
         Up to three groups, none empty; frozen parameters are in none.
+
+    Example:
+        >>> import dggraph, torch
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> groups = dggraph.training.param_groups(net, weight_decay=5e-4)
+        >>> optimiser = torch.optim.SGD(groups, lr=0.1)
+        >>> [group["weight_decay"] for group in groups]
+        [0.0005, 0.0, 0.0]
     """
     net = dynamic_part(model)
     of_routers = (

@@ -45,6 +45,12 @@ def render(graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str
         graph: what may connect.
         path: what did, for one instance.
         title: the heading; the graph's name by default.
+
+    Example:
+        >>> import dggraph
+        >>> drawing = dggraph.render(dggraph.convert("dggraph:resnet20_8").graph)
+        >>> drawing.source.startswith("digraph")
+        True
     """
     return write_dot(picture_graph(graph, title=title) if path is None else picture_path(graph, path, title=title))
 

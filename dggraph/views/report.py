@@ -21,7 +21,18 @@ from dggraph.views.stage_diagram import define_curves
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A report in both its forms. Make one with `make_report`; notebooks show it."""
+    """A report in both its forms. Make one with `make_report`; notebooks show it.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 40)).save("grey.png")
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> collected = dggraph.evaluation.collect_atlas(net, dggraph.evaluation.open_image_set("."))
+        >>> report = dggraph.evaluation.make_report(net.graph, collected.atlas, collected.thumbnails)
+        >>> report.html.startswith("<!doctype html>")
+        True
+    """
 
     summary: str
     """One line."""
@@ -52,6 +63,15 @@ def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Imag
         atlas: what did.
         thumbnails: small images by their place in the set; where one is missing, the report says so.
         score: outline the objects of this score or more, where a detector ran.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 40)).save("grey.png")
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> collected = dggraph.evaluation.collect_atlas(net, dggraph.evaluation.open_image_set("."))
+        >>> "1 image" in str(dggraph.evaluation.make_report(net.graph, collected.atlas, collected.thumbnails))
+        True
     """
     context = Context(graph=graph, atlas=atlas, layout=lay_out(graph), thumbnails=thumbnails, score=score)
     kept = atlas.mean_macs / atlas.static_macs
