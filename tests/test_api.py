@@ -48,7 +48,7 @@ def test_every_name_is_imported_when_it_is_asked_for() -> None:
 def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     value = exported()[name]
-    found = doctest.DocTestFinder(recurse=False).find(value, name, module=False)
+    found = doctest.DocTestFinder().find(value, name, module=False)
     assert sum(len(one.examples) for one in found) > 1, f"{name} has no example"
     saved = [(registry, dict(registry)) for registry in (ROUTERS, GATES, WIRINGS)]
     said: list[str] = []

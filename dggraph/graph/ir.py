@@ -58,7 +58,7 @@ class CandidateEdge:
         >>> import dggraph
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> [(edge.source, edge.target) for edge in net.graph.edges("layer1") if edge.is_static][0]
-        ('layer1_entry', 'layer1_0')
+        ('layer1_in', 'layer1_0')
     """
 
     source: str

@@ -29,8 +29,8 @@ class MacsSummary:
     Example:
         >>> import dggraph, torch
         >>> summary = dggraph.measure_macs(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
-        >>> summary.static == dggraph.convert("dggraph:resnet20_8").report.total_macs
-        True
+        >>> summary.num_paths  # untrained routers send every image along the backbone's own path
+        1
     """
 
     num_instances: int
