@@ -119,7 +119,7 @@ def _lifted(model: nn.Module, example: torch.Tensor, x: torch.Tensor) -> float:
 def _distance(ours: Any, theirs: Any) -> float:
     """Largest difference of any tensor, as a fraction of its max |y|."""
     pairs = zip(tensors_in(ours), tensors_in(theirs), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs if b.numel())
 
 
 def _against_hooks(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[float, float]:

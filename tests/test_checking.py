@@ -11,7 +11,9 @@ from small import Net, X
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.compiler.profiling import unchanged
 from dggraph.errors import InputError, LoweringError
+from dggraph.network import skipping_checks
 from dggraph.network.outputs import join_outputs, tensors_in
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
@@ -139,3 +141,62 @@ def test_the_threshold_keeps_its_digits() -> None:
     net = dggraph.convert(model, X.bfloat16(), threshold=0.999)
     assert net.lowered.dg_blocks.threshold.dtype == torch.float32
     assert torch.equal(net(X.bfloat16()), model(X.bfloat16()))
+
+
+class KeepsInEvalMode(Net):
+    """Computes something once for eval mode, as LeViT does with its biases, and appends a hook to itself at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(8, 1, 1))
+        self.kept: dict[str, Tensor] = {}
+        self.is_hooked = False
+
+    def train(self, mode: bool = True) -> "KeepsInEvalMode":
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def features(self, x: Tensor) -> Tensor:
+        if not self.is_hooked:
+            self.is_hooked = True
+            self.stem.register_forward_hook(_doubled)
+        if self.training:
+            return super().features(x) * (2 * self.bias)
+        if "bias" not in self.kept:
+            self.kept["bias"] = 2 * self.bias
+        return super().features(x) * self.kept["bias"]
+
+
+def _doubled(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def test_what_a_backbone_had_kept_without_gradient_is_no_difference() -> None:
+    model = KeepsInEvalMode().eval()
+    with torch.no_grad():
+        model(X)
+    assert not model.kept["bias"].requires_grad
+    net = dggraph.convert(model, X).eval()
+    assert torch.equal(net(X), model(X))
+
+
+def test_hooks_that_a_first_call_registers_are_there_once() -> None:
+    """`unchanged` puts back what modules keep in dicts of any kind, lists and sets, the very same objects."""
+    model = KeepsInEvalMode().eval()
+    hooks, seen = model.stem._forward_hooks, model.__dict__.setdefault("seen", [1])
+    with unchanged(model), torch.no_grad():
+        once = model(X)
+        seen.append(2)
+        assert len(hooks) == 1
+    assert not hooks and not model.is_hooked and seen == [1] and model.stem._forward_hooks is hooks
+    with torch.no_grad():
+        assert torch.equal(model(X), once)
+
+
+def test_rounding_of_a_deep_network_is_no_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 rounds beyond the tolerance, float64 decides: nothing is refused, no stage is made dense."""
+    monkeypatch.setitem(skipping_checks.TOLERANCE, torch.float32, 0.0)
+    net = dggraph.convert(Net(depth=4), X)
+    assert [stage.dense_because for stage in net.report.stages] == [""]

@@ -3,7 +3,9 @@
 MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two FLOPs a MAC), quantised ones included.
 """
 
+import copy
 import logging
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,11 +93,14 @@ def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles), profiler.unroutable)
 
 
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+
+
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Buffers, and what modules keep on themselves (ConViT caches an index tensor), are after this context as before it."""
+    """Buffers, and what modules keep on themselves (ConViT an index tensor, transformers hooks), are after this context as before it."""
     attributes = {inner: dict(vars(inner)) for inner in module.modules()}
-    contents = [(held, dict(held)) for named in attributes.values() for held in named.values() if type(held) is dict]
+    contents = [(held, copy.copy(held)) for named in attributes.values() for held in named.values() if type(held) in _CONTAINERS]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
@@ -103,9 +108,9 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         for inner, before in attributes.items():
             vars(inner).clear()
             vars(inner).update(before)
-        for held, before in contents:  # the very same dicts: a converted network shares them with its lowered module
+        for held, before in contents:  # the very same objects: a converted network shares dicts with its lowered module
             held.clear()
-            held.update(before)
+            held.extend(before) if isinstance(held, list) else held.update(before)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -296,8 +296,8 @@ class _TrainingFlag(int):
 
 
 def _marked(module: nn.Module) -> nn.Module:
-    """A copy to trace: flags know their module, and no hook of the caller's sees a proxy."""
-    memo: dict[int, Any] = {}
+    """A copy to trace: flags know their module, and no hook of the caller's sees a proxy. Parameters, which nothing writes to, are shared."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     attempt = copy.deepcopy(module, memo)
     for path, inner in attempt.named_modules():
         rebind_(inner, memo)

@@ -4,6 +4,7 @@ A stage whose blocks cannot be run on some images of a batch (they use the batch
 then on, and says why.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -36,16 +37,28 @@ def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
         return
     weights = _some_skipped(net, len(x))
     dense = _run(net, x, weights, "dense")
+    if _plain_agrees(net, x, weights, dense) and _sparse_agrees(net, x, weights, dense):
+        return
+    is_wide = x.dtype == torch.float32  # random weights of a deep network magnify rounding: look again in float64
+    looked = copy.deepcopy(net).double() if is_wide else net
+    for stage in _mark_mixed_(looked, x.double() if is_wide else x, weights):
+        mark_dense_(net, stage, MIXES)
+
+
+def _mark_mixed_(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
+    """Mark as dense the stages that give other values on some rows; returns their names."""
+    dense = _run(net, x, weights, "dense")
     with plain_aggregation():
         _refuse(net, dense, _run(net, x, weights, "dense"), "the plain expression")
     if _sparse_agrees(net, x, weights, dense):
-        return
+        return []
     static = {stage: static_E.expand(len(x), -1) for stage, static_E in static_weights(net.graph).items()}
     alone = {stage: static | {stage: weights[stage]} for stage in weights}
-    mixed = [stage for stage, one in alone.items() if not _sparse_agrees(net, x, one, _run(net, x, one, "dense"))]
-    for stage in mixed or list(weights):
+    mixed = [stage for stage, one in alone.items() if not _sparse_agrees(net, x, one, _run(net, x, one, "dense"))] or list(weights)
+    for stage in mixed:
         mark_dense_(net, stage, MIXES)
     _refuse(net, dense, _run(net, x, weights, "sparse"), "the sparse executor")
+    return mixed
 
 
 def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
@@ -74,6 +87,11 @@ def _run(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], executor
             return tensors_in(net(x.clone())) + [buffer.detach().clone() for buffer in net.lowered.buffers()]
     finally:
         net.executor = before
+
+
+def _plain_agrees(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]) -> bool:
+    with plain_aggregation():
+        return _agree(dense, _run(net, x, weights, "dense"))
 
 
 def _sparse_agrees(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]) -> bool:

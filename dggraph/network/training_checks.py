@@ -36,10 +36,17 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
     wrong = _wrong_gradient(expected, _gradients_of(net, x))
     if not wrong:
         return
-    if x.dtype == torch.float32 and wrong[1] is not None:  # a deep network rounds far: look again in float64
-        precise = _reference_gradients(copy.deepcopy(reference).double(), x.double())
-        if precise is not None:
-            wrong = _wrong_gradient(precise, _gradients_of(copy.deepcopy(net).double(), x.double()))
+    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on modules made anew.
+    backbone, twin = copy.deepcopy(reference), copy.deepcopy(net)
+    if x.dtype == torch.float32:
+        x = x.double()
+        backbone.double()
+        twin.double()
+    backbone.train().eval()
+    twin.train().eval()
+    precise = _reference_gradients(backbone, x)
+    if precise is not None:
+        wrong = _wrong_gradient(precise, _gradients_of(twin, x))
     if wrong:
         name, difference = wrong
         what = (
