@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dggraph.graph.ir import CandidateEdge as CandidateEdge
     from dggraph.graph.ir import DynamicGraph as DynamicGraph
     from dggraph.graph.wiring import register_wiring as register_wiring
+    from dggraph.models.preprocessing import Preprocess as Preprocess
     from dggraph.network.archive import load as load
     from dggraph.network.archive import save as save
     from dggraph.network.conversion import convert as convert
@@ -47,6 +48,7 @@ __all__ = [
     "DynamicNetwork",
     "Explanation",
     "Gates",
+    "Preprocess",
     "Recording",
     "calibrate",
     "check_gates",
@@ -78,6 +80,7 @@ _HOMES = {
     "DynamicNetwork": "dggraph.network.network",
     "Explanation": "dggraph.evaluation.explanation",
     "Gates": "dggraph.network.network",
+    "Preprocess": "dggraph.models.preprocessing",
     "Recording": "dggraph.evaluation.recording",
     "calibrate": "dggraph.evaluation.calibration",
     "check_gates": "dggraph.evaluation.gate_diagnostics",

@@ -46,9 +46,13 @@ def test_a_stopped_run_says_so_and_goes_on(
         os.kill(os.getpid(), number)
         return real(run, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
-        code, out, _ = run(capsys, file, "--output", tmp_path, "--experiment", "run")
+    before = signal.signal(number, signal.default_int_handler)  # tests started in the background ignore some
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_step", step)
+            code, out, _ = run(capsys, file, "--output", tmp_path, "--experiment", "run")
+    finally:
+        signal.signal(number, before)
     assert code == 130 and "stopped; the same call goes on" in out
     code, out, err = run(capsys, file, "--output", tmp_path, "--experiment", "run")
     assert code == 0 and "finished" in out and "accuracy" in err

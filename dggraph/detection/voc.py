@@ -41,6 +41,17 @@ def read_voc(
 
     Raises:
         InputError: there is no XML file; or as for `read_coco`; or names lead to several images, or to none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from dggraph.detection import read_voc
+        >>> Image.new("RGB", (40, 30)).save("1.png")
+        >>> box = "<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax></bndbox></object>"
+        >>> size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+        >>> written = Path("1.xml").write_text(f"<annotation><filename>1.png</filename>{size}{box}</annotation>")
+        >>> read_voc(Path("."), Path(".")).classes
+        ('cat',)
     """
     findings = Findings(on_bad)
     files = _xml_files(annotations, findings)

@@ -39,7 +39,15 @@ Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Resize the short side, crop the centre, normalise."""
+    """Resize the short side, crop the centre, normalise.
+
+    Example:
+        >>> import dggraph
+        >>> from PIL import Image
+        >>> preprocess = dggraph.Preprocess(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> preprocess(Image.new("RGB", (40, 60))).shape
+        torch.Size([1, 3, 32, 32])
+    """
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""

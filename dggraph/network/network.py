@@ -349,7 +349,17 @@ def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
 
 @contextmanager
 def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
-    """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else."""
+    """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else.
+
+    Example:
+        >>> import dggraph, torch, torchvision
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+        >>> net = dggraph.convert_backbone_(detector)
+        >>> with dggraph.detection.collecting_gates(net) as gates:
+        ...     found = detector([torch.rand(3, 64, 64)])
+        >>> len(gates)
+        1
+    """
     before, collected = net._collected, list[Gates]()
     net._collected = collected
     try:
