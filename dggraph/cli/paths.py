@@ -60,7 +60,7 @@ def command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """RecordedImage MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
+    """Run MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
 
     MODEL may also be the run folder of a detector: pictures show what it finds.
     """

@@ -118,7 +118,7 @@ def make_predictor(net: DynamicNetwork) -> Predictor:
 
 
 def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
-    """A network watched; a predictor as it is.
+    """The predictor of a network; a predictor as it is.
 
     Raises:
         InputError: as for `make_predictor`.
