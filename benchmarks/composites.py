@@ -27,7 +27,7 @@ CATEGORIES = {
 """By folder of the stamps."""
 SIZES = [(256, 192), (192, 256), (256, 256)]
 SHARE = 0.25, 0.6
-"""Of the image's shorter side, for an object's longer one."""
+"""Lengths of an object's longer side, as fractions of the image's shorter one."""
 MIN_VISIBLE, MIN_PIXELS, TRIES = 0.5, 100, 20
 
 

@@ -204,7 +204,7 @@ def oracle(table: Table, share: float) -> float:
 
 
 def tables(static: nn.Module, free: list[str], pool: Tensor, test: Tensor, stem: Path) -> tuple[Table, Table]:
-    """Of the pool and of the test images, kept in files that begin with `stem`."""
+    """Answers on the pool and on the test images, kept in files that begin with `stem`."""
     net = dggraph.convert(static, test[:1], router="stage").eval()
     stem = Path(f"{stem}-{'-'.join(free)}")
     return tabulate(net, free, pool, Path(f"{stem}-pool.npz")), tabulate(net, free, test, Path(f"{stem}-test.npz"))

@@ -185,7 +185,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         lambda d: then(folders(d), [f.write_bytes(b"") for f in (d / "val").rglob("*.png")]),
         SKIP_IMAGES,
     ),
-    "a class name that is no UTF-8": (
+    "a class name that is not UTF-8": (
         lambda d: then(folders(d), [(d / part / "b").rename(d / part / "caf\udce9") for part in ("train", "val")]),
         (),
     ),

@@ -83,7 +83,7 @@ with warnings.catch_warnings():
 
 
 class CallsC(Block):
-    """A scripted function is no Python: it looks at the memory of what it is given."""
+    """A scripted function is not Python: it looks at the memory of what it is given."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(swish(self.norm(self.conv1(x))))
@@ -118,7 +118,7 @@ def test_what_casts_to_its_weights_runs_under_autocast(executor: Any) -> None:
 
 
 class Pads(Net):
-    """Pads images whose sides are no multiples of 8, as Swin does."""
+    """Pads images whose sides are not multiples of 8, as Swin does."""
 
     def features(self, x: Tensor) -> Tensor:
         missing = (8 - x.shape[-1] % 8) % 8

@@ -191,7 +191,7 @@ def test_a_failed_write_leaves_the_old_archive(made: Any, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "timm:levit_128s", "timm:mobilenetv3_small_050"])
 def test_another_number_of_classes_comes_back(name: str, tmp_path: Path) -> None:
-    """Also where the classifier is no linear layer at the end."""
+    """Also where the classifier is not a linear layer at the end."""
     built = load_model(name, num_classes=7)
     shape = (3, 64, 64) if ":" not in name else built.preprocess.input_size
     net = dggraph.convert(built.model, torch.zeros(1, *shape))

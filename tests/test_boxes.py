@@ -73,7 +73,7 @@ DAMAGE: dict[str, tuple[Callable[[Content], object], str]] = {
     "image": (put(0, "image_id", 3), "annotation 0 is of image 3, which is not listed"),
     "image list": (put(0, "image_id", {"a": 1}), "which is not listed"),
     "duplicate id": (put(1, "id", 0), "annotation 0 of 'a.png' has an id that another one has"),
-    "no object": (lambda found: found["annotations"].__setitem__(0, 3), "annotation at place 0 is no object"),
+    "no object": (lambda found: found["annotations"].__setitem__(0, 3), "annotation at place 0 is not an object"),
     "missing file": (lambda found: found["images"][0].update(file_name="c.png"), "image 0: there is no file 'c.png'"),
     "a way out": (lambda found: found["images"][0].update(file_name="../a.png"), "image 0: there is no file '../a.png'"),
     "duplicate image": (lambda found: found["images"][1].update(id=0), "image 0 ('b.png') has an id that another one has"),
@@ -107,8 +107,8 @@ def test_many_bad_entries_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "has no list 'images'"),
         ('{"images": [], "annotations": {}, "categories": []}', "has no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no categories"),
@@ -161,7 +161,7 @@ def test_a_voc_folder_by_hand(tmp_path: Path) -> None:
         (thing("dog", 1, 5, 10, 35), {"name": "c.png"}, "a.xml: there is no image 'c.png'"),
         (thing("dog", 1, 5, 10, 35), {"name": "/etc/passwd"}, "a.xml: there is no image '/etc/passwd'"),
         (thing("dog", 1, 5, 10, 35), {"size": ""}, "a.xml: the size of 'a.png' is not two positive whole numbers"),
-        ("<object>", {}, "a.xml is no XML"),
+        ("<object>", {}, "a.xml is not XML"),
     ],
 )
 def test_damage_in_voc(tmp_path: Path, objects: str, others: dict[str, str], message: str) -> None:

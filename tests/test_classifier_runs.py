@@ -92,7 +92,7 @@ def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     code, document, _ = command(capsys, "eval", folder, "--dataset", "toy_data:make", "--num-classes", 4)
     assert code == 2 and "--num-classes does not go with a run folder" in document["error"]["message"]
     code, document, _ = command(capsys, "eval", folder, "--dataset", "toy_data:make", "--budget", 0.8, "--save", folder)
-    assert code == 4 and "is no archive" in document["error"]["message"]
+    assert code == 4 and "is not an archive" in document["error"]["message"]
     assert command(capsys, "inspect", folder)[0] == 0
 
 

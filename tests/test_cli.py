@@ -165,7 +165,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("my_models:raises", "weights server down"),
         ("my_models:needs", "width"),
-        ("my_models:three", "TypeError: int is no function"),
+        ("my_models:three", "TypeError: int is not a function"),
         ("my_models:", "cannot import"),
         (":fine", "cannot import"),
         ("my_broken:f", "SyntaxError"),

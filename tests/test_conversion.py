@@ -24,12 +24,12 @@ def test_models_that_are_none(model: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": "0.5"}, "threshold='0.5' is no number"),
-        ({"threshold": None}, "threshold=None is no number"),
-        ({"threshold": True}, "threshold=True is no number"),
+        ({"threshold": "0.5"}, "threshold='0.5' is not a number"),
+        ({"threshold": None}, "threshold=None is not a number"),
+        ({"threshold": True}, "threshold=True is not a number"),
         ({"threshold": float("nan")}, "threshold=nan is outside"),
-        ({"leaves": Block}, "leaves=.* is no collection"),
-        ({"leaves": ("Block",)}, "leaves=.* is no collection"),
+        ({"leaves": Block}, "leaves=.* is not a collection"),
+        ({"leaves": ("Block",)}, "leaves=.* is not a collection"),
         ({"gate": ""}, "gate=''"),
         ({"example_input": (1, 3, 32, 32)}, "example_input is tuple"),
         ({"example_input": [X]}, "example_input is list"),
@@ -91,7 +91,7 @@ def test_the_report_says_why_residuals_are_kept(block: Any, options: dict[str, A
 
 
 def test_shares_of_the_macs_by_hand() -> None:
-    """8x8 pixels, two 3x3 convolutions of 8 channels a block; the stem feeds the stage and is no block."""
+    """8x8 pixels, two 3x3 convolutions of 8 channels a block; the stem feeds the stage and is not a block."""
     report = dggraph.convert(Net(), X).report
     blocks = 3 * 2 * 64 * 8 * 8 * 9
     assert report.total_macs == blocks + 64 * 3 * 8 * 9 + 8 * 5

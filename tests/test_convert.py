@@ -262,7 +262,7 @@ def test_bad_models_and_options() -> None:
         dggraph.convert(build("mobilenet_v2"), image, residual="lift", wiring="window(2)")
     with pytest.raises(DiscoveryError, match="lists no blocks"):
         dggraph.convert(build("resnet18"), image, stages={"layer1": []})
-    with pytest.raises(DiscoveryError, match="is no module"):
+    with pytest.raises(DiscoveryError, match="is not a module"):
         dggraph.convert(build("resnet18"), image, stages={"layer1": ["layer1.7"]})
     with pytest.raises(DiscoveryError, match="do not feed each other"):
         dggraph.convert(build("resnet18"), image, stages={"layer1": ["layer1.1", "layer3.0"]})

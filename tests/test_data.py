@@ -264,8 +264,8 @@ def test_a_function_of_the_users_own() -> None:
     ("case", "culprit"),
     [
         ("raises", "test_data:make.*OSError: disk on fire"),
-        ("two", "test_data:make is no data set: IndexError"),
-        ("none", "test_data:make is no data set: TypeError"),
+        ("two", "test_data:make is not a data set: IndexError"),
+        ("none", "test_data:make is not a data set: TypeError"),
         ("shape", r"image of validation is torch.float32 \(28, 28, 3\), but the network reads torch.float32 \(3, 28, 28\)"),
         ("label", "label of validation is 2, but there are 2 classes"),
     ],

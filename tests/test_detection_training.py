@@ -149,7 +149,7 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
         ({"task": "classification", "max_size": 9}, "max_size = 9 means nothing for classification"),
         ({"dataset": "imagefolder"}, "no dataset 'imagefolder' of boxes. There are coco, voc"),
         ({"dataset": "toy_boxes:write_coco"}, "write_coco failed when it was called with the configuration: TypeError"),
-        ({"dataset": "builtins:repr"}, "repr is no set of boxes"),
+        ({"dataset": "builtins:repr"}, "repr is not a set of boxes"),
         ({"data_dir": None}, "coco needs data_dir"),
         ({"num_classes": 1}, "has 2 categories, but num_classes = 1"),
         ({"num_classes": 3}, "has 2 categories, but num_classes = 3. The background is not counted"),
@@ -317,7 +317,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
 
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
 def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str) -> None:
-    """Their logits count label 0 among the classes; what they call that is no object."""
+    """Their logits count label 0 among the classes; what they call that is not an object."""
     detected: Any = with_even_scores(name, data, tmp_path)
     image = Image.open(data / "val2017" / "2.png")
     with torch.no_grad():

@@ -39,9 +39,9 @@ def test_stages_work_in_whatever_order_they_are_named(order: tuple[str, str]) ->
         ({"a b": ["first.0", "first.1"]}, "'a b' is not an identifier"),
         ({"": ["first.0", "first.1"]}, "'' is not an identifier"),
         ({1: ["first.0", "first.1"]}, "1 is not an identifier"),
-        ({"a": "first.0"}, "is no list of module paths"),
-        ({"a": [1, 2]}, "is no list of module paths"),
-        ([["first.0"]], "is no mapping"),
+        ({"a": "first.0"}, "is not a list of module paths"),
+        ({"a": [1, 2]}, "is not a list of module paths"),
+        ([["first.0"]], "is not a mapping"),
         ({"a": ["head"]}, "no single input and output"),
     ],
 )

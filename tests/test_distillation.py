@@ -68,7 +68,7 @@ def convert(**options: Any) -> Any:
 
 
 def test_divergence_by_hand() -> None:
-    """Of (1/2, 1/2) from (1/4, 3/4): ln 2 - ln 3 / 2; and none from itself, whatever is added to logits."""
+    """The divergence of (1/2, 1/2) from (1/4, 3/4): ln 2 - ln 3 / 2; and none from itself, whatever is added to logits."""
     even, uneven = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.0, float(np.log(3))]])
     assert divergence(even, uneven).item() == pytest.approx(np.log(2) - np.log(3) / 2, rel=1e-6)
     assert divergence(uneven, uneven + 5).item() == pytest.approx(0, abs=1e-7)
@@ -155,7 +155,7 @@ def test_what_cannot_be_decided_about_as_one() -> None:
 
 
 def test_what_cannot_be_pinned() -> None:
-    with pytest.raises(InputError, match="'layers_9' is no block"):
+    with pytest.raises(InputError, match="'layers_9' is not a block"):
         pin_open_(convert(), ["layers_9"])
     with pytest.raises(InputError, match="SigmoidGate"):
         pin_open_(convert(gate="sigmoid", init="scratch"), ["layers_1"])

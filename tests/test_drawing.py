@@ -259,7 +259,7 @@ def test_formats_without_graphviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
 def test_thumbnails(kind: str, tmp_path: Path) -> None:
-    """A red image makes a red corner; a one-pixel line is no error."""
+    """A red image makes a red corner; a one-pixel line is not an error."""
     command = dot_command()
     if kind == "pdf" and (command is None or Path(command).stem != "dot"):
         pytest.skip("pdf needs the system's graphviz")

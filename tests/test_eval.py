@@ -113,7 +113,7 @@ def test_a_folder_of_images_serves_sensitivity(archive: Path, tmp_path: Path, ca
     assert code == 4 and "have no classes" in json.loads(out)["error"]["message"]
     (tmp_path / "3.png").write_bytes(b"no image")
     code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--sensitivity", "--json")
-    assert code == 4 and "3.png' is no image that can be read" in json.loads(out)["error"]["message"]
+    assert code == 4 and "3.png' is not an image that can be read" in json.loads(out)["error"]["message"]
 
 
 def test_hostile_class_names_are_printed_as_they_are(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

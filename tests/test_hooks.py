@@ -39,7 +39,7 @@ def watch(model: nn.Module, paths: list[str]) -> dict[tuple[str, str], Tensor]:
 @pytest.mark.parametrize("router", ["node", "stage"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hooks_see_what_they_see_in_the_backbone(kind: str, router: str) -> None:
-    """Of all blocks and containers at once, one in the other, to the bit."""
+    """All blocks and containers at once, one in the other, to the bit."""
     model = randomise(KINDS[kind]()).eval()
     net = dggraph.convert(model, X, router=router)
     paths = ["stem", "layers", *([f"layers.{index}" for index in range(3)] if kind in ("kept", "adapter") else [])]
@@ -267,7 +267,7 @@ def test_compiled_networks_run_hooks_that_were_there_before() -> None:
 
 
 def test_captum_explains_layers_as_in_the_backbone() -> None:
-    attr = pytest.importorskip("captum.attr", reason="captum is no dependency; it is what people explain layers with")
+    attr = pytest.importorskip("captum.attr", reason="captum is not a dependency; it is what people explain layers with")
     model = randomise(KINDS["kept"]()).eval()
     net = dggraph.convert(model, X)
     for path in ("layers", "layers.1"):

@@ -69,15 +69,15 @@ def test_the_edges_of_a_chain_and_of_a_lifted_stage() -> None:
 
 def test_what_cannot_be_skipped_is_refused_by_name() -> None:
     _, net = made("kept")
-    with pytest.raises(InputError, match=r"'layers_9' is no block of stage 'layers', which has layers_0"):
+    with pytest.raises(InputError, match=r"'layers_9' is not a block of stage 'layers', which has layers_0"):
         skipped_weights(net.graph, "layers", ["layers_9"])
     entry = net.graph.nodes("layers")[0].name
-    with pytest.raises(InputError, match=f"'{entry}' is no block"):
+    with pytest.raises(InputError, match=f"'{entry}' is not a block"):
         skipped_weights(net.graph, "layers", [entry])
     model = KINDS["kept"]()
     window = dggraph.convert(model, torch.zeros(1, 3, 16, 16), wiring="window(2)")
     assert skipped_weights(window.graph, "layers", ["layers_1"]).sum() == 3, "an edge past one block is within the window"
     with pytest.raises(
-        WiringError, match=r"out cannot do without layers_1, layers_2: the edge layers_0 -> .*out past them is no candidate"
+        WiringError, match=r"out cannot do without layers_1, layers_2: the edge layers_0 -> .*out past them is not a candidate"
     ):
         skipped_weights(window.graph, "layers", ["layers_1", "layers_2"])

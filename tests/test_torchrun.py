@@ -107,7 +107,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint and the archive, by `<part>.<name>`."""
+    """Tensors of the last checkpoint and the archive, by `<part>.<name>`."""
     last = list_checkpoints(folder / "checkpoints")[-1]
     files = [
         *(last / f"{part}.safetensors" for part in ("model", "average", "optimiser")),

@@ -80,7 +80,7 @@ def test_nohup_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     [
         ("epochz = 3\n", "unknown key 'epochz'.*did you mean 'epochs'"),
         ("lr = -1\n", "lr = -1.*greater than 0"),
-        ("not toml", "is no TOML"),
+        ("not toml", "is not TOML"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:

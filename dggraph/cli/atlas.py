@@ -115,7 +115,7 @@ def refuse_foreign(output: Path, numbers: Path) -> None:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal; nothing where stderr is no terminal."""
+    """A progress bar on the terminal; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -16,7 +16,7 @@ class Cause:
     """A circumstance, told by the words of whoever met it first."""
 
     pattern: str
-    """Of `TypeName: message`."""
+    """Searched for in `TypeName: message`."""
     kind: str
     """The error of ours that it amounts to, for --json."""
     meaning: str
@@ -61,7 +61,7 @@ CAUSES = (
     Cause(
         r"Class values must be (smaller|non-negative)|Target -?\d+ is out of bounds",
         "InputError",
-        "a label is no class: labels count from 0 and are smaller than the number of classes. Mend the data set, or set num_classes.",
+        "a label is not a class: labels count from 0 and are smaller than the number of classes. Mend the data set, or set num_classes.",
     ),
     Cause(
         r"Overflow when unpacking|int too large to convert|too large to be represented",

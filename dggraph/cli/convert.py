@@ -25,7 +25,7 @@ def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:
 
     is_archive = (output / MANIFEST).is_file()
     if output.exists() and not (force and is_archive):
-        way_out = "choose another folder, or --force to replace it" if is_archive else "it is no archive; choose another folder"
+        way_out = "choose another folder, or --force to replace it" if is_archive else "it is not an archive; choose another folder"
         raise InputError(f"{output} exists; {way_out}.")
     make_folder(output.parent)
     net = open_network(**model)

@@ -162,7 +162,7 @@ def _refuse_other(save: Path, model: str) -> None:
     if save.exists() and save.resolve() != Path(model).resolve():
         raise InputError(f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or MODEL's own.")
     if save.exists() and not (save / MANIFEST).is_file():
-        raise InputError(f"{save} is no archive, so it is not replaced. Choose another folder.")
+        raise InputError(f"{save} is not an archive, so it is not replaced. Choose another folder.")
     make_folder(save.parent)
 
 

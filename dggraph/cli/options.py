@@ -185,7 +185,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """A spinner on the terminal while something takes long; nothing where stderr is no terminal."""
+    """A spinner on the terminal while something takes long; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -71,7 +71,7 @@ def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]]
             is the stage's entry.
 
     Raises:
-        DiscoveryError: a path in `stages` is no single-entry, single-exit call, the blocks do not follow each other, or two stages
+        DiscoveryError: a path in `stages` is not a single-entry, single-exit call, the blocks do not follow each other, or two stages
             share a module.
     """
     flow = Flow(trace, profile)
@@ -188,14 +188,14 @@ def _asked_stages(
     flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region], stages: Mapping[str, Sequence[str]]
 ) -> list[FoundStage]:
     if not isinstance(stages, Mapping):
-        raise DiscoveryError(f"stages={stages!r} is no mapping; write {{'layer1': ['layer1.1', 'layer1.2']}}.")
+        raise DiscoveryError(f"stages={stages!r} is not a mapping; write {{'layer1': ['layer1.1', 'layer1.2']}}.")
     found: list[FoundStage] = []
     owner: dict[str, tuple[str, str]] = {}
     for name, paths in stages.items():
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
             raise DiscoveryError(f"stage {name!r} is not an identifier; stage names become code, use letters, digits, _.")
         if isinstance(paths, str) or not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
-            raise DiscoveryError(f"stage {name!r}: {paths!r} is no list of module paths; write ['{name}.0', '{name}.1'].")
+            raise DiscoveryError(f"stage {name!r}: {paths!r} is not a list of module paths; write ['{name}.0', '{name}.1'].")
         found.append(_asked_stage(flow, calls, regions, name, paths))
         for block in _members(found[-1]):
             for taken in block.fx_nodes:
@@ -218,7 +218,7 @@ def _asked_stage(
     for path in paths:
         keys = [key for key, call in calls.items() if call.path == path]
         if not keys:
-            raise DiscoveryError(f"stage {name!r}: {path!r} is no module that the backbone calls; see `named_modules()`.")
+            raise DiscoveryError(f"stage {name!r}: {path!r} is not a module that the backbone calls; see `named_modules()`.")
         region = regions.get(keys[0]) or flow.region(calls[keys[0]].fx_nodes, path, path)
         if len(keys) > 1 or region is None:
             why = "is called more than once" if len(keys) > 1 else "has no single input and output with the batch first"

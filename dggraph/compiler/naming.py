@@ -1,6 +1,6 @@
 """Code for modules, parameters and buffers whose names are taken: by Python (`class`, `in`) or by every `fx.GraphModule` (`graph`, `code`).
 
-`fx` writes `self.in_proj.class`, which is no Python, and `self.graph`, which is the fx graph and not the layer. Targets, and with them
+`fx` writes `self.in_proj.class`, which is not Python, and `self.graph`, which is the fx graph and not the layer. Targets, and with them
 state-dict keys, stay as they are; only the code that reads them is written in another way.
 """
 

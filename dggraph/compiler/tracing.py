@@ -57,9 +57,9 @@ class Opaque:
     """A module class or a function that is called as a whole, because it cannot be traced."""
 
     name: str
-    """Of the class or function."""
+    """Name of the class or function."""
     module_path: str
-    """Of the module whose forward could not be traced; of the one that calls the function."""
+    """Path of the module whose forward could not be traced, or of the one that calls the function."""
     place: str
     """File and line."""
     reason: str

@@ -107,7 +107,7 @@ def mix(
         of an image's own pixels or weight and s the smoothing, `(1 - s) * (m * own + (1 - m) * other) + s / K`.
 
     Raises:
-        InputError: a label is no output of the network.
+        InputError: a label is not an output of the network.
     """
     if not (mixup or cutmix or smoothing):
         return images_BCHW, labels_B

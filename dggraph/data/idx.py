@@ -19,7 +19,7 @@ from dggraph.errors import InputError
 from dggraph.models.preprocessing import MAX_PIXELS
 
 MAGIC = 0x800
-"""Of bytes; the number of axes is added."""
+"""First bytes of files that hold bytes; the number of axes is added."""
 CHUNK = 1 << 20
 
 

@@ -11,7 +11,7 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
     | {".avif", ".jp2", ".j2k"}
 )
-"""Of the formats in `preprocessing.FORMATS`, in any case."""
+"""Suffixes of the formats in `preprocessing.FORMATS`, in any case."""
 OF_SYSTEMS = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot"}
     | {"$recycle.bin", "system volume information", "lost+found"}
@@ -105,7 +105,7 @@ def say_ignored(ignored: Mapping[str, int]) -> str:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Of a folder, whatever it is called; Windows has one too."""
+    """What identifies a folder, whatever it is called; Windows has one too."""
     try:
         facts = folder.stat()
     except OSError as error:

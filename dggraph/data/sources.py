@@ -127,7 +127,7 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
 
     Raises:
         InputError: the set is not there, is damaged, or does not fit the network; says where files must be and how to get them. Image files
-            that are no images, or end too early, are found here and named; damage in the middle of one when its turn comes.
+            that are not images, or end too early, are found here and named; damage in the middle of one when its turn comes.
     """
     if source.on_bad_image == "skip" and source.dataset in SMALL_SETS:
         raise InputError(f"on_bad_image = 'skip' means nothing for {source.dataset}, whose images are in one file. Leave it out.")
@@ -211,7 +211,7 @@ def _call(source: Source, preprocess: Preprocess) -> TrainingData:
         raise
     except Exception as error:  # whatever a user's function raises, or does not return
         raise InputError(
-            f"{source.dataset} is no data set: {type(error).__name__}: {error}. Called with the configuration, it must return (train, "
+            f"{source.dataset} is not a data set: {type(error).__name__}: {error}. Called with the configuration, it must return (train, "
             "validation, classes): two sets with a length, at least one (image tensor, label) each, and the names of the classes."
         ) from error
     for part, (shape, dtype, label) in shapes.items():

@@ -126,7 +126,7 @@ def _open_part(source: Source, part: str) -> BoxSet:
                 f"{source.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
             ) from error
         if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
-            raise InputError(f"{source.dataset} is no set of boxes: it must return two BoxSet, for training and validation.")
+            raise InputError(f"{source.dataset} is not a set of boxes: it must return two BoxSet, for training and validation.")
         return _compared(refuse_bad_boxes(sets[part == "val"]), source)
     if source.dataset not in READERS:
         raise InputError(

@@ -19,7 +19,7 @@ MAX_NUMBER = 1e15
 MAX_DIGITS = 20
 AS_WHOLE = "numbers written as text or with .0, read as whole ones"
 AS_FLAG = "flags written as text, read as 0 or 1"
-OWN_AREA = "areas that are no number above 0, where the box's own was taken"
+OWN_AREA = "areas that are not numbers above 0, where the box's own was taken"
 FLAGS = {"": False, "0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 SURPLUS_PIXELS, SURPLUS_FRACTION = 2.0, 0.02
 """How far rounding lets a box reach over the edge of its image; more is no rounding."""

@@ -17,7 +17,7 @@ from dggraph.views.escaping import plural
 MIN_SIDE = 1.0
 """In pixels: of what is smaller nothing can be learned."""
 MAX_ID = 2**63 - 1
-"""Of an image: what a tensor holds."""
+"""Largest id of an image: what a tensor holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Box:
     label: int
     """Index into `BoxSet.classes`."""
     area: float
-    """Of its mask where there is one, else of the box; decides between small, medium and large."""
+    """Area of its mask where there is one, else of the box; decides between small, medium and large."""
     is_crowd: bool = False
     """Stands for many objects: neither learned nor counted as missed."""
 
@@ -54,7 +54,7 @@ class BoxImage:
     file: Path
     image_id: int
     width: int
-    """Of the image that the boxes were drawn on."""
+    """Width of the image that the boxes were drawn on."""
     height: int
     boxes: tuple[Box, ...]
     is_upright: bool = False

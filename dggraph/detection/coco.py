@@ -22,7 +22,7 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
         on_bad: `skip` leaves out bad images and annotations and says so in `BoxSet.skipped`; `error` raises for the first ones.
 
     Raises:
-        InputError: the file is no COCO file, its categories are ambiguous, or its boxes are fractions or corners; with `on_bad="error"` also
+        InputError: the file is not a COCO file, its categories are ambiguous, or its boxes are fractions or corners; with `on_bad="error"` also
             an image that is missing, listed twice or without a size, or an annotation of an unknown image or category, with the id of
             another one, whose `iscrowd` is neither 0 nor 1, or whose box is not four finite numbers, is empty, within one pixel or outside
             its image. Names the file and the annotation.
@@ -80,11 +80,13 @@ def _parse(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}. Give COCO's annotations, a JSON file.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON: {error}. It may have been cut off; fetch it again.") from error
+        raise InputError(f"{file} is not JSON: {error}. It may have been cut off; fetch it again.") from error
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
-        raise InputError(f"{file} has no list {missing[0]!r}, so it is no COCO file of object boxes, which has {', '.join(keys)}.")
+        raise InputError(
+            f"{file} has no list {missing[0]!r}, so it is not a COCO file of object boxes, which has {', '.join(keys)}."
+        )
     return dict(content)
 
 
@@ -143,7 +145,7 @@ def _annotation(
     """Its image and its box; None, and a note unless its image has one, where it is bad."""
     what = f"annotation {label_of(entry, number)}"
     if not isinstance(entry, dict):
-        findings.note(f"{what} is no object")
+        findings.note(f"{what} is not an object")
         return None
     image_id, key = as_whole(entry.get("image_id"), findings), repr(entry.get("id", f"at place {number}"))
     if image_id in left_out:

@@ -20,7 +20,7 @@ from dggraph.system.modes import evaluating
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Of a whole set, by `BoxImage.image_id`."""
+    """What was found on a whole set, by `BoxImage.image_id`."""
 
     detections: dict[int, list[Detection]]
     kept: dict[int, float]

@@ -62,7 +62,7 @@ def read_voc(
             roots[stem] = ElementTree.parse(file).getroot()
         except (ElementTree.ParseError, OSError, ValueError) as error:
             if stem in taken:
-                findings.note(f"{file.name} is no XML: {error}")
+                findings.note(f"{file.name} is not XML: {error}")
     given = tuple(classes) if classes is not None else _classes(roots.values())
     places, numbers = _by_stem(images), {stem: number for number, stem in enumerate(roots, start=1)}
     found: dict[Path, BoxImage] = {}
@@ -100,7 +100,7 @@ class Listed:
     """What a list of names says."""
 
     stems: tuple[str, ...]
-    """Of XML files, in order."""
+    """Stems of XML files, in order."""
     strangers: tuple[str, ...]
     """Names that no XML file has."""
     counts: Mapping[str, int]

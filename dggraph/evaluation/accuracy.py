@@ -40,7 +40,7 @@ class Accuracy:
     num_paths: int | None
     """Different paths."""
     path_entropy_bits: float | None
-    """Of the distribution of paths."""
+    """Entropy of the distribution of paths."""
 
     @property
     def accuracy(self) -> float:
@@ -70,7 +70,7 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
         workers: loader processes.
 
     Raises:
-        InputError: the set is empty, or a label is no class of the model.
+        InputError: the set is empty, or a label is not a class of the model.
         GateError: an edge weight is NaN.
     """
     num_images = len(dataset)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ MAX_DETAILED = 1 << 16
 @dataclass(slots=True)
 class _ClassCounts:
     open_E: npt.NDArray[np.int64]
-    """Of all stages, one after the other."""
+    """Counts for the edges of all stages, one after the other."""
     num_images: int = 0
     num_correct: int = 0
     macs: int = 0

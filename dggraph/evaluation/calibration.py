@@ -39,7 +39,7 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
         The curve; per target the threshold, what it really keeps, and whether that meets the budget.
 
     Raises:
-        InputError: no stages, no images, an iterator that can be read once, or a target that is no positive number.
+        InputError: no stages, no images, an iterator that can be read once, or a target that is not a positive number.
         GateError: an edge weight is NaN.
 
     Example:

@@ -25,7 +25,7 @@ class Explanation:
     """
 
     predictions: tuple[ClassScore, ...]
-    """The most probable classes first, up to five; empty where the network is no classifier."""
+    """The most probable classes first, up to five; empty where the network is not a classifier."""
     path: ActivatedPath
     """Weights of all edges, MACs, margin."""
     macs_ratio: float

@@ -47,7 +47,7 @@ class HealthReport:
     num_paths: int
     """Different paths; a lower bound from 1,048,576 on."""
     path_entropy_bits: float
-    """Of the distribution of paths: 0 if all take one, log2(num_instances) if each takes its own."""
+    """Entropy of the distribution of paths: 0 if all take one, log2(num_instances) if each takes its own."""
     warnings: tuple[str, ...]
     """What is wrong, why it matters and what to do, one sentence or two each; empty if nothing is."""
 

@@ -34,7 +34,7 @@ class JudgedBudgets:
     """What `judge_budgets` found."""
 
     curve: BudgetCurve
-    """Of the half for calibration; `net.budgets` from now on."""
+    """Measured on the half for calibration; `net.budgets` from now on."""
     before: Accuracy
     """The held-out half at the thresholds that the network came with."""
     budgets: tuple[JudgedBudget, ...]

@@ -79,7 +79,7 @@ class Prediction:
     gates: Gates
     """On the CPU."""
     classes: tuple[ClassScore, ...]
-    """The most probable first, up to five; empty where the network is no classifier."""
+    """The most probable first, up to five; empty where the network is not a classifier."""
     detected: Detected | None
     """Where it is the backbone of a detector."""
 
@@ -136,7 +136,7 @@ def record(net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, ba
         batch_size: instances a forward pass; 1 by default, because a weight at the threshold may fall differently in another batch.
 
     Raises:
-        InputError: `x` is no image batch, or `batch_size` is not positive.
+        InputError: `x` is not an image batch, or `batch_size` is not positive.
         GateError: an edge weight is NaN; names stage, edge and instance.
 
     Example:

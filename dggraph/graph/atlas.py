@@ -21,7 +21,7 @@ class FoundObject:
     label: int
     """Its class, an index into the detector's."""
     name: str
-    """Of its class."""
+    """Name of its class."""
     score: float
 
 

@@ -45,7 +45,7 @@ class BlockNode:
     shape: tuple[int, ...]
     """Output shape of one instance, without the batch axis."""
     macs: int
-    """Multiply-accumulates of one instance; 0 for `out` and for an entry that is no block."""
+    """Multiply-accumulates of one instance; 0 for `out` and for an entry that is not a block."""
     module_path: str
     """Where the block lives in the backbone, for example `layer1.0`; empty for `out`."""
 
@@ -122,7 +122,7 @@ class DynamicGraph:
         for edge in edges:
             for end in (edge.source, edge.target):
                 if end not in position:
-                    raise GraphError(f"edge {edge.source} -> {edge.target} names {end!r}, which is no node of the graph.")
+                    raise GraphError(f"edge {edge.source} -> {edge.target} names {end!r}, which is not a node of the graph.")
             if self.nx.has_edge(edge.source, edge.target):
                 raise GraphError(f"edge {edge.source} -> {edge.target} appears twice; keep one of them.")
             self.nx.add_edge(edge.source, edge.target, edge=edge)

@@ -87,6 +87,6 @@ def from_json(text: str) -> DynamicGraph:
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ArchiveError(f"graph.json: {where}: {first['msg']}; the file is damaged or foreign.") from None
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"graph.json is no JSON: {error}.") from None
+        raise ArchiveError(f"graph.json is not JSON: {error}.") from None
     except GraphError as error:
         raise ArchiveError(f"graph.json describes no valid graph: {error}") from error

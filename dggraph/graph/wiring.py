@@ -152,7 +152,7 @@ def _pairs(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(end, str) for end in pair)):
             raise WiringError(
-                f"{pair!r} is no edge of a wiring. Give a name, for example 'window(4)', a networkx.DiGraph, or pairs of node names."
+                f"{pair!r} is not an edge of a wiring. Give a name, for example 'window(4)', a networkx.DiGraph, or pairs of node names."
             )
     return [(source, target) for source, target in pairs]
 
@@ -167,7 +167,7 @@ def _candidate(graph: DynamicGraph, source: str, target: str) -> CandidateEdge:
         if end not in graph.nx:
             close = difflib.get_close_matches(str(end), graph.nx, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else " print(graph) lists them."
-            raise WiringError(f"{label} names {end!r}, which is no node of the graph.{hint}")
+            raise WiringError(f"{label} names {end!r}, which is not a node of the graph.{hint}")
     first, last = graph.nx.nodes[source]["block"], graph.nx.nodes[target]["block"]
     if first.stage != last.stage:
         raise WiringError(f"{label} joins stages {first.stage} and {last.stage}; their shapes differ. Wire inside a stage.")

@@ -82,12 +82,12 @@ def as_image(image: "Picturable") -> Image.Image:
         pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
             raise InputError(
-                f"an array of {image.dtype} {image.shape} is no image: give uint8 (height, width, 3), or (height, width) for grey."
+                f"an array of {image.dtype} {image.shape} is not an image: give uint8 (height, width, 3), or (height, width) for grey."
             )
         return Image.fromarray(pixels)
     if isinstance(image, str | os.PathLike):
         return open_image(image)
-    raise InputError(f"{type(image).__name__} is no image: give a path, a PIL image, or an array of uint8.")
+    raise InputError(f"{type(image).__name__} is not an image: give a path, a PIL image, or an array of uint8.")
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
@@ -187,7 +187,7 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
     name = repr(os.fspath(file))
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait for ever
-            raise InputError(f"{name} is no file.")
+            raise InputError(f"{name} is not a file.")
         with Image.open(file, formats=_readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
@@ -205,9 +205,9 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
             f"{name} is a link to a file that is gone." if os.path.islink(file) else f"{name} is not there."
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image that can be read: {_what_it_is(file)}.") from error
+        raise InputError(f"{name} is not an image that can be read: {_what_it_is(file)}.") from error
     except Exception as error:  # Pillow's readers raise what they like on damaged files
-        raise InputError(f"{name} is no image that can be read: {error}.") from error
+        raise InputError(f"{name} is not an image that can be read: {error}.") from error
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
@@ -217,7 +217,7 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Of `FORMATS`, those that this Pillow was built with."""
+    """Those of `FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(one for one in FORMATS if one in Image.OPEN)
 

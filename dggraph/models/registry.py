@@ -185,7 +185,7 @@ def import_function(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), function)
         if not callable(found):
-            raise TypeError(f"{type(found).__name__} is no function")
+            raise TypeError(f"{type(found).__name__} is not a function")
         return found
     except ModuleNotFoundError as error:
         if error.name is None or f"{module_name}.".startswith(f"{error.name}."):

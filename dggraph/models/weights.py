@@ -175,7 +175,7 @@ def _read(file: str) -> Any:
         if "TorchScript" in str(error):
             raise InputError(f"{file!r} is a TorchScript program. Save torch.jit.load(FILE).state_dict().") from error
         text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise InputError(f"{file!r} is no checkpoint: {type(error).__name__}: {text}.") from error
+        raise InputError(f"{file!r} is not a checkpoint: {type(error).__name__}: {text}.") from error
 
 
 def _state_dicts(value: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Mapping[str, Tensor]]:

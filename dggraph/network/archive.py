@@ -74,7 +74,7 @@ def save(
         labels: class names; by default `net.labels`.
 
     Raises:
-        InputError: `net` is no converted network or one optimised for inference, or the labels do not fit it, or a weight is pruned,
+        InputError: `net` is not a converted network or one optimised for inference, or the labels do not fit it, or a weight is pruned,
             quantised or sparse: names it.
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
             is unchanged.
@@ -127,7 +127,7 @@ def _packed(
             "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
         )
     if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
-        raise ArchiveError(f"{folder} exists and is no dggraph archive, so it is not overwritten. Choose another folder.")
+        raise ArchiveError(f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose another folder.")
     _refuse_unkept(net.lowered)
     names = _labels(net, labels)
     state, tied = _untied(net.lowered)
@@ -180,7 +180,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArchiveError(f"{folder / WEIGHTS} is no readable safetensors file: {error}.") from error
+        raise ArchiveError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}.") from error
     state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
     blueprint = unpack_blueprint(manifest)
     _refuse_unregistered(folder, blueprint)
@@ -318,10 +318,10 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
     if names is None:
         return None
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"labels={names!r} is no list of class names; write ['cat', 'dog'].")
+        raise InputError(f"labels={names!r} is not a list of class names; write ['cat', 'dog'].")
     strange = next((name for name in names if not _is_unicode(name)), None)
     if strange is not None:
-        raise InputError(f"the label {strange!r} is no UTF-8, so no archive can hold it. Name it otherwise.")
+        raise InputError(f"the label {strange!r} is not UTF-8, so no archive can hold it. Name it otherwise.")
     twin = copy.deepcopy(net.lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():

@@ -27,13 +27,13 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
         (E,) of 0 and 1, in the order of `graph.edges(stage)`.
 
     Raises:
-        InputError: a name is no block of the stage.
-        WiringError: the edge past a block is no candidate.
+        InputError: a name is not a block of the stage.
+        WiringError: the edge past a block is not a candidate.
     """
     vertices, edges = [node.name for node in graph.nodes(stage)], graph.edges(stage)
     unknown = sorted(set(nodes) - set(vertices[1:-1]))
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no block of stage {stage!r}, which has {', '.join(vertices[1:-1])}.")
+        raise InputError(f"{unknown[0]!r} is not a block of stage {stage!r}, which has {', '.join(vertices[1:-1])}.")
     opens = {(edge.source, edge.target) for edge in edges if edge.is_static and not {edge.source, edge.target} & set(nodes)}
     candidates = {(edge.source, edge.target) for edge in edges}
     running = [vertices[0]]
@@ -44,7 +44,7 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
             if (running[-1], target) not in candidates:
                 raise WiringError(
                     f"{target} cannot do without {', '.join(node for node in vertices if node in nodes)}: the edge {running[-1]} -> {target} "
-                    'past them is no candidate under this wiring. Convert with wiring="complete", or a wider window.'
+                    'past them is not a candidate under this wiring. Convert with wiring="complete", or a wider window.'
                 )
             opens.add((running[-1], target))
         running.append(target)

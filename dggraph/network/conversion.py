@@ -179,7 +179,7 @@ def plain_backbone(model: object) -> nn.Module:
     """`model`, taken out of `torch.compile`'s wrapper.
 
     Raises:
-        InputError: it is no module, is converted already, or has not seen its first input yet.
+        InputError: it is not a module, is converted already, or has not seen its first input yet.
     """
     model = getattr(model, "_orig_mod", model) if type(model).__name__ == "OptimizedModule" else model
     if isinstance(model, DynamicNetwork | LoweredModule):
@@ -210,9 +210,9 @@ def _check_options(*, router: str, gate: str, residual: str, init: str, threshol
         if value not in known:
             raise InputError(f"{option}={value!r} is not one of {', '.join(known)}.")
     if isinstance(leaves, str) or not isinstance(leaves, Collection) or not all(isinstance(leaf, type) for leaf in leaves):
-        raise InputError(f"leaves={leaves!r} is no collection of module classes; write leaves=(MyBlock,).")
+        raise InputError(f"leaves={leaves!r} is not a collection of module classes; write leaves=(MyBlock,).")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise InputError(f"threshold={threshold!r} is no number; use 0.5.")
+        raise InputError(f"threshold={threshold!r} is not a number; use 0.5.")
     if not 0 <= threshold < 1:
         raise InputError(f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open, use 0.5.")
 

@@ -35,7 +35,7 @@ class MacsSummary:
 
     num_instances: int
     mean: float
-    """Of the paths taken, in MACs."""
+    """Mean MACs of the paths taken."""
     expected: float
     """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`. Far from `mean`, training is misled."""
     kept: float
@@ -148,7 +148,7 @@ def path_keys(gates: Gates) -> list[bytes]:
 
 
 def entropy_bits(counts: Counter[bytes]) -> float:
-    """Of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
+    """Entropy of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
     shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 

@@ -10,12 +10,12 @@ from dggraph.network.network import DynamicNetwork
 
 
 def digest_of(net: DynamicNetwork) -> str:
-    """Of what may connect and of every weight and buffer, to the bit."""
+    """A digest of what may connect and of every weight and buffer, to the bit."""
     return digest_state(to_json(net.graph), net)
 
 
 def digest_state(description: str, model: nn.Module) -> str:
-    """Of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
+    """A digest of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
     digest = blake2b(description.encode(), digest_size=16)
     state = model.state_dict()
     is_routing = {key: key.startswith("dg_") for key in state}

@@ -34,7 +34,7 @@ def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
         blocks: names of nodes of kind `block`.
 
     Raises:
-        InputError: a name is no block; or routers or gates are not ours, or were trained already, so that logits are not 0.
+        InputError: a name is not a block; or routers or gates are not ours, or were trained already, so that logits are not 0.
     """
     pinned = _known(net, blocks)
 
@@ -101,7 +101,7 @@ def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
     found = {node.name for stage in net.graph.stages for node in net.graph.nodes(stage)[1:-1]}
     unknown = sorted(set(blocks) - found)
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no block of this network, which routes {', '.join(sorted(found))}.")
+        raise InputError(f"{unknown[0]!r} is not a block of this network, which routes {', '.join(sorted(found))}.")
     return set(blocks)
 
 

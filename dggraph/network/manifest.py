@@ -113,7 +113,7 @@ class Manifest(_Strict):
     static: list[_Static]
     tied: dict[str, str]
     dtypes: dict[str, FloatType]
-    """Of floating buffers that no state dict holds."""
+    """Types of floating buffers that no state dict holds."""
     frozen: list[str]
     """Parameters that require no gradient."""
     preprocess: _Preprocess | None
@@ -203,7 +203,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST
     if not file.is_file():
-        raise ArchiveError(f"{folder} is no dggraph archive: it has no {MANIFEST}.")
+        raise ArchiveError(f"{folder} is not a dggraph archive: it has no {MANIFEST}.")
     if file.stat().st_size > MAX_JSON_BYTES:
         raise ArchiveError(f"{file} is larger than {MAX_JSON_BYTES} bytes; no archive of ours is.")
     try:
@@ -217,7 +217,7 @@ def read_manifest(folder: Path) -> Manifest:
         where = ".".join(str(part) for part in first["loc"])
         raise ArchiveError(f"{file}: {where or 'document'}: {first['msg']}; the manifest is damaged or foreign.") from None
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{file} is no JSON: {error}.") from None
+        raise ArchiveError(f"{file} is not JSON: {error}.") from None
     if seal(manifest) != manifest:
         raise ArchiveError(f"{file} is not what was written: its own SHA-256 differs; copy the archive again.")
     return manifest

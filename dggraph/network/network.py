@@ -84,7 +84,7 @@ class Blueprint:
     input_shape: tuple[int, ...]
     """Shape of one example instance."""
     dtype: str
-    """Of the example, for example `float32`."""
+    """Type of the example, such as `float32`."""
 
 
 class DynamicNetwork(StandIn):
@@ -246,7 +246,7 @@ class DynamicNetwork(StandIn):
             return_gates: also return the `Gates` of this pass.
 
         Raises:
-            InputError: `x` is no image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
+            InputError: `x` is not an image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
             StructureError: a module that the graph needs is gone, or has another forward than the one that was traced.
             BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is asked for in forward mode.
         """

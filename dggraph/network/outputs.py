@@ -16,7 +16,7 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 def structure_of(output: Any) -> Any:
-    """What `output` is besides its tensors' values: its types, its keys, and what is no tensor. Two outputs alike have equal ones."""
+    """What `output` is besides its tensors' values: its types, its keys, and what is not a tensor. Two outputs alike have equal ones."""
     if isinstance(output, Tensor):
         return Tensor
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -29,7 +29,7 @@ def structure_of(output: Any) -> Any:
 
 
 def join_outputs(outputs: Sequence[Any]) -> Any:
-    """Outputs of several batches as one, in the structure they have; what is no tensor is taken from the first.
+    """Outputs of several batches as one, in the structure they have; what is not a tensor is taken from the first.
 
     Raises:
         InputError: a part is of a type that cannot be looked into.

@@ -27,9 +27,9 @@ class StageReport:
     """Why its residuals stay inside the blocks; empty where they are lifted."""
     shape: tuple[int, ...]
     macs: int
-    """Of the entry block and the routed blocks."""
+    """MACs of the entry block and the routed blocks."""
     routed_macs: int
-    """Of the routed blocks alone: what an instance may skip."""
+    """MACs of the routed blocks alone: what an instance may skip."""
     dense_because: str = ""
     """Why its blocks always run on whole batches; empty where they skip what an image does not need."""
 

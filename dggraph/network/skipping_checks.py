@@ -19,7 +19,7 @@ from dggraph.network.static_checks import largest_difference
 from dggraph.ops.aggregation import plain_aggregation
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""Of the largest output: a block on some rows and on all of them rounds differently."""
+"""As a fraction of the largest output: a block on some rows and on all of them rounds differently."""
 MIXES = "its blocks give other values on some images of a batch than on all of them"
 
 

@@ -96,7 +96,7 @@ class StandIn(nn.Module):
         if name in _declared(type(self)) or hasattr(type(self), name):
             if isinstance(value, nn.Module):
                 raise BackboneOnlyError(
-                    f"every converted network has an attribute {name!r} that is no module. If a module of the backbone is called so, "
+                    f"every converted network has an attribute {name!r} that is not a module. If a module of the backbone is called so, "
                     f"replace it by net.lowered.{name} = ..."
                 )
             object.__setattr__(self, name, value)

@@ -13,9 +13,9 @@ from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import are_equal, largest_difference
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Of a parameter's largest gradient: aggregation sums gradients in another order."""
+"""As a fraction of a parameter's largest gradient: aggregation sums gradients in another order."""
 CAST_TOLERANCE = 2**-6
-"""Of the largest output: two units in the last place of bfloat16, for sums in another order."""
+"""As a fraction of the largest output: two units in the last place of bfloat16, for sums in another order."""
 
 
 def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None:
@@ -91,7 +91,7 @@ def _cast(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _reference_gradients(reference: nn.Module, x: Tensor) -> dict[str, Tensor | None] | None:
-    """Of every parameter of the backbone; None where it cannot be trained itself, as with an in-place op on what backward needs."""
+    """Gradients of every parameter of the backbone; None where it cannot be trained itself, as with an in-place op on what backward needs."""
     try:
         return _gradients(reference, dict(reference.named_parameters()), x)
     except Exception:

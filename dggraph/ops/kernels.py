@@ -217,7 +217,7 @@ def _register() -> None:
 
 
 def _edge_gradients(feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the source (B, ...) and of the weight (R,). The place of a closed edge may lie outside the source: nothing flows there."""
+    """Gradients of the source (B, ...) and of the weight (R,). The place of a closed edge may lie outside the source: nothing flows there."""
     spread = [-1, *[1] * (grad.ndim - 1)]
     weight = weight_R.to(grad.dtype).reshape(spread)
     flow = torch.where(weight != 0, grad * weight, 0.0)

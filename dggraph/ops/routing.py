@@ -60,7 +60,7 @@ def find_router(text: str) -> tuple[Scope, Router]:
     """`node`, `stage`, `node(16)` or a registered name, numbers in brackets being further arguments of its factory.
 
     Raises:
-        InputError: no such router, or arguments that are no integers.
+        InputError: no such router, or arguments that are not integers.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([\d\s,]*)\))?\s*", text)
     name = match.group(1) if match else text

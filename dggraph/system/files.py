@@ -48,7 +48,7 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """Of a file of any size."""
+    """SHA-256 of a file of any size, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):

@@ -104,7 +104,7 @@ def assert_same_on_all_ranks(facts: Mapping[str, object]) -> None:
 
 
 def rank() -> int:
-    """Of this process, 0 alone."""
+    """The rank of this process, 0 where there is one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -257,9 +257,9 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
                 f"cannot read the configuration {file}: {error.strerror or error}. Name a .toml file, or one of the recipes {names}."
             ) from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is no text in UTF-8: {error}. Save it as UTF-8.") from error
+            raise InputError(f"{file} is not text in UTF-8: {error}. Save it as UTF-8.") from error
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{file} is no TOML: {error}.{_on_backslashes(text, error)}") from error
+            raise InputError(f"{file} is not TOML: {error}.{_on_backslashes(text, error)}") from error
     keys |= {key: value for key, value in overrides.items() if value is not None}
     try:
         return TrainConfig(**keys)

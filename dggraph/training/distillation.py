@@ -25,7 +25,7 @@ from dggraph.system.loaders import load_batches
 from dggraph.system.modes import evaluating
 
 SENSITIVITY_IMAGES = 256
-"""Of the training set, evenly spread: enough to tell blocks that cost everything from those that cost little."""
+"""Images of the training set, evenly spaced: enough to tell blocks that cost everything from those that cost little."""
 
 
 class _Answered(Dataset[tuple[Tensor, int]]):

@@ -21,7 +21,7 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Of the data of one run."""
+    """What identifies the data of one run."""
 
     classes: tuple[str, ...]
     """Names, by label."""

@@ -67,7 +67,7 @@ class TrainResult:
     is_finished: bool
     """False where a signal ended it; the same call goes on."""
     evaluation: Evaluation | None
-    """Of the last epoch."""
+    """The last epoch's."""
 
 
 def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:

@@ -77,7 +77,7 @@ def dispensable(file: Path) -> Iterator[None]:
 
 
 def read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of `file`, none where there is no such file, and how many lines are no rows: a process may have died while it wrote one."""
+    """The rows of `file`, none where there is no such file, and how many lines are not rows: a process may have died while it wrote one."""
     rows, num_unreadable = [], 0
     for line in file.read_bytes().splitlines() if file.exists() else ():
         row = _row(line)

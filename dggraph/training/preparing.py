@@ -45,7 +45,7 @@ class Prepared:
     labels: tuple[str, ...]
     """Names of the outputs, where known."""
     preprocess: Preprocess | None
-    """Of a classifier."""
+    """How images become the input of a classifier."""
     notes: dict[str, Any]
     """Files of the run folder about what was found: what pinning measured, what was read, which images and boxes were left out."""
     held: tuple[str, ...]

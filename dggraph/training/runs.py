@@ -68,7 +68,7 @@ class Run:
     held: tuple[str, ...]
     """Parameters that do not learn in this run alone."""
     identity: Identity
-    """Of its data."""
+    """What it learns from."""
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
     unsharded: nn.Module | None

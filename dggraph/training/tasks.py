@@ -30,7 +30,7 @@ class Task(Protocol):
 
     @property
     def groups(self) -> list[int]:
-        """Of each sample; batches are of one group."""
+        """The group of each sample; a batch holds samples of one group."""
 
     @property
     def collate(self) -> Callable[[list[Any]], Any] | None:

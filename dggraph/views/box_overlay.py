@@ -18,7 +18,7 @@ COLOURS = (
     (SECOND, WHITE),
     (FIRST, WHITE),
 )
-"""Of outlines, by class, over and over, told apart by the colour-blind too; and what contrasts with each, for its rim and its tag's text."""
+"""Colours of outlines, by class, over and over, told apart by the colour-blind too; with each, what contrasts: for rim and tag."""
 STROKE, RIM = 2.0, 4.0
 TAG, TAG_HEIGHT, TAG_PAD = 10.0, 14.0, 4.0
 NUM_TOLD, NAME_WIDTH = 5, 130.0
@@ -106,7 +106,7 @@ def _tag_places(place: Rectangle, size: tuple[float, float], image: Rectangle) -
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
-    """Of their areas."""
+    """The area that both cover."""
     across, down = (min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
     return max(0.0, across) * max(0.0, down)
 

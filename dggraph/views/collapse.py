@@ -17,7 +17,7 @@ class Card:
     """One drawn node: a node of the graph, or a stage."""
 
     name: str
-    """Of the node, or of the stage."""
+    """Name of the node, or of the stage."""
     kind: Literal["entry", "block", "out", "stage"]
     label: str
     details: tuple[str, ...]

@@ -38,7 +38,7 @@ class Curve:
     points: tuple[Point, Point, Point, Point]
     is_straight: bool
     scale: float
-    """Of line widths: thinner where edges are many."""
+    """Factor of line widths: thinner where edges are many."""
     svg: str
     """`points` as an SVG path, made once a graph."""
 

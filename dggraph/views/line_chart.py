@@ -1,6 +1,6 @@
 """A line chart as SVG in the colours of the page's style sheet: round numbers on the axes, one line a series, readable without a script.
 
-A value that is no finite number leaves a gap. Where there are more points than the width can show, the line is the mean of each of
+A value that is not a finite number leaves a gap. Where there are more points than the width can show, the line is the mean of each of
 `NUM_COLUMNS` columns, in a band from the column's lowest to its highest, so that no peak is lost.
 """
 
@@ -162,7 +162,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def condense(points: Iterable[Point], last: float) -> list[tuple[float, float, float, float]]:
-    """Of the points in each of `NUM_COLUMNS` equal parts of 0 to `last` that has some: mean x, lowest, mean and highest y."""
+    """The points in each of `NUM_COLUMNS` equal parts of 0 to `last`, where there are some: mean x, lowest, mean and highest y."""
     found = []
     for _, group in groupby(points, key=lambda point: min(floor(NUM_COLUMNS * point[0] / last), NUM_COLUMNS - 1)):
         xs, ys = zip(*group, strict=True)

@@ -104,7 +104,7 @@ def write_edges(context: Context) -> str:
     )
     return (
         '<section id="edges"><h2>Edges</h2><p class="note">Per cent of the images for which an edge is open. Row: source, column: target. '
-        f'A corner marks the backbone\'s own edges; empty cells are no candidates.</p><div class="maps">{maps}</div></section>'
+        f'A corner marks the backbone\'s own edges; empty cells are not candidates.</p><div class="maps">{maps}</div></section>'
     )
 
 

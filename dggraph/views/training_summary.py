@@ -21,20 +21,20 @@ class Record:
     """What the files of a run folder say."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     config: Row
     """Every key."""
     defaults: Row
-    """Of the keys that have one."""
+    """Default values of the keys that have one."""
     environment: Row
     """Versions and machine."""
     metrics: Sequence[Row]
-    """Of each logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated epoch: `step`, `epoch` from 1, `accuracy`,
+    """One row a logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated epoch: `step`, `epoch` from 1, `accuracy`,
     counts of images, of a dynamic network `kept` and its paths; for detection `AP`, `AP50` and others in place of `accuracy`."""
     timing: Sequence[Row]
-    """Of each epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
+    """One row an epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
     num_unreadable: int
-    """Lines of metrics and timing that are no rows."""
+    """Lines of metrics and timing that are not rows."""
 
     @property
     def is_detection(self) -> bool:
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def last_step(self) -> int:
-        """Of all that is told, 0 before the first."""
+        """The last step of any row, 0 before the first."""
         return max((row["step"] for row in (*self.steps, *self.epochs)), default=0)
 
     @property
