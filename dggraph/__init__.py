@@ -7,6 +7,7 @@ imported on first use.
 from typing import TYPE_CHECKING
 
 from dggraph.lazy import lazily
+from dggraph.moved import keep_old_paths
 
 if TYPE_CHECKING:
     from dggraph import detection as detection
@@ -105,3 +106,4 @@ _HOMES = {
 }
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)
+keep_old_paths()
