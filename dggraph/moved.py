@@ -7,9 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, cast
 
 MOVED = {
     "compiler.building": "compiler.static_graph",
@@ -101,7 +101,10 @@ PACKAGE = "dggraph.runtime"
 """The room that most of them lay in."""
 
 
-class _Alias(Loader):
+class _Alias:  # not an importlib.abc.Loader, whose module takes 20 ms to import
+    def create_module(self, spec: ModuleSpec) -> None:
+        """A module as usual; the real one takes its place."""
+
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         if name == PACKAGE:
@@ -111,14 +114,14 @@ class _Alias(Loader):
         sys.modules[name] = import_module(home)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname == PACKAGE or (fullname.startswith("dggraph.") and fullname.removeprefix("dggraph.") in MOVED):
-            return ModuleSpec(fullname, _Alias(), is_package=fullname == PACKAGE)
+            return ModuleSpec(fullname, cast("Any", _Alias()), is_package=fullname == PACKAGE)
         return None
 
 
 def keep_old_paths() -> None:
     """Let old paths be found after all others."""
     if not any(type(finder) is _Finder for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.append(cast("Any", _Finder()))
