@@ -81,20 +81,22 @@ class _Stage:
         if found.kind == "concat":
             for index, block in enumerate(blocks, start=1):
                 handles.append(block.register_forward_pre_hook(self._concat_hook(index)))
-                handles.append(block.register_forward_hook(self._grown))
+                handles.append(block.register_forward_hook(self._grown, prepend=True))
             after = net.lowered.graph
             last = next(n for n in after.nodes if n.name.startswith(f"dg_{name}_input_{len(self.vertices) - 1}"))
             first, *_ = last.users
             path = first.target if first.op == "call_module" else list(first.meta["nn_module_stack"].values())[-1][0]
             handles.append(modules[path].register_forward_pre_hook(self._concat_out))
             return
+        # In front of the model's own hooks, which gather what blocks give; what is put in front last runs first.
+        named = [n for n in net.lowered.graph.nodes if n.name in found.blocks[-1].fx_nodes and n.op == "call_module"]
+        is_unit = isinstance(blocks[-1], nn.Conv2d)
+        last = modules[named[-1].target] if is_unit else blocks[-1]
+        handles.append(last.register_forward_hook(self._out_hook, prepend=True))
         for index, block in enumerate(blocks, start=1):
             handles.append(block.register_forward_pre_hook(self._input_hook(index)))
             if self.lifted:
-                handles.append(block.register_forward_hook(self._lifted_hook(index)))
-        named = [n for n in net.lowered.graph.nodes if n.name in found.blocks[-1].fx_nodes and n.op == "call_module"]
-        is_unit = isinstance(blocks[-1], nn.Conv2d)
-        handles.append((modules[named[-1].target] if is_unit else blocks[-1]).register_forward_hook(self._out_hook))
+                handles.append(block.register_forward_hook(self._lifted_hook(index), prepend=True))
 
     def start(self) -> None:
         self.values, self.inputs, self.rows, self.live, self.weights = [], {}, [], [True], {}

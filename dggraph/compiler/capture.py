@@ -120,7 +120,8 @@ def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
     They are looked for in modules, in the classes of `root`'s layers and on the layers themselves.
     """
     replaced: list[tuple[Any, str, Any]] = []
-    owners = [*sys.modules.values(), *{base for inner in root.modules() for base in type(inner).__mro__}, *root.modules()]
+    modules = [module for name, module in list(sys.modules.items()) if not name.startswith("torch.")]
+    owners = [*modules, *{base for inner in root.modules() for base in type(inner).__mro__}, *root.modules()]
     for owner in owners:
         for name, value in list(getattr(owner, "__dict__", {}).items()):
             if isinstance(value, _METHODS) and value.__name__ == "apply" and isinstance(value.__self__, type):
