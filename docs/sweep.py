@@ -246,7 +246,7 @@ def main(kind: str) -> None:
             row = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-        row = {key: re.sub(r"\S*/site-packages/", "", value) if isinstance(value, str) else value for key, value in row.items()}
+        row = json.loads(re.sub(r"[^\s\"]*/site-packages/", "", json.dumps(row)))  # no path of the machine that made it
         rows.append({"label": label, "name": name, **row})
         with log.open("a") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")
