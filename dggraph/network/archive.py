@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from dggraph.compiler.copying import copy_model, stored_activations
-from dggraph.compiler.lowered import plain_owner
-from dggraph.compiler.lowered import routing_name
+from dggraph.compiler.lowered import plain_owner, routing_name
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings

@@ -19,7 +19,6 @@ from dggraph.models.preprocessing import Preprocess
 from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.layer_groups import automatic, with_routers
-from dggraph.models.preprocessing import Preprocess
 from dggraph.network.report import ConversionReport
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_jit_traced, is_plain

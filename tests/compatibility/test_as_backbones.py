@@ -70,7 +70,7 @@ def test_as_its_backbone(name: str, check: str) -> None:
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
-    """Of one structure; tensors to 1e-4 of the largest, None where the other has None, anything else equal."""
+    """The same structure; tensors to 1e-4 of the largest, None where the other has None, anything else equal."""
     if isinstance(theirs, Tensor):
         scale = float(theirs.double().abs().max()) if theirs.numel() else 0.0
         torch.testing.assert_close(
