@@ -118,3 +118,26 @@ def test_quantised_features_are_not_routed_and_said() -> None:
     torch.backends.quantized.engine = "qnnpack"
     with pytest.raises(NothingToRouteError, match=r"torch\.quint8, and gates weigh real"):
         dggraph.convert(quantization.convert(prepared), X)
+
+
+class Latent(Net):
+    """Its head asks by a parameter, which a layer gets as a view; as a layer of its own, `nn.MultiheadAttention`, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.linspace(0, 1, 8).reshape(1, 1, 8))
+        self.query = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.features(x).flatten(2).transpose(1, 2)
+        asked = self.query(self.latent.expand(x.shape[0], -1, -1))
+        logits: Tensor = self.attention(asked, tokens, tokens, need_weights=False)[0].squeeze(1)
+        return logits
+
+
+def test_layers_may_get_views_of_parameters() -> None:
+    backbone = Latent().eval()
+    net = dggraph.convert(backbone, X[:1])
+    assert torch.equal(net(X), backbone(X)) and net.latent.requires_grad
+    assert net.report.total_macs >= 2 * 8 * 8

@@ -88,7 +88,7 @@ def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) ->
 
 def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     profiler = _Profiler(module, graph)
-    with torch.no_grad(), _counted_attention(), profiler.counter:
+    with torch.no_grad(), _held(module), _counted_attention(), profiler.counter:
         profiler.run(batch)
     return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles), profiler.unroutable)
 
@@ -125,6 +125,19 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = was_disabled
+
+
+@contextmanager
+def _held(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: views of one would, even within `no_grad`, and the counter looks for their history."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
