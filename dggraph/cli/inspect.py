@@ -104,6 +104,9 @@ def show_report(report: "ConversionReport") -> None:
             f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary heads; they require no gradients.",
             soft_wrap=True,
         )
+    if report.eval_only:
+        places = "; ".join(report.eval_only)
+        console.print(for_terminal(f"What the backbone does otherwise in training did not come along: {places}."), soft_wrap=True)
     if report.hooks:
         names = ", ".join(name or "the backbone itself" for name in report.hooks)
         console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)

@@ -35,6 +35,7 @@ def overwritten(flow: Flow, fx_node: fx.Node) -> tuple[fx.Node, ...]:
     targets = [fx_node.kwargs.get("out")]
     if _is_in_place(flow, fx_node):
         targets += [*fx_node.args[:1], *(fx_node.kwargs.get(name) for name in ("input", "self"))]
+    targets += _written_by_schema(fx_node)
     found: list[fx.Node] = []
     fx.map_arg(targets, found.append)
     return tuple(found)
@@ -50,7 +51,7 @@ def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Ite
     while open_ends:
         current = open_ends.pop()
         for user in current.users:
-            if user in seen or user.op == "output" or user.target in ("size", "dim") or user.name not in flow.by_name:
+            if user in seen or user.op == "output" or user.target in ("size", "dim", keep) or user.name not in flow.by_name:
                 continue
             if current is value and user.name in apart_from:
                 continue
@@ -101,6 +102,16 @@ def _is_foreign(function: Any) -> bool:
         "math",
         "torchvision",
     )
+
+
+def _written_by_schema(fx_node: fx.Node) -> list[Any]:
+    """What an operator of `torch.library` says that it writes into."""
+    operator_ = getattr(fx_node.target, "_opoverload", fx_node.target)  # torch.library.custom_op gives a CustomOpDef
+    schema = getattr(getattr(operator_, "default", operator_), "_schema", None)
+    if schema is None:
+        return []
+    given = dict(zip((argument.name for argument in schema.arguments), fx_node.args, strict=False)) | fx_node.kwargs
+    return [given.get(one.name) for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write]
 
 
 def _is_in_place(flow: Flow, fx_node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ import copy
 import dis
 import linecache
 import operator
+import os
 import sys
 import traceback
 import types
@@ -31,7 +32,9 @@ from dggraph.ops.guards import hold
 
 _RANK = {"dim", "ndim", "ndimension", "layout", "is_floating_point", "is_complex", "is_sparse", "is_nested", "is_quantized"}
 _GRADIENTS = {"requires_grad", "is_leaf", "grad_fn", "grad", "is_inference"}
-_OTHERS_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_STRIDES = {"is_contiguous", "stride"}
+COMPILER = str(Path(__file__).parent)
+_OTHERS_FILES = (str(Path(torch.__file__).parent), COMPILER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Assumption:
     """File, line and source of the question."""
     answer: str
     is_checked: bool
-    """True where each batch is asked again; False for gradients, which no one traces."""
+    """True where each batch is asked again; False for gradients, strides and numbers that forward counts."""
 
 
 class Unanswered(fx.proxy.TraceError):
@@ -62,7 +65,7 @@ class Witness:
     def __init__(self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int) -> None:
         """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts away."""
         self.module, self.attempt = module, attempt
-        self.real = example[:1].expand(num_images, *example.shape[1:])
+        self.real = example[:1].expand(num_images, *example.shape[1:]).contiguous()
         self.mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
         self.batch: Tensor = self.mode.from_tensor(self.real)
         self.values: dict[fx.Node, Any] = {}
@@ -133,6 +136,17 @@ class Asked(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self.detach().copy_(value.detach())
+        elif name == "requires_grad":
+            self.requires_grad_(value)
+        else:
+            super().__setattr__(name, value)
+
+    def __format__(self, specification: str) -> str:
+        return f"<{vars(self).get('attr') or self.node.name}>"  # for a message, written before there is a value
+
     def part(self, key: Any) -> Any:
         """`self[key]`."""
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
@@ -142,7 +156,18 @@ class Asked(fx.Proxy):
         return self.tracer.witnesses[0].value(self.node)
 
     def __getattr__(self, name: str) -> Any:
-        return False if name in ("_is_param", "_is_buffer") else AskedAttribute(self, name)
+        if name in ("_is_param", "_is_buffer"):
+            return False
+        if not hasattr(Tensor, name) and not self.has(name):
+            raise AttributeError(f"a traced value has no attribute {name!r}")
+        return AskedAttribute(self, name)
+
+    def has(self, name: str) -> bool:
+        """Whether the value has an attribute of that name; True where it is not known."""
+        try:
+            return hasattr(self.peek(), name)
+        except Unanswered:
+            return True
 
     def __bool__(self) -> bool:
         answer: bool = self.tracer.answer(self, bool)
@@ -203,20 +228,25 @@ def _told_class(asked: Any) -> type:
 
 
 @contextmanager
-def answered_isinstance() -> Iterator[None]:
-    """Within this context `isinstance` knows what traced values stand for."""
-    ordinary = builtins.isinstance
+def answered_builtins() -> Iterator[None]:
+    """Within this context `isinstance` knows what traced values stand for, and `len` of a traced tensor is traced."""
+    ordinary, ordinary_len = builtins.isinstance, builtins.len
+
+    def answered_len(value: Any, /) -> Any:
+        if type(value) in (AskedProxy, AskedAttribute) and issubclass(_class_of(value), Tensor) and not is_others(sys._getframe(1)):
+            return value.size(0)
+        return ordinary_len(value)
 
     def answered(value: Any, classes: Any, /) -> bool:
         if ordinary(value, classes):
             return True
         return type(value) in (AskedProxy, AskedAttribute) and issubclass(_class_of(value), classes)
 
-    builtins.isinstance = answered
+    builtins.isinstance, builtins.len = answered, answered_len
     try:
         yield
     finally:
-        builtins.isinstance = ordinary
+        builtins.isinstance, builtins.len = ordinary, ordinary_len
 
 
 class AskedProxy(Asked):
@@ -285,8 +315,8 @@ class AnsweringTracer(fx.Tracer):
         if isinstance(value, tuple | list | Mapping) or value is None or reads <= _RANK:
             self._forget_later(asked)
             return answer
-        if reads <= _RANK | _GRADIENTS:
-            self.assumptions[Assumption(_place(), repr(answer), is_checked=False)] = None
+        if reads <= _RANK | _GRADIENTS | _STRIDES:
+            self.assumptions[Assumption(place(), repr(answer), is_checked=False)] = None
             self._forget_later(asked)
             return answer
         self._hold(
@@ -307,6 +337,8 @@ class AnsweringTracer(fx.Tracer):
             raise Unanswered(str(error)) from error
         if isinstance(value, Tensor) or (isinstance(value, tuple | list) and _may_vary(asked.node, number)):
             self._hold(asked, len, number, is_plain=False, is_type=False)
+        elif self._other(asked, len, number) != number:
+            raise Unanswered("what it does next depends on the number of images in the batch")
         return number
 
     def forget(self) -> None:
@@ -328,15 +360,15 @@ class AnsweringTracer(fx.Tracer):
 
     def _hold(self, asked: Asked, read: Any, answer: Any, *, is_plain: bool, is_type: bool) -> None:
         """Ask again on every batch; types change under autocast, where the check of a conversion has shown that it does not matter."""
-        place = _place()
-        function = _plain_function(sys._getframe(1))
+        where = place()
+        function = plain_function(sys._getframe(1))
         if function is not None and function not in self.cannot_keep:
-            raise KeepWhole(function, f"it asks its input at {place}")
+            raise KeepWhole(function, f"it asks its input at {where}")
         if self._other(asked, read, answer) != answer:
             raise Unanswered("what it does next depends on the number of images in the batch")
         question = asked.node if is_plain else self.create_node("call_function", read, (asked.node,), {})
-        self.create_node("call_function", hold, (question, answer, place), {"is_type": True} if is_type else {})
-        self.assumptions[Assumption(place, repr(answer), is_checked=True)] = None
+        self.create_node("call_function", hold, (question, answer, where), {"is_type": True} if is_type else {})
+        self.assumptions[Assumption(where, repr(answer), is_checked=True)] = None
 
     def _other(self, asked: Asked, read: Any, answer: Any) -> Any:
         """The answer at another batch size; the same where that one cannot run at all."""
@@ -396,10 +428,10 @@ def is_others(frame: types.FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_OTHERS_FILES)
 
 
-def _place() -> str:
+def place() -> str:
     """File, line and source of the backbone's code that asks."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and is_others(frame):
+    while frame is not None and frame.f_code.co_filename.startswith(tuple(f"{folder}{os.sep}" for folder in _OTHERS_FILES)):
         frame = frame.f_back
     if frame is None:
         return "an unknown place"
@@ -407,7 +439,7 @@ def _place() -> str:
     return f"{'/'.join(file.parts[-2:])}:{line} ({linecache.getline(str(file), line).strip()[:80]})"
 
 
-def _plain_function(frame: types.FrameType | None) -> types.FunctionType | None:
+def plain_function(frame: types.FrameType | None) -> types.FunctionType | None:
     """The outermost plain function that runs between the innermost module's own code and here, where it could be called as a whole."""
     chain: list[types.FrameType] = []
     while frame is not None and (is_others(frame) or not is_module_s(frame)):

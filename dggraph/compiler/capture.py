@@ -2,12 +2,13 @@
 
 1. A custom `autograd.Function` becomes one op, so that its own backward stands.
 2. Ops know in which contexts they ran (`no_grad`, `inference_mode`, `autocast`); `contexts` puts them back around each.
-3. What forward keeps on a module (`self.aux = y`) becomes an op that keeps it there.
+3. What forward keeps on a module (`self.aux = y`, `self.maps.append(y)`) becomes an op that keeps it there; what it counts is noted.
 4. Gradient checkpointing is traced through, and noted: it only saves memory, and the caller has to be told.
 """
 
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -18,9 +19,12 @@ from torch import fx, nn
 from torch.amp.autocast_mode import autocast
 from torch.utils import checkpoint
 
+from dggraph.compiler.answers import place
 from dggraph.compiler.contexts import CONTEXTS, Context
 
 _METHODS = (types.BuiltinMethodType, types.MethodType)
+_OWNED = ("_modules", "_parameters", "_buffers")
+_COUNTED = (bool, int, float, str)
 CHECKPOINT_FLAGS = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp", "memory_efficient")
 
 
@@ -31,6 +35,8 @@ class Capture:
         self.autocasts: list[Context] = []
         self.checkpointed: list[str] = []
         """Paths of the modules in whose forward checkpointing was asked for."""
+        self.changed: dict[str, str] = {}
+        """Numbers that forward counts on its modules, which no op of the graph does: name and value where (file, line, source)."""
         self.returned: Any = None
         """What the backbone's forward returned, in the types it returned it in; proxies stand for values."""
 
@@ -55,7 +61,7 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
 
     apply = _apply(capture, tracer)
     replace(torch.autograd.Function, "apply", classmethod(apply))
-    replace(nn.Module, "__setattr__", _setattr(tracer, nn.Module.__setattr__))
+    replace(nn.Module, "__setattr__", _setattr(capture, tracer, nn.Module.__setattr__))
     replace(autocast, "__init__", _autocast_init(autocast.__init__))
     replace(autocast, "__enter__", _autocast_enter(capture, autocast.__enter__))
     replace(autocast, "__exit__", _autocast_exit(capture, autocast.__exit__))
@@ -73,6 +79,16 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
 
 def keep(value: Any, path: str, name: str) -> None:
     """Stands in a trace for `module.name = value`, the module at `path`; `lower` writes the op that does it."""
+
+
+def keep_contents(tracer: fx.Tracer, root: nn.Module) -> None:
+    """Record what forward has put into lists and dicts that its modules hold (`self.maps.append(y)`), as if it had set the attribute."""
+    for path, module in root.named_modules():
+        for name, value in list(vars(module).items()):
+            if type(value) in (list, dict, OrderedDict) and name not in _OWNED:
+                keys = value if isinstance(value, dict) else ()
+                if all(type(key) in _COUNTED for key in keys) and any(depends_on_input(proxy.node) for proxy in _proxies(value)):
+                    tracer.create_proxy("call_function", keep, (dict(value) if keys else value, path, name), {})
 
 
 def depends_on_input(fx_node: fx.Node) -> bool:
@@ -140,9 +156,13 @@ def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _setattr(tracer: fx.Tracer, original: Callable[..., None]) -> Callable[..., None]:
+def _setattr(capture: Capture, tracer: fx.Tracer, original: Callable[..., None]) -> Callable[..., None]:
     def __setattr__(module: nn.Module, name: str, value: Any) -> None:
-        if not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
+        is_buffer = name in module._buffers and bool(_proxies(value))  # counters, averages: they are the same in each pass no more
+        if not is_buffer and not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
+            before = vars(module).get(name)
+            if type(value) in _COUNTED and type(before) in _COUNTED and before != value and name != "training":
+                capture.changed[f"{place()}"] = f"{name} = {before!r}"
             original(module, name, value)
             return
         try:

@@ -23,6 +23,7 @@ from dggraph.errors import InputError
 
 STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 """Where `nn.Module` keeps what runs around state dicts; private, torch 2.10 to 2.15."""
+_OWNED = ("_modules", "_parameters", "_buffers")
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -43,14 +44,16 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions set on `module` (`forward`, `train`), and its hooks on state dicts, work on the copies of what they worked on.
+    """Let functions kept on `module` (`forward`, `train`, a lambda), and its hooks on state dicts, work on the copies of what they worked on.
+
+    `deepcopy` takes functions as they are: by what is bound in them, closures, defaults and globals, they would run the caller's modules.
 
     Args:
         module: a copy.
         memo: the copies by what they are of, as `deepcopy` leaves it.
     """
     for name, value in vars(module).items():
-        if callable(value):
+        if name not in _OWNED:
             vars(module)[name] = _rebound(value, memo)
     for table in STATE_HOOKS:
         hooks = vars(module)[table]
@@ -64,9 +67,17 @@ def stored_activations(model: nn.Module) -> tuple[str, ...]:
 
 
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
-    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures, globals."""
+    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures, defaults, globals."""
     if id(value) in memo:
         return memo[id(value)]
+    if type(value) in (list, tuple, dict):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        changed = {key: new for key, part in parts if (new := _rebound(part, memo)) is not part}
+        if not changed:
+            return value
+        if isinstance(value, dict):
+            return value | changed
+        return type(value)(changed.get(index, part) for index, part in enumerate(value))
     if isinstance(value, types.MethodType):
         return types.MethodType(_rebound(value.__func__, memo), _rebound(value.__self__, memo))
     if isinstance(value, functools.partial):
@@ -78,22 +89,23 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     if not isinstance(value, types.FunctionType):
         return value
     used = {name: value.__globals__[name] for name in value.__code__.co_names if id(value.__globals__.get(name)) in memo}
-    if not used and not value.__closure__:
+    defaults, named = _rebound(value.__defaults__, memo), _rebound(value.__kwdefaults__, memo)
+    if not used and not value.__closure__ and defaults is value.__defaults__ and named is value.__kwdefaults__:
         return value
     scope = value.__globals__ | {name: memo[id(found)] for name, found in used.items()} if used else value.__globals__
     cells = tuple(types.CellType() for _ in value.__closure__ or ())
-    twin = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, cells or None)
-    twin.__kwdefaults__ = value.__kwdefaults__
-    memo[id(value)] = twin  # it may call itself
-    for cell, original in zip(cells, value.__closure__ or (), strict=True):
+    twin = types.FunctionType(value.__code__, scope, value.__name__, defaults, cells or None)
+    twin.__kwdefaults__ = named
+    memo[id(value)] = twin  # a function may be in its own closure
+    for cell, held in zip(cells, value.__closure__ or (), strict=True):
         with suppress(ValueError):  # not filled yet
-            cell.cell_contents = _rebound(original.cell_contents, memo)
+            cell.cell_contents = _rebound(held.cell_contents, memo)
     return functools.update_wrapper(twin, value)
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, inner in model.named_modules():
-        attributes = {name: value for name, value in vars(inner).items() if name not in ("_modules", "_parameters", "_buffers")}
+        attributes = {name: value for name, value in vars(inner).items() if name not in _OWNED}
         for name, value in [*attributes.items(), *inner._buffers.items()]:
             for leaf in tree_leaves(value):
                 if isinstance(leaf, Tensor) and not leaf.is_leaf:

@@ -11,11 +11,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import fx, nn
 
 from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
-from dggraph.compiler.profiling import Profile
+from dggraph.compiler.profiling import TRACED_BATCH, Profile
 from dggraph.compiler.regions import Call, Flow, Region, module_calls, module_path
 from dggraph.compiler.residuals import identity_adds
 from dggraph.compiler.tracing import Trace
@@ -309,8 +309,15 @@ def _static(
             place, reason = lonely[fx_node.name], "the only block at its shape"
         else:
             place = calls[free[0]].path if free else module_path(fx_node)
-            reason = "not named in `stages`" if blocks is None else "part of no repeated block with one input and one output"
+            reason = "not named in `stages`" if blocks is None else _why_no_block(flow, fx_node)
         if fx_node.name in flow.profile.unroutable:
             reason = f"its features are {flow.profile.unroutable[fx_node.name]}, and gates weigh real floating-point features alone"
         macs[place, reason] = macs.get((place, reason), 0) + count
     return tuple((path, count, reason) for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1]))
+
+
+def _why_no_block(flow: Flow, fx_node: fx.Node) -> str:
+    shape = flow.profile.shapes.get(fx_node.name)
+    if shape is not None and len(shape) == 4 and shape[0] > TRACED_BATCH:
+        return f"it runs on {shape[0] // TRACED_BATCH} parts of each image in the batch, and routes would be an image's own"
+    return "part of no repeated block with one input and one output"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dggraph.compiler.aliasing import is_effect, may_overwrite
+from dggraph.compiler.aliasing import is_effect, may_overwrite, writers
 from dggraph.compiler.calls import mark_features, mark_lifted, mark_routing
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
@@ -165,7 +165,10 @@ class _StageWriter:
         last = self.by_name[self.stage.output]
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
         outside = [user for user in last.users if user.name in self.flow.by_name and user.name not in inside_stage]
-        with self.lowered.inserting_after(last):
+        own = set(self.stage.blocks[-1].fx_nodes)
+        late = [fx_node.name for fx_node in writers(self.flow, self.flow.by_name[self.stage.output]) if fx_node.name in own]
+        finished = self.by_name[max(late, key=lambda name: self.flow.order[self.flow.by_name[name]])] if late else last
+        with self.lowered.inserting_after(finished):  # `y[mask] = z` as the block's last line: only then is y what it hands on
             anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)

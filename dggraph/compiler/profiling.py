@@ -65,6 +65,12 @@ def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profil
 def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
     wanted = tuple(_repeated(example, TRACED_BATCH).shape)
+    if _runs_itself(module, example):
+        return (
+            f"the backbone runs on an input of shape {wanted}, but not as it was traced: {reason}. Its Python went another way while it was "
+            "traced, as `type(x) is torch.Tensor`, or an error that it catches, can make it. Ask isinstance(x, torch.Tensor), or move that "
+            "part into a module of its own and pass its class in `leaves=`."
+        )
     for size in (len(example), CLIPS_BATCH):
         try:
             _run_fake(module, graph, example, size)
@@ -75,6 +81,15 @@ def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Excepti
         f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input` (or --input-size) of the shape it was "
         "made for."
     )
+
+
+def _runs_itself(module: nn.Module, example: Tensor) -> bool:
+    try:
+        with unchanged(module), torch.no_grad():
+            module(_repeated(example, TRACED_BATCH).clone())
+    except Exception:
+        return False
+    return True
 
 
 def _repeated(example: Tensor, size: int) -> Tensor:
@@ -113,6 +128,8 @@ def unchanged(module: nn.Module) -> Iterator[None]:
             held.extend(before) if isinstance(held, list) else held.update(before)
         with torch.no_grad():
             for buffer, value in values:
+                if buffer.shape != value.shape:  # an observer's, which are empty until it has seen something
+                    buffer.resize_(value.shape)
                 buffer.copy_(value)
 
 

@@ -20,7 +20,7 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
     """The residual adds that lead from the block's input straight to its output, first one first.
 
     Empty where something follows the last add (ResNet's ReLU), where an operand is scaled (`alpha`), where the branch is of another
-    shape and only broadcasts (x + g(pool(x))), or where an op inside overwrites a tensor that the identity still needs.
+    shape and only broadcasts (x + g(pool(x))), or where an op inside overwrites the sum, or a tensor that the identity still needs.
     """
     source, current = flow.by_name[region.input], flow.by_name[region.output]
     inside = {flow.by_name[name] for name in region.fx_nodes}
@@ -36,7 +36,7 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
         adds.append(current)
         (current,) = candidates
     ends = {fx_node.name for fx_node in adds}
-    for carried in (source, *adds[1:]):
+    for carried in (source, *adds):
         if any(writer in inside and overwritten(flow, writer) for writer in writers(flow, carried, apart_from=ends)):
             return ()
     return tuple(reversed(adds))

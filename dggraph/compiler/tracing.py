@@ -5,8 +5,8 @@ their Python defaults instead of becoming placeholders (`if mask is not None` wo
 registries name what must stay a leaf; modules that act differently in training stay leaves, so that tracing in eval mode does not
 erase them; and a module that cannot be traced becomes a leaf, deepest first, until the rest goes through.
 
-`self.training` handed on to a function is followed, a constant is not: while tracing, `training` is a false number that knows its
-module, and where it turns up among an op's arguments the graph reads the module's flag.
+Where a forward decides by `self.training`, the other branch is looked at too (`training_flags`): what acts differently in training is kept
+as one call, and where that would be the whole backbone, the trace says so.
 """
 
 import copy
@@ -17,35 +17,41 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.compiler.answers import (
+    COMPILER,
     AnsweringTracer,
     Assumption,
     KeepWhole,
-    answered_isinstance,
+    answered_builtins,
     failed_function,
     is_module_s,
     is_others,
+    place,
+    plain_function,
 )
 from dggraph.compiler.calls import mark_structured
-from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing, keep
+from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing, keep, keep_contents
 from dggraph.compiler.copying import copy_model, rebind_
 from dggraph.compiler.profiling import quiet, unchanged
+from dggraph.compiler.returns import plain
+from dggraph.compiler.training_flags import Owner, Question, can_keep, follow_training, set_flags_
 from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
 from dggraph.ops.guards import hold
 
 MAX_OPAQUE = 16
 TENSOR_CONSTANT = "_tensor_constant"
+_GENERATED = {"torch", "getattr", "setattr", "operator", "dggraph"}
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
@@ -87,10 +93,20 @@ class Trace:
     """What forward returned, in the types it returned it in; proxies stand for values. None where the graph was there already."""
     checkpointed: tuple[str, ...] = ()
     """Paths of modules (empty: the backbone itself) that ask for gradient checkpointing, which the graph does not do."""
+    eval_only: tuple[str, ...] = ()
+    """Places where forward decides by `self.training`, in what is too large to be one call: the graph does as in eval mode."""
 
 
 def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None) -> Trace:
-    """Trace a deep copy of `model` in eval mode.
+    """Trace a deep copy of `model` in eval mode; what acts differently in training is kept as one call.
+
+    See `trace_eval` for arguments and errors.
+    """
+    return _trace(model, leaves, example, is_followed=example is not None)
+
+
+def trace_eval(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None) -> Trace:
+    """Trace a deep copy of `model` in eval mode, whatever it would do in training: older archives have such a trace.
 
     Args:
         model: a backbone whose first argument is a batched image tensor.
@@ -102,6 +118,10 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: T
         TraceError: the backbone's own forward has data-dependent control flow; names module, line, reason and way out.
         InputError: the backbone cannot be copied, or is no longer made of modules.
     """
+    return _trace(model, leaves, example, is_followed=False)
+
+
+def _trace(model: nn.Module, leaves: Collection[type[nn.Module]], example: Tensor | None, *, is_followed: bool) -> Trace:
     module = copy_model(model)
     module.eval()  # may be its own, and answer anything
     _refuse_foreign(module)
@@ -109,23 +129,60 @@ def trace(model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: T
         graph = copy.deepcopy(module.graph)
         return Trace(module, graph, hooks=_drop_hooks(module, graph))
     opaque: dict[type | types.FunctionType, Opaque] = {}
+    settled: set[Owner] = set()
+    eval_only: list[str] = []
+    checkpointed: list[str] = []
     while True:
         tracer, error = _try(module, leaves, opaque, example)
-        if error is None:
-            assumptions = tuple(tracer.assumptions) if example is not None else ()
-            return Trace(
-                module,
-                tracer.graph,
-                tuple(opaque.values()),
-                assumptions,
-                _drop_hooks(module, tracer.graph),
-                tracer.capture.returned,
-                _checkpointed(module, tracer.graph, tracer.capture),
-            )
-        kept = _culprit(tracer, error)
-        if kept is None or kept in opaque or len(opaque) == MAX_OPAQUE:
-            raise _explain(module, tracer.failed, error) from error
-        opaque[kept] = _describe(kept, tracer.failed, error)
+        if error is not None:
+            kept = _culprit(tracer, error)
+            if kept is None or kept in opaque or len(opaque) == MAX_OPAQUE:
+                raise _explain(module, tracer.failed, error) from error
+            opaque[kept] = _describe(kept, tracer.failed, error)
+            continue
+        for owner, question in tracer.questions.items() if is_followed else ():
+            if owner in settled:
+                continue
+            settled.add(owner)
+            other, error = _try(module, leaves, opaque, example, question.paths)
+            if error is None and fingerprint(other.graph) == fingerprint(tracer.graph):
+                checkpointed += other.capture.checkpointed
+            elif can_keep(owner, module) and len(opaque) < MAX_OPAQUE:
+                opaque[owner] = Opaque(
+                    name=owner.__name__,
+                    module_path=min(question.paths),
+                    place=question.place,
+                    reason="it acts differently in training",
+                )
+                break
+            else:
+                eval_only.append(question.place)
+        else:
+            return _finished(module, tracer, example, tuple(opaque.values()), checkpointed, eval_only)
+
+
+def _finished(
+    module: nn.Module,
+    tracer: "_BackboneTracer",
+    example: Tensor | None,
+    opaque: tuple[Opaque, ...],
+    checkpointed: Iterable[str],
+    eval_only: Iterable[str],
+) -> Trace:
+    for name, value in vars(tracer.root).items():
+        if name.startswith(TENSOR_CONSTANT):
+            module.register_buffer(name, value, persistent=False)
+    tracer.capture.checkpointed += checkpointed
+    return Trace(
+        module,
+        tracer.graph,
+        opaque,
+        (*tracer.assumptions, *tracer.counted()) if example is not None else (),
+        _drop_hooks(module, tracer.graph),
+        tracer.capture.returned,
+        _checkpointed(module, tracer.graph, tracer.capture),
+        tuple(eval_only),
+    )
 
 
 def _try(
@@ -133,14 +190,17 @@ def _try(
     leaves: Collection[type[nn.Module]],
     opaque: Collection[type | types.FunctionType],
     example: Tensor | None,
+    trained: Collection[str] = (),
 ) -> tuple["_BackboneTracer", BaseException | None]:
-    """Trace with `opaque` kept whole. Returns the tracer, which has the graph, and why it failed where it did."""
+    """Trace with `opaque` kept whole and the modules at `trained` in training mode. Returns the tracer, which has the graph, and why it
+    failed where it did."""
     classes = {kept for kept in opaque if isinstance(kept, type)}
     functions = frozenset(kept for kept in opaque if isinstance(kept, types.FunctionType))
     for buffers_as_proxies in (True, False):
         # Tracing runs the model's own Python: anything it caches holds proxies, so each try gets a copy of its own.
-        attempt = _marked(module)
         tracer = _BackboneTracer({*leaves, *classes}, buffers_as_proxies, functions)
+        attempt = _copy_to_trace(module)
+        set_flags_(attempt, partial(tracer.note_question, attempt), trained)
         try:
             with _prepared(tracer, module, attempt, example):
                 tracer.trace(attempt)
@@ -149,12 +209,9 @@ def _try(
         except Exception as error:
             failure = error
             continue
-        for name, value in vars(attempt).items():
-            if name.startswith(TENSOR_CONSTANT):
-                module.register_buffer(name, value, persistent=False)
         if example is not None:
             tracer.forget()
-        _follow_training(tracer.graph)
+        follow_training(tracer.graph)
         mark_structured(tracer.graph, tracer.structured)
         return tracer, None
     return tracer, failure
@@ -171,7 +228,7 @@ def _prepared(tracer: "_BackboneTracer", module: nn.Module, attempt: nn.Module, 
             stack.enter_context(quiet())
             tracer.begin(module, attempt, example)
             stack.enter_context(called_whole((*FACTORIES, *tracer.cannot_keep)))
-            stack.enter_context(answered_isinstance())
+            stack.enter_context(answered_builtins())
             stack.enter_context(unchanged(module))
         yield
 
@@ -222,6 +279,21 @@ class _BackboneTracer(AnsweringTracer):
         self.structured: set[str] = set()
         """Keys of calls that take or give tensors in lists, tuples or mappings."""
         self.capture = Capture()
+        self.questions: dict[Owner, Question] = {}
+        """Who decides by `self.training`."""
+
+    def counted(self) -> list[Assumption]:
+        """The numbers that forward changes on its modules, as they were while it was traced."""
+        return [Assumption(where, answer, is_checked=False) for where, answer in self.capture.changed.items()]
+
+    def note_question(self, attempt: nn.Module, path: str) -> None:
+        """Remember who asks for the `training` of the module at `path`; what tracing itself asks is no question."""
+        asker = sys._getframe(2)
+        if asker.f_code.co_filename.startswith(COMPILER) or self.is_looking:
+            return
+        function = plain_function(asker)
+        owner: Owner = type(attempt.get_submodule(path)) if function is None or function in self.cannot_keep else function
+        self.questions.setdefault(owner, Question(place())).paths.add(path)
 
     def is_leaf_module(self, m: nn.Module, modulequalified_name: str) -> bool:
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
@@ -233,11 +305,15 @@ class _BackboneTracer(AnsweringTracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         parameters = list(inspect.signature(self.root.forward).parameters.values())
         name = parameters[0].name if parameters and parameters[0].kind.name.startswith("POSITIONAL") else "x"
+        if name in _GENERATED:  # the generated code needs what is called so
+            name = f"{name}_image"
         image = self.create_proxy("placeholder", name, (), {})
 
         def run(root: nn.Module, image: fx.Proxy) -> Any:
             self.capture.returned = root.forward(image) if "forward" in vars(root) else root_fn(root, image)
-            return self.capture.returned
+            if self.witnesses:
+                keep_contents(self, root)
+            return plain(self.capture.returned)
 
         return run, [self.root, image]
 
@@ -284,43 +360,14 @@ class _BackboneTracer(AnsweringTracer):
         return noting
 
 
-class _TrainingFlag(int):
-    """`self.training` while tracing in eval mode: false, and it knows whose flag it is."""
-
-    path: str
-
-    def __new__(cls, path: str) -> "_TrainingFlag":
-        flag = super().__new__(cls, 0)
-        flag.path = path
-        return flag
-
-
-def _marked(module: nn.Module) -> nn.Module:
-    """A copy to trace: flags know their module, and no hook of the caller's sees a proxy. Parameters, which nothing writes to, are shared."""
+def _copy_to_trace(module: nn.Module) -> nn.Module:
+    """A copy whose hooks of the caller's are gone: none of them sees a proxy. Parameters, which nothing writes to, are shared."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     attempt = copy.deepcopy(module, memo)
-    for path, inner in attempt.named_modules():
+    for inner in attempt.modules():
         rebind_(inner, memo)
-        vars(inner)["training"] = _TrainingFlag(path)
         _clear_foreign_hooks(inner)
     return attempt
-
-
-def _follow_training(graph: fx.Graph) -> None:
-    """Replace every flag among the arguments by a read of the module's `training`."""
-    for fx_node in list(graph.nodes):
-
-        def follow(argument: Any, fx_node: fx.Node = fx_node) -> Any:
-            if not isinstance(argument, _TrainingFlag):
-                return argument
-            target = f"{argument.path}.training" if argument.path else "training"
-            with graph.inserting_before(fx_node):
-                flag = graph.create_node("get_attr", target, name=f"{fx_node.name}_training")
-            flag.meta["nn_module_stack"] = fx_node.meta.get("nn_module_stack", {})
-            return flag
-
-        fx_node.args = map_aggregate(fx_node.args, follow)
-        fx_node.kwargs = map_aggregate(fx_node.kwargs, follow)
 
 
 def _clear_foreign_hooks(module: nn.Module) -> bool:
@@ -414,4 +461,12 @@ def _where(error: BaseException) -> str:
 
 def _reason(error: BaseException) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+    if reason.startswith("argument of type"):
+        reason = (
+            f"{reason}: forward returns or hands on what is no tensor, number, text, list, tuple, dict, named tuple or dataclass"
+        )
+    if isinstance(error, KeyError):
+        reason = f"there is no {reason}; what a hook puts there does not come along"
+    if "INTERNAL ASSERT FAILED" in reason or "__torch_dispatch__" in reason:
+        reason = "it calls what transforms functions (torch.vmap, torch.cond), which torch.fx cannot trace"
     return re.sub(r"<class '[\w.]*(Proxy|Attribute)'>|'?\b(Asked)?(Proxy|Attribute)\b'?( object)?", "a traced value", reason)

@@ -1,7 +1,7 @@
 """Functions that a trace calls as a whole: what they are called with is recorded, what they do is not looked into.
 
-`torch.arange(x.shape[1])` and its like are built into torch and see no traced value coming; helpers of other libraries (einops, timm)
-whose Python depends on sizes run with the real ones instead.
+`torch.arange(x.shape[1])`, `np.prod(x.shape[1:])` and scripted functions see no traced value coming; helpers of other libraries (einops,
+timm) whose Python depends on sizes run with the real ones instead.
 """
 
 import functools
@@ -11,12 +11,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 FACTORIES: tuple[Callable[..., Any], ...] = (
     torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.logspace, torch.eye, torch.rand, torch.randn,
     torch.randint, torch.randperm, torch.tensor, torch.as_tensor, torch.tril_indices, torch.triu_indices, torch.finfo, torch.iinfo,
+    np.prod, np.sum, np.mean, np.sqrt, np.ceil, np.floor, np.log, np.log2, np.round,
 )  # fmt: skip
 
 
@@ -34,10 +36,25 @@ def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
                 if names.get(name) is function:
                     replaced.append((names, name, function))
                     names[name] = stand_in
+            for name, value in list(names.items()):
+                if type(value) is torch.jit.ScriptFunction:
+                    replaced.append((names, name, value))
+                    names[name] = _recorded(scripted_op(value))
         yield
     finally:
         for names, name, function in replaced:
             names[name] = function
+
+
+@functools.cache
+def scripted_op(function: Any) -> Callable[..., Any]:
+    """`function`, a torch.jit.ScriptFunction, as the target of an fx node, the same one each time."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    run.__name__, run.__qualname__ = function.name, function.qualified_name
+    return run
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -209,6 +209,10 @@ def _unknown(name: str, known: tuple[str, ...]) -> InputError:
         hint = (
             "It is a detector: use `dggraph train --task detection`, `dggraph eval --dataset coco`, or `dggraph.convert_backbone_`."
         )
+    elif f"timm:{name}" in model_names():
+        hint = f"timm has it: write timm:{name}."
+    elif name.endswith((".pth", ".pt", ".safetensors", ".ckpt", ".bin")):
+        hint = "It looks like a file of weights: name the model they belong to, and give the file with --checkpoint."
     return InputError(f"there is no model {name!r}. {hint}")
 
 

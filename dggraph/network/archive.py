@@ -24,7 +24,7 @@ from dggraph.compiler.lowered import plain_owner, routing_name
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace
+from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace, trace_eval
 from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
@@ -355,10 +355,10 @@ def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _traced_again(backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str) -> Trace | None:
-    """The trace with the fingerprint `wanted`: today's, or one without answers, as archives had them before 0.2; None without either."""
-    for shown in (example, None):
+    """The trace with the fingerprint `wanted`: today's, or, as older archives have them, one of eval mode alone or without answers; or None."""
+    for again, shown in ((trace, example), (trace_eval, example), (trace_eval, None)):
         try:
-            traced = trace(backbone, leaves, shown)
+            traced = again(backbone, leaves, shown)
         except TraceError:
             continue
         if fingerprint(traced.graph) == wanted:

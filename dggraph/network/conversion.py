@@ -113,7 +113,7 @@ def convert(
         difference, static = check_static(net, reference, example)
         check_start(net, example, init, static)
         images = check_images(net, reference, example)
-        check_gradients(net, reference, images[:1])
+        check_gradients(net, reference, images)
         check_autocast(net, reference, images)
         check_skipping_(net, images)
         net.report = replace(
@@ -155,6 +155,7 @@ def assemble(flow: Flow, traced: Trace, graph: DynamicGraph, blueprint: Blueprin
         opaque=traced.opaque,
         assumptions=traced.assumptions,
         checkpointed=traced.checkpointed,
+        eval_only=traced.eval_only,
         hooks=traced.hooks,
         max_difference=0.0,
     )
@@ -176,17 +177,23 @@ def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
 
 
 def plain_backbone(model: object) -> nn.Module:
-    """`model`, taken out of `torch.compile`'s wrapper.
+    """`model`, taken out of the wrappers of `torch.compile` and of data parallelism.
 
     Raises:
         InputError: it is not a module, is converted already, or has not seen its first input yet.
     """
     model = getattr(model, "_orig_mod", model) if type(model).__name__ == "OptimizedModule" else model
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     if isinstance(model, DynamicNetwork | LoweredModule):
         raise InputError("this network is converted already. To wire it differently, convert its backbone again.")
     if not isinstance(model, nn.Module):
-        hint = f" Call it: convert({model.__name__}(...))." if isinstance(model, type) else ""
-        raise InputError(f"convert takes an nn.Module or a MODEL name, not {model!r}.{hint}")
+        given, hint = type(model).__name__, ""
+        if isinstance(model, type):
+            given, hint = f"the class {model.__name__}", f" Call it: convert({model.__name__}(...))."
+        elif isinstance(model, Mapping):
+            hint = " A state dict holds weights only: build the model, model.load_state_dict(...), and convert that."
+        raise InputError(f"convert takes an nn.Module or a MODEL name, not {given}.{hint}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(
@@ -229,6 +236,10 @@ def _example_input(model: nn.Module, example: Tensor | None, preprocess: Preproc
         return torch.zeros((1, *size), dtype=parameter.dtype, device=parameter.device)
     if not isinstance(example, Tensor):
         raise InputError(f"example_input is {type(example).__name__}; an image batch is a float tensor (B, C, H, W).")
+    if example.is_meta:
+        raise InputError(
+            "example_input is on the meta device and has no values. Pass one from where the backbone is, for example zeros."
+        )
     if example.ndim == 5:
         raise InputError(
             f"example_input has shape {tuple(example.shape)}: clips (B, C, T, H, W). convert takes backbones of images (B, C, H, W): convert "

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # private, torch 2.10 to 2.15: what all batch norms share
 
 from dggraph.compiler.lowered import StageRouting, routing_of
 from dggraph.compiler.partition import Piece, Program, StageProgram
@@ -63,7 +64,7 @@ def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) ->
         module = lowered
         for name in path:
             module = module._modules[name]  # type: ignore[assignment]
-        if module.training or module.running_mean is None:
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             return True
     return False
 

@@ -267,11 +267,12 @@ class DynamicNetwork(StandIn):
                 f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as clips are. Fold their frames into the batch, "
                 "x.transpose(1, 2).flatten(0, 1), and pool over time afterwards."
             )
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise InputError(
-                f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. "
-                "Add the batch axis with x[None], or convert the channels."
-            )
+        wrong_shape = (
+            f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. Add the batch axis with x[None], or "
+            "convert the channels."
+        )
+        if x.ndim != 4:
+            raise InputError(wrong_shape)
         if not is_plain():
             self.refuse_changes()
         try:
@@ -282,6 +283,8 @@ class DynamicNetwork(StandIn):
                     "a converted network has no forward-mode derivatives (jvp, jacfwd, dual tensors): its gates define gradients for the "
                     "backward pass alone. Use reverse mode (vjp, jacrev, grad), or differentiate the backbone."
                 ) from error
+            if x.shape[1] != channels:  # unless the first layer was replaced by one that takes them
+                raise InputError(wrong_shape) from error
             dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
             if x.dtype == dtype:
                 raise

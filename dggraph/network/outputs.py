@@ -1,7 +1,9 @@
 """What a backbone returns: tensors, alone or in mappings, sequences, named tuples and dataclasses, nested as it likes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,8 +23,9 @@ def structure_of(output: Any) -> Any:
         return Tensor
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         return type(output), tuple((field.name, structure_of(getattr(output, field.name))) for field in dataclasses.fields(output))
-    if isinstance(output, Mapping):
-        return type(output), tuple((key, structure_of(part)) for key, part in output.items())
+    if isinstance(output, Mapping | SimpleNamespace):
+        named = output if isinstance(output, Mapping) else vars(output)
+        return type(output), tuple((key, structure_of(part)) for key, part in named.items())
     if isinstance(output, list | tuple):
         return type(output), tuple(structure_of(part) for part in output)
     return type(output)
@@ -42,6 +45,10 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in dataclasses.fields(first) if field.init]
         return dataclasses.replace(first, **{name: join_outputs([getattr(output, name) for output in outputs]) for name in names})
+    if isinstance(first, SimpleNamespace):
+        return SimpleNamespace(**{key: join_outputs([vars(output)[key] for output in outputs]) for key in vars(first)})
+    if isinstance(first, defaultdict):
+        return defaultdict(first.default_factory, {key: join_outputs([output[key] for output in outputs]) for key in first})
     if isinstance(first, Mapping):
         return type(first)((key, join_outputs([output[key] for output in outputs])) for key in first)  # type: ignore[call-arg]
     if isinstance(first, list | tuple):
@@ -59,6 +66,12 @@ def _walk(output: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for field in dataclasses.fields(output):
             yield from _walk(getattr(output, field.name))
-    elif isinstance(output, Mapping | list | tuple):
-        for part in output.values() if isinstance(output, Mapping) else output:
+    elif isinstance(output, Mapping | list | tuple | SimpleNamespace):
+        for part in _parts(output):
             yield from _walk(part)
+
+
+def _parts(output: Any) -> Iterable[Any]:
+    if isinstance(output, SimpleNamespace):
+        return vars(output).values()
+    return output.values() if isinstance(output, Mapping) else output

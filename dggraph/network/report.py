@@ -60,6 +60,8 @@ class ConversionReport:
     """Branches that the backbone's Python took for the example; a batch for which it would take another one is refused."""
     checkpointed: tuple[str, ...]
     """Modules (empty: the backbone itself) whose gradient checkpointing did not come along; `net.checkpoint_aggregation` is another."""
+    eval_only: tuple[str, ...]
+    """Places where the backbone's forward decides by `self.training`, which the network does not: it does as in eval mode there."""
     hooks: tuple[str, ...]
     """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
     detached: tuple[str, ...] = ()

@@ -68,14 +68,19 @@ def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
 
 
 def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
-    """Per stage (B, E): the first image takes the backbone's own path, the others lose edges and weigh some less."""
+    """Per stage (B, E): of each three images the first skips every other block, the second none, the third those that the first runs.
+
+    So no block runs on all images, nor on images that stand in the batch as the whole batch does: the first one is missing, or the last.
+    """
     generator = torch.Generator().manual_seed(0)
-    choices = torch.tensor([0.0, 0.0, 0.75, 1.0])
     weights = {}
-    for stage, static_E in static_weights(net.graph).items():
-        rows = choices[torch.randint(len(choices), (num_images, len(static_E)), generator=generator)]
-        rows[0] = static_E
-        weights[stage] = rows
+    for stage, table in net.macs_table.stages.items():
+        targets = torch.tensor(table.layout.targets, device="cpu")
+        is_block = targets < targets.max()
+        open_BE = 0.75 + 0.25 * torch.randint(2, (num_images, len(targets)), generator=generator)
+        for image, parity in ((0, 1), (2, 0)):
+            open_BE[image::3, is_block & (targets % 2 == parity)] = 0.0
+        weights[stage] = open_BE
     return weights
 
 

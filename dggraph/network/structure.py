@@ -12,6 +12,8 @@ from torch import nn
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.errors import StructureError
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 
 class Place(NamedTuple):
     """A module that the graph reaches."""
@@ -25,6 +27,8 @@ class Place(NamedTuple):
     """That of its class, where the graph runs its parts; None where it calls the module."""
     is_patched: bool
     """Whether the module itself had another one then."""
+    children: tuple[str, ...] | None
+    """Of a container whose children the graph runs one by one."""
 
 
 def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
@@ -41,7 +45,8 @@ def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
                 module = lowered.get_submodule(reached)
                 forward = None if reached in calls else type(module).forward
                 owner = index[".".join(parts[: end - 1])]
-                places.append(Place(owner, parts[end - 1], reached, forward, "forward" in vars(module)))
+                children = tuple(module._modules) if forward is not None and isinstance(module, _CONTAINERS) else None
+                places.append(Place(owner, parts[end - 1], reached, forward, "forward" in vars(module), children))
     return tuple(places)
 
 
@@ -52,7 +57,7 @@ def refuse_changes(lowered: LoweredModule, places: tuple[Place, ...]) -> None:
         StructureError: names it.
     """
     modules: list[nn.Module] = [lowered]
-    for owner, name, path, forward, is_patched in places:
+    for owner, name, path, forward, is_patched, children in places:
         module = modules[owner]._modules.get(name)
         if module is None:
             raise StructureError(
@@ -61,6 +66,13 @@ def refuse_changes(lowered: LoweredModule, places: tuple[Place, ...]) -> None:
             )
         if forward is not None and (type(module).forward is not forward or ("forward" in vars(module)) != is_patched):
             raise StructureError(_replaced(path, module, forward))
+        if children is not None and len(module._modules) > len(children):
+            new = next(child for child in module._modules if child not in children or child == list(module._modules)[-1])
+            raise StructureError(
+                f"{path!r} has got a module more, {new!r}, which the network would not run: it runs the {len(children)} that were there "
+                "when it was converted. Where the last of them is one layer, replace that by nn.Sequential(it, the new one); else change the "
+                "backbone, and convert it again."
+            )
         modules.append(module)
 
 
