@@ -365,7 +365,7 @@ def test_observers_see_nothing_of_a_conversion() -> None:
 @pytest.mark.parametrize(
     ("model", "example", "said"),
     [
-        ({"weight": X}, X, "given a state dict|A state dict holds weights only"),
+        ({"weight": X}, X, "a mapping .dict.. A state dict holds weights only"),
         (Net, X, "the class Net. Call it"),
         (Net(), X.to("meta"), "example_input is on the meta device"),
         ("model.pth", X, "--checkpoint"),
@@ -389,3 +389,19 @@ def test_what_runs_and_was_traced_another_way_is_no_matter_of_the_input() -> Non
 
     with pytest.raises(InputError, match="but not as it was traced"):
         dggraph.convert(Exact(), X[:1])
+
+
+def test_blocks_that_round_small_maps_up_convert_at_a_size_that_they_keep() -> None:
+    """MobileViT: maps of odd sides become even ones, so that small images would change their size inside a stage."""
+
+    class Rounding(Inner):
+        def forward(self, x: Tensor) -> Tensor:
+            height = x.shape[2] + x.shape[2] % 2
+            return torch.relu(self.conv2(self.inner(nn.functional.interpolate(x, size=(height, height)))))
+
+    backbone = Net(Rounding).eval()
+    backbone.stem = nn.Conv2d(3, 8, 32, stride=32)
+    net = dggraph.convert(backbone, torch.zeros(1, 3, 128, 128))
+    x = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(net(x), backbone(x))

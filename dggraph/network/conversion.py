@@ -188,10 +188,11 @@ def plain_backbone(model: object) -> nn.Module:
     if isinstance(model, DynamicNetwork | LoweredModule):
         raise InputError("this network is converted already. To wire it differently, convert its backbone again.")
     if not isinstance(model, nn.Module):
-        given, hint = type(model).__name__, ""
+        given, hint = repr(model)[:80], ""
         if isinstance(model, type):
             given, hint = f"the class {model.__name__}", f" Call it: convert({model.__name__}(...))."
         elif isinstance(model, Mapping):
+            given = f"a mapping ({type(model).__name__})"
             hint = " A state dict holds weights only: build the model, model.load_state_dict(...), and convert that."
         raise InputError(f"convert takes an nn.Module or a MODEL name, not {given}.{hint}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

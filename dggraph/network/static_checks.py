@@ -143,7 +143,11 @@ def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
         with unchanged(reference):
             expected = tensors_in(_run(reference, small))
         with unchanged(net.lowered), pinned_gates(net, static_weights(net.graph)):
-            return small if are_equal(expected, tensors_in(_run(net, small))) else x
+            given = tensors_in(_run(net, small))
+        open_edges = {stage: torch.ones_like(static_E) for stage, static_E in static_weights(net.graph).items()}
+        with unchanged(net.lowered), pinned_gates(net, open_edges):
+            _run(net, small)  # blocks may round small maps up, so that no edge can skip them
+        return small if are_equal(expected, given) else x
     except Exception:  # made for one size
         return x
 
