@@ -146,7 +146,7 @@ def test_archives_of_what_was_traced_in_eval_mode_alone_load(tmp_path: object, m
     backbone = Net(Doubling).eval()
     assert fingerprint(trace(backbone, example=X[:1]).graph) != fingerprint(trace_eval(backbone, example=X[:1]).graph)
     with monkeypatch.context() as before:
-        before.setattr("dggraph.runtime.conversion.trace", trace_eval)
+        before.setattr("dggraph.network.conversion.trace", trace_eval)
         net = dggraph.convert(backbone, X[:1])
     dggraph.save(net, f"{tmp_path}/archive")
     with torch.no_grad():

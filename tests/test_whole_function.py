@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError, StructureError
-from dggraph.runtime.outputs import structure_of, tensors_in
+from dggraph.network.outputs import structure_of, tensors_in
 
 
 class Inner(Block):
@@ -302,7 +302,7 @@ def test_a_class_that_cannot_be_rebuilt_is_named() -> None:
         def forward(self, x: Tensor) -> Any:
             return iter([super().forward(x)])
 
-    with pytest.raises(dggraph.errors.TraceError, match=r"iterator.*what is no tensor"):
+    with pytest.raises(dggraph.errors.TraceError, match=r"iterator.*what is not a tensor"):
         dggraph.convert(Foreign(), X[:1])
 
 

@@ -287,7 +287,7 @@ class _BackboneTracer(AnsweringTracer):
         return [Assumption(where, answer, is_checked=False) for where, answer in self.capture.changed.items()]
 
     def note_question(self, attempt: nn.Module, path: str) -> None:
-        """Remember who asks for the `training` of the module at `path`; what tracing itself asks is no question."""
+        """Remember who asks for the `training` of the module at `path`; what tracing itself asks does not count."""
         asker = sys._getframe(2)
         if asker.f_code.co_filename.startswith(COMPILER) or self.is_looking:
             return
@@ -463,7 +463,7 @@ def _reason(error: BaseException) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
     if reason.startswith("argument of type"):
         reason = (
-            f"{reason}: forward returns or hands on what is no tensor, number, text, list, tuple, dict, named tuple or dataclass"
+            f"{reason}: forward returns or hands on what is not a tensor, number, text, list, tuple, dict, named tuple or dataclass"
         )
     if isinstance(error, KeyError):
         reason = f"there is no {reason}; what a hook puts there does not come along"

@@ -75,7 +75,7 @@ def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for stage, table in net.macs_table.stages.items():
-        targets = torch.tensor(table.layout.targets, device="cpu")
+        targets = torch.tensor(table.topology.targets, device="cpu")
         is_block = targets < targets.max()
         open_BE = 0.75 + 0.25 * torch.randint(2, (num_images, len(targets)), generator=generator)
         for image, parity in ((0, 1), (2, 0)):

@@ -28,7 +28,7 @@ class Place(NamedTuple):
     is_patched: bool
     """Whether the module itself had another one then."""
     children: tuple[str, ...] | None
-    """Of a container whose children the graph runs one by one."""
+    """What is known of a container whose children the graph runs one by one."""
 
 
 def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
