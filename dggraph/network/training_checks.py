@@ -1,7 +1,8 @@
 """The self-checks of what training does: a backward pass and an autocast pass of a converted network equal its backbone's."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import are_equal, largest, largest_difference
 
+Module = TypeVar("Module", bound=nn.Module)
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """As a fraction of a parameter's largest gradient: aggregation sums gradients in another order."""
 CAST_TOLERANCE = 2**-6
@@ -37,26 +39,24 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
         x = x[:1]
     if expected is None or not _are_finite(expected):
         return
-    wrong = _wrong_gradient(expected, _gradients_of(net, x))
+    scale = max((float(one.abs().max()) for one in expected.values() if one is not None and one.numel()), default=0.0)
+    wrong = _wrong_gradients(expected, _gradients_of(net, x), scale)
     if not wrong:
         return
-    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on modules made anew.
-    backbone, twin = copy.deepcopy(reference), copy.deepcopy(net)
-    if x.dtype == torch.float32:
-        x = x.double()
-        backbone.double()
-        twin.double()
-    backbone.train().eval()
-    twin.train().eval()
-    precise = _reference_gradients(backbone, x)
+    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on modules made anew: at these alone, and
+    # one network after the other, for the sake of memory.
+    is_there, names = {name: expected[name] is not None for name in wrong}, list(wrong)
+    del expected
+    x = x.double() if x.dtype == torch.float32 else x
+    precise = _reference_gradients(_anew(reference, x), x, names)
     if precise is not None:
-        wrong = _wrong_gradient(precise, _gradients_of(twin, x))
+        wrong = _wrong_gradients(precise, _gradients_of(_anew(net, x), x, names), scale)
     if wrong:
-        name, difference = wrong
+        name, difference = max(wrong.items(), key=lambda one: float("inf") if one[1] is None else one[1])
         what = (
             f"differs from the backbone's by {difference:.3g} of its size"
             if difference is not None
-            else f"is {'None' if expected[name] is not None else 'there'}, in the backbone {'None' if expected[name] is None else 'there'}"
+            else f"is {'None' if is_there[name] else 'there'}, in the backbone {'there' if is_there[name] else 'None'}"
         )
         raise LoweringError(
             f"the gradient of {name} in the lowered {net.graph.name} {what}, so it would not train as the backbone does and is not "
@@ -98,18 +98,28 @@ def _cast(module: nn.Module, x: Tensor) -> list[Tensor]:
         return tensors_in(module(x.clone()))
 
 
-def _reference_gradients(reference: nn.Module, x: Tensor) -> dict[str, Tensor | None] | None:
-    """Gradients of every parameter of the backbone; None where it cannot be trained itself, as with an in-place op on what backward needs."""
+def _anew(module: Module, x: Tensor) -> Module:
+    """A copy in the precision of `x`, in eval mode once more."""
+    twin = copy.deepcopy(module)
+    if x.dtype == torch.float64:
+        twin.double()
+    twin.train()
+    twin.eval()
+    return twin
+
+
+def _reference_gradients(reference: nn.Module, x: Tensor, names: Collection[str] = ()) -> dict[str, Tensor | None] | None:
+    """Gradients of the backbone; None where it cannot be trained itself, as with an in-place op on what backward needs."""
     try:
-        return _gradients(reference, dict(reference.named_parameters()), x)
+        return _gradients(reference, dict(reference.named_parameters()), x, names)
     except Exception:
         return None
 
 
-def _gradients_of(net: DynamicNetwork, x: Tensor) -> dict[str, Tensor | None]:
+def _gradients_of(net: DynamicNetwork, x: Tensor, names: Collection[str] = ()) -> dict[str, Tensor | None]:
     try:
         with pinned_gates(net, static_weights(net.graph)):
-            return _gradients(net, dict(net.lowered.named_parameters()), x) or {}
+            return _gradients(net, dict(net.lowered.named_parameters()), x, names) or {}
     except DggraphError:
         raise
     except Exception as error:
@@ -118,10 +128,13 @@ def _gradients_of(net: DynamicNetwork, x: Tensor) -> dict[str, Tensor | None]:
         ) from error
 
 
-def _gradients(module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor) -> dict[str, Tensor | None] | None:
-    """{name: gradient} of a fixed random weighting of all outputs; None where no output has a gradient."""
+def _gradients(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, names: Collection[str]
+) -> dict[str, Tensor | None] | None:
+    """{name: gradient} of a fixed random weighting of all outputs, of all parameters or those in `names`; None where no output has one."""
     generator = torch.Generator().manual_seed(0)
-    learned = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    asked = {name: parameter for name, parameter in parameters.items() if name in names or not names}
+    learned = {name: parameter for name, parameter in asked.items() if parameter.requires_grad}
     with unchanged(module), torch.enable_grad():
         outputs = [output for output in tensors_in(module(x.clone())) if output.requires_grad]
         if not outputs or not learned:
@@ -132,7 +145,7 @@ def _gradients(module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Ten
             [(output * weight.to(output)).sum().double() for output, weight in zip(wide, weights, strict=True)]
         ).sum()
         found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
-    return dict.fromkeys(parameters) | dict(zip(learned, found, strict=True))
+    return dict.fromkeys(asked) | dict(zip(learned, found, strict=True))
 
 
 def _is_same(wanted: Tensor | None, given: Tensor | None) -> bool:
@@ -141,28 +154,25 @@ def _is_same(wanted: Tensor | None, given: Tensor | None) -> bool:
     return torch.equal(wanted, given)
 
 
-def _wrong_gradient(expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None]) -> tuple[str, float | None] | None:
-    """The parameter that is furthest from the backbone's, and how far in parts of its size (None: one has none)."""
-    others = [name for name, wanted in expected.items() if not _is_same(wanted, actual.get(name))]
-    if not others:
-        return None
-    largest = max(
-        (float(gradient.abs().max()) for gradient in expected.values() if gradient is not None and gradient.numel()), default=0.0
-    )
-    worst: tuple[str, float | None] | None = None
-    for name in others:
-        wanted, given = expected[name], actual.get(name)
+def _wrong_gradients(
+    expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None], scale: float
+) -> dict[str, float | None]:
+    """The parameters whose gradient is not the backbone's, and how far off it is in parts of its size (None: one has none).
+
+    `scale` is the largest gradient of any parameter: rounding of a hundredth of it counts for little.
+    """
+    wrong: dict[str, float | None] = {}
+    for name, wanted in expected.items():
+        given = actual.get(name)
+        if _is_same(wanted, given):
+            continue
         if wanted is None or given is None:
             is_zero = all(one is None or not one.count_nonzero() for one in (wanted, given))
-            if wanted is not given and not (wanted is None and is_zero):
-                return name, None
+            if not (wanted is None and is_zero):
+                wrong[name] = None
             continue
-        difference, size = (
-            float((wanted - given).abs().max()) if wanted.numel() else 0.0,
-            float(wanted.abs().max()) if wanted.numel() else 0.0,
-        )
+        difference, size = float((wanted - given).abs().max()), float(wanted.abs().max())
         tolerance = GRADIENT_TOLERANCE.get(wanted.dtype, 5e-2)
-        if not difference <= tolerance * max(size, 0.01 * largest):
-            share = difference / max(size, 1e-30)
-            worst = (name, share) if worst is None or worst[1] is None or share > worst[1] else worst
-    return worst
+        if not difference <= tolerance * max(size, 0.01 * scale):
+            wrong[name] = difference / max(size, 1e-30)
+    return wrong
