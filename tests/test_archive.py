@@ -165,7 +165,7 @@ def test_a_block_that_the_trace_does_not_have(made: Any, tmp_path: Path) -> None
 def test_save_never_overwrites_something_else(made: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "draft.txt").write_text("years")
-    with pytest.raises(ArchiveError, match="no dggraph archive"):
+    with pytest.raises(ArchiveError, match="is not a dggraph archive"):
         dggraph.save(made[0], tmp_path / "thesis")
     assert (tmp_path / "thesis" / "draft.txt").read_text() == "years"
 

@@ -44,7 +44,7 @@ def test_another_size_than_annotated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a.png' is 20 x 10 pixels, but its annotations were drawn on 10 x 20"):
         BoxDataset([entry(picture(tmp_path), 10, 20)])[0]
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="no image that can be read"):
+    with pytest.raises(InputError, match="not an image that can be read"):
         BoxDataset([entry(tmp_path / "a.png")])[0]
 
 

@@ -323,7 +323,7 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     with torch.no_grad():
         (output,) = detected.model([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255])
     labels = output["labels"].tolist()
-    prediction = make_detector_predictor(detected.model, detected.net, classes=detected.classes, name="n").see(image)
+    prediction = make_detector_predictor(detected.model, detected.net, classes=detected.classes, name="n").predict(image)
     assert (
         prediction.detected is not None
         and 0 in labels

@@ -124,7 +124,7 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "pipe.png")], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "refused\n", done.stderr
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="is not a file"):
         open_image(tmp_path)
     with pytest.raises(InputError, match="none"):
         open_image(tmp_path / "none.png")
