@@ -136,3 +136,9 @@ def test_what_has_no_backbone() -> None:
     dggraph.convert_backbone_(detector)
     with pytest.raises(InputError, match="dynamic already"):
         dggraph.convert_backbone_(detector)
+
+
+def test_a_detector_given_to_convert_is_told_what_to_do() -> None:
+    detector = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    with pytest.raises(InputError, match=r"SSD is a detector .* dggraph\.convert_backbone_\(detector\)"):
+        dggraph.convert(detector, torch.zeros(1, 3, 64, 64))

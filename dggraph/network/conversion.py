@@ -195,6 +195,12 @@ def plain_backbone(model: object) -> nn.Module:
             given = f"a mapping ({type(model).__name__})"
             hint = " A state dict holds weights only: build the model, model.load_state_dict(...), and convert that."
         raise InputError(f"convert takes an nn.Module or a MODEL name, not {given}.{hint}")
+    is_detection = any(kind.__module__.startswith("torchvision.models.detection") for kind in type(model).__mro__)
+    if is_detection and hasattr(model, "backbone"):
+        raise InputError(
+            f"{type(model).__name__} is a detector and takes a list of images. Convert the backbone inside it, in place: "
+            "dggraph.convert_backbone_(detector)."
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise InputError(
