@@ -169,7 +169,7 @@ def test_cifar_in_colour_and_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(opened(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0])
 
 
-@pytest.mark.parametrize("validation", ["val", "validation"])
+@pytest.mark.parametrize("validation", ["val", "validation", "valid"])
 def test_folders_of_images(tmp_path: Path, validation: str) -> None:
     found = opened(keys("imagefolder", write_folders(tmp_path, validation=validation)), Preprocess(input_size=(3, 24, 24)))
     assert found.classes == ("cat", "dog")

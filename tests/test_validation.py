@@ -40,7 +40,7 @@ def validated(net: DynamicNetwork, config: TrainConfig, limit: int | None = None
     return open_validation(net, config.source, preprocess=preprocess, limit=limit)
 
 
-@pytest.mark.parametrize("within", ["val", "validation", "."])
+@pytest.mark.parametrize("within", ["val", "validation", "valid", "."])
 def test_a_folder_needs_no_training_part(net: DynamicNetwork, tmp_path: Path, within: str) -> None:
     write(tmp_path / within, ["bee/1.png", "ant/2.png", "ant/1.png"])
     data = validated(net, config(tmp_path))

@@ -28,6 +28,8 @@ from dggraph.models.registry import import_function
 
 NAMES = ("imagefolder", *SMALL_SETS)
 NO_LABEL = -1
+VALIDATION_FOLDERS = ("val", "validation", "valid")
+"""Names of the validation part, the first that is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
 
 
 def _open_folder(source: Source, preprocess: Preprocess, augmentation: Augmentation) -> TrainingData:
-    folder, names = source.data_dir, ("val", "validation")
+    folder, names = source.data_dir, VALIDATION_FOLDERS
     if folder is None:
         raise InputError("imagefolder needs data_dir: a folder with train/CLASS/... and val/CLASS/...")
     validation = next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from dggraph.data.augmentation import Augmentation, evaluation_transform
 from dggraph.data.class_names import as_text
 from dggraph.data.folders import read_folder
 from dggraph.data.image_sets import composed, evenly_spaced
-from dggraph.data.sources import FileDataset, Source, open_data
+from dggraph.data.sources import VALIDATION_FOLDERS, FileDataset, Source, open_data
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.network import DynamicNetwork
@@ -78,7 +77,7 @@ def open_validation(
 def _open(source: Source, preprocess: Preprocess) -> ValidationData:
     folder = source.data_dir
     if source.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
-        names: tuple[Path, ...] = (folder / "val", folder / "validation", folder)
+        names = (*(folder / name for name in VALIDATION_FOLDERS), folder)
         found = read_folder(next(name for name in names if name.is_dir()), source.on_bad_image)
         return ValidationData(FileDataset(found.items, evaluation_transform(preprocess)), found.classes, found.skipped, found.notes)
     data = open_data(source, preprocess, Augmentation())
