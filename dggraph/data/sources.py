@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dggraph.data.augmentation import Augmentation, Transform, evaluation_transform, training_transform
-from dggraph.data.folders import ReadFolder, read_folder, refuse_empty, telling_way_out
+from dggraph.data.folders import OnBadImage, ReadFolder, read_folder, refuse_empty, telling_way_out
 from dggraph.data.image_sets import Item
 from dggraph.data.pixels import SMALL_SETS, Pixels, read_pixels
 from dggraph.errors import DggraphError, InputError
@@ -44,8 +44,8 @@ class Source:
     """Outputs of the network, where that was said."""
     is_labelled: bool = True
     """False for images without classes, which distillation learns from."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    on_bad_box: Literal["error", "skip"] = "error"
+    on_bad_image: OnBadImage = "error"
+    on_bad_box: OnBadImage = "error"
     argument: Any = None
     """What `package.module:function` is called with."""
 

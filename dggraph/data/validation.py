@@ -13,7 +13,7 @@ from dggraph.data.folders import read_folder
 from dggraph.data.image_sets import composed, evenly_spaced
 from dggraph.data.sources import VALIDATION_FOLDERS, FileDataset, Source, open_data
 from dggraph.errors import InputError
-from dggraph.models.preprocessing import Preprocess
+from dggraph.models.preprocessing import Preprocess, require_preprocess
 from dggraph.network.network import DynamicNetwork
 
 
@@ -63,9 +63,7 @@ def open_validation(
         InputError: as for `open_data`; or the network does not say how images become its input; or it names its outputs, and a class of
             the set is not among them.
     """
-    preprocess = preprocess or net.preprocess
-    if preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    preprocess = require_preprocess(preprocess or net.preprocess)
     data = _open(source, preprocess)
     data = replace(data, classes=as_text(data.classes))
     data = _as_named(data, None if net.labels is None else as_text(net.labels), source.dataset)

@@ -12,11 +12,12 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 
+from dggraph.data.folders import OnBadImage
 from dggraph.data.image_sets import ImageSet, Item, evenly_spaced
 from dggraph.errors import DggraphError, GateError, InputError
 from dggraph.evaluation.atlas_counts import AtlasCounts
@@ -25,8 +26,6 @@ from dggraph.evaluation.recording import Prediction, Predictor, as_predictor
 from dggraph.graph.atlas import Atlas, Instance
 from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.system import processes
-
-OnBadImage = Literal["error", "skip"]
 
 SAVE_SECONDS = 10.0
 THUMBNAIL_PIXELS, DETECTED_PIXELS = 96, 480

@@ -17,7 +17,7 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.graph.atlas import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.models.preprocessing import Picturable
+from dggraph.models.preprocessing import Picturable, require_preprocess
 from dggraph.network.digests import digest_of
 from dggraph.network.execution import refuse_nan
 from dggraph.network.network import DynamicNetwork, Gates, class_names
@@ -110,8 +110,7 @@ def make_predictor(net: DynamicNetwork) -> Predictor:
         >>> len(predictor.predict(Image.new("RGB", (40, 40))).classes)
         5
     """
-    if net.preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    require_preprocess(net.preprocess)
     require_stages(net)
     predict, identify = partial(_predict, net), partial(identify_network, net)
     return Predictor(name=net.graph.name, net=net, predict=predict, identify=identify, is_detector=False)
@@ -194,10 +193,9 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
 
 
 def _batch_of(net: DynamicNetwork, images: Picturable | list[Picturable]) -> Tensor:
-    if net.preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    preprocess = require_preprocess(net.preprocess)
     several = images if isinstance(images, list) else [images]
-    x = torch.cat([net.preprocess(image) for image in several])
+    x = torch.cat([preprocess(image) for image in several])
     parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
     return x.to(parameter.device, parameter.dtype)
 

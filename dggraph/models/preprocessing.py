@@ -70,6 +70,17 @@ class Preprocess:
         return preprocess_image(as_image(image), self)
 
 
+def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
+    """What a network says of its input.
+
+    Raises:
+        InputError: it says nothing.
+    """
+    if preprocess is None:
+        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+    return preprocess
+
+
 def as_image(image: "Picturable") -> Image.Image:
     """A path opened, an array wrapped, a PIL image as it is.
 
