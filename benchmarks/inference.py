@@ -1,9 +1,11 @@
-"""Inference of every executor over the static backbone, at kept MACs .5, .75 and 1.0 of the whole network.
+"""Inference of every executor over the static backbone, at kept MACs .5, .75 and 1.0 of the whole
+network.
 
     python benchmarks/inference.py [--rounds 15] [--output FILE.jsonl]
 
-Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the nodes that are kept is open. `dense` is masked
-execution. C++ kernels are used where they are built; DGGRAPH_KERNELS=0 turns them off.
+Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the
+nodes that are kept is open. `dense` is masked execution. C++ kernels are used where they are built;
+DGGRAPH_KERNELS=0 turns them off.
 """
 
 import argparse
@@ -38,8 +40,17 @@ def main(rounds: int, output: Path | None) -> None:
         net = dggraph.convert(backbone, x[:1], router=router).eval()
         for kept in (0.5, 0.75, 1.0):
             realised, timings = time_inference(net, backbone, x, kept, rounds=rounds)
-            row = {"case": name, "batch": batch, "router": router, "kernels": kernels.load(), "kept": round(realised, 3)}
-            row |= {t.name: [round(t.ratio, 3), round(t.low, 3), round(t.high, 3), t.is_reliable] for t in timings[1:]}
+            row = {
+                "case": name,
+                "batch": batch,
+                "router": router,
+                "kernels": kernels.load(),
+                "kept": round(realised, 3),
+            }
+            row |= {
+                t.name: [round(t.ratio, 3), round(t.low, 3), round(t.high, 3), t.is_reliable]
+                for t in timings[1:]
+            }
             print(json.dumps(row), flush=True)
             if output:
                 with output.open("a") as stream:
@@ -47,7 +58,9 @@ def main(rounds: int, output: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()

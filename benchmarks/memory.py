@@ -1,4 +1,6 @@
-"""Peak of the tensor memory that a function allocates, on the CPU: every storage that an op makes is counted until it is freed."""
+"""Peak of the tensor memory that a function allocates, on the CPU: every storage that an op makes
+is counted until it is freed.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -17,7 +19,11 @@ class _Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        known = {
+            id(t.untyped_storage())
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -37,7 +43,9 @@ class _Tracker(TorchDispatchMode):
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes alive at once of what `function` allocated; parameters and inputs made before do not count."""
+    """Most bytes alive at once of what `function` allocated; parameters and inputs made before do
+    not count.
+    """
     with _Tracker() as tracker:
         function()
     return tracker.peak

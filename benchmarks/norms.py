@@ -1,12 +1,15 @@
-"""Which statistics should the batch norms of routed blocks have? Test accuracy on Fashion-MNIST, small nets trained to skip work.
+"""Which statistics should the batch norms of routed blocks have? Test accuracy on Fashion-MNIST,
+small nets trained to skip work.
 
     python benchmarks/norms.py [--seeds 3] [--epochs 5] [--images 6000]
 
 Training is dense-masked with anchored gates, threshold 0.5 and a budget. Per seed, two nets:
-- trained as the package does, dead rows (zeros) in the batch statistics, then tested (a) as trained, (a') with statistics taken anew over
-  the training images, dead rows still in, (b) after `recalibrate_norms_`;
-- (c) trained with batch statistics of live rows only, tested as trained.
-(a') tells apart what a fresh average does and what leaving dead rows out does. Data: `apt-get install dataset-fashion-mnist`.
+- trained as the package does, dead rows (zeros) in the batch statistics, then tested (a) as
+  trained, (a') with statistics taken anew over the training images, dead rows still in, (b) after
+  `recalibrate_norms_`;
+- (c) trained with batch statistics of live rows only, tested as trained. (a') tells apart what a
+fresh average does and what leaving dead rows out does. Data: `apt-get install
+dataset-fashion-mnist`.
 """
 
 import argparse
@@ -48,9 +51,13 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16))
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16)
+        )
         self.stage1 = nn.Sequential(*(Block(16) for _ in range(4)))
-        self.down = nn.Sequential(nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32))
+        self.down = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)
+        )
         self.stage2 = nn.Sequential(*(Block(32) for _ in range(4)))
         self.head = nn.Linear(32, 10)
 
@@ -61,7 +68,9 @@ class Net(nn.Module):
 
 
 class LiveNorm(nn.BatchNorm2d):
-    """Batch statistics over the rows that `live` names; the dead rows' results are never used, so they are zeros."""
+    """Batch statistics over the rows that `live` names; the dead rows' results are never used, so
+    they are zeros.
+    """
 
     live: dict[str, Tensor]
 
@@ -70,18 +79,24 @@ class LiveNorm(nn.BatchNorm2d):
         if not self.training or live_B is None or bool(live_B.all()):
             return super().forward(x)
         if int(live_B.sum()) < 2:
-            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         result = torch.zeros_like(x)
         return result.index_put((live_B.nonzero()[:, 0],), super().forward(x[live_B]))
 
 
 def use_live_rows(net: Any) -> None:
-    """Make the norms of routed blocks see live rows only. A dead block's input is exactly zero, which tells."""
+    """Make the norms of routed blocks see live rows only. A dead block's input is exactly zero,
+    which tells.
+    """
     for stage in (net.lowered.stage1, net.lowered.stage2):
         for block in stage:
             live: dict[str, Tensor] = {}
 
-            def note(_module: nn.Module, args: tuple[Tensor], live: dict[str, Tensor] = live) -> None:
+            def note(
+                _module: nn.Module, args: tuple[Tensor], live: dict[str, Tensor] = live
+            ) -> None:
                 live["rows"] = args[0].detach().flatten(1).ne(0).any(1)
 
             block.conv1.register_forward_pre_hook(note)
@@ -92,13 +107,19 @@ def use_live_rows(net: Any) -> None:
 def load(split: str, count: int) -> tuple[Tensor, Tensor]:
     """The first `count` images, normalised, and their labels."""
     with gzip.open(DATA / f"{split}-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16).reshape(
+            -1, 1, 28, 28
+        )
     with gzip.open(DATA / f"{split}-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
-    return (torch.from_numpy(pixels.copy()).float() / 255 - 0.2860) / 0.3530, torch.from_numpy(labels.copy()).long()
+    return (torch.from_numpy(pixels.copy()).float() / 255 - 0.2860) / 0.3530, torch.from_numpy(
+        labels.copy()
+    ).long()
 
 
-def train(seed: int, images: Tensor, labels: Tensor, epochs: int, *, target: float, live_rows: bool) -> Any:
+def train(
+    seed: int, images: Tensor, labels: Tensor, epochs: int, *, target: float, live_rows: bool
+) -> Any:
     """A net that meets the budget about `target`."""
     torch.manual_seed(seed)
     net = dggraph.convert(Net(), images[:1], router="node").train()
@@ -106,7 +127,10 @@ def train(seed: int, images: Tensor, labels: Tensor, epochs: int, *, target: flo
         use_live_rows(net)
     routers = [p for name, p in net.lowered.named_parameters() if name.startswith("dg_")]
     others = [p for name, p in net.lowered.named_parameters() if not name.startswith("dg_")]
-    optimiser = torch.optim.AdamW([{"params": others, "weight_decay": 0.05}, {"params": routers, "weight_decay": 0.0}], lr=3e-3)
+    optimiser = torch.optim.AdamW(
+        [{"params": others, "weight_decay": 0.05}, {"params": routers, "weight_decay": 0.0}],
+        lr=3e-3,
+    )
     num_steps = epochs * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=num_steps)
     step = 0
@@ -136,7 +160,11 @@ def test(net: Any, images: Tensor, labels: Tensor) -> dict[str, float]:
         for matrix in part.adjacency.values()
         for vertex in range(1, matrix.shape[-1] - 1)
     ]
-    return {"accuracy": 100 * float(right.double().mean()), "kept": float(macs), "dead": float(torch.stack(dead).mean())}
+    return {
+        "accuracy": 100 * float(right.double().mean()),
+        "kept": float(macs),
+        "dead": float(torch.stack(dead).mean()),
+    }
 
 
 @torch.no_grad()
@@ -163,18 +191,29 @@ def main() -> None:
         refresh_(fresh, images)
         recalibrate_norms_(live, images.split(BATCH))
         other = train(seed, images, labels, options.epochs, target=options.target, live_rows=True)
-        names = ["(a) as trained", "(a') anew, dead rows in", "(b) recalibrate_norms_", "(c) trained on live rows"]
+        names = [
+            "(a) as trained",
+            "(a') anew, dead rows in",
+            "(b) recalibrate_norms_",
+            "(c) trained on live rows",
+        ]
         for name, one in zip(names, [net, fresh, live, other], strict=True):
             rows.setdefault(name, []).append(test(one, *held_out))
             print(json.dumps({"seed": seed, "statistics": name} | rows[name][-1]), flush=True)
-    print("\n| statistics | accuracy, mean ± spread | minus (a), per seed | kept | dead |\n|---|---|---|---|---|")
+    print(
+        "\n| statistics | accuracy, mean ± spread | minus (a), per seed | kept | dead"
+        " |\n|---|---|---|---|---|"
+    )
     base = [row["accuracy"] for row in rows["(a) as trained"]]
     for name, found in rows.items():
         scores = [row["accuracy"] for row in found]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         gains = " ".join(f"{score - one:+.2f}" for score, one in zip(scores, base, strict=True))
         kept, dead = (statistics.mean(row[key] for row in found) for key in ("kept", "dead"))
-        print(f"| {name} | {statistics.mean(scores):.2f} ± {spread:.2f} | {gains} | {kept:.2f} | {dead:.2f} |")
+        print(
+            f"| {name} | {statistics.mean(scores):.2f} ± {spread:.2f} | {gains} | {kept:.2f} |"
+            f" {dead:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""A training step of the converted network, every edge open, over the static backbone's; peak memory; squeeze-and-excitation beside it.
+"""A training step of the converted network, every edge open, over the static backbone's; peak
+memory; squeeze-and-excitation beside it.
 
     python benchmarks/training.py [--rounds 20] [--compile] [--only NAME]
 
-A step is forward, cross entropy, backward and SGD with momentum. All edges are held open at weights near 1 / (edges into the node), so that
-aggregation does its full work; routers and gates run. Peak memory counts the tensors a step allocates.
+A step is forward, cross entropy, backward and SGD with momentum. All edges are held open at weights
+near 1 / (edges into the node), so that aggregation does its full work; routers and gates run. Peak
+memory counts the tensors a step allocates.
 """
 
 import argparse
@@ -32,17 +34,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 
 
 def opened(net: Any) -> dict[str, torch.Tensor]:
-    """Every edge above the threshold; thresholds go to 0 so that the weights may be small enough for sums to stay tame."""
+    """Every edge above the threshold; thresholds go to 0 so that the weights may be small enough
+    for sums to stay tame.
+    """
     weights = {}
     for name, stage in net.macs_table.stages.items():
         net.lowered.get_submodule(f"dg_{name}").get_buffer("threshold").zero_()
         counts = torch.bincount(torch.tensor(stage.layout.targets))
-        weights[name] = torch.tensor([1.0 / float(counts[target]) for target in stage.layout.targets])
+        weights[name] = torch.tensor(
+            [1.0 / float(counts[target]) for target in stage.layout.targets]
+        )
     return weights
 
 
 def step(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+    optimiser = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9
+    )
     labels = torch.arange(len(x)) % 10
 
     def once() -> object:
@@ -69,16 +77,27 @@ def measure(name: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name, "compiled": is_compiled, "kernels": kernels.load()}
     if not is_compiled:
         base = peak_bytes(step(static, x))
-        row["peak memory"] = {label: peak_bytes(step(model, x)) / base for label, model in models.items()}
+        row["peak memory"] = {
+            label: peak_bytes(step(model, x)) / base for label, model in models.items()
+        }
     wrap = torch.compile if is_compiled else (lambda model: model)
-    timings = compare(step(wrap(static), x), {label: step(wrap(model), x) for label, model in models.items()}, rounds=rounds)
+    timings = compare(
+        step(wrap(static), x),
+        {label: step(wrap(model), x) for label, model in models.items()},
+        rounds=rounds,
+    )
     row["seconds"] = timings[0].seconds
-    row["time"] = {t.name: {"ratio": t.ratio, "low": t.low, "high": t.high, "is_reliable": t.is_reliable} for t in timings[1:]}
+    row["time"] = {
+        t.name: {"ratio": t.ratio, "low": t.low, "high": t.high, "is_reliable": t.is_reliable}
+        for t in timings[1:]
+    }
     return row
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", default="")

@@ -1,7 +1,7 @@
 """dggraph: turn any static vision backbone into a Dynamic Graph Network (arXiv 2010.01097).
 
-The names below and those of `dggraph.losses`, `training`, `evaluation`, `detection` and `errors` are the whole public surface. Each is
-imported on first use.
+The names below and those of `dggraph.losses`, `training`, `evaluation`, `detection` and `errors`
+are the whole public surface. Each is imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,6 @@
-"""Every error dggraph raises on purpose: one class per meaning, each message says what, why and how to fix it."""
+"""Every error dggraph raises on purpose: one class per meaning, each message says what, why and how
+to fix it.
+"""
 
 
 class DggraphError(Exception):
@@ -6,7 +8,9 @@ class DggraphError(Exception):
 
 
 class DggraphWarning(UserWarning):
-    """Something that a user should know and that ends nothing; the command line prints it as one line."""
+    """Something that a user should know and that ends nothing; the command line prints it as one
+    line.
+    """
 
 
 class InputError(DggraphError):
@@ -14,11 +18,15 @@ class InputError(DggraphError):
 
 
 class BranchError(InputError):
-    """A batch for which the backbone's own forward would take another branch than the one that was traced."""
+    """A batch for which the backbone's own forward would take another branch than the one that was
+    traced.
+    """
 
 
 class TraceError(DggraphError):
-    """`torch.fx` could not trace the backbone; the message names the module, the line and the way out."""
+    """`torch.fx` could not trace the backbone; the message names the module, the line and the way
+    out.
+    """
 
 
 class DiscoveryError(DggraphError):
@@ -42,11 +50,15 @@ class LoweringError(DggraphError):
 
 
 class BackboneOnlyError(DggraphError, AttributeError):
-    """Something that the backbone can do and a converted network cannot; the message says what to do before converting."""
+    """Something that the backbone can do and a converted network cannot; the message says what to
+    do before converting.
+    """
 
 
 class StructureError(DggraphError):
-    """A module of a converted network was taken away, or replaced by one that its graph cannot run."""
+    """A module of a converted network was taken away, or replaced by one that its graph cannot
+    run.
+    """
 
 
 class GateError(DggraphError):
@@ -58,7 +70,9 @@ class GradientError(DggraphError):
 
 
 class HookError(DggraphError):
-    """A hook was put where the converted network cannot run it, or does what it cannot do there; the message names other modules."""
+    """A hook was put where the converted network cannot run it, or does what it cannot do there;
+    the message names other modules.
+    """
 
 
 class ArchiveError(DggraphError):
@@ -74,12 +88,18 @@ class KernelError(DggraphError):
 
 
 class CheckpointError(DggraphError):
-    """A training checkpoint is damaged or cannot be written; the message says which, and what still holds."""
+    """A training checkpoint is damaged or cannot be written; the message says which, and what still
+    holds.
+    """
 
 
 class TrainingError(DggraphError):
-    """Training cannot go on: a loss is not finite, the processes disagree, or what it computes cannot be written."""
+    """Training cannot go on: a loss is not finite, the processes disagree, or what it computes
+    cannot be written.
+    """
 
 
 class LostProcessError(TrainingError):
-    """Other processes of the same run cannot be reached; where one of them has said why it ended, that is the error to look at."""
+    """Other processes of the same run cannot be reached; where one of them has said why it ended,
+    that is the error to look at.
+    """

@@ -1,16 +1,21 @@
-"""Names that are imported when they are first used, so that `import dggraph` does not import torch."""
+"""Names that are imported when they are first used, so that `import dggraph` does not import
+torch.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazily(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package.
 
     Args:
         package: its name.
-        homes: per public name the module that defines it; a module of the package itself is its own home.
+        homes: per public name the module that defines it; a module of the package itself is its own
+            home.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""Modules that once had another path: importing them there still works in versions 0.1 and 0.2, with a DeprecationWarning.
+"""Modules that once had another path: importing them there still works in versions 0.1 and 0.2,
+with a DeprecationWarning.
 
 Public names are importable from `dggraph` and its public submodules, and stay there.
 """
@@ -110,13 +111,21 @@ class _Alias:  # not an importlib.abc.Loader, whose module takes 20 ms to import
         if name == PACKAGE:
             return
         home = f"dggraph.{MOVED[name.removeprefix('dggraph.')]}"
-        warnings.warn(f"{name} is called {home} now; the old path goes away in version 0.3.", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{name} is called {home} now; the old path goes away in version 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         sys.modules[name] = import_module(home)
 
 
 class _Finder:
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname == PACKAGE or (fullname.startswith("dggraph.") and fullname.removeprefix("dggraph.") in MOVED):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == PACKAGE or (
+            fullname.startswith("dggraph.") and fullname.removeprefix("dggraph.") in MOVED
+        ):
             return ModuleSpec(fullname, cast("Any", _Alias()), is_package=fullname == PACKAGE)
         return None
 

@@ -1,4 +1,5 @@
-"""Make what `dggraph demo` shows: the network of a run, and two test images a class, right ones, with different paths where there are some.
+"""Make what `dggraph demo` shows: the network of a run, and two test images a class, right ones,
+with different paths where there are some.
 
 dggraph train fashion_mnist --experiment demo
 python docs/demo_assets.py runs/demo/archive
@@ -34,7 +35,9 @@ def main(archive: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for number, label in enumerate(net.labels):
-        right = [index for index, one in enumerate(labels.tolist()) if one == number and is_right[index]]
+        right = [
+            index for index, one in enumerate(labels.tolist()) if one == number and is_right[index]
+        ]
         other = next((index for index in right if paths[index] != paths[right[0]]), right[1])
         name = "".join(char if char.isalnum() else "-" for char in label.lower())
         for place, index in enumerate((right[0], other)):

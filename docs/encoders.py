@@ -1,4 +1,6 @@
-"""Small encoders of other libraries, with random weights and without downloads, for `sweep.py`: label -> (builder, side in pixels)."""
+"""Small encoders of other libraries, with random weights and without downloads, for `sweep.py`:
+label -> (builder, side in pixels).
+"""
 
 import contextlib
 import io
@@ -7,7 +9,13 @@ from typing import Any
 
 Encoders = dict[str, tuple[Callable[[], Any], int]]
 WIDTHS, ONE_HEAD = [8, 16, 24, 32], [1, 1, 1, 1]
-VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 64}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 64,
+}
 SWIN = {"image_size": 64, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 
 
@@ -16,16 +24,25 @@ def transformers_encoders() -> Encoders:
     import transformers as hf
 
     four = {"hidden_sizes": WIDTHS, "depths": [2, 2, 3, 2]}
-    pyramid = {"image_size": 64, "hidden_sizes": WIDTHS, "depths": [2, 2, 2, 2], "num_attention_heads": ONE_HEAD}
+    pyramid = {
+        "image_size": 64,
+        "hidden_sizes": WIDTHS,
+        "depths": [2, 2, 2, 2],
+        "num_attention_heads": ONE_HEAD,
+    }
     options: dict[str, dict[str, Any]] = {
-        "ResNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [3, 3]},
-        "ResNetBackbone": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [3, 3], "out_features": ["stage1", "stage2"]},
+        "ResNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths":
+        [3, 3]},
+        "ResNetBackbone": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [3, 3],
+        "out_features": ["stage1", "stage2"]},
         "ConvNextForImageClassification": four,
         "ConvNextV2ForImageClassification": four,
-        "RegNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 3, 3, 2], "groups_width": 8},
+        "RegNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32, 48, 64],
+        "depths": [1, 3, 3, 2], "groups_width": 8},
         "MobileNetV1ForImageClassification": {"depth_multiplier": 0.25},
         "MobileNetV2ForImageClassification": {"depth_multiplier": 0.35},
-        "EfficientNetForImageClassification": {"width_coefficient": 0.25, "depth_coefficient": 1.0, "image_size": 64, "hidden_dim": 320},
+        "EfficientNetForImageClassification": {"width_coefficient": 0.25, "depth_coefficient": 1.0,
+        "image_size": 64, "hidden_dim": 320},
         "ViTForImageClassification": VIT,
         "DeiTForImageClassification": VIT,
         "BeitForImageClassification": VIT,
@@ -46,20 +63,27 @@ def transformers_encoders() -> Encoders:
         "PvtForImageClassification": pyramid,
         "PvtV2ForImageClassification": pyramid,
         "MobileViTForImageClassification": {
-            "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 16, 24, 32, 48],
+            "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 16, 24,
+            32, 48],
         },
         "MobileViTV2ForImageClassification": {"image_size": 64, "width_multiplier": 0.25},
         "LevitForImageClassification": {
-            "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [2, 2, 2], "key_dim": [8, 8, 8],
+            "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2],
+            "depths": [2, 2, 2], "key_dim": [8, 8, 8],
         },
-        "BitForImageClassification": {"embedding_size": 32, "hidden_sizes": [128, 256], "depths": [2, 3]},
+        "BitForImageClassification": {"embedding_size": 32, "hidden_sizes": [128, 256], "depths":
+        [2, 3]},
         "PoolFormerForImageClassification": four,
-        "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
-        "FocalNetForImageClassification": {"image_size": 64, "embed_dim": 12, "depths": [2, 2, 3, 2]},
+        "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth":
+        [1, 2, 3]},
+        "FocalNetForImageClassification": {"image_size": 64, "embed_dim": 12, "depths": [2, 2, 3,
+        2]},
         "SwiftFormerForImageClassification": {"embed_dims": WIDTHS, "depths": [2, 2, 3, 2]},
-        "HieraForImageClassification": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 2, 3, 2], "num_heads": [1, 2, 4, 8]},
+        "HieraForImageClassification": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 2, 3,
+        2], "num_heads": [1, 2, 4, 8]},
         "DPTForDepthEstimation": VIT | {
-            "num_hidden_layers": 4, "patch_size": 16, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 8, 8],
+            "num_hidden_layers": 4, "patch_size": 16, "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [8, 8, 8, 8],
             "fusion_hidden_size": 8, "is_hybrid": False,
         },
         "TextNetForImageClassification": {},
@@ -77,10 +101,13 @@ def smp_encoders() -> Encoders:
     import segmentation_models_pytorch as smp
 
     names = (
-        "resnet18", "mobilenet_v2", "efficientnet-b0", "timm-regnetx_002", "densenet121", "se_resnet50", "mit_b0", "dpn68", "vgg11",
+        "resnet18", "mobilenet_v2", "efficientnet-b0", "timm-regnetx_002", "densenet121",
+        "se_resnet50", "mit_b0", "dpn68", "vgg11",
         "xception", "mobileone_s0", "timm-skresnet18", "tu-convnext_atto",
     )  # fmt: skip
-    found: Encoders = {name: (lambda name=name: smp.encoders.get_encoder(name, weights=None), 64) for name in names}
+    found: Encoders = {
+        name: (lambda name=name: smp.encoders.get_encoder(name, weights=None), 64) for name in names
+    }
     found["Unet(resnet18)"] = (lambda: smp.Unet("resnet18", encoder_weights=None), 64)
     found["FPN(mobilenet_v2)"] = (lambda: smp.FPN("mobilenet_v2", encoder_weights=None), 64)
     return found
@@ -94,16 +121,32 @@ def open_clip_encoders() -> Encoders:
 
     def vit(**options: Any) -> Callable[[], Any]:
         return lambda: VisionTransformer(
-            image_size=64, patch_size=16, width=32, layers=3, heads=2, mlp_ratio=2, output_dim=16, **options
+            image_size=64,
+            patch_size=16,
+            width=32,
+            layers=3,
+            heads=2,
+            mlp_ratio=2,
+            output_dim=16,
+            **options,
         )
 
     return {
-        "ModifiedResNet(RN50)": (lambda: ModifiedResNet([3, 4, 6, 3], output_dim=32, heads=4, image_size=64, width=8), 64),
+        "ModifiedResNet(RN50)": (
+            lambda: ModifiedResNet([3, 4, 6, 3], output_dim=32, heads=4, image_size=64, width=8),
+            64,
+        ),
         "VisionTransformer": (vit(), 64),
         "VisionTransformer(layer scale)": (vit(ls_init_value=0.1), 64),
         "VisionTransformer(average pool)": (vit(pool_type="avg"), 64),
-        "TimmModel(convnext_atto)": (lambda: TimmModel("convnext_atto", embed_dim=16, image_size=64), 64),
-        "TimmModel(vit_tiny_patch16_224)": (lambda: TimmModel("vit_tiny_patch16_224", embed_dim=16), 224),
+        "TimmModel(convnext_atto)": (
+            lambda: TimmModel("convnext_atto", embed_dim=16, image_size=64),
+            64,
+        ),
+        "TimmModel(vit_tiny_patch16_224)": (
+            lambda: TimmModel("vit_tiny_patch16_224", embed_dim=16),
+            224,
+        ),
     }
 
 
@@ -112,9 +155,12 @@ def pytorchcv_encoders() -> Encoders:
     from pytorchcv.model_provider import get_model
 
     names = (
-        "resnet10", "preresnet18", "seresnet10", "resnext14_16x4d", "resneta10", "cbam_resnet18", "diaresnet10", "mobilenet_wd4",
-        "mobilenetv2_wd4", "mobilenetv3_small_w7d20", "shufflenetv2_wd2", "menet108_8x1_g3", "igcv3_wd4", "mnasnet_small", "ghostnet",
-        "efficientnet_b0", "fbnet_cb", "spnasnet", "proxylessnas_cpu", "regnetx002", "densenet121", "squeezenet_v1_0", "vgg11",
+        "resnet10", "preresnet18", "seresnet10", "resnext14_16x4d", "resneta10", "cbam_resnet18",
+        "diaresnet10", "mobilenet_wd4",
+        "mobilenetv2_wd4", "mobilenetv3_small_w7d20", "shufflenetv2_wd2", "menet108_8x1_g3",
+        "igcv3_wd4", "mnasnet_small", "ghostnet",
+        "efficientnet_b0", "fbnet_cb", "spnasnet", "proxylessnas_cpu", "regnetx002", "densenet121",
+        "squeezenet_v1_0", "vgg11",
         "selecsls42", "dla34", "hrnet_w18_small_v1",
     )  # fmt: skip
 

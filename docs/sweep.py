@@ -1,13 +1,16 @@
-"""Convert every torchvision classifier, one small model of each timm file, or encoders of other libraries, and write what holds as a table.
+"""Convert every torchvision classifier, one small model of each timm file, or encoders of other
+libraries, and write what holds as a table.
 
-    python docs/sweep.py torchvision        writes docs/tables/torchvision.md
-    python docs/sweep.py timm               writes docs/tables/timm.md
-    python docs/sweep.py transformers       and so on for `smp`, `open_clip` and `pytorchcv`: see encoders.py
+    python docs/sweep.py torchvision        writes docs/tables/torchvision.md python docs/sweep.py
+    timm               writes docs/tables/timm.md python docs/sweep.py transformers       and so on
+    for `smp`, `open_clip` and `pytorchcv`: see encoders.py
 
-Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and `keep` (fresh routers, a batch size that
-was not traced), `lift` within 1e-5 max |y|, seeded random routers against the original modules run through hooks (both in float64 where
-deep random weights magnify float32's rounding), and whether opening each non-static edge (40 a model, spread evenly; fewer where a pass
-takes seconds) changes the output. Results are appended to a .jsonl as they come; run again to continue.
+Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and
+`keep` (fresh routers, a batch size that was not traced), `lift` within 1e-5 max |y|, seeded random
+routers against the original modules run through hooks (both in float64 where deep random weights
+magnify float32's rounding), and whether opening each non-static edge (40 a model, spread evenly;
+fewer where a pass takes seconds) changes the output. Results are appended to a .jsonl as they come;
+run again to continue.
 """
 
 import copy
@@ -49,7 +52,9 @@ def torchvision_models() -> Iterator[tuple[str, str]]:
 
 
 def timm_models() -> Iterator[tuple[str, str]]:
-    """(file, MODEL name) of the smallest model that each timm file registers, by parameters on the meta device."""
+    """(file, MODEL name) of the smallest model that each timm file registers, by parameters on the
+    meta device.
+    """
     import timm
 
     for file in timm.list_modules():
@@ -72,7 +77,13 @@ def examine(name: str) -> dict[str, Any]:
     """Every fact of a row: of a torchvision or timm model at the size that it was made for."""
     model = build_trusted(name)
     config = getattr(model, "default_cfg", None) or {}
-    side = config["input_size"][-1] if config else 299 if name == "inception_v3" else int(getattr(model, "image_size", 224))
+    side = (
+        config["input_size"][-1]
+        if config
+        else 299
+        if name == "inception_v3"
+        else int(getattr(model, "image_size", 224))
+    )
     return examine_model(model, side)
 
 
@@ -82,16 +93,30 @@ def examine_model(model: nn.Module, side: int) -> dict[str, Any]:
     example = torch.zeros(1, 3, side, side)
     start = time.perf_counter()
     net = dggraph.convert(model, example)
-    row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 2), "covered": round(net.report.covered_fraction, 4)}
-    row |= {"depths": [stage.depth for stage in net.report.stages], "blocks": [stage.num_blocks for stage in net.report.stages]}
-    row |= {"edges": net.report.num_edges, "residuals": sorted({stage.residual for stage in net.report.stages})}
-    row |= {"routed": round(net.report.routed_fraction, 4), "opaque": [str(part) for part in net.report.opaque]}
+    row: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - start, 2),
+        "covered": round(net.report.covered_fraction, 4),
+    }
+    row |= {
+        "depths": [stage.depth for stage in net.report.stages],
+        "blocks": [stage.num_blocks for stage in net.report.stages],
+    }
+    row |= {
+        "edges": net.report.num_edges,
+        "residuals": sorted({stage.residual for stage in net.report.stages}),
+    }
+    row |= {
+        "routed": round(net.report.routed_fraction, 4),
+        "opaque": [str(part) for part in net.report.opaque],
+    }
     row |= {"static": [f"{p.module_path}: {p.reason}" for p in net.report.static[:2]]}
     x = torch.randn(3, 3, side, side)
     with torch.no_grad():
         expected = tensors_in(model(x))
         row["auto"] = are_equal(tensors_in(net(x)), expected)
-        row["keep"] = are_equal(tensors_in(dggraph.convert(model, example, residual="keep").eval()(x)), expected)
+        row["keep"] = are_equal(
+            tensors_in(dggraph.convert(model, example, residual="keep").eval()(x)), expected
+        )
         row["lift"] = _lifted(model, example, x)
         small = _small(model, x)
         row["opens"] = _opens(net, small[:1])
@@ -99,31 +124,43 @@ def examine_model(model: nn.Module, side: int) -> dict[str, Any]:
         try:
             row["reference"], row["margin"] = _against_hooks(net, model, small[:2])
             if row["reference"] > REFERENCE_TOLERANCE:
-                # With random weights a deep stage may magnify float32's rounding until a path flips; in float64 none does.
-                row["reference"], row["margin"] = _against_hooks(net.double(), model.double(), small[:2].double())
+                # With random weights a deep stage may magnify float32's rounding until a path
+                # flips; in float64 none does.
+                row["reference"], row["margin"] = _against_hooks(
+                    net.double(), model.double(), small[:2].double()
+                )
         except Exception as error:
             row["no_reference"] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
     return row
 
 
 def _lifted(model: nn.Module, example: torch.Tensor, x: torch.Tensor) -> float:
-    """Largest difference under `lift`, as a fraction of max |y|; in float64 where rounding grows beyond what `convert` accepts."""
+    """Largest difference under `lift`, as a fraction of max |y|; in float64 where rounding grows
+    beyond what `convert` accepts.
+    """
     try:
         lifted, expected = dggraph.convert(model, example, residual="lift").eval()(x), model(x)
     except LoweringError:
         wide = copy.deepcopy(model).double()
-        lifted, expected = dggraph.convert(wide, example.double(), residual="lift").eval()(x.double()), wide(x.double())
+        lifted, expected = (
+            dggraph.convert(wide, example.double(), residual="lift").eval()(x.double()),
+            wide(x.double()),
+        )
     return _distance(lifted, expected)
 
 
 def _distance(ours: Any, theirs: Any) -> float:
     """Largest difference of any tensor, as a fraction of its max |y|."""
     pairs = zip(tensors_in(ours), tensors_in(theirs), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs if b.numel())
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs if b.numel()
+    )
 
 
 def _against_hooks(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
-    """Largest difference from the hooked original, as a fraction of max |y|, and the smallest margin."""
+    """Largest difference from the hooked original, as a fraction of max |y|, and the smallest
+    margin.
+    """
     recording = dggraph.record(net, x)
     outputs, _ = hooked(net, model, x)
     images = list(zip(*(tensor.split(1) for tensor in tensors_in(recording.output)), strict=True))
@@ -131,7 +168,9 @@ def _against_hooks(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[f
 
 
 def _small(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Images of 64 pixels where the backbone takes them: the checks that need many passes do not depend on the size."""
+    """Images of 64 pixels where the backbone takes them: the checks that need many passes do not
+    depend on the size.
+    """
     small = torch.randn(3, 3, 64, 64)
     try:
         model(small)
@@ -141,8 +180,14 @@ def _small(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _opens(net: nn.Module, x: torch.Tensor) -> str:
-    """How many of the non-static edges tried change the output when opened (in a net all of whose edges are static: closed)."""
-    edges = [(stage, i, edge) for stage in net.graph.stages for i, edge in enumerate(net.graph.edges(stage))]
+    """How many of the non-static edges tried change the output when opened (in a net all of whose
+    edges are static: closed).
+    """
+    edges = [
+        (stage, i, edge)
+        for stage in net.graph.stages
+        for i, edge in enumerate(net.graph.edges(stage))
+    ]
     others = [one for one in edges if not one[2].is_static] or edges
     start = time.perf_counter()
     base, changed = tensors_in(net(x)), 0
@@ -165,21 +210,33 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
     lines = [
         f"# {kind}",
         "",
-        f"Made by `python docs/sweep.py {kind}` with torch {torch.__version__.split('+')[0]}: {len(good)} of {len(rows)} converted, "
-        f"{exact} equal to the bit under "
-        f"`auto` and `keep`, largest `lift` difference {max((row['lift'] for row in good), default=0):.1e} of max |y|, "
-        f"mean share of MACs inside stages {mean:.3f}{_routed(good)}. {len(count)} count as converted, because every check of their row holds; "
-        f"{sum(row['covered'] >= 0.5 for row in count)} of these have at least half of their MACs in stages.",
+        (
+            f"Made by `python docs/sweep.py {kind}` with torch {torch.__version__.split('+')[0]}:"
+            f" {len(good)} of {len(rows)} converted, {exact} equal to the bit under `auto` and"
+            " `keep`, largest `lift` difference"
+            f" {max((row['lift'] for row in good), default=0):.1e} of max |y|, mean share of MACs"
+            f" inside stages {mean:.3f}{_routed(good)}. {len(count)} count as converted, because"
+            f" every check of their row holds; {sum(row['covered'] >= 0.5 for row in count)} of"
+            " these have at least half of their MACs in stages."
+        ),
         "",
-        "| model | depths (entry block counted) | routed | edges | residual | MACs in stages | to the bit | lift "
-        "| hooked reference | edges that matter | what stays static, what is missing |",
+        (
+            "| model | depths (entry block counted) | routed | edges | residual | MACs in stages |"
+            " to the bit | lift | hooked reference | edges that matter | what stays static, what is"
+            " missing |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['name']} | | | | | | | | | | {row['error'].replace('|', '/')[:160]} |")
+            lines.append(
+                f"| {row['name']} | | | | | | | | | | {row['error'].replace('|', '/')[:160]} |"
+            )
             continue
-        reasons = [*([] if row["covered"] >= 0.5 else row["static"]), *([row["no_reference"]] if "no_reference" in row else [])]
+        reasons = [
+            *([] if row["covered"] >= 0.5 else row["static"]),
+            *([row["no_reference"]] if "no_reference" in row else []),
+        ]
         reasons += [f"one call: {part}" for part in row.get("opaque", ())]
         why = "; ".join(reasons)
         cells = [
@@ -202,13 +259,21 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
 
 
 def _routed(rows: list[dict[str, Any]]) -> str:
-    """The mean share of MACs in routed blocks, entry blocks not counted; rows written before it was noted have none."""
+    """The mean share of MACs in routed blocks, entry blocks not counted; rows written before it was
+    noted have none.
+    """
     shares = [row["routed"] for row in rows if "routed" in row]
-    return f", in routed blocks alone {sum(shares) / len(shares):.3f}" if shares and len(shares) == len(rows) else ""
+    return (
+        f", in routed blocks alone {sum(shares) / len(shares):.3f}"
+        if shares and len(shares) == len(rows)
+        else ""
+    )
 
 
 def _counts(row: dict[str, Any]) -> bool:
-    """A model counts as converted if it is exact, routed as the reference routes, and every edge tried matters."""
+    """A model counts as converted if it is exact, routed as the reference routes, and every edge
+    tried matters.
+    """
     opened, tried = map(int, row["opens"].split("/"))
     is_routed = row.get("reference", float("inf")) <= REFERENCE_TOLERANCE and opened == tried > 0
     return bool(row["auto"] and row["keep"] and row["lift"] <= 1e-5 and is_routed)
@@ -246,7 +311,9 @@ def main(kind: str) -> None:
             row = {"error": f"{type(error).__name__}: {error}"}
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-        row = json.loads(re.sub(r"[^\s\"]*/site-packages/", "", json.dumps(row)))  # no path of the machine that made it
+        row = json.loads(
+            re.sub(r"[^\s\"]*/site-packages/", "", json.dumps(row))
+        )  # no path of the machine that made it
         rows.append({"label": label, "name": name, **row})
         with log.open("a") as stream:
             stream.write(json.dumps(rows[-1]) + "\n")

@@ -1,6 +1,7 @@
 """A converted network in accelerate, with images made up on the spot; some seconds on one core.
 
-python examples/accelerate_loop.py ARCHIVE      torchrun --nproc-per-node 2 examples/accelerate_loop.py ARCHIVE (on GPUs: accelerate launch)
+python examples/accelerate_loop.py ARCHIVE      torchrun --nproc-per-node 2
+examples/accelerate_loop.py ARCHIVE (on GPUs: accelerate launch)
 """
 
 import sys
@@ -31,11 +32,15 @@ def main(archive: str) -> None:
     set_seed(0)
     net = dggraph.convert("dggraph:resnet14_4", torch.zeros(1, 3, 16, 16), threshold=0).train()
     optimiser = torch.optim.AdamW(param_groups(net, weight_decay=0.05), lr=5e-3)
-    model, optimiser, loader = accelerator.prepare(net, optimiser, DataLoader(draw(512), BATCH, shuffle=True))
+    model, optimiser, loader = accelerator.prepare(
+        net, optimiser, DataLoader(draw(512), BATCH, shuffle=True)
+    )
     steps, step = EPOCHS * len(loader), 0
     for _ in range(EPOCHS):
         for images, labels in loader:
-            net.set_threshold(min(THRESHOLD, 2 * THRESHOLD * step / steps))  # annealed in over the first half
+            net.set_threshold(
+                min(THRESHOLD, 2 * THRESHOLD * step / steps)
+            )  # annealed in over the first half
             with accelerator.accumulate(model):
                 logits, gates = model(images, return_gates=True)
                 loss = F.cross_entropy(logits, labels) + dggraph.losses.budget(gates, KEPT)
@@ -45,12 +50,17 @@ def main(archive: str) -> None:
                 optimiser.step()
                 optimiser.zero_grad()
             if step % 10 == 0 or step == steps - 1:
-                accelerator.print(f"step {step} loss {loss:.3f} kept {dggraph.losses.kept(gates).mean():.3f}", flush=True)
+                accelerator.print(
+                    f"step {step} loss {loss:.3f} kept {dggraph.losses.kept(gates).mean():.3f}",
+                    flush=True,
+                )
             step += 1
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(model)
-        dggraph.save(trained.cpu(), archive, preprocess=Preprocess(input_size=(3, 16, 16)), labels=COLUMNS)
+        dggraph.save(
+            trained.cpu(), archive, preprocess=Preprocess(input_size=(3, 16, 16)), labels=COLUMNS
+        )
     accelerator.end_training()
 
 

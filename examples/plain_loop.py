@@ -1,6 +1,8 @@
-"""A converted network in a plain loop, on one process or several, with images made up on the spot; some seconds on one core.
+"""A converted network in a plain loop, on one process or several, with images made up on the spot;
+some seconds on one core.
 
-python examples/plain_loop.py ARCHIVE      torchrun --nproc-per-node 2 examples/plain_loop.py ARCHIVE
+python examples/plain_loop.py ARCHIVE      torchrun --nproc-per-node 2 examples/plain_loop.py
+ARCHIVE
 """
 
 import os
@@ -36,7 +38,9 @@ def main(archive: str) -> None:
     optimiser = torch.optim.AdamW(param_groups(net, weight_decay=0.05), lr=5e-3)
     torch.manual_seed(1 + rank)  # other images everywhere
     for step in range(STEPS):
-        net.set_threshold(min(THRESHOLD, 2 * THRESHOLD * step / STEPS))  # annealed in over the first half
+        net.set_threshold(
+            min(THRESHOLD, 2 * THRESHOLD * step / STEPS)
+        )  # annealed in over the first half
         images, labels = draw(BATCH)
         logits, gates = model(images, return_gates=True)
         loss = F.cross_entropy(logits, labels) + dggraph.losses.budget(gates, KEPT)
@@ -44,7 +48,10 @@ def main(archive: str) -> None:
         loss.backward()
         optimiser.step()
         if rank == 0 and (step % 10 == 0 or step == STEPS - 1):
-            print(f"step {step} loss {loss:.3f} kept {dggraph.losses.kept(gates).mean():.3f}", flush=True)
+            print(
+                f"step {step} loss {loss:.3f} kept {dggraph.losses.kept(gates).mean():.3f}",
+                flush=True,
+            )
     if rank == 0:
         dggraph.save(net, archive, preprocess=Preprocess(input_size=(3, 16, 16)), labels=COLUMNS)
     if dist.is_initialized():

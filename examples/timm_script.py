@@ -1,6 +1,8 @@
-"""Train a converted network in the manner of timm's train.py: its loader, mixup, optimiser, schedule, average and loss scaler.
+"""Train a converted network in the manner of timm's train.py: its loader, mixup, optimiser,
+schedule, average and loss scaler.
 
-python examples/timm_script.py DATA ARCHIVE --model regnety_008      DATA: train/CLASS/... and val/CLASS/...
+python examples/timm_script.py DATA ARCHIVE --model regnety_008      DATA: train/CLASS/... and
+val/CLASS/...
 
 Lines marked `# dggraph` are what a user of timm's script changes or adds.
 """
@@ -41,7 +43,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ema-decay", type=float, default=0.9998)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--budget", type=float, default=0.8, help="mean MACs to keep")  # dggraph
-    parser.add_argument("--threshold", type=float, default=0.5, help="at the end of its warm-up, half of the run")  # dggraph
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="at the end of its warm-up, half of the run"
+    )  # dggraph
     return parser.parse_args(arguments)
 
 
@@ -50,21 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     datasets = {
-        split: create_dataset("", root=args.data_dir, split=split, is_training=split == "train") for split in ("train", "val")
+        split: create_dataset("", root=args.data_dir, split=split, is_training=split == "train")
+        for split in ("train", "val")
     }
     classes = sorted(datasets["train"].reader.class_to_idx)
 
     model = create_model(args.model, pretrained=args.pretrained, num_classes=len(classes))
     data_config = resolve_data_config(vars(args), model=model)
-    model = dggraph.convert(model, torch.zeros(1, *data_config["input_size"]), threshold=0)  # dggraph
+    model = dggraph.convert(
+        model, torch.zeros(1, *data_config["input_size"]), threshold=0
+    )  # dggraph
     model.to(device)
-    optimizer = create_optimizer_v2(param_groups(model, args.weight_decay), opt="adamw", lr=args.lr)  # dggraph: groups
+    optimizer = create_optimizer_v2(
+        param_groups(model, args.weight_decay), opt="adamw", lr=args.lr
+    )  # dggraph: groups
     loss_scaler = NativeScaler(device.type) if device.type == "cuda" else None
     ema = ModelEmaV3(model, decay=args.ema_decay)
 
     names = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    shared = {name: data_config[name] for name in names} | {"num_workers": args.workers, "use_prefetcher": False}
-    loader_train = create_loader(datasets["train"], batch_size=args.batch_size, is_training=True, color_jitter=0.0, **shared)
+    shared = {name: data_config[name] for name in names} | {
+        "num_workers": args.workers,
+        "use_prefetcher": False,
+    }
+    loader_train = create_loader(
+        datasets["train"], batch_size=args.batch_size, is_training=True, color_jitter=0.0, **shared
+    )
     loader_val = create_loader(datasets["val"], batch_size=args.batch_size, **shared)
     mixup = Mixup(mixup_alpha=args.mixup, label_smoothing=args.smoothing, num_classes=len(classes))
     scheduler, num_epochs = create_scheduler_v2(
@@ -90,19 +104,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loss = loss + dggraph.losses.budget(gates, args.budget)  # dggraph
             optimizer.zero_grad()
             if loss_scaler:
-                loss_scaler(loss, optimizer, clip_grad=args.clip_grad, parameters=model.parameters())
+                loss_scaler(
+                    loss, optimizer, clip_grad=args.clip_grad, parameters=model.parameters()
+                )
             else:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)
                 optimizer.step()
             num_updates += 1
             ema.update(model, step=num_updates)
-            ema.module.set_threshold(threshold)  # dggraph: set, not learned, so an average would lag behind
+            ema.module.set_threshold(
+                threshold
+            )  # dggraph: set, not learned, so an average would lag behind
             scheduler.step_update(num_updates)
             losses.update(loss.item(), len(input))
             kept.update(dggraph.losses.kept(gates).mean().item(), len(input))  # dggraph
         top1 = validate(ema.module, loader_val, device)
-        print(f"epoch {epoch} loss {losses.avg:.3f} kept {kept.avg:.3f} top1 {top1:.1f}", flush=True)
+        print(
+            f"epoch {epoch} loss {losses.avg:.3f} kept {kept.avg:.3f} top1 {top1:.1f}", flush=True
+        )
         scheduler.step(epoch + 1)
     preprocess = Preprocess(  # dggraph
         input_size=tuple(data_config["input_size"]),
@@ -114,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dggraph.save(ema.module.cpu(), args.archive, preprocess=preprocess, labels=classes)  # dggraph
 
 
-def validate(model: torch.nn.Module, loader: torch.utils.data.DataLoader, device: torch.device) -> float:
+def validate(
+    model: torch.nn.Module, loader: torch.utils.data.DataLoader, device: torch.device
+) -> float:
     model.eval()
     top1 = AverageMeter()
     with torch.inference_mode():

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors, and so do the processes that tests start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # workers share the processors, and so do the processes that tests start
     num_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     torch.set_num_threads(num_threads)

@@ -1,4 +1,6 @@
-"""Run by two processes that torchrun starts: gradients, parameters and counts against one process. Prints what held."""
+"""Run by two processes that torchrun starts: gradients, parameters and counts against one process.
+Prints what held.
+"""
 
 import json
 import sys
@@ -22,7 +24,9 @@ from dggraph.training.optimisers import ON_SHARES, build_optimiser
 
 def network(seed: int = 0) -> dggraph.network.network.DynamicNetwork:
     torch.manual_seed(seed)
-    return randomise_routers(dggraph.convert(plain_net(), torch.zeros(1, 3, 16, 16)).double(), 1).train()
+    return randomise_routers(
+        dggraph.convert(plain_net(), torch.zeros(1, 3, 16, 16)).double(), 1
+    ).train()
 
 
 def loss_of(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -40,19 +44,28 @@ def check_gradients() -> None:
     loss_of(wrapped, images[part], labels[part]).backward()
     for (name, one), other in zip(alone.named_parameters(), shared.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None, name
-        assert float((one.grad - other.grad).abs().max()) <= 1e-12 * max(1.0, float(one.grad.abs().max())), name
+        assert float((one.grad - other.grad).abs().max()) <= 1e-12 * max(
+            1.0, float(one.grad.abs().max())
+        ), name
     print("gradients", flush=True)
 
 
 def check_parameters() -> None:
-    """After 50 steps on images of its own, with paths of its own, each process holds the same weights to the bit."""
+    """After 50 steps on images of its own, with paths of its own, each process holds the same
+    weights to the bit.
+    """
     net = network()
-    wrapped, optimiser = processes.distribute(net), torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    wrapped, optimiser = (
+        processes.distribute(net),
+        torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
+    )
     torch.manual_seed(10 + processes.rank())
     paths: list[tuple[bool, ...]] = []
     for _ in range(50):
         output, gates = wrapped(torch.randn(4, 3, 16, 16, dtype=torch.float64), return_gates=True)
-        paths.extend(tuple((row != 0).tolist()) for weights in gates.weights.values() for row in weights)
+        paths.extend(
+            tuple((row != 0).tolist()) for weights in gates.weights.values() for row in weights
+        )
         (output.square().mean() + budget(gates, 0.7)).backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -66,7 +79,9 @@ def check_parameters() -> None:
 
 
 def check_sharded() -> None:
-    """The gradients; then each optimiser that may step on them takes the steps of one process, its state saved and restored on the way."""
+    """The gradients; then each optimiser that may step on them takes the steps of one process, its
+    state saved and restored on the way.
+    """
     torch.manual_seed(3)
     images, labels = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randint(4, (8,))
     part = slice(4 * processes.rank(), 4 * processes.rank() + 4)
@@ -83,10 +98,15 @@ def check_sharded() -> None:
             loss_of(net, images[part], labels[part]).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
             optimiser.step()
-        return [full_tensor(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)]
+        return [
+            full_tensor(tensor.detach()) for one in net.parameters() for tensor in (one, one.grad)
+        ]
 
     for opt in ON_SHARES:
-        alone, sharded = network(), network(processes.rank())  # whose weights become those of process 0
+        alone, sharded = (
+            network(),
+            network(processes.rank()),
+        )  # whose weights become those of process 0
         shard_(sharded)
         both = zip(stepped(opt, alone, slice(8)), stepped(opt, sharded, part), strict=True)
         worst = max(float((one - other).abs().max()) for one, other in both)
@@ -110,8 +130,16 @@ class Double(Toy):
 
 
 def check_training(folder: Path) -> None:
-    base = {"model": "toy_data:plain_net", "num_classes": 4, "input_size": 16, "dataset": "toy_data:make", "epochs": 1}
-    config = TrainConfig(**base, batch_size=8, warmup_epochs=0, output=folder, experiment="two", lr=0.05)
+    base = {
+        "model": "toy_data:plain_net",
+        "num_classes": 4,
+        "input_size": 16,
+        "dataset": "toy_data:make",
+        "epochs": 1,
+    }
+    config = TrainConfig(
+        **base, batch_size=8, warmup_epochs=0, output=folder, experiment="two", lr=0.05
+    )
     result = train(config)
     assert result.is_finished and (folder / "two" / "archive").is_dir()
     print("training", flush=True)

@@ -1,6 +1,8 @@
-"""What each pass prints for small networks, one file a network. After a change that is meant: python tests/golden.py, then read the diff.
+"""What each pass prints for small networks, one file a network. After a change that is meant:
+python tests/golden.py, then read the diff.
 
-Each file has the backbone's trace, the stages that were found, the wired graph and the lowered code.
+Each file has the backbone's trace, the stages that were found, the wired graph and the lowered
+code.
 """
 
 import re
@@ -33,19 +35,31 @@ class Residual(nn.Module):
 
 def chain(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.Sequential(*layers),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
     )
 
 
 PLAIN = {
     "plain_convolutions": lambda: chain(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))),
     "excitation": lambda: chain(*(Residual(has_excitation=True) for _ in range(3))),
-    "entry_block": lambda: chain(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), Residual(), Residual()),
-    "dropped_out": lambda: chain(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Dropout(0.1), nn.ReLU()) for _ in range(3))),
+    "entry_block": lambda: chain(
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), Residual(), Residual()
+    ),
+    "dropped_out": lambda: chain(
+        *(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Dropout(0.1), nn.ReLU()) for _ in range(3))
+    ),
 }
 """Beside those in `kinds`."""
 NETWORKS = {
-    **{f"{kind}-{router}": (build, {"router": router}) for kind, build in KINDS.items() for router in ("node", "stage")},
+    **{
+        f"{kind}-{router}": (build, {"router": router})
+        for kind, build in KINDS.items()
+        for router in ("node", "stage")
+    },
     **{name: (build, {}) for name, build in PLAIN.items()},
     "windowed": (PLAIN["plain_convolutions"], {"wiring": "window(2)"}),
     "kept_on_demand": (PLAIN["entry_block"], {"residual": "keep"}),
@@ -58,7 +72,8 @@ def printed(name: str) -> str:
     model = build()
     net = dggraph.convert(model, IMAGES, **options)
     found = [
-        f"{name}: entry {stage.entry}, blocks {', '.join(f'{block.input} -> {block.output}' for block in stage.blocks)}"
+        f"{name}: entry {stage.entry}, blocks"
+        f" {', '.join(f'{block.input} -> {block.output}' for block in stage.blocks)}"
         for name, stage in zip(net.graph.stages, net.blueprint.found, strict=True)
     ]
     parts = {

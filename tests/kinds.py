@@ -1,4 +1,6 @@
-"""One backbone for each kind of stage, small enough to compile in a second or two: kept, lifted, concat, adapter, tokens."""
+"""One backbone for each kind of stage, small enough to compile in a second or two: kept, lifted,
+concat, adapter, tokens.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +21,14 @@ class Kept(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
-        self.conv2, self.norm2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+        )
+        self.conv2, self.norm2 = (
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,9 +42,15 @@ class Lifted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(WIDTH, 2 * WIDTH, 1, bias=False), nn.BatchNorm2d(2 * WIDTH)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(WIDTH, 2 * WIDTH, 1, bias=False),
+            nn.BatchNorm2d(2 * WIDTH),
+        )
         self.relu = nn.ReLU6(inplace=True)
-        self.conv2, self.norm2 = nn.Conv2d(2 * WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
+        self.conv2, self.norm2 = (
+            nn.Conv2d(2 * WIDTH, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
@@ -48,7 +62,11 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(2 * WIDTH, WIDTH),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
@@ -60,7 +78,9 @@ class Backbone(nn.Module):
 
     def __init__(self, layers: nn.Module, *, has_tokens: bool = False, width: int = WIDTH) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=2, padding=1), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, WIDTH, 3, stride=2, padding=1), nn.BatchNorm2d(WIDTH), nn.ReLU()
+        )
         self.layers = layers
         self.head = nn.Linear(width, 5)
         self.has_tokens = has_tokens
@@ -77,7 +97,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "lifted": lambda: Backbone(nn.Sequential(*(Lifted() for _ in range(3)))),
     "concat": lambda: Backbone(_DenseBlock(3, WIDTH, 2, 4, 0.0), width=WIDTH + 12),
     "adapter": lambda: Backbone(
-        nn.Sequential(Fire(8, 4, 4, 4), Fire(8, 4, 8, 8), Fire(16, 4, 8, 8), Fire(16, 4, 12, 12)), width=24
+        nn.Sequential(Fire(8, 4, 4, 4), Fire(8, 4, 8, 8), Fire(16, 4, 8, 8), Fire(16, 4, 12, 12)),
+        width=24,
     ),
     "tokens": lambda: Backbone(nn.Sequential(*(Tokens() for _ in range(3))), has_tokens=True),
 }
@@ -85,4 +106,6 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 def converted(kind: str, router: str = "node") -> Any:
     """A net of that kind with random weights, and routers that send images different ways."""
-    return randomise_routers(dggraph.convert(randomise(KINDS[kind]()), torch.rand(1, 3, 16, 16), router=router)).eval()
+    return randomise_routers(
+        dggraph.convert(randomise(KINDS[kind]()), torch.rand(1, 3, 16, 16), router=router)
+    ).eval()

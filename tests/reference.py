@@ -1,7 +1,9 @@
-"""An independent reference: the original modules, run eagerly, with plain-Python routing in hooks. Shares no code with the package.
+"""An independent reference: the original modules, run eagerly, with plain-Python routing in hooks.
+Shares no code with the package.
 
-Routers are read from the converted network's parameters; everything else (pooling, tanh, threshold, liveness, the opening of a cut
-`out`, weighted sums) is written again here, one instance and one edge at a time.
+Routers are read from the converted network's parameters; everything else (pooling, tanh, threshold,
+liveness, the opening of a cut `out`, weighted sums) is written again here, one instance and one
+edge at a time.
 """
 
 import math
@@ -45,15 +47,25 @@ def randomise_routers(net: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.M
     for name, parameter in net.lowered.named_parameters():
         if name.startswith("dg_"):
             width = parameter.shape[-1] if parameter.ndim > 1 else 4
-            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter) * scale * 3 / math.sqrt(width)
+            parameter.data = (
+                torch.randn(parameter.shape, generator=generator).to(parameter)
+                * scale
+                * 3
+                / math.sqrt(width)
+            )
     return net
 
 
 def hooked(net: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[list, dict[str, list]]:
-    """Run one instance at a time; returns the outputs and, per stage, each instance's {(source, target): weight}."""
+    """Run one instance at a time; returns the outputs and, per stage, each instance's {(source,
+    target): weight}.
+    """
     outputs, adjacency = [], {stage: [] for stage in net.graph.stages}
     handles: list = []
-    stages = [_Stage(net, model, name, found, handles) for name, found in zip(net.graph.stages, net.blueprint.found, strict=True)]
+    stages = [
+        _Stage(net, model, name, found, handles)
+        for name, found in zip(net.graph.stages, net.blueprint.found, strict=True)
+    ]
     try:
         for image in x.split(1):
             with torch.no_grad():
@@ -83,13 +95,26 @@ class _Stage:
                 handles.append(block.register_forward_pre_hook(self._concat_hook(index)))
                 handles.append(block.register_forward_hook(self._grown, prepend=True))
             after = net.lowered.graph
-            last = next(n for n in after.nodes if n.name.startswith(f"dg_{name}_input_{len(self.vertices) - 1}"))
+            last = next(
+                n
+                for n in after.nodes
+                if n.name.startswith(f"dg_{name}_input_{len(self.vertices) - 1}")
+            )
             first, *_ = last.users
-            path = first.target if first.op == "call_module" else list(first.meta["nn_module_stack"].values())[-1][0]
+            path = (
+                first.target
+                if first.op == "call_module"
+                else list(first.meta["nn_module_stack"].values())[-1][0]
+            )
             handles.append(modules[path].register_forward_pre_hook(self._concat_out))
             return
-        # In front of the model's own hooks, which gather what blocks give; what is put in front last runs first.
-        named = [n for n in net.lowered.graph.nodes if n.name in found.blocks[-1].fx_nodes and n.op == "call_module"]
+        # In front of the model's own hooks, which gather what blocks give; what is put in front
+        # last runs first.
+        named = [
+            n
+            for n in net.lowered.graph.nodes
+            if n.name in found.blocks[-1].fx_nodes and n.op == "call_module"
+        ]
         is_unit = isinstance(blocks[-1], nn.Conv2d)
         last = modules[named[-1].target] if is_unit else blocks[-1]
         handles.append(last.register_forward_hook(self._out_hook, prepend=True))
@@ -120,21 +145,35 @@ class _Stage:
         axis = self.axis - 1 if self.axis > 0 else value.ndim - 1
         pooled = [float(value.select(axis, c).mean()) for c in range(value.shape[axis])]
         stage_wide = not hasattr(self.owner, "router_1")
-        edges = self.net.graph.edges(self.name) if stage_wide else self.net.graph.outgoing(self.vertices[index])
-        for edge, row, bias in zip(edges, router.weight.double().tolist(), router.bias.double().tolist(), strict=True):
+        edges = (
+            self.net.graph.edges(self.name)
+            if stage_wide
+            else self.net.graph.outgoing(self.vertices[index])
+        )
+        for edge, row, bias in zip(
+            edges, router.weight.double().tolist(), router.bias.double().tolist(), strict=True
+        ):
             logit = sum(a * b for a, b in zip(row, pooled, strict=True)) + bias
             self.weights[edge.source, edge.target] = float(edge.is_static) + math.tanh(logit)
 
     def _decide(self, index: int) -> list[tuple[int, float]]:
-        """Active (source index, weight) pairs into vertex `index`; rewrites the weights to what is applied."""
+        """Active (source index, weight) pairs into vertex `index`; rewrites the weights to what is
+        applied.
+        """
         target = self.vertices[index]
         raw = {}
         for source in range(index):
             key = (self.vertices[source], target)
             if key in self.weights:
                 raw[source] = self.weights[key]
-                self.weights[key] = self.weights[key] if self.live[source] and not self.weights[key] <= 0.5 else 0.0
-        active = [(s, self.weights[self.vertices[s], target]) for s in raw if self.weights[self.vertices[s], target] != 0]
+                self.weights[key] = (
+                    self.weights[key] if self.live[source] and not self.weights[key] <= 0.5 else 0.0
+                )
+        active = [
+            (s, self.weights[self.vertices[s], target])
+            for s in raw
+            if self.weights[self.vertices[s], target] != 0
+        ]
         if index == len(self.vertices) - 1 and not active and any(self.live[s] for s in raw):
             best = max((s for s in raw if self.live[s]), key=lambda s: (raw[s], s))
             self.weights[self.vertices[best], target] = 1.0
@@ -180,7 +219,10 @@ class _Stage:
 
     def _gated(self, index: int) -> list[torch.Tensor]:
         gates = dict(self._decide(index))
-        return [gates[s] * value if s in gates else torch.zeros_like(value) for s, value in enumerate(self.values[:index])]
+        return [
+            gates[s] * value if s in gates else torch.zeros_like(value)
+            for s, value in enumerate(self.values[:index])
+        ]
 
     def _concat_hook(self, index: int):
         def hook(_module, args):

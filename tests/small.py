@@ -24,7 +24,9 @@ class Block(nn.Module):
 class Net(nn.Module):
     """A stem, blocks, a neck, a head of 5 outputs."""
 
-    def __init__(self, block: Callable[[], nn.Module] = Block, depth: int = 3, channels: int = 3) -> None:
+    def __init__(
+        self, block: Callable[[], nn.Module] = Block, depth: int = 3, channels: int = 3
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, 8, 3, stride=2, padding=1)
         self.blocks = nn.Sequential(*(block() for _ in range(depth)))

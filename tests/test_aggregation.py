@@ -1,4 +1,6 @@
-"""The pull-form backward of a stage against the plain expression's, in every way autograd may be asked."""
+"""The pull-form backward of a stage against the plain expression's, in every way autograd may be
+asked.
+"""
 
 from collections.abc import Callable
 
@@ -16,8 +18,16 @@ from dggraph.ops.weighted_sum import inner_products, masked_sum, weighted_sum
 Edges = list[tuple[int, int]]
 
 
-def run_stage(x: Tensor, blocks: nn.ModuleList, weights: Tensor, edges: Edges, watch: list[Tensor] | None = None) -> Tensor:
-    """A stage as lowering writes it: node j reads the weighted sum of its sources, `out` the last one."""
+def run_stage(
+    x: Tensor,
+    blocks: nn.ModuleList,
+    weights: Tensor,
+    edges: Edges,
+    watch: list[Tensor] | None = None,
+) -> Tensor:
+    """A stage as lowering writes it: node j reads the weighted sum of its sources, `out` the last
+    one.
+    """
     cache, shared, value = stage_cache(), [], x
     for target in range(1, len(blocks) + 2):
         shared.append(share(value, cache, target - 1))
@@ -34,8 +44,15 @@ def run_stage(x: Tensor, blocks: nn.ModuleList, weights: Tensor, edges: Edges, w
 def make(depth: int, seed: int, keep: float = 1.0) -> tuple[Tensor, nn.ModuleList, Tensor, Edges]:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()) for _ in range(depth)).double()
-    edges = [(i, j) for j in range(1, depth + 2) for i in range(j) if i == j - 1 or torch.rand((), generator=generator) < keep]
+    blocks = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()) for _ in range(depth)
+    ).double()
+    edges = [
+        (i, j)
+        for j in range(1, depth + 2)
+        for i in range(j)
+        if i == j - 1 or torch.rand((), generator=generator) < keep
+    ]
     weights = torch.randn(3, len(edges), dtype=torch.float64, generator=generator)
     weights[torch.rand(weights.shape, generator=generator) < 0.3] = 0
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, generator=generator)
@@ -44,7 +61,10 @@ def make(depth: int, seed: int, keep: float = 1.0) -> tuple[Tensor, nn.ModuleLis
 
 def gradients(function: Callable[[], Tensor], leaves: list[Tensor]) -> list[Tensor]:
     grads = torch.autograd.grad(function(), leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)]
+    return [
+        torch.zeros_like(leaf) if grad is None else grad
+        for grad, leaf in zip(grads, leaves, strict=True)
+    ]
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> None:
@@ -71,7 +91,9 @@ def test_gradcheck_of_every_op() -> None:
     assert torch.autograd.gradcheck(lambda x, w: run_stage(x, blocks, w, edges), (x, weights))
     with plain_aggregation():
         assert torch.autograd.gradcheck(lambda x, w: run_stage(x, blocks, w, edges), (x, weights))
-        assert torch.autograd.gradgradcheck(lambda x, w: run_stage(x, blocks, w, edges), (x, weights))
+        assert torch.autograd.gradgradcheck(
+            lambda x, w: run_stage(x, blocks, w, edges), (x, weights)
+        )
 
 
 def test_backward_twice_through_a_retained_graph() -> None:
@@ -83,7 +105,9 @@ def test_backward_twice_through_a_retained_graph() -> None:
 
 
 def test_parts_of_a_stage_then_all_of_it() -> None:
-    """A pass that ends inside the stage leaves gradients behind; the next pass must not see them."""
+    """A pass that ends inside the stage leaves gradients behind; the next pass must not see
+    them.
+    """
     x, blocks, weights, edges = make(3, 2)
     watched: list[Tensor] = []
     out = run_stage(x, blocks, weights, edges, watched)
@@ -130,7 +154,9 @@ def test_checkpointing(reentrant: bool) -> None:
     leaves = [x, weights, *blocks.parameters()]
     for leaf in leaves:
         leaf.grad = None
-    checkpoint(run_stage, x, blocks, weights, edges, use_reentrant=reentrant).square().sum().backward()
+    checkpoint(
+        run_stage, x, blocks, weights, edges, use_reentrant=reentrant
+    ).square().sum().backward()
     kept = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
     with plain_aggregation():
         same(kept, gradients(lambda: run_stage(x, blocks, weights, edges).square().sum(), leaves))
@@ -138,7 +164,10 @@ def test_checkpointing(reentrant: bool) -> None:
 
 def test_adapters_and_frozen_sources() -> None:
     """An adapter's gradient goes straight back; a source that needs no gradient is left out."""
-    x, y = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True), torch.randn(2, 2, 2, 2, dtype=torch.float64)
+    x, y = (
+        torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 2, 2, 2, dtype=torch.float64),
+    )
     weights = torch.tensor([[0.5, 2.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
 
     def total() -> Tensor:
@@ -175,7 +204,15 @@ def test_the_cache_forgets_a_gradient_after_its_last_source() -> None:
         @staticmethod
         def backward(ctx: object, grad: Tensor) -> Tensor:
             cache.put(2, grad, {0: grad, 1: grad})
-            seen.extend([len(cache.pull(1)), len(cache._columns), len(cache.pull(0)), len(cache._columns), len(cache.pull(0))])
+            seen.extend(
+                [
+                    len(cache.pull(1)),
+                    len(cache._columns),
+                    len(cache.pull(0)),
+                    len(cache._columns),
+                    len(cache.pull(0)),
+                ]
+            )
             return grad
 
     Probe.apply(torch.ones(1, requires_grad=True)).sum().backward()
@@ -210,7 +247,12 @@ def test_fast_and_masked_arithmetic_agree(dtype: torch.dtype, size: int) -> None
     features = [torch.randn(3, size).to(dtype) for _ in range(4)]
     weights = torch.rand(3, 4) + 0.2
     weights[0, 1] = weights[2] = weights[:, 3] = 0
-    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    tolerance = {
+        torch.float64: 1e-14,
+        torch.float32: 1e-6,
+        torch.float16: 4e-3,
+        torch.bfloat16: 3e-2,
+    }[dtype]
     found = weighted_sum(features, weights)
     assert found.dtype == dtype
     torch.testing.assert_close(found, masked_sum(features, weights), rtol=tolerance, atol=tolerance)

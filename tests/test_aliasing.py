@@ -1,4 +1,6 @@
-"""In-place writes: whoever overwrites the identity is never lifted, and every spelling of it is known."""
+"""In-place writes: whoever overwrites the identity is never lifted, and every spelling of it is
+known.
+"""
 
 import operator
 from collections.abc import Callable
@@ -50,7 +52,10 @@ def test_a_block_that_overwrites_its_input_is_kept(name: str) -> None:
     model = Net(writing(WRITES[name])).eval()
     net = dggraph.convert(model, X)
     (stage,) = net.report.stages
-    assert stage.residual == "keep" and stage.kept_because == "blocks.0 does not end in an identity add"
+    assert (
+        stage.residual == "keep"
+        and stage.kept_because == "blocks.0 does not end in an identity add"
+    )
     with torch.no_grad():
         assert torch.equal(net(X.clone()), model(X.clone()))
     assert all(block.writes_input for block in net.plan[0].blocks)
@@ -58,10 +63,14 @@ def test_a_block_that_overwrites_its_input_is_kept(name: str) -> None:
 
 def test_fresh_operands_may_be_overwritten() -> None:
     net = dggraph.convert(Net(writing(torch.relu)), X)
-    assert net.report.stages[0].residual == "lift" and not any(block.writes_input for block in net.plan[0].blocks[1:])
+    assert net.report.stages[0].residual == "lift" and not any(
+        block.writes_input for block in net.plan[0].blocks[1:]
+    )
 
 
-@pytest.mark.parametrize("function", [operator.iadd, operator.ifloordiv, operator.ior, operator.setitem])
+@pytest.mark.parametrize(
+    "function", [operator.iadd, operator.ifloordiv, operator.ior, operator.setitem]
+)
 def test_in_place_operators(function: Any) -> None:
     """fx itself traces `x += y` out of place, but graphs from elsewhere have them."""
     graph = fx.Graph()

@@ -1,4 +1,6 @@
-"""Questions that Python asks while tracing: answered as on real images, asked again on every batch, refused where there is no answer."""
+"""Questions that Python asks while tracing: answered as on real images, asked again on every batch,
+refused where there is no answer.
+"""
 
 import functools
 import types
@@ -28,7 +30,12 @@ class Asks(Net):
 
 def same_parts(_self: Any, x: Tensor) -> bool:
     _, *others = x.split(1, dim=1)
-    return len(x.chunk(3, 1)) == 3 and len(others) == 2 and len(list(x.unbind(1))) == 3 and isinstance(x.chunk(3, 1), tuple)
+    return (
+        len(x.chunk(3, 1)) == 3
+        and len(others) == 2
+        and len(list(x.unbind(1))) == 3
+        and isinstance(x.chunk(3, 1), tuple)
+    )
 
 
 def same_pattern(_self: Any, x: Tensor) -> bool:
@@ -50,16 +57,30 @@ def _(_value: Tensor) -> bool:
 
 STRUCTURE = {
     "is matched as a tensor": same_pattern,
-    "is a tensor": lambda self, x: isinstance(x, Tensor) and torch.is_tensor(x) and not isinstance(x, list | tuple | nn.Parameter),
+    "is a tensor": lambda self, x: (
+        isinstance(x, Tensor)
+        and torch.is_tensor(x)
+        and not isinstance(x, list | tuple | nn.Parameter)
+    ),
     "rank": lambda self, x: x.ndim == 4 and x.dim() == 4 and len(x.shape) == 4 and x.ndim != 3,
-    "floats": lambda self, x: x.is_floating_point() and torch.is_floating_point(x) and not x.is_complex(),
-    "a size is a number": lambda self, x: isinstance(x.shape[1], int) and isinstance(x.shape, torch.Size | tuple),
+    "floats": lambda self, x: (
+        x.is_floating_point() and torch.is_floating_point(x) and not x.is_complex()
+    ),
+    "a size is a number": lambda self, x: (
+        isinstance(x.shape[1], int) and isinstance(x.shape, torch.Size | tuple)
+    ),
 }
 CHECKED = {
-    "dtype": lambda self, x: x.dtype == self.stem.weight.dtype and x.dtype in (torch.float16, torch.float32),
-    "device": lambda self, x: not x.is_cuda and x.device == self.stem.weight.device and x.device.type == "cpu",
+    "dtype": lambda self, x: (
+        x.dtype == self.stem.weight.dtype and x.dtype in (torch.float16, torch.float32)
+    ),
+    "device": lambda self, x: (
+        not x.is_cuda and x.device == self.stem.weight.device and x.device.type == "cpu"
+    ),
     "sizes": lambda self, x: x.shape[-1] % 8 == 0 and x.size(2) >= 16 and x.shape[1] == 3,
-    "a size in Python": lambda self, x: len(range(x.shape[-1])) == 16 and int(x.shape[-1] * 0.5) == 8,
+    "a size in Python": lambda self, x: (
+        len(range(x.shape[-1])) == 16 and int(x.shape[-1] * 0.5) == 8
+    ),
     "parts": same_parts,
 }
 
@@ -71,7 +92,11 @@ def test_answers_are_those_of_real_images(name: str) -> None:
     for batch in (X, X[:1], torch.cat([X, X, X])):
         assert torch.equal(net(batch), model(batch))
     assert net.report.num_blocks == 3 and not net.report.opaque
-    assert [a for a in net.report.assumptions if a.is_checked] if name in CHECKED else not net.report.assumptions
+    assert (
+        [a for a in net.report.assumptions if a.is_checked]
+        if name in CHECKED
+        else not net.report.assumptions
+    )
 
 
 with warnings.catch_warnings():
@@ -135,7 +160,9 @@ def test_a_batch_that_would_go_another_way_is_refused(executor: Any) -> None:
     wider, odd = functional.pad(X, (0, 8)), functional.pad(X, (0, 3))
     with torch.no_grad():
         assert torch.equal(net(wider), model(wider))
-        with pytest.raises(BranchError, match=r"test_answers\.py:\d+ \(if missing > 0:\).*was False.*is True"):
+        with pytest.raises(
+            BranchError, match=r"test_answers\.py:\d+ \(if missing > 0:\).*was False.*is True"
+        ):
             net(odd)
 
 
@@ -147,7 +174,9 @@ def test_what_is_asked_again_goes_through_compilers_and_exporters() -> None:
     net = dggraph.convert(model, X).eval()
     with torch.no_grad():
         expected = model(X)
-        exported = torch.export.export(net, (X,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}).module()
+        exported = torch.export.export(
+            net, (X,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}
+        ).module()
         torch.testing.assert_close(exported(torch.cat([X, X])), torch.cat([expected, expected]))
         torch.testing.assert_close(torch.jit.trace(net, (X,))(X), expected)
         compiled = torch.compile(net, backend="eager", dynamic=True)
@@ -184,7 +213,9 @@ class LooksAtValues(nn.Module):
         return self.inner(x) if x.mean() > -100 else x
 
 
-@pytest.mark.parametrize(("part", "why"), [(CountsImages, "number of images"), (LooksAtValues, "values of the images")])
+@pytest.mark.parametrize(
+    ("part", "why"), [(CountsImages, "number of images"), (LooksAtValues, "values of the images")]
+)
 def test_what_has_no_answer_is_kept_whole_with_line_and_reason(part: Any, why: str) -> None:
     model = Net()
     model.stem = nn.Sequential(model.stem, part())
@@ -199,7 +230,9 @@ def test_what_has_no_answer_is_kept_whole_with_line_and_reason(part: Any, why: s
     )
     for batch in (X, X[:1]):
         assert torch.equal(net(batch), model(batch))
-    with pytest.raises(NothingToRouteError, match=rf"{part.__name__} .*test_answers\.py:\d+.*{why}"):
+    with pytest.raises(
+        NothingToRouteError, match=rf"{part.__name__} .*test_answers\.py:\d+.*{why}"
+    ):
         dggraph.convert(Whole(part), X)
     with pytest.raises(TraceError, match=rf"test_answers\.py:\d+: .*{why}"):
         dggraph.convert(part(), X)
@@ -243,7 +276,10 @@ class Splits(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1)) for _ in range(3))
+        self.inner = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+            for _ in range(3)
+        )
         self.out = nn.Conv2d(20, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,7 +303,9 @@ class Mixes(nn.Module):
         self.inner = Block()
 
     def forward(self, x: Tensor) -> Tensor:
-        largest = x.max(dim=1, keepdim=True).values + torch.topk(x, 2, dim=1).values.sum(1, keepdim=True)
+        largest = x.max(dim=1, keepdim=True).values + torch.topk(x, 2, dim=1).values.sum(
+            1, keepdim=True
+        )
         parts = torch.sort(x, dim=1)
         return self.inner(x + largest + parts.values + parts[0])
 
@@ -284,14 +322,22 @@ class ReadsMapping(Net):
 
     def features(self, x: Tensor) -> Tensor:
         parts = self.gives(x)
-        assert "first" in parts and list(parts) == list(parts.keys()) == ["first", "second"] and len(parts) == 2
-        return super().features(sum(parts.values()) + sum(part for name, part in parts.items() if name == "first"))
+        assert (
+            "first" in parts
+            and list(parts) == list(parts.keys()) == ["first", "second"]
+            and len(parts) == 2
+        )
+        return super().features(
+            sum(parts.values()) + sum(part for name, part in parts.items() if name == "first")
+        )
 
 
 def test_named_parts_are_read() -> None:
     model = ReadsMapping().eval()
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and [part.name for part in net.report.opaque] == ["GivesMapping"]
+    assert torch.equal(net(X), model(X)) and [part.name for part in net.report.opaque] == [
+        "GivesMapping"
+    ]
     assert net.report.num_blocks == 3
 
 
@@ -357,7 +403,9 @@ def test_modules_made_in_forward_are_traced_through() -> None:
 
 
 def test_einops_is_called_whole_or_traced() -> None:
-    einops = pytest.importorskip("einops", reason="its functions look at the types and sizes of what they get")
+    einops = pytest.importorskip(
+        "einops", reason="its functions look at the types and sizes of what they get"
+    )
 
     class Tokens(nn.Module):
         def __init__(self) -> None:
@@ -377,12 +425,16 @@ def test_einops_is_called_whole_or_traced() -> None:
         def forward(self, x: Tensor) -> Tensor:
             tokens = einops.rearrange(self.patches(x), "b d h w -> b (h w) d")
             extra = einops.repeat(self.extra, "1 1 d -> b 1 d", b=tokens.shape[0])
-            return self.head(einops.reduce(self.blocks(torch.cat((extra, tokens), 1)), "b n d -> b d", "mean"))
+            return self.head(
+                einops.reduce(self.blocks(torch.cat((extra, tokens), 1)), "b n d -> b d", "mean")
+            )
 
     model = Model().eval()
     net = dggraph.convert(model, X).eval()
     assert net.report.num_blocks == 3
     for batch in (X, X[:1], functional.pad(X, (0, 8))):
         assert torch.equal(net(batch), model(batch))
-    shape = einops.rearrange(X, "b c h w -> b (c h w)").shape  # einops still works, and knows nothing of the trace
+    shape = einops.rearrange(
+        X, "b c h w -> b (c h w)"
+    ).shape  # einops still works, and knows nothing of the trace
     assert shape == (2, 768)

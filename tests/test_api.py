@@ -17,13 +17,20 @@ from dggraph.ops.routing import ROUTERS
 API = Path(__file__).resolve().parent.parent / "docs/api.md"
 MODULES = {
     "dggraph": dggraph,
-    **{f"dggraph.{name}": getattr(dggraph, name) for name in ("detection", "evaluation", "losses", "training")},
+    **{
+        f"dggraph.{name}": getattr(dggraph, name)
+        for name in ("detection", "evaluation", "losses", "training")
+    },
 }
 
 
 def exported() -> dict[str, Any]:
     """Every public name that is not a module, and what it is."""
-    found = {f"{path}.{name}": getattr(module, name) for path, module in MODULES.items() for name in names_in(module)}
+    found = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in MODULES.items()
+        for name in names_in(module)
+    }
     return {name: value for name, value in found.items() if not inspect.ismodule(value)}
 
 

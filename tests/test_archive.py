@@ -1,4 +1,6 @@
-"""Archives: what comes back is what went in; what is damaged, foreign or hostile is refused, and nothing is half-written."""
+"""Archives: what comes back is what went in; what is damaged, foreign or hostile is refused, and
+nothing is half-written.
+"""
 
 import contextlib
 import json
@@ -15,7 +17,9 @@ from reference import randomise, randomise_routers
 from small import Block, Net, X
 from torch import nn
 from torch.nn.utils import prune
-from torch.testing._internal.two_tensor import TwoTensor  # private: a tensor made of others, as quantised ones are
+from torch.testing._internal.two_tensor import (
+    TwoTensor,
+)  # private: a tensor made of others, as quantised ones are
 
 import dggraph
 from dggraph.errors import ArchiveError, InputError
@@ -32,7 +36,9 @@ LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: Any) -> tuple[nn.Module, Path]:
     model = randomise(load_model("shufflenet_v2_x0_5").model)
-    net = dggraph.convert(model, torch.rand(1, 3, 64, 64), wiring="window(3)", router="stage", threshold=0.25)
+    net = dggraph.convert(
+        model, torch.rand(1, 3, 64, 64), wiring="window(3)", router="stage", threshold=0.25
+    )
     net.source = "shufflenet_v2_x0_5"
     randomise_routers(net)
     folder = tmp_path_factory.mktemp("made") / "archive"
@@ -44,7 +50,9 @@ def rewrite(folder: Path, change: dict[str, Any]) -> None:
     """Change the manifest as somebody would who knows the format: with a digest that fits."""
     file = folder / "manifest.json"
     document = json.loads(file.read_text()) | change
-    with contextlib.suppress(ValueError):  # fields that no manifest may have are refused before the digest is looked at
+    with contextlib.suppress(
+        ValueError
+    ):  # fields that no manifest may have are refused before the digest is looked at
         document = seal(Manifest.model_validate_json(json.dumps(document))).model_dump()
     file.write_text(json.dumps(document))
 
@@ -62,8 +70,16 @@ def test_load_of_save(made: Any) -> None:
     x = torch.randn(3, 3, 64, 64)
     assert torch.equal(net(x), twin(x))
     assert dggraph.record(net, x).paths == dggraph.record(twin, x).paths
-    assert twin.graph == net.graph and twin.labels == tuple(LABELS) and twin.preprocess == Preprocess(input_size=(3, 64, 64))
-    assert {file.name for file in folder.iterdir()} == {"graph.json", "model.safetensors", "manifest.json"}
+    assert (
+        twin.graph == net.graph
+        and twin.labels == tuple(LABELS)
+        and twin.preprocess == Preprocess(input_size=(3, 64, 64))
+    )
+    assert {file.name for file in folder.iterdir()} == {
+        "graph.json",
+        "model.safetensors",
+        "manifest.json",
+    }
 
 
 @pytest.mark.parametrize("kind", ["mobilenet_v2", "densenet121", "googlenet", "swin_t"])
@@ -115,8 +131,12 @@ def test_damage_is_one_clear_error(made: Any, tmp_path: Path, name: str, damage:
     if damage == "remove":
         (folder / name).unlink()
     else:
-        (folder / name).write_bytes({"truncate": content[:-9], "empty": b""}.get(damage, bytes(content)))
-    with pytest.raises(ArchiveError, match=name.split(".")[0] if damage != "remove" else "archive|missing"):
+        (folder / name).write_bytes(
+            {"truncate": content[:-9], "empty": b""}.get(damage, bytes(content))
+        )
+    with pytest.raises(
+        ArchiveError, match=name.split(".")[0] if damage != "remove" else "archive|missing"
+    ):
         dggraph.load(folder)
 
 
@@ -171,7 +191,9 @@ def test_save_never_overwrites_something_else(made: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_a_failed_write_leaves_the_old_archive(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_a_failed_write_leaves_the_old_archive(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     folder = copy_of(made[1], tmp_path / "a")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     calls, write = [], archive_module.write_synced
@@ -206,7 +228,9 @@ def test_another_number_of_classes_comes_back(name: str, tmp_path: Path) -> None
 def test_a_name_that_would_not_rebuild_the_network_is_refused(tmp_path: Path) -> None:
     net = dggraph.convert("resnet18", torch.rand(1, 3, 64, 64))
     net.lowered.fc, net.labels = nn.Linear(512, 7), None
-    with pytest.raises(ArchiveError, match=r"rebuilds fc\.bias as \(1000,\), but the network holds \(7,\)"):
+    with pytest.raises(
+        ArchiveError, match=r"rebuilds fc\.bias as \(1000,\), but the network holds \(7,\)"
+    ):
         dggraph.save(net, tmp_path / "a")
     net.source_options = {"num_classes": 7}
     dggraph.save(net, tmp_path / "a")
@@ -239,8 +263,13 @@ def test_types_are_the_archive_s_and_the_model_is_left_alone(
     model = Net().to(given)
     twin = dggraph.load(tmp_path / "a", model=model)
     assert {parameter.dtype for parameter in model.parameters()} == {given} and model.training
-    for ours, theirs in ((net.named_parameters(), twin.named_parameters()), (net.named_buffers(), twin.named_buffers())):
-        assert {key: value.dtype for key, value in ours} == {key: value.dtype for key, value in theirs}
+    for ours, theirs in (
+        (net.named_parameters(), twin.named_parameters()),
+        (net.named_buffers(), twin.named_buffers()),
+    ):
+        assert {key: value.dtype for key, value in ours} == {
+            key: value.dtype for key, value in theirs
+        }
     assert torch.equal(twin(X.to(saved)), net(X.to(saved)))
 
 
@@ -249,7 +278,10 @@ def test_mixed_types_come_back(tmp_path: Path) -> None:
     net.lowered.head[2].double()
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert twin.lowered.head[2].weight.dtype == torch.float64 and twin.lowered.stem.weight.dtype == torch.float32
+    assert (
+        twin.lowered.head[2].weight.dtype == torch.float64
+        and twin.lowered.stem.weight.dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize("stages", [None, {"some": ["blocks.0", "blocks.1"]}])
@@ -259,13 +291,17 @@ def test_reports_and_flags_come_back(tmp_path: Path, stages: Any, residual: Any)
     net.lowered.stem.requires_grad_(False)
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert twin.report == net.report and twin.blueprint == replace(net.blueprint, found=twin.blueprint.found)
+    assert twin.report == net.report and twin.blueprint == replace(
+        net.blueprint, found=twin.blueprint.found
+    )
     flags = {key: parameter.requires_grad for key, parameter in net.named_parameters()}
     assert flags == {key: parameter.requires_grad for key, parameter in twin.named_parameters()}
 
 
 def test_several_lifted_residuals_keep_their_measured_difference(tmp_path: Path) -> None:
-    net = dggraph.convert(randomise(torchvision.models.swin_t()), torch.rand(1, 3, 64, 64), residual="lift")
+    net = dggraph.convert(
+        randomise(torchvision.models.swin_t()), torch.rand(1, 3, 64, 64), residual="lift"
+    )
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=torchvision.models.swin_t())
     assert twin.report == net.report and net.report.max_difference > 0
@@ -278,7 +314,9 @@ def test_a_link_keeps_pointing_at_what_is_written(tmp_path: Path) -> None:
     before = (tmp_path / "first" / "manifest.json").read_bytes()
     net.lowered.stem.requires_grad_(False)
     dggraph.save(net, tmp_path / "current")
-    assert (tmp_path / "current").is_symlink() and (tmp_path / "first" / "manifest.json").read_bytes() != before
+    assert (tmp_path / "current").is_symlink() and (
+        tmp_path / "first" / "manifest.json"
+    ).read_bytes() != before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["current", "first"]
 
 
@@ -365,7 +403,9 @@ def _emptied(net: Any) -> None:
         (_emptied, r"head\.2\.weight is on the meta device"),
     ],
 )
-def test_weights_that_would_not_come_back_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_weights_that_would_not_come_back_are_refused(
+    tmp_path: Path, change: Any, message: str
+) -> None:
     net = dggraph.convert(Net(), X)
     change(net)
     with pytest.raises(InputError, match=message):
@@ -378,7 +418,9 @@ def test_a_pruned_network_is_saved_once_its_zeros_are_permanent(tmp_path: Path) 
     _pruned(net)
     prune.remove(net.lowered.blocks[0].conv1, "weight")
     dggraph.save(net, tmp_path / "net")
-    weight = dggraph.load(tmp_path / "net", model=Net()).lowered.get_parameter("blocks.0.conv1.weight")
+    weight = dggraph.load(tmp_path / "net", model=Net()).lowered.get_parameter(
+        "blocks.0.conv1.weight"
+    )
     assert int((weight == 0).sum()) == weight.numel() // 2
 
 
@@ -396,14 +438,20 @@ class ListsParts(nn.Module):
         return first + second
 
 
-def test_archives_from_before_there_were_answers_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_from_before_there_were_answers_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such a trace has the module as one call; today's goes into it."""
     model = Net(ListsParts, depth=3).eval()
     answering = conversion.trace
-    monkeypatch.setattr(conversion, "trace", lambda model, leaves, example: answering(model, leaves))
+    monkeypatch.setattr(
+        conversion, "trace", lambda model, leaves, example: answering(model, leaves)
+    )
     before = dggraph.convert(model, X).eval()
     monkeypatch.undo()
-    assert [part.name for part in before.report.opaque] == ["ListsParts"] and not dggraph.convert(model, X).report.opaque
+    assert [part.name for part in before.report.opaque] == ["ListsParts"] and not dggraph.convert(
+        model, X
+    ).report.opaque
     dggraph.save(before, tmp_path / "net")
     net = dggraph.load(tmp_path / "net", model=Net(ListsParts, depth=3))
     assert torch.equal(net(X), before(X)) and net.report.opaque == before.report.opaque

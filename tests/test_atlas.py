@@ -1,4 +1,6 @@
-"""The atlas: its numbers are those of plain recordings, and an interrupted collection ends with the same bytes."""
+"""The atlas: its numbers are those of plain recordings, and an interrupted collection ends with the
+same bytes.
+"""
 
 import json
 import math
@@ -35,7 +37,9 @@ CLASSES = ("apple", "bee", "elk")
 def build(seed: int = 3) -> DynamicNetwork:
     torch.manual_seed(0)
     net = dggraph.convert(Net(depth=3), torch.zeros(1, 3, 16, 16), router="node")
-    net.preprocess = Preprocess(input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3, crop_fraction=1.0)
+    net.preprocess = Preprocess(
+        input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3, crop_fraction=1.0
+    )
     net.labels = LABELS
     randomise_routers(net, seed, 0.6)
     return net
@@ -46,9 +50,16 @@ def paint(folder: Path, number: int = 12) -> Path:
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for index in range(number):
-            noise = torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(100 * label + index))
-            tint = torch.rand(3, generator=torch.Generator().manual_seed(7 * label + 31 * index)) * 2 - 1
-            pixels = ((noise * 0.4 + 0.3 + tint * (0.2 + 0.2 * label)).clamp(0, 1) * 255).byte().numpy()
+            noise = torch.rand(
+                16, 16, 3, generator=torch.Generator().manual_seed(100 * label + index)
+            )
+            tint = (
+                torch.rand(3, generator=torch.Generator().manual_seed(7 * label + 31 * index)) * 2
+                - 1
+            )
+            pixels = (
+                ((noise * 0.4 + 0.3 + tint * (0.2 + 0.2 * label)).clamp(0, 1) * 255).byte().numpy()
+            )
             Image.fromarray(pixels).save(folder / name / f"{index:02d}.png")
     return folder
 
@@ -71,19 +82,27 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
     assert modes == {name: module.training for name, module in net.named_modules()}
 
     files = sorted(photos.glob("*/*.png"))
-    recordings = [dggraph.record(net, preprocess_image(open_image(file), net.preprocess)) for file in files]
+    recordings = [
+        dggraph.record(net, preprocess_image(open_image(file), net.preprocess)) for file in files
+    ]
     paths = [recording.paths[0] for recording in recordings]
     (stage,) = net.graph.stages
     patterns = [tuple(weight != 0 for weight in path.weights[stage]) for path in paths]
     number, static = len(files), net.report.total_macs
     assert atlas.num_images == number == 36 and atlas.static_macs == static
 
-    assert atlas.frequencies[stage] == tuple(sum(pattern[e] for pattern in patterns) / number for e in range(10))
+    assert atlas.frequencies[stage] == tuple(
+        sum(pattern[e] for pattern in patterns) / number for e in range(10)
+    )
     assert len(set(atlas.frequencies[stage])) > 2, "paths must differ, or this test says little"
     for one in atlas.classes:
         mine = [index for index, file in enumerate(files) if file.parent.name == one.name]
-        assert one.frequencies[stage] == tuple(sum(patterns[index][e] for index in mine) / 12 for e in range(10))
-        assert one.num_images == 12 and one.mean_macs == sum(paths[index].macs for index in mine) / 12
+        assert one.frequencies[stage] == tuple(
+            sum(patterns[index][e] for index in mine) / 12 for e in range(10)
+        )
+        assert (
+            one.num_images == 12 and one.mean_macs == sum(paths[index].macs for index in mine) / 12
+        )
         right = [LABELS[int(recordings[index].output.argmax())] == one.name for index in mine]
         assert one.num_correct == sum(right)
     assert atlas.accuracy == sum(one.num_correct or 0 for one in atlas.classes) / number
@@ -107,17 +126,26 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
         assert all(path.path.macs == paths[index].macs for index in takers)
     assert [path.count for path in atlas.most_common] == sorted(counts.values(), reverse=True)[:12]
 
-    assert atlas.cheapest == tuple(sorted(range(number), key=lambda index: (macs[index], index))[:5])
-    assert atlas.dearest == tuple(sorted(range(number), key=lambda index: (-macs[index], index))[:5])
+    assert atlas.cheapest == tuple(
+        sorted(range(number), key=lambda index: (macs[index], index))[:5]
+    )
+    assert atlas.dearest == tuple(
+        sorted(range(number), key=lambda index: (-macs[index], index))[:5]
+    )
     places = [one.index for one in atlas.instances]
     assert places == sorted(places) and {*atlas.cheapest, *atlas.dearest} <= set(places)
     for one in atlas.instances:
-        assert one.path == paths[one.index] and one.name == f"{files[one.index].parent.name}/{files[one.index].name}"
+        assert (
+            one.path == paths[one.index]
+            and one.name == f"{files[one.index].parent.name}/{files[one.index].name}"
+        )
         assert one.label == files[one.index].parent.name
         assert one.prediction == LABELS[int(recordings[one.index].output.argmax())]
 
     live = Counter(node for path in paths for node in path.live_nodes(net.graph))
-    assert atlas.gates.live_fractions == {node.name: live[node.name] / number for node in net.graph.nodes(stage)[1:-1]}
+    assert atlas.gates.live_fractions == {
+        node.name: live[node.name] / number for node in net.graph.nodes(stage)[1:-1]
+    }
 
 
 def test_hand_computed(tmp_path: Path) -> None:
@@ -130,7 +158,9 @@ def test_hand_computed(tmp_path: Path) -> None:
     v0, v1, v2, v3, out = (node.name for node in net.graph.nodes("blocks"))
     counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=False)
     for item, opened in zip(
-        images.items(), ([(v0, v3), (v3, out)], [(v0, v1), (v1, v2), (v2, v3), (v3, out)], [(v0, v3), (v3, out)]), strict=True
+        images.items(),
+        ([(v0, v3), (v3, out)], [(v0, v1), (v1, v2), (v2, v3), (v3, out)], [(v0, v3), (v3, out)]),
+        strict=True,
     ):
         weights = torch.tensor([1.0 if edge in opened else 0.0 for edge in edges])
         with pinned_gates(net, {"blocks": weights}):
@@ -143,7 +173,10 @@ def test_hand_computed(tmp_path: Path) -> None:
     )
     first, second = atlas.classes
     assert (first.name, second.name, first.num_images, second.num_images) == ("apple", "bee", 1, 2)
-    assert first.frequencies["blocks"][edges.index((v0, v3))] == 1 and second.frequencies["blocks"][edges.index((v0, v3))] == 0.5
+    assert (
+        first.frequencies["blocks"][edges.index((v0, v3))] == 1
+        and second.frequencies["blocks"][edges.index((v0, v3))] == 0.5
+    )
     assert atlas.num_paths == 2 and atlas.path_entropy_bits == pytest.approx(math.log2(3) - 2 / 3)
     assert [(path.count, path.examples, path.classes) for path in atlas.most_common] == [
         (2, (0, 2), (("apple", 1), ("bee", 1))),
@@ -176,7 +209,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             collect_atlas(net, images, state=state, progress=interrupt_at(stop))
     done: list[int] = []
-    again = report_on(build(), collect_atlas(build(), images, state=state, progress=lambda number, _: done.append(number)))
+    again = report_on(
+        build(),
+        collect_atlas(build(), images, state=state, progress=lambda number, _: done.append(number)),
+    )
     assert again == whole and again.html.encode() == whole.html.encode()
     assert done[0] == min(at + 9, 36), "images that were counted are not run again"
 
@@ -200,16 +236,25 @@ atlas.collect_atlas(build(), open_image_set(sys.argv[1], LABELS), state=Path(sys
 def test_a_killed_run_ends_with_the_same_bytes(photos: Path, tmp_path: Path) -> None:
     state = tmp_path / "x.state"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(photos), str(state)], cwd=Path(__file__).parent, capture_output=True, check=False
+        [sys.executable, "-c", KILLED, str(photos), str(state)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     net, images = build(), open_image_set(photos, LABELS)
     counted: list[int] = []
-    resumed = collect_atlas(net, images, state=state, progress=lambda number, _: counted.append(number))
-    assert counted[0] == 20 and report_on(net, resumed) == report_on(net, collect_atlas(net, images))
+    resumed = collect_atlas(
+        net, images, state=state, progress=lambda number, _: counted.append(number)
+    )
+    assert counted[0] == 20 and report_on(net, resumed) == report_on(
+        net, collect_atlas(net, images)
+    )
 
 
-def test_a_state_of_something_else_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_something_else_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, images = build(), open_image_set(photos, LABELS)
     state = tmp_path / "x.state"
     collect_atlas(net, images, state=state)
@@ -236,13 +281,17 @@ def test_images_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
     paint(tmp_path / "set")
     for name, content in broken.items():
         whole = (tmp_path / "set" / name).read_bytes()
-        (tmp_path / "set" / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+        (tmp_path / "set" / name).write_bytes(
+            whole[: len(whole) // 2] if content is None else content
+        )
     images = open_image_set(tmp_path / "set", LABELS)
     state = tmp_path / "x.state"
     with pytest.raises(InputError, match=r"apple/03\.png.*--on-bad-image skip"):
         collect_atlas(net, images, state=state)
     counted: list[int] = []
-    atlas = collect_atlas(net, images, on_bad_image="skip", state=state, progress=lambda done, _: counted.append(done)).atlas
+    atlas = collect_atlas(
+        net, images, on_bad_image="skip", state=state, progress=lambda done, _: counted.append(done)
+    ).atlas
     assert counted[0] == 4, "what was counted before the error is not run again"
     assert atlas.num_images == 33 and atlas.num_skipped == 3
     assert [name for name, _ in atlas.skipped] == sorted(broken)
@@ -260,9 +309,14 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     (tmp_path / "set" / "bee").rename(tmp_path / "set" / "b\udce9e")
     (tmp_path / "set" / "apple" / "03.png").rename(tmp_path / "set" / "apple" / "\udcff.png")
     net = build()
-    collected = collect_atlas(net, open_image_set(tmp_path / "set", LABELS), limit=12, state=tmp_path / "x.state")
+    collected = collect_atlas(
+        net, open_image_set(tmp_path / "set", LABELS), limit=12, state=tmp_path / "x.state"
+    )
     report = make_report(net.graph, collected.atlas, collected.thumbnails)
-    assert json.loads(report.json)["classes"][1]["name"] == "b\udce9e" and "b\N{REPLACEMENT CHARACTER}e" in report.html
+    assert (
+        json.loads(report.json)["classes"][1]["name"] == "b\udce9e"
+        and "b\N{REPLACEMENT CHARACTER}e" in report.html
+    )
     report.html.encode()
 
 
@@ -283,7 +337,9 @@ def test_what_is_held_does_not_grow_with_the_set(tmp_path: Path) -> None:
         images = open_image_set(tmp_path / str(number), LABELS)
         counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=True)
         for item in images.items():
-            again = item.__class__(item.index, item.name, item.label, lambda place=item.index: grey(place % 50))  # type: ignore[misc]
+            again = item.__class__(
+                item.index, item.name, item.label, lambda place=item.index: grey(place % 50)
+            )  # type: ignore[misc]
             count_item(again, observe(make_predictor(net), again, images.classes, "error"), counts)
         sizes.append(len(json.dumps(counts.document())))
     assert sizes[1] < 1.15 * sizes[0]
@@ -296,8 +352,14 @@ def grey(place: int) -> Image.Image:
 def test_a_limit_and_classes_that_are_not_the_network_s(photos: Path) -> None:
     net = build()
     net.labels = ("v", "w", "x", "y", "z")
-    atlas: Atlas = collect_atlas(net, open_image_set(photos, net.labels), limit=9, num_instances=9).atlas
-    assert atlas.num_images == 9 and atlas.accuracy is None and [one.num_correct for one in atlas.classes] == [None] * 3
+    atlas: Atlas = collect_atlas(
+        net, open_image_set(photos, net.labels), limit=9, num_instances=9
+    ).atlas
+    assert (
+        atlas.num_images == 9
+        and atlas.accuracy is None
+        and [one.num_correct for one in atlas.classes] == [None] * 3
+    )
     assert [one.label for one in atlas.instances] == ["apple"] * 3 + ["bee"] * 3 + ["elk"] * 3
     net.preprocess = None
     with pytest.raises(InputError, match="--input-size"):
@@ -307,7 +369,9 @@ def test_a_limit_and_classes_that_are_not_the_network_s(photos: Path) -> None:
 def test_recordings_and_the_atlas_share_thumbnails(photos: Path) -> None:
     net = build()
     collected = collect_atlas(net, open_image_set(photos, LABELS), num_instances=4)
-    wanted = {one.index for one in collected.atlas.instances} | {i for path in collected.atlas.most_common for i in path.examples}
+    wanted = {one.index for one in collected.atlas.instances} | {
+        i for path in collected.atlas.most_common for i in path.examples
+    }
     assert set(collected.thumbnails) == wanted
     files = sorted(photos.glob("*/*.png"))
     for index, image in collected.thumbnails.items():

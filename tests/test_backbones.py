@@ -21,7 +21,10 @@ def test_the_published_sizes() -> None:
     assert [stage.num_blocks for stage in net.report.stages] == [5, 4, 4]
 
 
-@pytest.mark.parametrize("name", ["resnet21_8", "resnet2_8", "resnet20_0", "resnet200_8", "resnet20", "resnet20_8; import os"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet21_8", "resnet2_8", "resnet20_0", "resnet200_8", "resnet20", "resnet20_8; import os"],
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="DEPTH"):
         build_small(f"dggraph:{name}")
@@ -29,7 +32,11 @@ def test_other_names_are_refused(name: str) -> None:
 
 def test_an_archive_is_rebuilt_from_the_name(tmp_path: Path) -> None:
     loaded = load_model("dggraph:resnet20_8")
-    assert loaded.labels is None and loaded.preprocess is not None and loaded.preprocess.input_size == (3, 32, 32)
+    assert (
+        loaded.labels is None
+        and loaded.preprocess is not None
+        and loaded.preprocess.input_size == (3, 32, 32)
+    )
     net = randomise_routers(dggraph.convert(randomise(loaded.model))).eval()
     net.source = loaded.source
     dggraph.save(net, tmp_path / "a")

@@ -1,7 +1,8 @@
 """Files of the first version, stored beside this file, still load, evaluate and resume.
 
-`before/archive` holds `dggraph:resnet8_4` with seeded routers, `before/outputs.json` what it gave, `before/run` a run on `toy_data:make`
-that was stopped after 4 of 18 steps, and `before/metrics-of-the-whole-run.jsonl` what the first version went on to write.
+`before/archive` holds `dggraph:resnet8_4` with seeded routers, `before/outputs.json` what it gave,
+`before/run` a run on `toy_data:make` that was stopped after 4 of 18 steps, and
+`before/metrics-of-the-whole-run.jsonl` what the first version went on to write.
 """
 
 import json
@@ -28,7 +29,9 @@ def test_an_archive_of_the_first_version_gives_what_it_gave() -> None:
     assert net.source == "dggraph:resnet8_4" and net.graph.name == "SmallResNet"
 
 
-def test_a_run_of_the_first_version_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_the_first_version_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(BEFORE / "run", tmp_path / "run")
     (found,) = (json.loads((BEFORE / "run/config.json").read_text()),)
     result = train(read_config(None, found | {"output": str(tmp_path)}))

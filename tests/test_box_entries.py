@@ -1,4 +1,6 @@
-"""Numbers, flags and corners as converters write them; boxes that are written in another way altogether."""
+"""Numbers, flags and corners as converters write them; boxes that are written in another way
+altogether.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,7 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dggraph.detection.box_entries import AS_FLAG, AS_WHOLE, OWN_AREA, Findings, as_flag, as_whole, file_of
+from dggraph.detection.box_entries import (
+    AS_FLAG,
+    AS_WHOLE,
+    OWN_AREA,
+    Findings,
+    as_flag,
+    as_whole,
+    file_of,
+)
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet, refuse_bad_boxes
 from dggraph.detection.coco import read_coco
 from dggraph.errors import InputError
@@ -17,10 +27,17 @@ Content = dict[str, Any]
 BOXES = [[4, 6, 20, 18], [28, 11, 20, 18], [30, 2, 30, 40], [1, 1, 8, 30]]
 
 
-def written(folder: Path, change: Callable[[Content], object] = lambda _: None, boxes: list[Any] | None = None) -> BoxSet:
+def written(
+    folder: Path,
+    change: Callable[[Content], object] = lambda _: None,
+    boxes: list[Any] | None = None,
+) -> BoxSet:
     """One image of 64 x 48 with some boxes, read."""
     Image.new("RGB", (64, 48)).save(folder / "a.png")
-    content: Content = {"images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}], "annotations": []}
+    content: Content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "annotations": [],
+    }
     content["categories"] = [{"id": 1, "name": "thing"}]
     for number, box in enumerate(BOXES if boxes is None else boxes):
         content["annotations"].append({"id": number, "image_id": 1, "category_id": 1, "bbox": box})
@@ -53,9 +70,24 @@ def test_what_is_neither_a_crowd_nor_none(tmp_path: Path, value: Any) -> None:
 
 def test_whole_numbers_as_converters_write_them() -> None:
     findings = Findings("error")
-    assert [as_whole(value, findings) for value in (3, "3", 3.0, " 3 ", "3.0", "-3", 2**63 - 1)] == [3, 3, 3, 3, 3, -3, 2**63 - 1]
+    assert [
+        as_whole(value, findings) for value in (3, "3", 3.0, " 3 ", "3.0", "-3", 2**63 - 1)
+    ] == [3, 3, 3, 3, 3, -3, 2**63 - 1]
     assert findings.counts == {AS_WHOLE: 5}
-    strange = (None, True, "", "x", "3.5", 3.5, float("nan"), float("inf"), 2**63, "9" * 5000, [3], "³")
+    strange = (
+        None,
+        True,
+        "",
+        "x",
+        "3.5",
+        3.5,
+        float("nan"),
+        float("inf"),
+        2**63,
+        "9" * 5000,
+        [3],
+        "³",
+    )
     assert [as_whole(value, findings) for value in strange] == [None] * len(strange)
     assert as_flag(None, findings) is False and as_flag([], findings) is None
 
@@ -71,17 +103,27 @@ def test_ids_and_sizes_as_text_mean_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "area"), [("12.5", 12.5), (7, 7), ("big", 360), (0, 360), (-1, 360), (float("nan"), 360), ([], 360)]
+    ("value", "area"),
+    [("12.5", 12.5), (7, 7), ("big", 360), (0, 360), (-1, 360), (float("nan"), 360), ([], 360)],
 )
 def test_areas(tmp_path: Path, value: Any, area: float) -> None:
     found = written(tmp_path, setting("area", value))
-    assert found.images[0].boxes[0].area == area and found.counts == ({OWN_AREA: 1} if area == 360 else {})
+    assert found.images[0].boxes[0].area == area and found.counts == (
+        {OWN_AREA: 1} if area == 360 else {}
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_fractions_of_the_image_are_refused_whatever_is_asked_for(tmp_path: Path, scale: float) -> None:
-    boxes = [[scale * side / edge for side, edge in zip(box, (64, 48, 64, 48), strict=True)] for box in BOXES]
-    with pytest.raises(InputError, match=r"all 4 boxes have numbers from 0 to 1.*Multiply them by width and height"):
+def test_fractions_of_the_image_are_refused_whatever_is_asked_for(
+    tmp_path: Path, scale: float
+) -> None:
+    boxes = [
+        [scale * side / edge for side, edge in zip(box, (64, 48, 64, 48), strict=True)]
+        for box in BOXES
+    ]
+    with pytest.raises(
+        InputError, match=r"all 4 boxes have numbers from 0 to 1.*Multiply them by width and height"
+    ):
         written(tmp_path, boxes=boxes)
     found = written(tmp_path, boxes=[*BOXES, boxes[0]])
     assert (
@@ -93,9 +135,14 @@ def test_fractions_of_the_image_are_refused_whatever_is_asked_for(tmp_path: Path
 
 def test_corners_written_as_sizes_are_refused(tmp_path: Path) -> None:
     corners = [[left, top, left + width, top + height] for left, top, width, height in BOXES]
-    with pytest.raises(InputError, match=r"look like left, top, right, bottom \(4 of 4 fit so.*Subtract the first two"):
+    with pytest.raises(
+        InputError,
+        match=r"look like left, top, right, bottom \(4 of 4 fit so.*Subtract the first two",
+    ):
         written(tmp_path, boxes=corners)
-    near = [[left, top, left + 9, top + 9] for left, top in ((2, 3), (9, 8), (5, 6))]  # as sizes, all are within the image
+    near = [
+        [left, top, left + 9, top + 9] for left, top in ((2, 3), (9, 8), (5, 6))
+    ]  # as sizes, all are within the image
 
     def areas(content: Content) -> None:
         for one in content["annotations"]:
@@ -115,8 +162,15 @@ def test_boxes_over_the_edge_are_no_corners_where_one_does_not_fit_so(tmp_path: 
 
 def test_a_side_under_a_pixel_is_judged_and_not_learned(tmp_path: Path) -> None:
     found = written(tmp_path, boxes=[[4, 6, 0.5, 18], [63.5, 6, 20, 18], [4, 6, 1, 1]])
-    assert [box.is_tiny for box in found.images[0].boxes] == [True, True, False] and found.num_clipped == 1
-    assert found.facts["under a pixel"] == 2 and "2 with a side under a pixel, judged but not learned" in found.notes[0]
+    assert [box.is_tiny for box in found.images[0].boxes] == [
+        True,
+        True,
+        False,
+    ] and found.num_clipped == 1
+    assert (
+        found.facts["under a pixel"] == 2
+        and "2 with a side under a pixel, judged but not learned" in found.notes[0]
+    )
     assert written(tmp_path, boxes=[[4, 6, 0.5, 18]]).learnable == ()
 
 
@@ -134,7 +188,9 @@ def test_a_file_s_name_may_be_composed_otherwise(tmp_path: Path) -> None:
 
 def test_where_a_file_is_if_its_folders_are_wrong(tmp_path: Path) -> None:
     for name in ("val\\a.png", "images/a.png"):
-        found = written(tmp_path, lambda content, name=name: content["images"][0].update(file_name=name))
+        found = written(
+            tmp_path, lambda content, name=name: content["images"][0].update(file_name=name)
+        )
         assert f"there is no file {name!r} in {tmp_path}, but there is 'a.png'" in found.skipped[0]
 
 
@@ -150,13 +206,25 @@ def test_where_a_file_is_if_its_folders_are_wrong(tmp_path: Path) -> None:
         ((0, 0, 5, 5), 0, (1, 2**63)),
     ],
 )
-def test_a_set_of_one_s_own_is_checked(tmp_path: Path, corners: Any, label: int, ids: tuple[int, int]) -> None:
+def test_a_set_of_one_s_own_is_checked(
+    tmp_path: Path, corners: Any, label: int, ids: tuple[int, int]
+) -> None:
     def made(corners: Any, label: int, ids: tuple[int, int]) -> BoxSet:
         boxes = (Box(corners=corners, label=label, area=1),)
         images = tuple(
-            BoxImage(name="mine", file=tmp_path / str(number), image_id=number, width=10, height=10, boxes=boxes) for number in ids
+            BoxImage(
+                name="mine",
+                file=tmp_path / str(number),
+                image_id=number,
+                width=10,
+                height=10,
+                boxes=boxes,
+            )
+            for number in ids
         )
-        return BoxSet(name="own", classes=("a",), category_ids=(1,), images=images, skipped=(), num_clipped=0)
+        return BoxSet(
+            name="own", classes=("a",), category_ids=(1,), images=images, skipped=(), num_clipped=0
+        )
 
     good = made((0, 0, 10, 5), 0, (1, 2))
     assert refuse_bad_boxes(good) is good

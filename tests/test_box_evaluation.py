@@ -18,11 +18,15 @@ from dggraph.errors import InputError, MissingExtraError
 
 INPUTS = Path(os.environ.get("DGGRAPH_INPUTS", Path.home() / ".cache/dggraph/inputs"))
 EXAMPLES = INPUTS / "labelme/usr/share/doc/labelme-examples/examples"
-needs_labelme = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs labelme-examples: sh tests/fetch_real_inputs.sh")
+needs_labelme = pytest.mark.skipif(
+    not EXAMPLES.is_dir(), reason="needs labelme-examples: sh tests/fetch_real_inputs.sh"
+)
 
 
 def random_set(seed: int, num_images: int = 30) -> BoxSet:
-    """Boxes of all sizes, a tenth of them crowds; some images and a class without any; image ids out of order."""
+    """Boxes of all sizes, a tenth of them crowds; some images and a class without any; image ids
+    out of order.
+    """
     draw = np.random.default_rng(seed)
     images = []
     for place in range(num_images):
@@ -37,13 +41,31 @@ def random_set(seed: int, num_images: int = 30) -> BoxSet:
                 )
             )  # fmt: skip
         name = f"{place}.png"
-        images.append(BoxImage(name=name, file=Path(name), image_id=1000 - 7 * place, width=500, height=500, boxes=tuple(boxes)))
+        images.append(
+            BoxImage(
+                name=name,
+                file=Path(name),
+                image_id=1000 - 7 * place,
+                width=500,
+                height=500,
+                boxes=tuple(boxes),
+            )
+        )
     classes, ids = ("a", "b", "c", "d", "e"), (3, 5, 8, 13, 90)
-    return BoxSet(name="random", classes=classes, category_ids=ids, images=tuple(images), skipped=(), num_clipped=0)
+    return BoxSet(
+        name="random",
+        classes=classes,
+        category_ids=ids,
+        images=tuple(images),
+        skipped=(),
+        num_clipped=0,
+    )
 
 
 def guesses(expected: BoxSet, seed: int) -> dict[int, list[Detection]]:
-    """Most objects, moved and at times of another class, and some that are not there; scores with ties."""
+    """Most objects, moved and at times of another class, and some that are not there; scores with
+    ties.
+    """
     draw, found = np.random.default_rng(seed), {}
     for image in expected.images:
         own = []
@@ -52,9 +74,21 @@ def guesses(expected: BoxSet, seed: int) -> dict[int, list[Detection]]:
                 corners = np.array(box.corners) + draw.normal(0, 5, 4)
                 corners[2:] = np.maximum(corners[2:], corners[:2] + 1)
                 label = box.label if draw.random() < 0.8 else int(draw.integers(0, 5))
-                own.append(Detection(corners=tuple(corners.tolist()), label=label, score=round(float(draw.random()), 2)))
+                own.append(
+                    Detection(
+                        corners=tuple(corners.tolist()),
+                        label=label,
+                        score=round(float(draw.random()), 2),
+                    )
+                )
         left, top = draw.uniform(0, 400, 2)
-        own.append(Detection(corners=(left, top, left + 30, top + 50), label=int(draw.integers(0, 5)), score=float(draw.random())))
+        own.append(
+            Detection(
+                corners=(left, top, left + 30, top + 50),
+                label=int(draw.integers(0, 5)),
+                score=float(draw.random()),
+            )
+        )
         found[image.image_id] = own
     return found
 
@@ -62,14 +96,23 @@ def guesses(expected: BoxSet, seed: int) -> dict[int, list[Detection]]:
 def truth_as_coco(expected: BoxSet) -> dict[str, object]:
     annotations = [
         {
-            "id": number, "image_id": image.image_id, "category_id": expected.category_ids[box.label], "area": box.area,
-            "bbox": [box.corners[0], box.corners[1], box.corners[2] - box.corners[0], box.corners[3] - box.corners[1]],
+            "id": number, "image_id": image.image_id, "category_id":
+            expected.category_ids[box.label], "area": box.area,
+            "bbox": [box.corners[0], box.corners[1], box.corners[2] - box.corners[0], box.corners[3]
+            - box.corners[1]],
             "iscrowd": int(box.is_crowd),
         }
-        for number, (image, box) in enumerate(((image, box) for image in expected.images for box in image.boxes), 1)
+        for number, (image, box) in enumerate(((image, box) for image in expected.images for box in
+        image.boxes), 1)
     ]  # fmt: skip
-    images = [{"id": image.image_id, "width": image.width, "height": image.height} for image in expected.images]
-    names = [{"id": number, "name": name} for number, name in zip(expected.category_ids, expected.classes, strict=True)]
+    images = [
+        {"id": image.image_id, "width": image.width, "height": image.height}
+        for image in expected.images
+    ]
+    names = [
+        {"id": number, "name": name}
+        for number, name in zip(expected.category_ids, expected.classes, strict=True)
+    ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": names}
 
 
@@ -83,7 +126,9 @@ def test_the_numbers_are_those_of_pycocotools(seed: int, tmp_path: Path) -> None
         truth = COCO()
         truth.dataset = truth_as_coco(expected)
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(json.loads((tmp_path / "found.json").read_text())), "bbox")
+        judge = COCOeval(
+            truth, truth.loadRes(json.loads((tmp_path / "found.json").read_text())), "bbox"
+        )
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -100,7 +145,11 @@ def test_the_numbers_are_those_of_pycocotools(seed: int, tmp_path: Path) -> None
 
 def as_predictions(expected: BoxSet) -> dict[int, list[Detection]]:
     return {
-        image.image_id: [Detection(corners=box.corners, label=box.label, score=1.0) for box in image.boxes if not box.is_crowd]
+        image.image_id: [
+            Detection(corners=box.corners, label=box.label, score=1.0)
+            for box in image.boxes
+            if not box.is_crowd
+        ]
         for image in expected.images
     }
 
@@ -114,14 +163,19 @@ def test_truth_is_found_whole_and_nothing_is_found_by_nothing() -> None:
 
 @needs_labelme
 def test_labelmes_own_files_score_1() -> None:
-    """Their annotation ids begin at 0; evaluated as they stand, truth against itself scores 0.949 (REAL-INPUTS)."""
+    """Their annotation ids begin at 0; evaluated as they stand, truth against itself scores 0.949
+    (REAL-INPUTS).
+    """
     folder = EXAMPLES / "instance_segmentation/data_dataset_coco"
     expected = read_coco(folder / "annotations.json", folder)
     assert len(expected.images) == 3 and sum(len(image.boxes) for image in expected.images) == 12
     assert average_precision(as_predictions(expected), expected).AP == 1.0
     folder = EXAMPLES / "bbox_detection/data_dataset_voc"
     expected = read_voc(folder / "Annotations", folder / "JPEGImages")
-    assert len(expected.images) == 3 and average_precision(as_predictions(expected), expected).AP == 1.0
+    assert (
+        len(expected.images) == 3
+        and average_precision(as_predictions(expected), expected).AP == 1.0
+    )
 
 
 def test_predictions_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +185,9 @@ def test_predictions_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InputError, match="a prediction has class 5"):
         average_precision({1000: [Detection(corners=(0, 0, 1, 1), label=5, score=1)]}, expected)
     with pytest.raises(InputError, match="not finite"):
-        average_precision({1000: [Detection(corners=(0, 0, 1, float("nan")), label=0, score=1)]}, expected)
+        average_precision(
+            {1000: [Detection(corners=(0, 0, 1, float("nan")), label=0, score=1)]}, expected
+        )
 
     def missing(name: str) -> None:
         raise ImportError(name)

@@ -7,13 +7,22 @@ import torch
 from PIL import Image
 
 from dggraph.detection.box_data import BoxDataset
-from dggraph.detection.box_images import AS_OTHERS, AS_STORED, UNDECIDED, UPRIGHT, compare_images, open_drawn_on
+from dggraph.detection.box_images import (
+    AS_OTHERS,
+    AS_STORED,
+    UNDECIDED,
+    UPRIGHT,
+    compare_images,
+    open_drawn_on,
+)
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4:
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8:
+    Image.Transpose.ROTATE_270,
 }  # fmt: skip
 """How an upright image is stored with this EXIF orientation: the turn undone."""
 
@@ -27,25 +36,42 @@ def photo(file: Path, orientation: int, size: tuple[int, int] = (20, 10)) -> Box
     stored = upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
     stored.save(file, exif=exif)
     box = Box(corners=(3, 2, 4, 3), label=0, area=1)
-    return BoxImage(name=file.name, file=file, image_id=len(file.stem), width=size[0], height=size[1], boxes=(box,))
+    return BoxImage(
+        name=file.name,
+        file=file,
+        image_id=len(file.stem),
+        width=size[0],
+        height=size[1],
+        boxes=(box,),
+    )
 
 
 def made(*images: BoxImage) -> BoxSet:
-    return BoxSet(name="photos", classes=("dot",), category_ids=(1,), images=images, skipped=(), num_clipped=0)
+    return BoxSet(
+        name="photos", classes=("dot",), category_ids=(1,), images=images, skipped=(), num_clipped=0
+    )
 
 
 def is_on_the_dot(entry: BoxImage) -> bool:
     image, target = BoxDataset([entry])[0]
     left, top, right, bottom = target["boxes"][0].int().tolist()
-    return bool(torch.equal(image[:, top:bottom, left:right].flatten(), torch.tensor([1.0, 0.0, 0.0])))
+    return bool(
+        torch.equal(image[:, top:bottom, left:right].flatten(), torch.tensor([1.0, 0.0, 0.0]))
+    )
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_boxes_drawn_on_the_upright_image(tmp_path: Path, orientation: int) -> None:
     entry = photo(tmp_path / "a.png", orientation)
     found = compare_images(made(entry), on_bad="error", depth="ends")
-    assert found.images[0].is_upright and found.counts == {UPRIGHT: 1} and "turned upright by EXIF" in found.notes[0]
-    assert is_on_the_dot(found.images[0]) and is_on_the_dot(entry), "also where the file was not looked at before"
+    assert (
+        found.images[0].is_upright
+        and found.counts == {UPRIGHT: 1}
+        and "turned upright by EXIF" in found.notes[0]
+    )
+    assert is_on_the_dot(found.images[0]) and is_on_the_dot(entry), (
+        "also where the file was not looked at before"
+    )
 
 
 def test_boxes_drawn_on_the_stored_image(tmp_path: Path) -> None:
@@ -55,17 +81,28 @@ def test_boxes_drawn_on_the_stored_image(tmp_path: Path) -> None:
     assert found.images == (lying,) and not found.counts and open_drawn_on(lying).size == (10, 20)
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(3, (20, 10)), (2, (20, 10)), (4, (20, 10)), (6, (20, 20)), (8, (20, 20))])
-def test_a_turn_that_keeps_the_size_follows_the_others(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("orientation", "size"),
+    [(3, (20, 10)), (2, (20, 10)), (4, (20, 10)), (6, (20, 20)), (8, (20, 20))],
+)
+def test_a_turn_that_keeps_the_size_follows_the_others(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
     unclear, clear = photo(tmp_path / "a.png", orientation, size), photo(tmp_path / "bb.png", 6)
     alone = compare_images(made(unclear), on_bad="error", depth="ends")
     assert not alone.images[0].is_upright and alone.counts == {UNDECIDED + AS_STORED: 1}
     found = compare_images(made(unclear, clear), on_bad="error", depth="ends")
-    assert found.counts == {UPRIGHT: 1, UNDECIDED + AS_OTHERS: 1} and all(is_on_the_dot(image) for image in found.images)
+    assert found.counts == {UPRIGHT: 1, UNDECIDED + AS_OTHERS: 1} and all(
+        is_on_the_dot(image) for image in found.images
+    )
 
 
 def test_another_size_is_found_before_training_and_exif_is_named(tmp_path: Path) -> None:
-    good, lost, other = photo(tmp_path / "a.png", 1), photo(tmp_path / "bb.png", 1), photo(tmp_path / "ccc.png", 6)
+    good, lost, other = (
+        photo(tmp_path / "a.png", 1),
+        photo(tmp_path / "bb.png", 1),
+        photo(tmp_path / "ccc.png", 6),
+    )
     Image.open(lost.file).transpose(Image.Transpose.ROTATE_90).save(lost.file)
     Image.new("RGB", (9, 9)).save(other.file)
     with pytest.raises(InputError) as raised:
@@ -97,5 +134,7 @@ def test_unreadable_images_are_found_before_training(tmp_path: Path, depth: str)
 def test_tiny_boxes_are_not_learned(tmp_path: Path) -> None:
     entry = photo(tmp_path / "a.png", 1)
     tiny = Box(corners=(3, 2, 3.5, 9), label=0, area=3)
-    with_tiny = BoxImage(name="a", file=entry.file, image_id=1, width=20, height=10, boxes=(tiny, *entry.boxes))
+    with_tiny = BoxImage(
+        name="a", file=entry.file, image_id=1, width=20, height=10, boxes=(tiny, *entry.boxes)
+    )
     assert BoxDataset([with_tiny])[0][1]["boxes"].tolist() == [[3, 2, 4, 3]]

@@ -1,4 +1,6 @@
-"""Calibration: thresholds keep on held-out images what the curve says, and only measured points are promised."""
+"""Calibration: thresholds keep on held-out images what the curve says, and only measured points are
+promised.
+"""
 
 import copy
 from pathlib import Path
@@ -15,7 +17,10 @@ from dggraph.network.network import DynamicNetwork
 
 
 def kept(net: DynamicNetwork, x: torch.Tensor) -> float:
-    return float(dggraph.record(net, x, batch_size=len(x)).macs.double().mean()) / net.macs_table.static
+    return (
+        float(dggraph.record(net, x, batch_size=len(x)).macs.double().mean())
+        / net.macs_table.static
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,9 @@ def test_thresholds_keep_what_the_curve_says(spread: DynamicNetwork) -> None:
     net.lowered.body[0].eval()
     modes = {name: module.training for name, module in net.named_modules()}
     x = images(200, 0)
-    curve = dggraph.calibrate(net, [(x[:90], "labels"), (x[90:], "labels")], targets=(0.8, 0.6, 0.4))
+    curve = dggraph.calibrate(
+        net, [(x[:90], "labels"), (x[90:], "labels")], targets=(0.8, 0.6, 0.4)
+    )
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert float(net.lowered.dg_body.threshold) == 0.5
     assert net.budgets is curve and curve.num_instances == 200
@@ -73,7 +80,9 @@ def test_what_a_bracket_finds_a_grid_does_not_beat(spread: DynamicNetwork) -> No
 
 
 def test_an_untrained_network_has_one_point() -> None:
-    """Its weights are 0 and 1, so no threshold changes anything, and it meets no budget below its cost."""
+    """Its weights are 0 and 1, so no threshold changes anything, and it meets no budget below its
+    cost.
+    """
     _, net = convert("kept", "node")
     curve = dggraph.calibrate(net, [images(8, 0)], targets=(0.7, 1.1))
     assert len(curve.points) == 5 and len({point.kept for point in curve.points}) == 1
@@ -115,11 +124,15 @@ def test_half_precision_thresholds_stay_below_the_static_weights() -> None:
     _, net = convert("lifted", "stage")
     net = net.to(torch.bfloat16)
     curve = dggraph.calibrate(net, [images(4, 0).to(torch.bfloat16)], targets=(0.5,))
-    assert {point.kept for point in curve.points} == {curve.budgets[0].kept}, "all edges stay open at every threshold"
+    assert {point.kept for point in curve.points} == {curve.budgets[0].kept}, (
+        "all edges stay open at every threshold"
+    )
 
 
 def test_a_threshold_moves_a_network_only_along_what_it_was_trained_for() -> None:
-    """At 0.7 of the MACs, a net that learned the task without a budget is much further from its backbone than one that had it."""
+    """At 0.7 of the MACs, a net that learned the task without a budget is much further from its
+    backbone than one that had it.
+    """
     errors = {}
     x = images(512, 9).float()
     for target in (None, 0.7):

@@ -1,4 +1,6 @@
-"""What plain fx tracing loses comes along: custom backward passes, contexts, kept attributes, buffers, output types, checkpointing."""
+"""What plain fx tracing loses comes along: custom backward passes, contexts, kept attributes,
+buffers, output types, checkpointing.
+"""
 
 import copy
 from collections import OrderedDict
@@ -142,7 +144,9 @@ def gradients(model: nn.Module, x: Tensor, names: Any) -> dict[str, Tensor | Non
     return {name: model.get_parameter(name).grad for name in names}
 
 
-@pytest.mark.parametrize("make", [*(lambda block=block: Net(block) for block in BLOCKS), Frozen, FrozenStages])
+@pytest.mark.parametrize(
+    "make", [*(lambda block=block: Net(block) for block in BLOCKS), Frozen, FrozenStages]
+)
 @pytest.mark.parametrize("mode", [True, False])
 def test_gradients_are_those_of_the_backbone(make: Callable[[], nn.Module], mode: bool) -> None:
     """None where it has none, and equal elsewhere, in train mode and in eval mode."""
@@ -151,10 +155,14 @@ def test_gradients_are_those_of_the_backbone(make: Callable[[], nn.Module], mode
     net = dggraph.convert(model, X)
     names = [name for name, _ in model.named_parameters()]
     wanted, given = gradients(model, X, names), gradients(net, X, names)
-    assert [name for name in names if wanted[name] is None] == [name for name in names if given[name] is None]
+    assert [name for name in names if wanted[name] is None] == [
+        name for name in names if given[name] is None
+    ]
     for name, grad in wanted.items():
         if grad is not None:
-            torch.testing.assert_close(given[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max() + 1))
+            torch.testing.assert_close(
+                given[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max() + 1)
+            )
 
 
 def test_stages_without_gradients_are_not_routed() -> None:
@@ -185,11 +193,19 @@ def test_an_error_inside_a_region_leaves_gradients_on() -> None:
 
 
 def test_tracing_leaves_torch_as_it_was() -> None:
-    apply, alias, written = vars(torch.autograd.Function)["apply"], round_, vars(nn.Module)["__setattr__"]
+    apply, alias, written = (
+        vars(torch.autograd.Function)["apply"],
+        round_,
+        vars(nn.Module)["__setattr__"],
+    )
     with torch.no_grad():
         dggraph.convert(Net(Halved), X)
         assert not torch.is_grad_enabled()
-    assert vars(torch.autograd.Function)["apply"] is apply and round_ is alias and vars(nn.Module)["__setattr__"] is written
+    assert (
+        vars(torch.autograd.Function)["apply"] is apply
+        and round_ is alias
+        and vars(nn.Module)["__setattr__"] is written
+    )
 
 
 class Keeping(Inner):
@@ -239,7 +255,9 @@ def test_kept_values_are_no_part_of_a_fingerprint() -> None:
             y.square().mean()
             return x + self.conv2(y)
 
-    assert fingerprint(trace(Net(Keeping), example=X).graph) == fingerprint(trace(Net(Plain), example=X).graph)
+    assert fingerprint(trace(Net(Keeping), example=X).graph) == fingerprint(
+        trace(Net(Plain), example=X).graph
+    )
 
 
 class Counting(Net):

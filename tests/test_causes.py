@@ -1,4 +1,6 @@
-"""Errors of others: each known one has a cause and a remedy, and what is not known is told as ours."""
+"""Errors of others: each known one has a cause and a remedy, and what is not known is told as
+ours.
+"""
 
 import errno
 import os
@@ -19,24 +21,56 @@ from dggraph.models.registry import import_function
 from dggraph.system.loaders import load_batches
 
 KNOWN = [
-    (RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. "), "LoaderError", "lack of memory"),
-    (RuntimeError("DataLoader worker (pid(s) 9, 10) exited unexpectedly"), "LoaderError", "workers = 0"),
     (
-        RuntimeError("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that ..."),
+        RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. "),
+        "LoaderError",
+        "lack of memory",
+    ),
+    (
+        RuntimeError("DataLoader worker (pid(s) 9, 10) exited unexpectedly"),
+        "LoaderError",
+        "workers = 0",
+    ),
+    (
+        RuntimeError(
+            "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that ..."
+        ),
         "LoaderError",
         "--shm-size",
     ),
-    (RuntimeError("unable to write to file </torch_12_34_0>: No space left on device (28)"), "LoaderError", "/dev/shm"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "MemoryError", "batch_size"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"), "MemoryError", "batch_size"),
+    (
+        RuntimeError("unable to write to file </torch_12_34_0>: No space left on device (28)"),
+        "LoaderError",
+        "/dev/shm",
+    ),
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "MemoryError",
+        "batch_size",
+    ),
+    (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"
+        ),
+        "MemoryError",
+        "batch_size",
+    ),
     (MemoryError(), "MemoryError", "not enough memory"),
-    (RuntimeError("stack expects each tensor to be equal size, but got [3, 4, 4] at entry 0"), "InputError", "different sizes"),
+    (
+        RuntimeError("stack expects each tensor to be equal size, but got [3, 4, 4] at entry 0"),
+        "InputError",
+        "different sizes",
+    ),
     (IndexError("Target 7 is out of bounds."), "InputError", "not a class"),
     (RuntimeError("Class values must be smaller than num_classes."), "InputError", "not a class"),
     (OverflowError("Python int too large to convert to C long"), "InputError", "64 bits"),
     (RuntimeError("Overflow when unpacking long long"), "InputError", "64 bits"),
     (ModuleNotFoundError("No module named 'nowhere'"), "MissingExtraError", "nowhere"),
-    (RuntimeError("CUDA error: device-side assert triggered"), "RuntimeError", "CUDA_LAUNCH_BLOCKING"),
+    (
+        RuntimeError("CUDA error: device-side assert triggered"),
+        "RuntimeError",
+        "CUDA_LAUNCH_BLOCKING",
+    ),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "InputError", "UTF-8"),
 ]
 
@@ -49,14 +83,22 @@ def test_what_is_known_has_a_cause(error: Exception, kind: str, word: str) -> No
 
 def test_every_row_of_the_table_is_met() -> None:
     told = [found[1] for error, _, _ in KNOWN if (found := explain(error)) is not None]
-    missing = [cause.pattern for cause in CAUSES[1:] if not any(text.startswith(cause.meaning[1:9], 1) for text in told)]
+    missing = [
+        cause.pattern
+        for cause in CAUSES[1:]
+        if not any(text.startswith(cause.meaning[1:9], 1) for text in told)
+    ]
     assert not missing
 
 
 @pytest.mark.parametrize("number", [*REMEDIES, errno.EXDEV])
 def test_errors_of_the_system_name_the_file_and_a_way_out(number: int) -> None:
     found = explain(OSError(number, "what the system says", "/some/file"))
-    assert found is not None and found[1].startswith("what the system says: '/some/file'. ") and found[1].endswith(".")
+    assert (
+        found is not None
+        and found[1].startswith("what the system says: '/some/file'. ")
+        and found[1].endswith(".")
+    )
 
 
 def test_the_rest_is_ours() -> None:
@@ -82,10 +124,17 @@ class Broken(Dataset[Any]):
         return {}["missing key"] if index == 2 else (torch.zeros(3, 4, 4 + index), 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+@pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning"
+)  # Python 3.12 warns of torch's threads
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("batch", "words"), [([2], ("KeyError", "test_causes.py", "__getitem__")), ([0, 1], ("different sizes",))])
-def test_a_data_set_of_a_user_s_is_told_as_theirs(workers: int, batch: list[int], words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [([2], ("KeyError", "test_causes.py", "__getitem__")), ([0, 1], ("different sizes",))],
+)
+def test_a_data_set_of_a_user_s_is_told_as_theirs(
+    workers: int, batch: list[int], words: tuple[str, ...]
+) -> None:
     with pytest.raises((KeyError, RuntimeError)) as caught:
         list(load_batches(Broken(), [batch], workers=workers))
     found = explain(caught.value)
@@ -123,7 +172,9 @@ class Normed(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(3)))
+        self.body = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(3))
+        )
         self.pool, self.norm = nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)
         self.head = nn.Linear(3, num_classes)
 
@@ -138,8 +189,15 @@ def normed(num_classes: int = 4) -> nn.Module:
 
 @pytest.mark.parametrize("keys", ["batch_size = 1\n", "batch_size = 8\ngrad_accum_steps = 8\n"])
 def test_batch_norm_of_one_value_names_the_keys(tmp_path: Path, capsys: Any, keys: str) -> None:
-    (tmp_path / "toy.toml").write_text(TOY.replace("toy_data:plain_net", "test_causes:normed") + f'output = "{tmp_path}"\n' + keys)
+    (tmp_path / "toy.toml").write_text(
+        TOY.replace("toy_data:plain_net", "test_causes:normed") + f'output = "{tmp_path}"\n' + keys
+    )
     with pytest.raises(SystemExit) as ended:
         main(["train", str(tmp_path / "toy.toml")])
     err = capsys.readouterr().err
-    assert ended.value.code == 4 and "batch_size" in err and "input_size" in err and "please report" not in err
+    assert (
+        ended.value.code == 4
+        and "batch_size" in err
+        and "input_size" in err
+        and "please report" not in err
+    )

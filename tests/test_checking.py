@@ -1,4 +1,6 @@
-"""The self-checks: whatever a backbone returns is compared, nothing passes that was not proved, and starts are what `init` says."""
+"""The self-checks: whatever a backbone returns is compared, nothing passes that was not proved, and
+starts are what `init` says.
+"""
 
 from collections import namedtuple
 from collections.abc import Iterator
@@ -54,7 +56,9 @@ def test_outputs_of_any_structure(name: str, tmp_path: Any) -> None:
     expected = tensors_in(model(X))
     joined = dggraph.record(net, X).output
     assert type(joined) is type(model(X))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, tensors_in(joined), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, tensors_in(joined), strict=True)
+    )
     dggraph.save(net, tmp_path / "a")
     assert dggraph.load(tmp_path / "a", model=model).report == net.report
 
@@ -123,7 +127,9 @@ def test_routers_are_checked(registries: None, scope: Any) -> None:
     dggraph.register_router("random", Random, scope=scope)
     with pytest.raises(InputError, match=r"router 'wide' gives \(3, \d+\) in stage 'blocks'"):
         dggraph.convert(Net(), X, router="wide")
-    with pytest.raises(InputError, match="router 'random' with gate 'anchored' does not start as the backbone"):
+    with pytest.raises(
+        InputError, match="router 'random' with gate 'anchored' does not start as the backbone"
+    ):
         dggraph.convert(Net(), X, router="random")
     assert dggraph.convert(Net(), X, router="random", init="scratch").report.max_difference == 0
 
@@ -144,7 +150,9 @@ def test_the_threshold_keeps_its_digits() -> None:
 
 
 class KeepsInEvalMode(Net):
-    """Computes something once for eval mode, as LeViT does with its biases, and appends a hook to itself at its first call."""
+    """Computes something once for eval mode, as LeViT does with its biases, and appends a hook to
+    itself at its first call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +191,9 @@ def test_what_a_backbone_had_kept_without_gradient_is_no_difference() -> None:
 
 
 def test_hooks_that_a_first_call_registers_are_there_once() -> None:
-    """`unchanged` puts back what modules keep in dicts of any kind, lists and sets, the very same objects."""
+    """`unchanged` puts back what modules keep in dicts of any kind, lists and sets, the very same
+    objects.
+    """
     model = KeepsInEvalMode().eval()
     hooks, seen = model.stem._forward_hooks, model.__dict__.setdefault("seen", [1])
     with unchanged(model), torch.no_grad():
@@ -196,7 +206,9 @@ def test_hooks_that_a_first_call_registers_are_there_once() -> None:
 
 
 def test_rounding_of_a_deep_network_is_no_mixing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where float32 rounds beyond the tolerance, float64 decides: nothing is refused, no stage is made dense."""
+    """Where float32 rounds beyond the tolerance, float64 decides: nothing is refused, no stage is
+    made dense.
+    """
     monkeypatch.setitem(skipping_checks.TOLERANCE, torch.float32, 0.0)
     net = dggraph.convert(Net(depth=4), X)
     assert [stage.dense_because for stage in net.report.stages] == [""]

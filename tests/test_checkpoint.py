@@ -1,4 +1,6 @@
-"""Checkpoints are whole or not there: every step of a save fails once, a process dies in the middle, bits flip."""
+"""Checkpoints are whole or not there: every step of a save fails once, a process dies in the
+middle, bits flip.
+"""
 
 import errno
 import os
@@ -24,7 +26,10 @@ from dggraph.training.checkpoint import (
 
 
 def parts(value: float) -> dict[str, dict[str, torch.Tensor]]:
-    return {"model": {"w": torch.full((3, 2), value).t(), "n": torch.tensor(7)}, "optimiser": {"0.exp_avg": torch.ones(2) * value}}
+    return {
+        "model": {"w": torch.full((3, 2), value).t(), "n": torch.tensor(7)},
+        "optimiser": {"0.exp_avg": torch.ones(2) * value},
+    }
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -37,10 +42,17 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename", "short write"])
-def test_a_save_that_fails_anywhere_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_save_that_fails_anywhere_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     """Each call of its kind fails in turn, until a save gets through."""
     save_checkpoint(tmp_path, 1, parts(1.0), {})
-    real: dict[str, Any] = {"open": Path.open, "fsync": os.fsync, "rename": os.rename, "short write": checkpoint.write_synced}
+    real: dict[str, Any] = {
+        "open": Path.open,
+        "fsync": os.fsync,
+        "rename": os.rename,
+        "short write": checkpoint.write_synced,
+    }
     for number in range(30):
         calls = 0
 
@@ -65,7 +77,9 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(tmp_path: Path, monkeypat
             except CheckpointError as error:
                 assert "No space left" in str(error) and "as they were" in str(error)
                 assert load_checkpoint(tmp_path / "00000001").tensors["model"]["w"][0, 0] == 1.0
-                newest = list_checkpoints(tmp_path)[-1]  # a failed sync of the folder comes after the rename
+                newest = list_checkpoints(tmp_path)[
+                    -1
+                ]  # a failed sync of the folder comes after the rename
                 assert load_checkpoint(newest).step in (1, 2)
                 continue
         assert number > 0
@@ -77,13 +91,11 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(tmp_path: Path, monkeypat
 def test_a_killed_save_leaves_the_old_one_and_its_rest_is_swept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, parts(1.0), {})
     code = (
-        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.training import checkpoint\n"
-        "real = checkpoint.write_synced\n"
-        "def write(file, content):\n"
-        "    if file.name == 'state.json':\n        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(file, content)\n"
-        "checkpoint.write_synced = write\n"
-        "checkpoint.save_checkpoint(Path(sys.argv[1]), 2, {'model': {'w': torch.ones(2)}}, {})\n"
+        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.training import"
+        " checkpoint\nreal = checkpoint.write_synced\ndef write(file, content):\n    if file.name"
+        " == 'state.json':\n        os.kill(os.getpid(), signal.SIGKILL)\n    real(file,"
+        " content)\ncheckpoint.write_synced = write\ncheckpoint.save_checkpoint(Path(sys.argv[1]),"
+        " 2, {'model': {'w': torch.ones(2)}}, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9
@@ -110,7 +122,10 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [int(entry.name) for entry in list_checkpoints(tmp_path)] == [1, 3, 4]
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)],
+)
 def test_an_optimiser_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: Any) -> None:
     def step(net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         net(torch.ones(2, 3)).square().sum().backward()
@@ -122,7 +137,9 @@ def test_an_optimiser_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: A
     optimiser = make(net.parameters())
     step(net, optimiser)
     tensors, rest = flatten_optimiser(optimiser)
-    save_checkpoint(tmp_path, 1, {"model": net.state_dict(), "optimiser": tensors}, {"optimiser": rest})
+    save_checkpoint(
+        tmp_path, 1, {"model": net.state_dict(), "optimiser": tensors}, {"optimiser": rest}
+    )
     found = load_checkpoint(tmp_path / "00000001")
     twin = nn.Linear(3, 2)
     other = make(twin.parameters())

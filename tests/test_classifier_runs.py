@@ -1,4 +1,6 @@
-"""The folder of a run is a MODEL: finished or not, dynamic or static, with an average or held blocks, it answers as what was trained."""
+"""The folder of a run is a MODEL: finished or not, dynamic or static, with an average or held
+blocks, it answers as what was trained.
+"""
 
 import json
 import os
@@ -32,7 +34,11 @@ def command(capsys: Any, *arguments: object) -> tuple[int, dict[str, Any], str]:
 
 @pytest.mark.parametrize(
     "others",
-    [{}, {"model_ema": False}, {"objective": "distill", "model": "toy_data:plain_net", "mixup": 0.0, "tune": "routers"}],
+    [
+        {},
+        {"model_ema": False},
+        {"objective": "distill", "model": "toy_data:plain_net", "mixup": 0.0, "tune": "routers"},
+    ],
 )
 def test_the_last_checkpoint_is_the_network(tmp_path: Path, others: dict[str, Any]) -> None:
     """Without its archive a finished run still answers as the archive does, to the bit."""
@@ -42,12 +48,20 @@ def test_the_last_checkpoint_is_the_network(tmp_path: Path, others: dict[str, An
     shutil.rmtree(folder / "archive")
     net, said = open_classifier(folder, own)
     assert "not finished: this is its network after step 9" in said
-    assert torch.equal(net(X), archive(X)) and (net.labels, net.preprocess) == (archive.labels, archive.preprocess)
+    assert torch.equal(net(X), archive(X)) and (net.labels, net.preprocess) == (
+        archive.labels,
+        archive.preprocess,
+    )
 
 
 @pytest.mark.parametrize("average", [False, True])
-def test_held_blocks_stay_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: bool) -> None:
-    monkeypatch.setattr("dggraph.training.preparing.find_fragile", lambda *_args, **_options: {"pinned": ["blocks_1"]})
+def test_held_blocks_stay_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: bool
+) -> None:
+    monkeypatch.setattr(
+        "dggraph.training.preparing.find_fragile",
+        lambda *_args, **_options: {"pinned": ["blocks_1"]},
+    )
     decided = {
         "decide": "blocks",
         "router": "stage",
@@ -56,7 +70,9 @@ def test_held_blocks_stay_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         "mixup": 0.0,
         "tune": "routers",
     }
-    folder = train(keys(tmp_path, epochs=1, model="test_classifier_runs:lifted", model_ema=average, **decided)).folder
+    folder = train(
+        keys(tmp_path, epochs=1, model="test_classifier_runs:lifted", model_ema=average, **decided)
+    ).folder
     archive = dggraph.load(folder / "archive", model=lifted())
     shutil.rmtree(folder / "archive")
     assert torch.equal(open_classifier(folder, "test_classifier_runs:lifted")[0](X), archive(X))
@@ -83,15 +99,32 @@ def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         patch.setattr(loop, "_step", step)
         folder = train(config).folder
     code, document, _ = command(capsys, "eval", folder)
-    assert code == 4 and "--dataset toy_data:make" in document["error"]["message"], "code runs only where it is named"
+    assert code == 4 and "--dataset toy_data:make" in document["error"]["message"], (
+        "code runs only where it is named"
+    )
     code, document, err = command(capsys, "eval", folder, "--dataset", "toy_data:make")
-    assert code == 0 and document["num_images"] == 40 and "not finished: this is its network after step 1" in err
+    assert (
+        code == 0
+        and document["num_images"] == 40
+        and "not finished: this is its network after step 1" in err
+    )
     result = train(config)
     code, document, err = command(capsys, "eval", folder, "--dataset", "toy_data:make")
-    assert code == 0 and result.evaluation is not None and document["top1"] == result.evaluation.top1 and err == ""
-    code, document, _ = command(capsys, "eval", folder, "--dataset", "toy_data:make", "--num-classes", 4)
-    assert code == 2 and "--num-classes does not go with a run folder" in document["error"]["message"]
-    code, document, _ = command(capsys, "eval", folder, "--dataset", "toy_data:make", "--budget", 0.8, "--save", folder)
+    assert (
+        code == 0
+        and result.evaluation is not None
+        and document["top1"] == result.evaluation.top1
+        and err == ""
+    )
+    code, document, _ = command(
+        capsys, "eval", folder, "--dataset", "toy_data:make", "--num-classes", 4
+    )
+    assert (
+        code == 2 and "--num-classes does not go with a run folder" in document["error"]["message"]
+    )
+    code, document, _ = command(
+        capsys, "eval", folder, "--dataset", "toy_data:make", "--budget", 0.8, "--save", folder
+    )
     assert code == 4 and "is not an archive" in document["error"]["message"]
     assert command(capsys, "inspect", folder)[0] == 0
 
@@ -102,7 +135,10 @@ def test_a_run_of_a_static_backbone(tmp_path: Path) -> None:
     assert said == "" and isinstance(net, DynamicNetwork) and net.labels == ("a", "b", "c", "d")
     images = torch.stack([make(None)[1][place][0] for place in range(40)])
     labels = torch.tensor([make(None)[1][place][1] for place in range(40)])
-    assert result.evaluation is not None and int((net(images).argmax(1) == labels).sum()) == result.evaluation.top1
+    assert (
+        result.evaluation is not None
+        and int((net(images).argmax(1) == labels).sum()) == result.evaluation.top1
+    )
 
 
 def test_what_is_no_network_yet(tmp_path: Path) -> None:

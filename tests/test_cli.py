@@ -26,7 +26,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys; from dggraph.cli.main import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from dggraph.cli.main import main\ntry: main(['--help'])\nfinally: assert"
+        " 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "inspect" in done.stdout, done.stderr
 
@@ -40,7 +43,10 @@ def test_inspect_prints_one_json_document(capsys: Any) -> None:
 
 def test_inspect_tables_and_text(capsys: Any) -> None:
     assert "layer3" in run(capsys, "inspect", "resnet18", "--input-size", "64")[1]
-    assert "v1 layer1_0 64x16x16" in run(capsys, "inspect", "resnet18", "--input-size", "64", "--text")[1]
+    assert (
+        "v1 layer1_0 64x16x16"
+        in run(capsys, "inspect", "resnet18", "--input-size", "64", "--text")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,9 @@ def test_inspect_tables_and_text(capsys: Any) -> None:
         (["inspect", "resnet18", "--input-size", "1"], 4, "1"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(capsys: Any, arguments: list[str], code: int, message: str) -> None:
+def test_errors_are_one_line_and_an_exit_code(
+    capsys: Any, arguments: list[str], code: int, message: str
+) -> None:
     actual, out, err = run(capsys, *arguments)
     if arguments[-1] != "1":
         assert actual == code and message in err and out == "" and err.count("\n") == 1
@@ -71,14 +79,25 @@ def test_convert_then_paths(capsys: Any, tmp_path: Path) -> None:
     assert run(capsys, "convert", "mobilenet_v2", "--input-size", "64", "-o", str(archive))[0] == 0
     code, _, err = run(capsys, "convert", "mobilenet_v2", "--input-size", "64", "-o", str(archive))
     assert code == 4 and "--force" in err
-    code, out, _ = run(capsys, "paths", str(archive), str(photo), "-o", str(tmp_path / "out"), "--json")
+    code, out, _ = run(
+        capsys, "paths", str(archive), str(photo), "-o", str(tmp_path / "out"), "--json"
+    )
     (row,) = json.loads(out)["images"]
     assert code == 0 and row["is_static_path"] and row["active_edges"] == 31
     picture = ElementTree.parse(row["picture"]).getroot()
     text = " ".join(picture.itertext())
     assert "a[b]<i>.png" in text and "backbone's own path" in text
     code, out, _ = run(
-        capsys, "paths", str(archive), str(photo), "-o", str(tmp_path / "out"), "--random-routers", "0", "--format", "png"
+        capsys,
+        "paths",
+        str(archive),
+        str(photo),
+        "-o",
+        str(tmp_path / "out"),
+        "--random-routers",
+        "0",
+        "--format",
+        "png",
     )
     assert code == 0 and "own path" not in out
     with Image.open(tmp_path / "out" / "000-a_b__i_.png") as drawn:
@@ -98,12 +117,18 @@ def test_demo(capsys: Any, tmp_path: Path) -> None:
     assert len(pictures) == 20 and all("<svg" in picture for picture in pictures)
     assert int(re.search(r"(\d+) paths", out).group(1)) >= 5  # type: ignore[union-attr]
     names = re.findall(r"^│ ([\w-]+)-\d\.png +│ ([\w /-]+?) [01]\.\d\d ", out, flags=re.MULTILINE)
-    assert len(names) == 20 and all(name == re.sub(r"\W", "-", label.lower()) for name, label in names)
+    assert len(names) == 20 and all(
+        name == re.sub(r"\W", "-", label.lower()) for name, label in names
+    )
     assert "Content-Security-Policy" in (tmp_path / "demo" / "report.html").read_text()
 
 
 def test_what_the_demo_needs_is_small() -> None:
-    sizes = [file.stat().st_size for file in (Path(dggraph.__file__).parent / "assets").rglob("*") if file.is_file()]
+    sizes = [
+        file.stat().st_size
+        for file in (Path(dggraph.__file__).parent / "assets").rglob("*")
+        if file.is_file()
+    ]
     assert sum(sizes) < 1_000_000
 
 
@@ -180,8 +205,13 @@ def test_models_that_fail_are_one_line(capsys: Any, mine: Path, model: str, mess
     assert code == 4 and message in json.loads(out)["error"]["message"] and err == ""
 
 
-def test_outputs_are_checked_before_the_work_starts(capsys: Any, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dggraph.models.registry.load_model", lambda *_args, **_options: pytest.fail("work has started"))
+def test_outputs_are_checked_before_the_work_starts(
+    capsys: Any, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dggraph.models.registry.load_model",
+        lambda *_args, **_options: pytest.fail("work has started"),
+    )
     (mine / "file").write_text("")
     (mine / "full").mkdir()
     for arguments in (
@@ -196,14 +226,19 @@ def test_outputs_are_checked_before_the_work_starts(capsys: Any, mine: Path, mon
         assert code == 4 and out == "" and err.count("\n") == 1
 
 
-def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_args: Any, **_options: Any) -> None:
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr("dggraph.models.registry.load_model", broken)
     code, out, err = run(capsys, "inspect", "resnet18")
     assert code == 4 and out == "" and err.count("\n") == 1 and "DGGRAPH_TRACEBACK=1" in err
-    assert json.loads(run(capsys, "inspect", "resnet18", "--json")[1])["error"]["type"] == "ZeroDivisionError"
+    assert (
+        json.loads(run(capsys, "inspect", "resnet18", "--json")[1])["error"]["type"]
+        == "ZeroDivisionError"
+    )
     monkeypatch.setenv("DGGRAPH_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         main(["inspect", "resnet18"])
@@ -211,18 +246,38 @@ def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(capsys: Any, mon
 
 def test_an_archive_of_my_own_model(capsys: Any, mine: Path) -> None:
     """It says what it needs, refuses to run code by itself, and works with --backbone."""
-    code, out, _ = run(capsys, "convert", "my_models:sized", "--input-size", "16", "--num-classes", "7", "-o", "net")
+    code, out, _ = run(
+        capsys,
+        "convert",
+        "my_models:sized",
+        "--input-size",
+        "16",
+        "--num-classes",
+        "7",
+        "-o",
+        "net",
+    )
     assert code == 0 and "--backbone my_models:sized" in out
     code, _, err = run(capsys, "inspect", "net")
     assert code == 4 and "--backbone" in err
-    code, out, _ = run(capsys, "inspect", "net", "--backbone", "my_models:sized", "--num-classes", "7", "--json")
+    code, out, _ = run(
+        capsys, "inspect", "net", "--backbone", "my_models:sized", "--num-classes", "7", "--json"
+    )
     assert code == 0 and json.loads(out)["max_difference"] == 0
-    code, _, err = run(capsys, "inspect", "my_models:fine", "--input-size", "16", "--backbone", "my_models:fine")
+    code, _, err = run(
+        capsys, "inspect", "my_models:fine", "--input-size", "16", "--backbone", "my_models:fine"
+    )
     assert code == 2 and "goes with an archive" in err
 
 
 @pytest.mark.parametrize(
-    "option", [["--wiring", "window(2)"], ["--checkpoint", "x"], ["--num-classes", "3"], ["--threshold", "0.1"]]
+    "option",
+    [
+        ["--wiring", "window(2)"],
+        ["--checkpoint", "x"],
+        ["--num-classes", "3"],
+        ["--threshold", "0.1"],
+    ],
 )
 def test_archives_take_no_model_options(capsys: Any, mine: Path, option: list[str]) -> None:
     (mine / "net").mkdir()
@@ -233,16 +288,43 @@ def test_archives_take_no_model_options(capsys: Any, mine: Path, option: list[st
 
 def test_grey_images(capsys: Any, mine: Path) -> None:
     Image.effect_noise((20, 30), 80).convert("RGB").save(mine / "x.png")
-    code, out, _ = run(capsys, "paths", "my_models:grey", "x.png", "--input-size", "16", "-o", "out", "--format", "dot", "--json")
+    code, out, _ = run(
+        capsys,
+        "paths",
+        "my_models:grey",
+        "x.png",
+        "--input-size",
+        "16",
+        "-o",
+        "out",
+        "--format",
+        "dot",
+        "--json",
+    )
     assert code == 0 and json.loads(out)["images"][0]["is_static_path"]
 
 
 def test_gates_thresholds_and_both_shares(capsys: Any, mine: Path) -> None:
-    options = ("my_models:fine", "--input-size", "16", "--router", "node(4)", "--gate", "anchored", "--threshold", "0.2")
+    options = (
+        "my_models:fine",
+        "--input-size",
+        "16",
+        "--router",
+        "node(4)",
+        "--gate",
+        "anchored",
+        "--threshold",
+        "0.2",
+    )
     report = json.loads(run(capsys, "inspect", *options, "--json")[1])
-    assert 0 < report["routed_fraction"] <= report["covered_fraction"] and report["stages"][0]["kept_because"] == ""
+    assert (
+        0 < report["routed_fraction"] <= report["covered_fraction"]
+        and report["stages"][0]["kept_because"] == ""
+    )
     assert "in routed blocks" in run(capsys, "inspect", *options)[1].replace("\n", " ")
-    code, _, err = run(capsys, "inspect", "my_models:fine", "--input-size", "16", "--gate", "sigmoid")
+    code, _, err = run(
+        capsys, "inspect", "my_models:fine", "--input-size", "16", "--gate", "sigmoid"
+    )
     assert code == 4 and "does not start as the backbone" in err
 
 
@@ -264,7 +346,11 @@ def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
         ("vit_b_32", {"image_size": 32}),
     ):
         built = load_model(name, input_size=32)
-        assert built.options == options and built.preprocess is not None and built.preprocess.input_size == (3, 32, 32)
+        assert (
+            built.options == options
+            and built.preprocess is not None
+            and built.preprocess.input_size == (3, 32, 32)
+        )
     built = load_model("timm:vit_tiny_patch16_224", input_size=32, num_classes=7)
     net = dggraph.convert(built.model, torch.zeros(1, 3, 32, 32))
     note_source_(net, built)
@@ -277,5 +363,13 @@ def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
 def test_checkpoints_that_are_none(capsys: Any, tmp_path: Path, content: bytes) -> None:
     for name in ("x.pth", "x.safetensors"):
         (tmp_path / name).write_bytes(content)
-        code, _, err = run(capsys, "inspect", "resnet18", "--input-size", "64", "--checkpoint", str(tmp_path / name))
+        code, _, err = run(
+            capsys,
+            "inspect",
+            "resnet18",
+            "--input-size",
+            "64",
+            "--checkpoint",
+            str(tmp_path / name),
+        )
         assert code == 4 and name in err and err.count("\n") == 1 and "Weights only" not in err

@@ -1,4 +1,6 @@
-"""torch.compile of the whole network, without a graph break: outputs, gates and gradients are those of the eager form."""
+"""torch.compile of the whole network, without a graph break: outputs, gates and gradients are those
+of the eager form.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -13,8 +15,9 @@ from dggraph.errors import InputError
 from dggraph.network.network import Gates
 from dggraph.ops import aggregation
 
-# Relative to the largest element. Outputs in float32: the same sums in another order. Gradients in float64: in float32 Inductor's were seen to
-# differ by 1e-4, and by 2e-3 where an element falls on the other side of a ReLU6's corner.
+# Relative to the largest element. Outputs in float32: the same sums in another order. Gradients in
+# float64: in float32 Inductor's were seen to differ by 1e-4, and by 2e-3 where an element falls on
+# the other side of a ReLU6's corner.
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-9
 
@@ -33,7 +36,9 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = OUTPUT_TOLERANCE)
 
 
 def step(net: Any, forward: Any, x: Tensor) -> tuple[Any, list[Tensor]]:
-    """One training step's output, and the gradients of the input and of all parameters; the loss reads both kinds of gates."""
+    """One training step's output, and the gradients of the input and of all parameters; the loss
+    reads both kinds of gates.
+    """
     x = x.clone().requires_grad_()
     output, gates = forward(x, return_gates=True)
     loss = output.square().mean()
@@ -43,10 +48,14 @@ def step(net: Any, forward: Any, x: Tensor) -> tuple[Any, list[Tensor]]:
     return (output, gates), list(torch.autograd.grad(loss, [x, *parameters]))
 
 
-@pytest.mark.parametrize(("kind", "router"), [*((kind, "stage") for kind in KINDS), ("lifted", "node")])
+@pytest.mark.parametrize(
+    ("kind", "router"), [*((kind, "stage") for kind in KINDS), ("lifted", "node")]
+)
 def test_inference_is_the_eager_one(kind: str, router: str) -> None:
     net = converted(kind, router)
-    net.executor = "dense"  # raw weights of edges that leave a dead node mean nothing, and the sparse executor says 0 there
+    # Raw weights of edges that leave a dead node mean nothing, and the sparse executor says 0
+    # there.
+    net.executor = "dense"
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=False)
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
@@ -56,12 +65,16 @@ def test_inference_is_the_eager_one(kind: str, router: str) -> None:
         assert isinstance(compiled_gates, Gates) and compiled_gates.table == net.macs_table
         for stage, weights in gates.weights.items():
             assert torch.equal(compiled_gates.weights[stage] != 0, weights != 0)
-            assert close(compiled_gates.weights[stage], weights) and close(compiled_gates.raw[stage], gates.raw[stage])
+            assert close(compiled_gates.weights[stage], weights) and close(
+                compiled_gates.raw[stage], gates.raw[stage]
+            )
             assert torch.equal(compiled_gates.thresholds[stage], gates.thresholds[stage])
         assert (torch.cat(list(gates.weights.values()), 1) == 0).any()
 
 
-@pytest.mark.parametrize(("kind", "router"), [*((kind, "node") for kind in KINDS), ("lifted", "stage")])
+@pytest.mark.parametrize(
+    ("kind", "router"), [*((kind, "node") for kind in KINDS), ("lifted", "stage")]
+)
 def test_training_has_the_eager_gradients(kind: str, router: str) -> None:
     net = converted(kind, router).train().double()
     twin = copy.deepcopy(net)
@@ -70,7 +83,10 @@ def test_training_has_the_eager_gradients(kind: str, router: str) -> None:
     (expected, gates), expected_gradients = step(twin, twin, x)
     (output, compiled_gates), gradients = step(net, compiled, x)
     assert close(output, expected)
-    assert all(torch.equal(compiled_gates.weights[stage] != 0, weights != 0) for stage, weights in gates.weights.items())
+    assert all(
+        torch.equal(compiled_gates.weights[stage] != 0, weights != 0)
+        for stage, weights in gates.weights.items()
+    )
     # Of all gradients, not of each: that of a bias in front of a norm is rounding alone.
     scale = max(float(gradient.abs().max()) for gradient in expected_gradients[1:])
     assert close(gradients[0], expected_gradients[0], GRADIENT_TOLERANCE)
@@ -108,7 +124,9 @@ def test_one_graph_serves_every_batch_size() -> None:
 
 
 def test_inductor() -> None:
-    """Code made for this machine, gates and all: inference in float32, a training step in float64."""
+    """Code made for this machine, gates and all: inference in float32, a training step in
+    float64.
+    """
     net = converted("lifted")
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
@@ -116,9 +134,14 @@ def test_inductor() -> None:
     net, x = net.train().double(), x.double()
     twin = copy.deepcopy(net)
     (expected, gates), expected_gradients = step(twin, twin, x)
-    (output, compiled_gates), gradients = step(net, torch.compile(net, fullgraph=True, dynamic=False), x)
+    (output, compiled_gates), gradients = step(
+        net, torch.compile(net, fullgraph=True, dynamic=False), x
+    )
     assert close(output, expected)
-    assert all(torch.equal(compiled_gates.weights[stage] != 0, weights != 0) for stage, weights in gates.weights.items())
+    assert all(
+        torch.equal(compiled_gates.weights[stage] != 0, weights != 0)
+        for stage, weights in gates.weights.items()
+    )
     scale = max(float(gradient.abs().max()) for gradient in expected_gradients)
     for actual, wanted in zip(gradients, expected_gradients, strict=True):
         assert (actual - wanted).abs().max() <= GRADIENT_TOLERANCE * scale
@@ -141,5 +164,7 @@ def test_a_network_compiled_in_place_still_copies_and_refuses_wrong_input() -> N
         expected = net(x)
         net.compile(fullgraph=True, backend="eager", dynamic=False)
         assert close(net(x), expected) and close(copy.deepcopy(net)(x), expected)
-        with pytest.raises((InputError, torch._dynamo.exc.Unsupported), match="takes a batch of images"):
+        with pytest.raises(
+            (InputError, torch._dynamo.exc.Unsupported), match="takes a batch of images"
+        ):
             net(x[0])

@@ -42,7 +42,13 @@ def test_options_of_the_wrong_kind(options: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize(
     "wiring",
-    ["window(2.5)", "watts_strogatz(3.5, 0.1)", "watts_strogatz(2, 0.1, 0.5)", "erdos_renyi(0.5, 1.5)", "barabasi_albert(1.5)"],
+    [
+        "window(2.5)",
+        "watts_strogatz(3.5, 0.1)",
+        "watts_strogatz(2, 0.1, 0.5)",
+        "erdos_renyi(0.5, 1.5)",
+        "barabasi_albert(1.5)",
+    ],
 )
 def test_counts_are_whole_numbers(wiring: str) -> None:
     with pytest.raises(WiringError, match=r"\d\.5 must be a whole number"):
@@ -51,14 +57,25 @@ def test_counts_are_whole_numbers(wiring: str) -> None:
 
 @pytest.mark.parametrize(
     "wiring",
-    [None, 5, [("blocks_0", "blocks_1", "x")], ["ab"], [(1, 2)], lambda size: [(0, size)], lambda size: [(0, 1, 2)], lambda: 1],
+    [
+        None,
+        5,
+        [("blocks_0", "blocks_1", "x")],
+        ["ab"],
+        [(1, 2)],
+        lambda size: [(0, size)],
+        lambda size: [(0, 1, 2)],
+        lambda: 1,
+    ],
 )
 def test_wirings_of_the_wrong_kind(wiring: Any) -> None:
     with pytest.raises(WiringError, match="wiring"):
         dggraph.convert(Net(), X, wiring=wiring)
 
 
-@pytest.mark.parametrize("wiring", ["complete", " complete", "complete()", "complete( )", complete()])
+@pytest.mark.parametrize(
+    "wiring", ["complete", " complete", "complete()", "complete( )", complete()]
+)
 def test_the_complete_wiring_however_it_is_written(wiring: Any) -> None:
     for residual in ("auto", "lift"):
         net = dggraph.convert(Net(), X, wiring=wiring, residual=residual)
@@ -85,13 +102,17 @@ class Twice(Block):
         (Block, {"residual": "keep"}, "asked for"),
     ],
 )
-def test_the_report_says_why_residuals_are_kept(block: Any, options: dict[str, Any], reason: str) -> None:
+def test_the_report_says_why_residuals_are_kept(
+    block: Any, options: dict[str, Any], reason: str
+) -> None:
     (stage,) = dggraph.convert(Net(block), X, **options).report.stages
     assert stage.residual == "keep" and stage.kept_because == reason
 
 
 def test_shares_of_the_macs_by_hand() -> None:
-    """8x8 pixels, two 3x3 convolutions of 8 channels a block; the stem feeds the stage and is not a block."""
+    """8x8 pixels, two 3x3 convolutions of 8 channels a block; the stem feeds the stage and is not a
+    block.
+    """
     report = dggraph.convert(Net(), X).report
     blocks = 3 * 2 * 64 * 8 * 8 * 9
     assert report.total_macs == blocks + 64 * 3 * 8 * 9 + 8 * 5

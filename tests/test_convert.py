@@ -1,4 +1,6 @@
-"""Conversion: exact, alive, routed as an independent reference routes, and safe to copy, move and train."""
+"""Conversion: exact, alive, routed as an independent reference routes, and safe to copy, move and
+train.
+"""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,15 @@ from reference import hooked, randomise, randomise_routers
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.errors import DiscoveryError, GateError, InputError, LoweringError, NothingToRouteError, TraceError, WiringError
+from dggraph.errors import (
+    DiscoveryError,
+    GateError,
+    InputError,
+    LoweringError,
+    NothingToRouteError,
+    TraceError,
+    WiringError,
+)
 from dggraph.graph.wiring import WIRINGS
 from dggraph.network.network import pinned_gates, static_weights
 from dggraph.ops.gating import GATES
@@ -28,13 +38,23 @@ LAYOUTS = {
     "maxvit_t": [2, 2, 5, 2],
     "regnet_y_400mf": [3, 6, 6],
 }
-KINDS = {"resnet18": 64, "mobilenet_v2": 64, "densenet121": 64, "googlenet": 64, "swin_t": 64, "squeezenet1_1": 64, "vgg11": 64}
+KINDS = {
+    "resnet18": 64,
+    "mobilenet_v2": 64,
+    "densenet121": 64,
+    "googlenet": 64,
+    "swin_t": 64,
+    "squeezenet1_1": 64,
+    "vgg11": 64,
+}
 
 
 def build(name: str, **options: Any) -> nn.Module:
     lazy = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model: Any = torchvision.models.get_model(name, weights=None, **lazy, **options)
-    if name == "vgg11":  # the classifier has 124 of its 133 million weights, and nothing that is routed
+    if (
+        name == "vgg11"
+    ):  # the classifier has 124 of its 133 million weights, and nothing that is routed
         model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 16), nn.ReLU(), nn.Linear(16, 1000))
     return model  # type: ignore[no-any-return]
 
@@ -51,7 +71,9 @@ def test_layouts(name: str) -> None:
 @pytest.mark.parametrize("residual", ["auto", "keep", "lift"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fresh_conversion_is_the_backbone(name: str, residual: Any) -> None:
-    """With untrained routers the network is the backbone; to the bit, unless several residuals of a block were lifted."""
+    """With untrained routers the network is the backbone; to the bit, unless several residuals of a
+    block were lifted.
+    """
     model = randomise(build(name)).eval()
     net = dggraph.convert(model, torch.rand(1, 3, KINDS[name], KINDS[name]), residual=residual)
     x = torch.randn(5, 3, KINDS[name], KINDS[name])
@@ -82,8 +104,15 @@ def test_random_routers_equal_the_hooked_original(name: str, router: str) -> Non
             order = [node.name for node in net.graph.nodes(stage)]
             for i, source in enumerate(order):
                 for j, target in enumerate(order):
-                    assert float(matrix[i, j]) == pytest.approx(adjacency[stage][index].get((source, target), 0), abs=2e-4)
-    assert any(weight == 0 for path in recording.paths for weights in path.weights.values() for weight in weights)
+                    assert float(matrix[i, j]) == pytest.approx(
+                        adjacency[stage][index].get((source, target), 0), abs=2e-4
+                    )
+    assert any(
+        weight == 0
+        for path in recording.paths
+        for weights in path.weights.values()
+        for weight in weights
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "swin_t"])
@@ -136,7 +165,9 @@ def test_auxiliary_heads_are_kept_frozen_and_reported() -> None:
 
 
 def test_deepcopy_keeps_a_swapped_head_tied_weights_and_flags() -> None:
-    net = randomise_routers(dggraph.convert(randomise(build("resnet18")), torch.rand(1, 3, 64, 64))).eval()
+    net = randomise_routers(
+        dggraph.convert(randomise(build("resnet18")), torch.rand(1, 3, 64, 64))
+    ).eval()
     net.lowered.fc = nn.Linear(512, 7)
     net.lowered.layer1[0].conv2.weight = net.lowered.layer1[0].conv1.weight
     net.lowered.layer2[0].conv1.weight.requires_grad_(False)
@@ -150,7 +181,11 @@ def test_deepcopy_keeps_a_swapped_head_tied_weights_and_flags() -> None:
         twin.lowered.conv1.weight.mul_(2)
     assert not torch.equal(net(x), twin(x))
     names = {fx_node.name for fx_node in twin.lowered.graph.nodes}
-    assert all({*block.fx_nodes, block.input, block.output} <= names for stage in twin.plan for block in stage.blocks)
+    assert all(
+        {*block.fx_nodes, block.input, block.output} <= names
+        for stage in twin.plan
+        for block in stage.blocks
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -181,7 +216,9 @@ def test_timm_checkpoint_helpers(tmp_path: Any) -> None:
     from timm.models import load_checkpoint
     from timm.utils import get_state_dict
 
-    net = randomise_routers(dggraph.convert(randomise(build("resnet18")), torch.rand(1, 3, 64, 64))).eval()
+    net = randomise_routers(
+        dggraph.convert(randomise(build("resnet18")), torch.rand(1, 3, 64, 64))
+    ).eval()
     torch.save({"state_dict": get_state_dict(net)}, tmp_path / "checkpoint.pth")
     other = dggraph.convert(build("resnet18"), torch.rand(1, 3, 64, 64)).eval()
     load_checkpoint(other, str(tmp_path / "checkpoint.pth"), weights_only=True)
@@ -194,12 +231,16 @@ def test_multi_output_backbones() -> None:
 
     model = randomise(build("resnet18")).eval()
     extractor = create_feature_extractor(model, {"layer2": "two", "layer4": "four"})
-    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None
+    )
     x = torch.randn(2, 3, 96, 64)
     for backbone in (extractor, detector.backbone.body):
         net = dggraph.convert(backbone.eval(), torch.rand(1, 3, 64, 64))
         expected, actual = backbone(x), net(x)
-        assert list(expected) == list(actual) and all(torch.equal(expected[key], actual[key]) for key in expected)
+        assert list(expected) == list(actual) and all(
+            torch.equal(expected[key], actual[key]) for key in expected
+        )
         assert net.report.num_blocks >= 5
 
 
@@ -213,7 +254,9 @@ def test_dropout_and_stochastic_depth_still_act_in_training() -> None:
 
 
 def test_macs_of_the_static_path_and_of_a_skipped_block() -> None:
-    """By hand on ResNet-18's layer2: one routed block of 231,211,008 MACs at 224 pixels, 28 x 28 x 128 elements an edge."""
+    """By hand on ResNet-18's layer2: one routed block of 231,211,008 MACs at 224 pixels, 28 x 28 x
+    128 elements an edge.
+    """
     net = dggraph.convert(build("resnet18"), stages={"layer2": ["layer2.0", "layer2.1"]}).eval()
     x = torch.randn(1, 3, 224, 224)
     edge, router = 128 * 28 * 28, 128 * 2 + 128
@@ -247,7 +290,9 @@ def test_bad_models_and_options() -> None:
         dggraph.convert(Inner(), image)
     with pytest.raises(NothingToRouteError, match="stages="):
         dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)), image)
-    assert dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)), image, allow_static=True)(image).shape == (1, 8, 32, 32)
+    assert dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)), image, allow_static=True)(
+        image
+    ).shape == (1, 8, 32, 32)
     with pytest.raises(InputError, match="does not say its input size"):
         dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)))
     with pytest.raises(InputError, match="float tensor"):
@@ -274,7 +319,9 @@ class Text(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(10, 8)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self.encoder(self.words(ids))
@@ -307,7 +354,9 @@ def test_device_moves(name: str, router: str) -> None:
     net = dggraph.convert(build(name), torch.rand(1, 3, 64, 64), router=router).to("meta")
     for mode in (True, False):
         output, gates = net.train(mode)(torch.rand(2, 3, 64, 64, device="meta"), return_gates=True)
-        assert output.device.type == "meta" and {one.device.type for one in gates.weights.values()} == {"meta"}
+        assert output.device.type == "meta" and {
+            one.device.type for one in gates.weights.values()
+        } == {"meta"}
 
 
 class MaxRouter(nn.Module):
@@ -340,12 +389,18 @@ def registries() -> Iterator[None]:
 
 
 def test_registered_router_gate_and_wiring(registries: None, tmp_path: Any) -> None:
-    """A user's own parts work like ours: exact at the start, routed afterwards, kept by an archive."""
+    """A user's own parts work like ours: exact at the start, routed afterwards, kept by an
+    archive.
+    """
     dggraph.register_router("max", MaxRouter)
     dggraph.register_gate("clamped", ClampedGate)
-    dggraph.register_wiring("gap", lambda gap: lambda size: ((i, i + gap) for i in range(size - gap)))
+    dggraph.register_wiring(
+        "gap", lambda gap: lambda size: ((i, i + gap) for i in range(size - gap))
+    )
     model = randomise(build("resnet18")).eval()
-    net = dggraph.convert(model, torch.rand(1, 3, 64, 64), router="max", gate="clamped", wiring="gap(2)")
+    net = dggraph.convert(
+        model, torch.rand(1, 3, 64, 64), router="max", gate="clamped", wiring="gap(2)"
+    )
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(net(x), model(x))
     assert [stage.num_edges for stage in net.report.stages] == [5, 3, 3, 3]
@@ -414,9 +469,17 @@ def test_pickling_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "depths", "axes"),
     [
-        ("pvt_v2_b0", [2, 2, 2, 2], [-1, -1, -1, -1]),  # blocks read a size that was computed outside of them
+        (
+            "pvt_v2_b0",
+            [2, 2, 2, 2],
+            [-1, -1, -1, -1],
+        ),  # blocks read a size that was computed outside of them
         ("tiny_vit_5m_224", [2, 2, 6, 2], [1, -1, -1, -1]),  # opaque blocks, channels last
-        ("test_nfnet", [3, 2, 2], [1, 1, 1]),  # convolutions called as functions, by modules with a path
+        (
+            "test_nfnet",
+            [3, 2, 2],
+            [1, 1, 1],
+        ),  # convolutions called as functions, by modules with a path
     ],
 )
 def test_layouts_of_timm(name: str, depths: list[int], axes: list[int]) -> None:
@@ -424,4 +487,9 @@ def test_layouts_of_timm(name: str, depths: list[int], axes: list[int]) -> None:
     assert [stage.depth for stage in net.report.stages] == depths
     assert [stage.channel_axis for stage in net.graph.stages.values()] == axes
     paths = dict(net.lowered.named_modules())
-    assert all(node.module_path in paths for stage in net.graph.stages for node in net.graph.nodes(stage) if node.kind == "block")
+    assert all(
+        node.module_path in paths
+        for stage in net.graph.stages
+        for node in net.graph.nodes(stage)
+        if node.kind == "block"
+    )

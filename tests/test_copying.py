@@ -1,4 +1,6 @@
-"""Copies: what a former forward left is detached and reported; what cannot be copied is named with its own way out."""
+"""Copies: what a former forward left is detached and reported; what cannot be copied is named with
+its own way out.
+"""
 
 from typing import Any
 
@@ -37,7 +39,11 @@ def test_a_buffer_computed_from_weights_is_detached() -> None:
     model = Net()
     model.register_buffer("scale", model.head[2].bias * 2)
     twin = copy_model(model)
-    assert torch.equal(twin.scale, model.scale) and twin.scale.is_leaf and stored_activations(model) == ("scale",)
+    assert (
+        torch.equal(twin.scale, model.scale)
+        and twin.scale.is_leaf
+        and stored_activations(model) == ("scale",)
+    )
     assert twin._buffers.keys() == model._buffers.keys() and not model.scale.is_leaf
 
 

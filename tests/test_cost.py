@@ -24,13 +24,18 @@ def test_a_set_is_its_recordings(router: str) -> None:
     assert summary.kept == pytest.approx(float(kept.mean()), rel=1e-12)
     assert list(summary.percentiles) == [5, 25, 50, 75, 95]
     assert summary.percentiles[75] == pytest.approx(float(torch.quantile(kept, 0.75)), rel=1e-12)
-    patterns = {tuple(w != 0 for weights in path.weights.values() for w in weights) for path in recording.paths}
+    patterns = {
+        tuple(w != 0 for weights in path.weights.values() for w in weights)
+        for path in recording.paths
+    }
     assert summary.num_paths == len(patterns) > 3
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])
 def test_expected_macs_are_those_of_the_budget_by_either_executor(router: str) -> None:
-    """What a dead node's router would have said differs between executors; nothing may depend on it."""
+    """What a dead node's router would have said differs between executors; nothing may depend on
+    it.
+    """
     _, net = convert("kept", router)
     randomise_routers(net, 1, 0.5)
     x = images(30, 0)
@@ -42,7 +47,9 @@ def test_expected_macs_are_those_of_the_budget_by_either_executor(router: str) -
     assert summaries[0].expected != summaries[0].mean
     assert summaries[0].percentiles == summaries[1].percentiles
     assert any(
-        net.graph.nodes("body")[i].name not in p.live_nodes(net.graph) for p in dggraph.record(net, x).paths for i in (1, 2, 3)
+        net.graph.nodes("body")[i].name not in p.live_nodes(net.graph)
+        for p in dggraph.record(net, x).paths
+        for i in (1, 2, 3)
     )
 
 

@@ -1,4 +1,6 @@
-"""Line charts: coordinates by hand, round axes, gaps where numbers are missing, peaks of long series kept, no name unescaped."""
+"""Line charts: coordinates by hand, round axes, gaps where numbers are missing, peaks of long
+series kept, no name unescaped.
+"""
 
 import math
 import re
@@ -9,14 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import HOSTILE, Page
 
-from dggraph.views.line_chart import MAX_DOTS, NUM_COLUMNS, WIDTH, Series, condense, draw_curves, limits, round_ticks, tick_labels
+from dggraph.views.line_chart import (
+    MAX_DOTS,
+    NUM_COLUMNS,
+    WIDTH,
+    Series,
+    condense,
+    draw_curves,
+    limits,
+    round_ticks,
+    tick_labels,
+)
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 346, 12, 194
 """The sides of a plot with short labels and no legend."""
 
 
 def draw(*points: tuple[object, object], last: float = 100, **others: Any) -> str:
-    return draw_curves("Loss", [Series(name="loss", points=points)], across="step", last=last, **others)
+    return draw_curves(
+        "Loss", [Series(name="loss", points=points)], across="step", last=last, **others
+    )
 
 
 def lines(svg: str, kind: str = "line") -> list[str]:
@@ -24,7 +38,9 @@ def lines(svg: str, kind: str = "line") -> list[str]:
 
 
 def dots(svg: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r'<circle [^>]*cx="([^"]*)" cy="([^"]*)"', svg)]
+    return [
+        (float(x), float(y)) for x, y in re.findall(r'<circle [^>]*cx="([^"]*)" cy="([^"]*)"', svg)
+    ]
 
 
 def test_points_stand_where_the_axes_say() -> None:
@@ -32,7 +48,9 @@ def test_points_stand_where_the_axes_say() -> None:
     svg = draw((0, 0), (50, 5), (100, 10))
     assert lines(svg) == ["M44.0,194.0L195.0,103.0L346.0,12.0"]
     rows = re.findall(r'y="([^"]*)" class="row">([^<]*)<', svg)
-    assert rows == [(f"{BOTTOM - 182 * tick / 10 + 4:.1f}", str(tick)) for tick in (0, 2, 4, 6, 8, 10)]
+    assert rows == [
+        (f"{BOTTOM - 182 * tick / 10 + 4:.1f}", str(tick)) for tick in (0, 2, 4, 6, 8, 10)
+    ]
     columns = re.findall(r'x="([^"]*)" y="211" class="column">([^<]*)<', svg)
     assert [label for _, label in columns] == ["0", "20", "40", "60", "80", "100"]
     assert [float(x) for x, _ in columns] == [
@@ -45,12 +63,16 @@ def test_half_a_run_leaves_the_rest_of_a_common_axis_empty() -> None:
     assert lines(draw((0, 0), (50, 10), last=200)) == ["M44.0,194.0L119.5,12.0"]
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, math.inf, -math.inf, 1e300, 10**400, "0.5", True, [1]])
+@pytest.mark.parametrize(
+    "missing", [None, math.nan, math.inf, -math.inf, 1e300, 10**400, "0.5", True, [1]]
+)
 def test_what_is_no_number_is_a_gap(missing: object) -> None:
     svg = draw((0, 0), (20, 2), (40, missing), (60, 6), (80, 8), (90, missing), (100, 10))
     assert lines(svg) == ["M44.0,194.0L104.4,157.6", "M225.2,84.8L285.6,48.4"]
     assert dots(svg) == [(RIGHT, TOP)], "a point that no line reaches is a dot"
-    assert draw((0, 0), (missing, 5), (100, 10)) == draw((0, 0), (100, 10)), "one without a place is nowhere"
+    assert draw((0, 0), (missing, 5), (100, 10)) == draw((0, 0), (100, 10)), (
+        "one without a place is nowhere"
+    )
 
 
 def test_nothing_yet_says_so() -> None:
@@ -74,9 +96,17 @@ def test_a_target_is_on_the_axis_and_in_the_legend() -> None:
 def test_sparse_series_tell_their_numbers_while_dots_have_room() -> None:
     def sparse(number: int) -> str:
         points = [(place, place / 10) for place in range(number)]
-        return draw_curves("Accuracy", [Series(name="top 1", points=points, is_sparse=True)], across="step", last=number, unit=" %")
+        return draw_curves(
+            "Accuracy",
+            [Series(name="top 1", points=points, is_sparse=True)],
+            across="step",
+            last=number,
+            unit=" %",
+        )
 
-    assert len(dots(sparse(MAX_DOTS))) == MAX_DOTS and "<title>top 1, step 21: 2.1 %</title>" in sparse(MAX_DOTS)
+    assert len(
+        dots(sparse(MAX_DOTS))
+    ) == MAX_DOTS and "<title>top 1, step 21: 2.1 %</title>" in sparse(MAX_DOTS)
     assert dots(sparse(MAX_DOTS + 1)) == []
 
 
@@ -89,14 +119,28 @@ def test_long_series_are_means_in_a_band_that_keeps_each_peak() -> None:
     top = BOTTOM - (BOTTOM - TOP) * 950 / 1000
     assert min(heights) == pytest.approx(top, abs=0.05) and heights.count(min(heights)) == 1
     means = [float(y) for _, y in (point.split(",") for point in line[1:].split("L"))]
-    assert sorted(means)[NUM_COLUMNS // 2] == pytest.approx(BOTTOM - (BOTTOM - TOP) * 25 / 1000, abs=0.2)
+    assert sorted(means)[NUM_COLUMNS // 2] == pytest.approx(
+        BOTTOM - (BOTTOM - TOP) * 25 / 1000, abs=0.2
+    )
     assert len(svg) < 12_000
 
 
 def test_columns_by_hand() -> None:
-    """Columns one wide: two points in the first, none in the second; the right side belongs to the last."""
-    points = [(0.0, 1.0), (0.5, 3.0), (2.0, 5.0), (NUM_COLUMNS - 0.5, 7.0), (float(NUM_COLUMNS), 9.0)]
-    assert condense(points, NUM_COLUMNS) == [(0.25, 1, 2, 3), (2, 5, 5, 5), (NUM_COLUMNS - 0.25, 7, 8, 9)]
+    """Columns one wide: two points in the first, none in the second; the right side belongs to the
+    last.
+    """
+    points = [
+        (0.0, 1.0),
+        (0.5, 3.0),
+        (2.0, 5.0),
+        (NUM_COLUMNS - 0.5, 7.0),
+        (float(NUM_COLUMNS), 9.0),
+    ]
+    assert condense(points, NUM_COLUMNS) == [
+        (0.25, 1, 2, 3),
+        (2, 5, 5, 5),
+        (NUM_COLUMNS - 0.25, 7, 8, 9),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +151,17 @@ def test_columns_by_hand() -> None:
         ([1e-5, 3e-5], (0, 3e-5), ["0", "1e−5", "2e−5", "3e−5"]),
         ([0.3, 0.1], (0, 0.3), ["0.0", "0.1", "0.2", "0.3"]),
         ([-3, 4], (-3, 4), ["−4", "−2", "0", "2", "4"]),
-        ([3_002_700, 50], (0, 3_002_700), ["0", "1,000,000", "2,000,000", "3,000,000", "4,000,000"]),
+        (
+            [3_002_700, 50],
+            (0, 3_002_700),
+            ["0", "1,000,000", "2,000,000", "3,000,000", "4,000,000"],
+        ),
         ([2e8, 1e8], (0, 2e8), ["0", "5e7", "1.0e8", "1.5e8", "2.0e8"]),
-        ([1000.2, 1000.4], (1000.2, 1000.4), ["1,000.20", "1,000.25", "1,000.30", "1,000.35", "1,000.40"]),
+        (
+            [1000.2, 1000.4],
+            (1000.2, 1000.4),
+            ["1,000.20", "1,000.25", "1,000.30", "1,000.35", "1,000.40"],
+        ),
         ([-2.0], (-3, -1), ["−3.0", "−2.5", "−2.0", "−1.5", "−1.0"]),
         ([5e-324, 0], (0, 1), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
     ],
@@ -120,7 +172,12 @@ def test_axes_are_round(ys: list[float], shown: tuple[float, float], labels: lis
 
 
 def test_whole_numbers_have_whole_ticks() -> None:
-    assert round_ticks(0, 1, is_whole=True) == [0, 1] and round_ticks(0, 3, is_whole=True) == [0, 1, 2, 3]
+    assert round_ticks(0, 1, is_whole=True) == [0, 1] and round_ticks(0, 3, is_whole=True) == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=4))
@@ -134,11 +191,26 @@ def test_any_axis_holds_its_values_with_few_different_labels(ys: list[float]) ->
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_stay_text(name: str) -> None:
-    several = [Series(name=one, points=[(0, 1), (100, 2)], is_sparse=True) for one in (name, "other")]
+    several = [
+        Series(name=one, points=[(0, 1), (100, 2)], is_sparse=True) for one in (name, "other")
+    ]
     svg = draw_curves(name, several, across=name, last=100, target=(name, 1.5))
     page = Page(svg)
     assert {tag for tag, _ in page.tags} == {"svg", "path", "text", "circle", "title"}
-    allowed = {"class", "viewbox", "width", "height", "role", "aria-label", "d", "x", "y", "cx", "cy", "r"}
+    allowed = {
+        "class",
+        "viewbox",
+        "width",
+        "height",
+        "role",
+        "aria-label",
+        "d",
+        "x",
+        "y",
+        "cx",
+        "cy",
+        "r",
+    }
     assert {key for _, attrs in page.tags for key in attrs} <= allowed
     assert "\x1b" not in svg and "\u202e" not in svg
     legend = [float(x) for x in re.findall(r'<text x="([^"]*)" y="18"', svg)]

@@ -1,4 +1,6 @@
-"""Data sets: right images with right labels, from every layout; what is missing or damaged is refused by name."""
+"""Data sets: right images with right labels, from every layout; what is missing or damaged is
+refused by name.
+"""
 
 import gzip
 import pickle
@@ -34,12 +36,16 @@ def opened(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
 
 
 def write_idx(file: Path, values: np.ndarray) -> None:
-    content = struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+    content = (
+        struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
-def write_mnist(folder: Path, suffix: str = ".gz", num_images: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def write_mnist(
+    folder: Path, suffix: str = ".gz", num_images: int = 20
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     made = {}
     for number, part in enumerate(("train", "t10k")):
         generator = np.random.default_rng(number)
@@ -51,22 +57,32 @@ def write_mnist(folder: Path, suffix: str = ".gz", num_images: int = 20) -> dict
     return made
 
 
-def write_folders(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), validation: str = "val") -> Path:
+def write_folders(
+    folder: Path, classes: tuple[str, ...] = ("cat", "dog"), validation: str = "val"
+) -> Path:
     for part in ("train", validation):
         for number, name in enumerate(classes):
             (folder / part / name).mkdir(parents=True)
             for index in range(3):
-                pixels = np.random.default_rng(10 * number + index).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                pixels = np.random.default_rng(10 * number + index).integers(
+                    0, 256, (40, 50, 3), dtype=np.uint8
+                )
                 Image.fromarray(pixels).save(folder / part / name / f"{index}.png")
     return folder
 
 
-@pytest.mark.parametrize(("home", "suffix"), [("", ".gz"), ("", ""), ("FashionMNIST/raw", ""), ("FashionMNIST/raw", ".gz")])
+@pytest.mark.parametrize(
+    ("home", "suffix"),
+    [("", ".gz"), ("", ""), ("FashionMNIST/raw", ""), ("FashionMNIST/raw", ".gz")],
+)
 def test_fashion_mnist_from_every_layout(tmp_path: Path, home: str, suffix: str) -> None:
     made = write_mnist(tmp_path / home, suffix)
     found = opened(keys("fashion_mnist", tmp_path, crop_padding=0, hflip=0), GREY)
     assert found.classes == FASHION_CLASSES
-    for dataset, (images, labels) in ((found.train, made["train"]), (found.validation, made["t10k"])):
+    for dataset, (images, labels) in (
+        (found.train, made["train"]),
+        (found.validation, made["t10k"]),
+    ):
         assert len(dataset) == 20  # type: ignore[arg-type]
         for index in range(20):
             image, label = dataset[index]
@@ -79,12 +95,16 @@ def test_grey_images_for_a_network_that_reads_colour(tmp_path: Path) -> None:
     images, _ = write_mnist(tmp_path)["t10k"]
     found = opened(keys("mnist", tmp_path), COLOUR)
     assert found.classes == tuple("0123456789")
-    assert torch.equal(found.validation[4][0], preprocess_image(Image.fromarray(images[4]), COLOUR)[0])
+    assert torch.equal(
+        found.validation[4][0], preprocess_image(Image.fromarray(images[4]), COLOUR)[0]
+    )
     sample, _ = found.train[4]
     assert sample.shape == (3, 28, 28)
     wider = Preprocess(input_size=(3, 32, 32))
     found = opened(keys("mnist", tmp_path, crop_padding=2), wider)
-    assert torch.equal(found.validation[4][0], preprocess_image(Image.fromarray(images[4]), wider)[0])
+    assert torch.equal(
+        found.validation[4][0], preprocess_image(Image.fromarray(images[4]), wider)[0]
+    )
     assert found.train[4][0].shape == (3, 32, 32)
 
 
@@ -96,15 +116,22 @@ def test_the_real_fashion_mnist() -> None:
     assert len(train) == 60_000 and np.bincount(train.labels).tolist() == [6000] * 10
     assert len(found.validation) == 10_000  # type: ignore[arg-type]
     mean, std = train.images_NCHW.float().mean() / 255, train.images_NCHW.float().std() / 255
-    assert (round(float(mean), 4), round(float(std), 4)) == (0.2860, 0.3530)  # as published everywhere
+    assert (round(float(mean), 4), round(float(std), 4)) == (
+        0.2860,
+        0.3530,
+    )  # as published everywhere
 
 
 @pytest.mark.parametrize("keep", [0, 3, 15, 0.5, 0.99])
-@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte"])
+@pytest.mark.parametrize(
+    "name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte"]
+)
 def test_a_short_file_is_refused_by_name(tmp_path: Path, name: str, keep: float) -> None:
     write_mnist(tmp_path, Path(name).suffix)
     content = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)])
+    (tmp_path / name).write_bytes(
+        content[: int(keep * len(content)) if 0 < keep < 1 else int(keep)]
+    )
     with pytest.raises(InputError, match=name):
         opened(keys("fashion_mnist", tmp_path), GREY)
 
@@ -112,7 +139,9 @@ def test_a_short_file_is_refused_by_name(tmp_path: Path, name: str, keep: float)
 def test_a_flipped_bit_in_a_packed_file_is_noticed(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     file = tmp_path / "train-images-idx3-ubyte.gz"
-    content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), 0))  # stored, so that only the checksum tells
+    content = bytearray(
+        gzip.compress(gzip.decompress(file.read_bytes()), 0)
+    )  # stored, so that only the checksum tells
     content[5000] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz cannot be read: CRC"):
@@ -128,14 +157,22 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="label 10"):
         opened(keys("mnist", tmp_path), GREY)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz cannot be read: .*No such file"):
+    with pytest.raises(
+        InputError, match=r"train-labels-idx1-ubyte\.gz cannot be read: .*No such file"
+    ):
         opened(keys("mnist", tmp_path), GREY)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "cifar10", "cifar100"])
 def test_a_missing_set_says_where_it_must_be_and_how_to_get_it(tmp_path: Path, name: str) -> None:
-    place = {"fashion_mnist": "FashionMNIST/raw", "mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
-    with pytest.raises(InputError, match=f"{tmp_path}/{place.get(name, 'cifar-100-python')}.*download=True"):
+    place = {
+        "fashion_mnist": "FashionMNIST/raw",
+        "mnist": "MNIST/raw",
+        "cifar10": "cifar-10-batches-py",
+    }
+    with pytest.raises(
+        InputError, match=f"{tmp_path}/{place.get(name, 'cifar-100-python')}.*download=True"
+    ):
         opened(keys(name, tmp_path), COLOUR)
     if name != "fashion_mnist":
         with pytest.raises(InputError, match=f"{name} needs data_dir"):
@@ -143,7 +180,9 @@ def test_a_missing_set_says_where_it_must_be_and_how_to_get_it(tmp_path: Path, n
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_in_colour_and_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_cifar_in_colour_and_grey(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Files of the real layout; their digests are the real set's, so the check is taken out."""
     is_ten = name == "cifar10"
     home, classes = (
@@ -153,8 +192,12 @@ def test_cifar_in_colour_and_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     home.mkdir()
     rows = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
     labels = [7, 0, 3, 9]
-    for part in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if is_ten else ["train", "test"]:
-        (home / part).write_bytes(pickle.dumps({"data": rows, "labels" if is_ten else "fine_labels": labels}))
+    for part in (
+        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if is_ten else ["train", "test"]
+    ):
+        (home / part).write_bytes(
+            pickle.dumps({"data": rows, "labels" if is_ten else "fine_labels": labels})
+        )
     meta = {"label_names" if is_ten else "fine_label_names": classes}
     (home / ("batches.meta" if is_ten else "meta")).write_bytes(pickle.dumps(meta))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -166,17 +209,30 @@ def test_cifar_in_colour_and_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sample, label = found.validation[3]
     assert label == 9 and torch.equal(sample, preprocess_image(image, preprocess)[0])
     grey = Preprocess(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,), crop_fraction=1.0)
-    assert torch.equal(opened(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0])
+    assert torch.equal(
+        opened(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0]
+    )
 
 
 @pytest.mark.parametrize("validation", ["val", "validation", "valid"])
 def test_folders_of_images(tmp_path: Path, validation: str) -> None:
-    found = opened(keys("imagefolder", write_folders(tmp_path, validation=validation)), Preprocess(input_size=(3, 24, 24)))
+    found = opened(
+        keys("imagefolder", write_folders(tmp_path, validation=validation)),
+        Preprocess(input_size=(3, 24, 24)),
+    )
     assert found.classes == ("cat", "dog")
-    assert [found.validation[i][1] for i in range(6)] == [found.train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert (
+        [found.validation[i][1] for i in range(6)]
+        == [found.train[i][1] for i in range(6)]
+        == [0, 0, 0, 1, 1, 1]
+    )
     image = open_image(tmp_path / validation / "dog" / "1.png")
-    assert torch.equal(found.validation[4][0], preprocess_image(image, Preprocess(input_size=(3, 24, 24)))[0])
-    assert found.train[4][0].shape == (3, 24, 24) and not torch.equal(found.train[4][0], found.train[4][0])
+    assert torch.equal(
+        found.validation[4][0], preprocess_image(image, Preprocess(input_size=(3, 24, 24)))[0]
+    )
+    assert found.train[4][0].shape == (3, 24, 24) and not torch.equal(
+        found.train[4][0], found.train[4][0]
+    )
 
 
 def test_folders_that_are_not_as_they_should_be(tmp_path: Path) -> None:
@@ -190,7 +246,9 @@ def test_folders_that_are_not_as_they_should_be(tmp_path: Path) -> None:
         opened(keys("imagefolder", tmp_path), COLOUR)
     (tmp_path / "test").rename(tmp_path / "val")
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
-    with pytest.raises(InputError, match=r"only in the first \['dog'\], only in the second \['wolf'\]"):
+    with pytest.raises(
+        InputError, match=r"only in the first \['dog'\], only in the second \['wolf'\]"
+    ):
         opened(keys("imagefolder", tmp_path), COLOUR)
     (tmp_path / "val" / "wolf").rename(tmp_path / "val" / "dog")
     (tmp_path / "val" / "emu").mkdir()
@@ -198,7 +256,9 @@ def test_folders_that_are_not_as_they_should_be(tmp_path: Path) -> None:
         opened(keys("imagefolder", tmp_path), COLOUR)
 
 
-FORK = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+FORK = pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning"
+)  # Python 3.12 warns of torch's threads
 
 
 @FORK
@@ -266,7 +326,13 @@ def test_a_function_of_the_users_own() -> None:
         ("raises", "test_data:make.*OSError: disk on fire"),
         ("two", "test_data:make is not a data set: IndexError"),
         ("none", "test_data:make is not a data set: TypeError"),
-        ("shape", r"image of validation is torch.float32 \(28, 28, 3\), but the network reads torch.float32 \(3, 28, 28\)"),
+        (
+            "shape",
+            (
+                r"image of validation is torch.float32 \(28, 28, 3\), but the network reads"
+                r" torch.float32 \(3, 28, 28\)"
+            ),
+        ),
         ("label", "label of validation is 2, but there are 2 classes"),
     ],
 )

@@ -20,7 +20,9 @@ from dggraph.network.network import collecting_gates, pinned_gates
 
 
 def squares(folder: Path, num_images: int = 5) -> BoxSet:
-    """Image k has a white square of side 10 + k whose class is k modulo 2; images differ in size."""
+    """Image k has a white square of side 10 + k whose class is k modulo 2; images differ in
+    size.
+    """
     images = []
     for k in range(num_images):
         image = Image.new("RGB", (96 + 8 * k, 80), (25 * k, 0, 30 * k))
@@ -28,9 +30,23 @@ def squares(folder: Path, num_images: int = 5) -> BoxSet:
         image.save(folder / f"{k}.png")
         box = Box(corners=(5 * k, 20, 5 * k + 10 + k, 30 + k), label=k % 2, area=(10 + k) ** 2)
         images.append(
-            BoxImage(name=f"{k}.png", file=folder / f"{k}.png", image_id=10 * k, width=96 + 8 * k, height=80, boxes=(box,))
+            BoxImage(
+                name=f"{k}.png",
+                file=folder / f"{k}.png",
+                image_id=10 * k,
+                width=96 + 8 * k,
+                height=80,
+                boxes=(box,),
+            )
         )
-    return BoxSet(name="squares", classes=("even", "odd"), category_ids=(3, 9), images=tuple(images), skipped=(), num_clipped=0)
+    return BoxSet(
+        name="squares",
+        classes=("even", "odd"),
+        category_ids=(3, 9),
+        images=tuple(images),
+        skipped=(),
+        num_clipped=0,
+    )
 
 
 class Seeing(nn.Module):
@@ -43,7 +59,13 @@ class Seeing(nn.Module):
             rows, columns = torch.nonzero(image[0] > 0.5).T
             corners = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             label = 1 + int(rows.max() - rows.min() + 1) % 2
-            found.append({"boxes": torch.stack(corners)[None].float(), "labels": torch.tensor([label]), "scores": torch.ones(1)})
+            found.append(
+                {
+                    "boxes": torch.stack(corners)[None].float(),
+                    "labels": torch.tensor([label]),
+                    "scores": torch.ones(1),
+                }
+            )
         return found
 
 
@@ -53,7 +75,11 @@ def test_who_sees_everything_has_precision_1(tmp_path: Path, workers: int) -> No
     model = Seeing().train()
     found = detect(model, BoxDataset(expected.images), batch_size=2, workers=workers)
     precision = average_precision(found.detections, expected)
-    assert precision.AP == 1.0 and precision.per_class == {"even": 1.0, "odd": 1.0} and precision.small == 1.0
+    assert (
+        precision.AP == 1.0
+        and precision.per_class == {"even": 1.0, "odd": 1.0}
+        and precision.small == 1.0
+    )
     assert sorted(found.detections) == [0, 10, 20, 30, 40] and not found.kept and model.training
 
 
@@ -67,7 +93,9 @@ def test_what_the_backbone_spends_is_told_by_image(tmp_path: Path) -> None:
         found = detect(detector, dataset, batch_size=3)
         with torch.no_grad(), collecting_gates(net) as gates:
             outputs = detector([dataset[k][0] for k in range(3)])
-    assert [found.kept[10 * k] for k in range(3)] == kept(gates[0]).tolist() and len(set(found.kept.values())) == 3
+    assert [found.kept[10 * k] for k in range(3)] == kept(gates[0]).tolist() and len(
+        set(found.kept.values())
+    ) == 3
     for k, output in enumerate(outputs):
         assert [one.score for one in found.detections[10 * k]] == output["scores"].double().tolist()
         assert [one.label for one in found.detections[10 * k]] == (output["labels"] - 1).tolist()
@@ -78,5 +106,7 @@ def test_a_model_that_detects_nothing(tmp_path: Path) -> None:
         def forward(self, images: list[Tensor]) -> Tensor:
             return torch.zeros(len(images), 10)
 
-    with pytest.raises(InputError, match="the model gave Tensor for an image; a detector gives a dict"):
+    with pytest.raises(
+        InputError, match="the model gave Tensor for an image; a detector gives a dict"
+    ):
         detect(Classifier(), BoxDataset(squares(tmp_path, 1).images))

@@ -1,4 +1,6 @@
-"""Dynamic backbones in torchvision's and timm's own detectors, segmenters and feature extractors."""
+"""Dynamic backbones in torchvision's and timm's own detectors, segmenters and feature
+extractors.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +22,12 @@ SMALL = {"min_size": 96, "max_size": 160}
 
 
 def resnext_fpn() -> nn.Module:
-    backbone = resnet_fpn_backbone(backbone_name="resnext50_32x4d", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnext50_32x4d",
+        weights=None,
+        norm_layer=FrozenBatchNorm2d,
+        trainable_layers=3,
+    )
     return detection.FasterRCNN(backbone, 5, **SMALL)
 
 
@@ -28,7 +35,9 @@ def mobilenet_fpn() -> nn.Module:
     return detection.FasterRCNN(
         mobilenet_backbone(backbone_name="mobilenet_v2", weights=None, fpn=True),
         5,
-        rpn_anchor_generator=detection.rpn.AnchorGenerator(((32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 3),
+        rpn_anchor_generator=detection.rpn.AnchorGenerator(
+            ((32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 3
+        ),
         **SMALL,
     )
 
@@ -60,7 +69,11 @@ def answers(model: nn.Module, batch: list[Tensor]) -> list[Tensor]:
     """Every tensor that it gives, in order."""
     with torch.no_grad():
         given = model(torch.stack(batch)) if "Simple" in str(type(model).__mro__) else model(batch)
-    found = given.values() if isinstance(given, dict) else [value for one in given for value in one.values()]
+    found = (
+        given.values()
+        if isinstance(given, dict)
+        else [value for one in given for value in one.values()]
+    )
     return list(found)
 
 
@@ -76,12 +89,16 @@ def test_outputs_are_the_same_to_the_bit(name: str) -> None:
         x = torch.stack(images((height, width), (height, width)))
         with torch.no_grad():
             expected, actual = body(x), net(x)
-        assert list(actual) == list(expected) and all(torch.equal(actual[key], value) for key, value in expected.items())
+        assert list(actual) == list(expected) and all(
+            torch.equal(actual[key], value) for key, value in expected.items()
+        )
         batch = images((height, width), (height, width) if name == "deeplabv3" else (width, height))
         for one, two in zip(answers(model, batch), answers(other, batch), strict=True):
             assert torch.equal(one, two)
     asks = {key: parameter.requires_grad for key, parameter in body.named_parameters()}
-    assert asks == {key: net.lowered.get_parameter(key).requires_grad for key in asks}, "frozen layers stay frozen"
+    assert asks == {key: net.lowered.get_parameter(key).requires_grad for key in asks}, (
+        "frozen layers stay frozen"
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet50", "regnety_004", "mobilenetv2_100"])
@@ -92,11 +109,15 @@ def test_feature_extractors_of_timm(name: str) -> None:
         x = torch.stack(images(size, size))
         with torch.no_grad():
             expected, actual = model(x), net(x)
-        assert len(actual) == len(expected) and all(torch.equal(one, two) for one, two in zip(actual, expected, strict=True))
+        assert len(actual) == len(expected) and all(
+            torch.equal(one, two) for one, two in zip(actual, expected, strict=True)
+        )
 
 
 def test_work_is_skipped_inside_a_detector() -> None:
-    """Images of other sizes than the traced one, each on its own path: skipping gives what masking gives."""
+    """Images of other sizes than the traced one, each on its own path: skipping gives what masking
+    gives.
+    """
     detector = seeded(MODELS["fasterrcnn"])
     net = dggraph.convert_backbone_(detector, router="stage")
     generator = torch.Generator().manual_seed(1)
@@ -105,14 +126,22 @@ def test_work_is_skipped_inside_a_detector() -> None:
             if key.startswith("dg_"):
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     sizes = ((96, 128), (120, 90), (96, 96))
-    batch, found = [scale * image for scale, image in zip((0.1, 1, 6), images(*sizes), strict=True)], {}
+    batch, found = (
+        [scale * image for scale, image in zip((0.1, 1, 6), images(*sizes), strict=True)],
+        {},
+    )
     for executor in ("dense", "sparse"):
         net.executor = executor
         with collecting_gates(net) as gates:
             found[executor] = answers(detector, batch)
-    assert all(torch.allclose(one, two, rtol=1e-4, atol=1e-4) for one, two in zip(*found.values(), strict=True))
+    assert all(
+        torch.allclose(one, two, rtol=1e-4, atol=1e-4)
+        for one, two in zip(*found.values(), strict=True)
+    )
     opens = torch.cat([weights != 0 for weights in gates[0].weights.values()], 1)
-    assert len(gates) == 1 and len(opens.unique(dim=0)) > 1 and not bool(opens.all()), "paths must differ, or this test says little"
+    assert len(gates) == 1 and len(opens.unique(dim=0)) > 1 and not bool(opens.all()), (
+        "paths must differ, or this test says little"
+    )
 
 
 def test_a_detector_learns_with_a_budget() -> None:
@@ -123,7 +152,9 @@ def test_a_detector_learns_with_a_budget() -> None:
         losses = detector(images((96, 128), (96, 96)), [target, target])
     (sum(losses.values()) + dggraph.losses.budget(gates[0], 0.7)).backward()
     routers = [p for key, p in net.lowered.named_parameters() if key.startswith("dg_")]
-    assert len(gates) == 1 and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in routers)
+    assert len(gates) == 1 and all(
+        p.grad is not None and bool(p.grad.isfinite().all()) for p in routers
+    )
     assert any(bool(p.grad.any()) for p in routers if p.grad is not None)
     net(torch.stack(images((96, 96))))
     assert len(gates) == 1, "nothing is collected outside the context"
@@ -140,5 +171,7 @@ def test_what_has_no_backbone() -> None:
 
 def test_a_detector_given_to_convert_is_told_what_to_do() -> None:
     detector = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    with pytest.raises(InputError, match=r"SSD is a detector .* dggraph\.convert_backbone_\(detector\)"):
+    with pytest.raises(
+        InputError, match=r"SSD is a detector .* dggraph\.convert_backbone_\(detector\)"
+    ):
         dggraph.convert(detector, torch.zeros(1, 3, 64, 64))

@@ -1,4 +1,6 @@
-"""Stages that the caller names: order, overlaps, names, single modules, and reasons that are true."""
+"""Stages that the caller names: order, overlaps, names, single modules, and reasons that are
+true.
+"""
 
 from typing import Any
 
@@ -15,7 +17,9 @@ from dggraph.network.network import pinned_gates
 def weakened(net: Any, stage: str) -> Tensor:
     """The output where every edge into `out` of `stage` weighs 0.9."""
     out = net.graph.nodes(stage)[-1].name
-    weights = torch.tensor([0.9 if edge.target == out else float(edge.is_static) for edge in net.graph.edges(stage)])
+    weights = torch.tensor(
+        [0.9 if edge.target == out else float(edge.is_static) for edge in net.graph.edges(stage)]
+    )
     with torch.no_grad(), pinned_gates(net, {stage: weights}):
         output: Tensor = net(X)
     return output
@@ -25,7 +29,9 @@ def weakened(net: Any, stage: str) -> Tensor:
 def test_stages_work_in_whatever_order_they_are_named(order: tuple[str, str]) -> None:
     """Naming the later stage first must not cut the earlier one off."""
     model = TwoStages().eval()
-    net = dggraph.convert(model, X, residual="keep", stages={name: [f"{name}.0", f"{name}.1"] for name in order})
+    net = dggraph.convert(
+        model, X, residual="keep", stages={name: [f"{name}.0", f"{name}.1"] for name in order}
+    )
     assert list(net.graph.stages) == ["first", "second"] and torch.equal(net(X), model(X))
     for stage in order:
         assert not torch.equal(weakened(net, stage), model(X))
@@ -34,7 +40,10 @@ def test_stages_work_in_whatever_order_they_are_named(order: tuple[str, str]) ->
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"a": ["first.0", "first.1"], "b": ["first.1", "second.0"]}, r"'a' and 'b' share 'first\.1'"),
+        (
+            {"a": ["first.0", "first.1"], "b": ["first.1", "second.0"]},
+            r"'a' and 'b' share 'first\.1'",
+        ),
         ({"a": ["first", "second"], "b": ["first.0", "first.1"]}, r"share 'first\.0'"),
         ({"a b": ["first.0", "first.1"]}, "'a b' is not an identifier"),
         ({"": ["first.0", "first.1"]}, "'' is not an identifier"),
@@ -52,7 +61,12 @@ def test_stages_that_cannot_be_had(stages: Any, message: str) -> None:
 
 def test_single_convolutions_can_be_blocks() -> None:
     net = dggraph.convert(Net(), X, stages={"convs": ["blocks.0.conv1", "blocks.0.norm"]})
-    assert [node.module_path for node in net.graph.nodes("convs")] == ["stem", "blocks.0.conv1", "blocks.0.norm", ""]
+    assert [node.module_path for node in net.graph.nodes("convs")] == [
+        "stem",
+        "blocks.0.conv1",
+        "blocks.0.norm",
+        "",
+    ]
 
 
 def test_reasons_do_not_blame_what_was_not_named() -> None:

@@ -1,4 +1,6 @@
-"""Distillation: a trained static network's outputs are the labels; what is pinned stays; what is held does not move."""
+"""Distillation: a trained static network's outputs are the labels; what is pinned stays; what is
+held does not move.
+"""
 
 import json
 from pathlib import Path
@@ -50,7 +52,12 @@ def trained(num_classes: int = 4) -> nn.Module:
 
 
 def distilling(output: Path, **others: Any) -> Any:
-    base: dict[str, Any] = {"model": "test_distillation:trained", "objective": "distill", "tune": "routers", "router": "stage"}
+    base: dict[str, Any] = {
+        "model": "test_distillation:trained",
+        "objective": "distill",
+        "tune": "routers",
+        "router": "stage",
+    }
     base |= {
         "mixup": 0.0,
         "opt": "adamw",
@@ -68,7 +75,9 @@ def convert(**options: Any) -> Any:
 
 
 def test_divergence_by_hand() -> None:
-    """The divergence of (1/2, 1/2) from (1/4, 3/4): ln 2 - ln 3 / 2; and none from itself, whatever is added to logits."""
+    """The divergence of (1/2, 1/2) from (1/4, 3/4): ln 2 - ln 3 / 2; and none from itself, whatever
+    is added to logits.
+    """
     even, uneven = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.0, float(np.log(3))]])
     assert divergence(even, uneven).item() == pytest.approx(np.log(2) - np.log(3) / 2, rel=1e-6)
     assert divergence(uneven, uneven + 5).item() == pytest.approx(0, abs=1e-7)
@@ -77,13 +86,17 @@ def test_divergence_by_hand() -> None:
 def test_the_teachers_answers_are_the_labels() -> None:
     teacher = teacher_of(trained())
     labelled = answered(teacher, TensorDataset(X, torch.full((12,), -1)), batch_size=5, workers=0)
-    assert [labelled[i][1] for i in range(12)] == teacher(X).argmax(1).tolist() and torch.equal(labelled[3][0], X[3])  # type: ignore[arg-type]
+    assert [labelled[i][1] for i in range(12)] == teacher(X).argmax(1).tolist() and torch.equal(
+        labelled[3][0], X[3]
+    )  # type: ignore[arg-type]
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_blocks_that_cost_much_are_pinned() -> None:
     net = convert(router="stage")
-    found = find_fragile(net, TensorDataset(X, torch.zeros(12)), 0.2, seed=0, batch_size=4, workers=0)
+    found = find_fragile(
+        net, TensorDataset(X, torch.zeros(12)), 0.2, seed=0, batch_size=4, workers=0
+    )
     assert found["pinned"] == ["layers_2"] and found["num_images"] == 12
     costs = {block["node"]: block["divergence"] for block in found["blocks"]}
     assert costs["layers_2"] > 0.2 > max(costs["layers_0"], costs["layers_1"])
@@ -91,7 +104,9 @@ def test_blocks_that_cost_much_are_pinned() -> None:
 
 @pytest.mark.parametrize("router", ["stage", "node", "node(8)"])
 def test_pinned_edges_stay_at_1_and_learn_nothing(router: str, tmp_path: Path) -> None:
-    """Whatever pushes: the largest gradients that want every edge closed. An archive keeps them without knowing."""
+    """Whatever pushes: the largest gradients that want every edge closed. An archive keeps them
+    without knowing.
+    """
     net = convert(router=router).train()
     pin_open_(net, ["layers_2"])
     optimiser = torch.optim.Adam(net.parameters(), lr=0.5)
@@ -105,23 +120,32 @@ def test_pinned_edges_stay_at_1_and_learn_nothing(router: str, tmp_path: Path) -
     weights = net(X, return_gates=True)[1].raw["layers"]
     assert sum(is_pinned) == 4 and bool((weights[:, is_pinned] == 1).all())
     assert float(weights.detach()[:, [not one for one in is_pinned]].min(1).values.max()) < 0.5
-    assert "layers_2" in {node for path in dggraph.record(net.eval(), X).paths for node in path.live_nodes(net.graph)}
+    assert "layers_2" in {
+        node for path in dggraph.record(net.eval(), X).paths for node in path.live_nodes(net.graph)
+    }
     dggraph.save(net, tmp_path / "a")
     again = dggraph.load(tmp_path / "a", model=trained())
     assert torch.equal(again.eval()(X), net(X))
 
 
 def test_blocks_are_decided_about_as_one(tmp_path: Path) -> None:
-    """A plain loop of x + w F(x) over the backbone's own blocks, left out where w is at or below the threshold; the same after an archive."""
+    """A plain loop of x + w F(x) over the backbone's own blocks, left out where w is at or below
+    the threshold; the same after an archive.
+    """
     net, static = convert(router="stage").eval(), trained()
     decide_blocks_(net, ["layers_2"])
     router = net.lowered.get_submodule("dg_layers.router_0")
     optimiser = torch.optim.Adam(router.parameters(), lr=0.3)
     for step in range(
-        1, 8
-    ):  # with the budget from the first step: without it gradients are rounding errors, which Adam would blow up
+        1,
+        8,
+        # With the budget from the first step: without it gradients are rounding errors, which Adam
+        # would blow up.
+    ):
         _, gates = net(X, return_gates=True)
-        (divergence(static(X), net(X)).mean() + dggraph.losses.budget(gates, 0.7) * (10 * step)).backward()
+        (
+            divergence(static(X), net(X)).mean() + dggraph.losses.budget(gates, 0.7) * (10 * step)
+        ).backward()
         optimiser.step()
         optimiser.zero_grad()
     raw = net(X, return_gates=True)[1].raw["layers"]
@@ -140,7 +164,9 @@ def test_blocks_are_decided_about_as_one(tmp_path: Path) -> None:
     before = net(X)
     torch.testing.assert_close(before, static.head(20 * z.mean((2, 3))), rtol=0, atol=1e-4)
     release_(net)
-    assert torch.equal(net(X), before) and len(router.weight.unique(dim=0)) == 3, "two blocks, and the zero of all else"  # type: ignore[operator, union-attr]
+    assert torch.equal(net(X), before) and len(router.weight.unique(dim=0)) == 3, (
+        "two blocks, and the zero of all else"
+    )  # type: ignore[operator, union-attr]
     dggraph.save(net, tmp_path / "a")
     assert torch.equal(dggraph.load(tmp_path / "a", model=trained()).eval()(X), before)
 
@@ -176,13 +202,20 @@ def test_routers_learn_to_keep_the_budget_and_the_rest_stays(tmp_path: Path, tun
     net, static = dggraph.load(result.folder / "archive", model=trained()), trained()
     before, after = static.state_dict(), net.lowered.state_dict()
     moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
-    weights = {f"layers.{i}.norm{n}.{name}" for i in range(3) for n in (1, 2) for name in ("weight", "bias")}
+    weights = {
+        f"layers.{i}.norm{n}.{name}"
+        for i in range(3)
+        for n in (1, 2)
+        for name in ("weight", "bias")
+    }
     assert moved <= (weights if tune == "norms" else set()) and bool(moved) == (tune == "norms")
     assert all(parameter.requires_grad for parameter in net.parameters())
     labels = [row["accuracy"] for row in judged]
     with torch.no_grad():
         images = torch.stack([image for image, _ in dggraph_validation()])
-        assert labels[-1] == pytest.approx(float((net.eval()(images).argmax(1) == static(images).argmax(1)).float().mean()))
+        assert labels[-1] == pytest.approx(
+            float((net.eval()(images).argmax(1) == static(images).argmax(1)).float().mean())
+        )
 
 
 def dggraph_validation() -> Any:
@@ -191,7 +224,9 @@ def dggraph_validation() -> Any:
     return toy_data.make(None)[1]
 
 
-def test_an_interrupted_distillation_ends_as_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_distillation_ends_as_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {"epochs": 2, "pin_divergence": 0.2, "tune": "norms", "model_ema": True}
     whole = train(distilling(tmp_path / "whole", **config))
     real = loop._step
@@ -209,7 +244,11 @@ def test_an_interrupted_distillation_ends_as_the_other(tmp_path: Path, monkeypat
     parts = train(distilling(tmp_path / "parts", **config))
     assert contents(parts.folder) == contents(whole.folder)
     teacher_keys = [
-        key for key in load_checkpoint(list_checkpoints(whole.folder / "checkpoints")[-1]).tensors["model"] if "teacher" in key
+        key
+        for key in load_checkpoint(list_checkpoints(whole.folder / "checkpoints")[-1]).tensors[
+            "model"
+        ]
+        if "teacher" in key
     ]
     assert not teacher_keys
 
@@ -219,8 +258,18 @@ def test_folders_of_images_without_classes(tmp_path: Path) -> None:
     for part, number in (("train", 16), ("val", 5)):
         (tmp_path / "photos" / part / "deep").mkdir(parents=True)
         for index in range(number):
-            Image.fromarray(draw.integers(0, 255, (20, 24, 3), np.uint8)).save(tmp_path / "photos" / part / "deep" / f"{index}.png")
-    result = train(distilling(tmp_path, dataset="imagefolder", data_dir=tmp_path / "photos", num_classes=None, epochs=1))
+            Image.fromarray(draw.integers(0, 255, (20, 24, 3), np.uint8)).save(
+                tmp_path / "photos" / part / "deep" / f"{index}.png"
+            )
+    result = train(
+        distilling(
+            tmp_path,
+            dataset="imagefolder",
+            data_dir=tmp_path / "photos",
+            num_classes=None,
+            epochs=1,
+        )
+    )
     assert result.evaluation is not None and result.evaluation.num_images == 5 and result.step == 2
     assert dggraph.load(result.folder / "archive", model=trained()).labels is None
 

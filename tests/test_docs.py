@@ -1,4 +1,6 @@
-"""The documentation's code runs as printed, and its printed graph and table figures are what the package says."""
+"""The documentation's code runs as printed, and its printed graph and table figures are what the
+package says.
+"""
 
 import re
 from pathlib import Path
@@ -15,7 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def blocks(file: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$",
+        (ROOT / file).read_text(encoding="utf-8"),
+        flags=re.MULTILINE | re.DOTALL,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Pictures: what is active, dropped, dead and unused is marked so; one layout for all images; hostile names; no drawing program."""
+"""Pictures: what is active, dropped, dead and unused is marked so; one layout for all images;
+hostile names; no drawing program.
+"""
 
 import io
 import json
@@ -42,7 +44,9 @@ def test_a_graph_shows_static_and_candidate_edges() -> None:
     svg = write_svg(picture_graph(GRAPH))
     static = {"a_0 a_1", "a_1 a_2", "a_2 a_out"}
     assert edge_marks(svg) == {
-        f"{edge.source} {edge.target}": "static" if f"{edge.source} {edge.target}" in static else "candidate"
+        f"{edge.source} {edge.target}": "static"
+        if f"{edge.source} {edge.target}" in static
+        else "candidate"
         for edge in GRAPH.edges("a")
     }
     assert set(node_marks(svg).values()) == {"plain"} and len(node_marks(svg)) == 4
@@ -60,7 +64,12 @@ def test_a_path_shows_active_dropped_dead_and_unused() -> None:
     }
     assert node_marks(svg) == {"a_0": "live", "a_1": "unused", "a_2": "dead", "a_out": "live"}
     shown = " | ".join(texts(svg))
-    assert "cat.jpg" in shown and "tabby 0.91" in shown and "2 of 6 edges active" in shown and "1.5M MACs" in shown
+    assert (
+        "cat.jpg" in shown
+        and "tabby 0.91" in shown
+        and "2 of 6 edges active" in shown
+        and "1.5M MACs" in shown
+    )
     assert "reached, unused" in shown and "never reached" in shown
     assert "a_0 to a_out: 0.700" in svg
 
@@ -106,8 +115,12 @@ def test_every_picture_of_a_graph_has_the_same_places() -> None:
 
 def test_a_layout_is_made_once_for_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = lay_out(GRAPH)
-    monkeypatch.setattr("dggraph.views.picture.lay_out", lambda *_args, **_options: pytest.fail("laid out again"))
-    assert places(write_svg(picture_path(GRAPH, PATH, layout=layout))) == places(write_svg(picture_graph(GRAPH, layout=layout)))
+    monkeypatch.setattr(
+        "dggraph.views.picture.lay_out", lambda *_args, **_options: pytest.fail("laid out again")
+    )
+    assert places(write_svg(picture_path(GRAPH, PATH, layout=layout))) == places(
+        write_svg(picture_graph(GRAPH, layout=layout))
+    )
 
 
 def test_dot_has_the_places_and_colours_of_the_svg() -> None:
@@ -122,19 +135,27 @@ def test_dot_has_the_places_and_colours_of_the_svg() -> None:
     )
     assert 'n0 -> n1 [arrowhead=normal class=active color="#0b6e8a" penwidth=2.00' in source
     boxes = [box for panel in picture.layout.panels for box in panel.boxes]
-    centres = [float(x) for x in re.findall(r'^\tn\d+ \[.*pos="([\d.]+),', source, flags=re.MULTILINE)]
+    centres = [
+        float(x) for x in re.findall(r'^\tn\d+ \[.*pos="([\d.]+),', source, flags=re.MULTILINE)
+    ]
     assert centres == pytest.approx([box.x + box.width / 2 for box in boxes], abs=0.06)
 
 
 def test_rendering_is_what_notebooks_show() -> None:
     drawing = render(GRAPH, PATH, title="cat")
     bundle = drawing._repr_mimebundle_()
-    assert edge_marks(bundle["image/svg+xml"])["a_0 a_1"] == "active" and bundle["text/plain"] == drawing.source
+    assert (
+        edge_marks(bundle["image/svg+xml"])["a_0 a_1"] == "active"
+        and bundle["text/plain"] == drawing.source
+    )
     assert set(drawing.copy()._repr_mimebundle_()) == {"text/plain"}
 
 
 def test_a_graph_in_a_notebook_is_a_picture_or_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dggraph.render is render and set(edge_marks(GRAPH._repr_html_()).values()) == {"static", "candidate"}
+    assert dggraph.render is render and set(edge_marks(GRAPH._repr_html_()).values()) == {
+        "static",
+        "candidate",
+    }
 
     def broken(_graph: DynamicGraph) -> str:
         raise RuntimeError
@@ -148,11 +169,18 @@ def test_json_tells_every_edge() -> None:
     graph = stages(2)
     document = json.loads(_written(picture_path(graph, PATH, title="cat"), "json"))
     (stage,) = document["stages"]
-    assert [(edge["source"], edge["target"], edge["mark"], edge["weights"]) for edge in stage["edges"]][:2] == [
+    assert [
+        (edge["source"], edge["target"], edge["mark"], edge["weights"]) for edge in stage["edges"]
+    ][:2] == [
         ("a_0", "a_1", "active", [1.0]),
         ("a_0", "a_2", "dropped", [0.0]),
     ]
-    assert [node["mark"] for node in stage["nodes"]] == ["live", "unused", "dead", "live"] and document["title"] == "cat"
+    assert [node["mark"] for node in stage["nodes"]] == [
+        "live",
+        "unused",
+        "dead",
+        "live",
+    ] and document["title"] == "cat"
 
 
 def test_mermaid_tells_every_edge() -> None:
@@ -166,10 +194,16 @@ def test_mermaid_leaves_faint_edges_out_where_it_would_refuse_the_chart() -> Non
     assert len(graph.edges("a")) == 630
     chart = write_mermaid(picture_path(graph, path_of(graph, {"a_0 a_5": 1.0, "a_5 a_out": 1.0})))
     assert len(re.findall(r" -\.?->", chart)) == 2 and "628 edges left out" in chart
-    all_open = {f"{edge.source} {edge.target}": 1 + index / 1000 for index, edge in enumerate(graph.edges("a"))}
+    all_open = {
+        f"{edge.source} {edge.target}": 1 + index / 1000
+        for index, edge in enumerate(graph.edges("a"))
+    }
     chart = write_mermaid(picture_path(graph, path_of(graph, all_open)))
     assert (
-        len(re.findall(r" -->\|", chart)) == 499 and "131 edges left out" in chart and "|1.63|" in chart and "|1.10|" not in chart
+        len(re.findall(r" -->\|", chart)) == 499
+        and "131 edges left out" in chart
+        and "|1.63|" in chart
+        and "|1.10|" not in chart
     )
 
 
@@ -185,8 +219,13 @@ def _hostile_picture(name: str) -> Picture:
 
 
 def _readable(name: str, shown: str) -> bool:
-    """Whether `shown` has the name, invisible characters as U+FFFD, or its beginning and a sign that more follows."""
-    text = "".join(" " if c == "\u2028" else "\ufffd" if ord(c) < 32 or c in "\u202e\u200b\ufeff" else c for c in name)
+    """Whether `shown` has the name, invisible characters as U+FFFD, or its beginning and a sign
+    that more follows.
+    """
+    text = "".join(
+        " " if c == "\u2028" else "\ufffd" if ord(c) < 32 or c in "\u202e\u200b\ufeff" else c
+        for c in name
+    )
     return text in shown or (len(text) > 10 and text[:8] in shown and "…" in shown)
 
 
@@ -196,21 +235,34 @@ def test_hostile_names_in_svg(name: str) -> None:
     known = {"svg", "g", "title", "text", "path", "rect"}
     assert {element.tag.split("}")[-1] for element in ElementTree.fromstring(svg).iter()} <= known
     assert sum(_readable(name, text) for text in texts(svg)) >= 4
-    assert not any(attribute.startswith("on") for element in ElementTree.fromstring(svg).iter() for attribute in element.attrib)
+    assert not any(
+        attribute.startswith("on")
+        for element in ElementTree.fromstring(svg).iter()
+        for attribute in element.attrib
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_in_dot_and_png(name: str, tmp_path: Path) -> None:
-    """The drawing program reads the DOT, gives the nodes and edges that are ours, and prints the names."""
+    """The drawing program reads the DOT, gives the nodes and edges that are ours, and prints the
+    names.
+    """
     picture = _hostile_picture(name)
     draw(picture, tmp_path / "x.dot")
     command = dot_command()
     assert command is not None
-    done = subprocess.run([command, "-Tsvg", tmp_path / "x.dot"], capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [command, "-Tsvg", tmp_path / "x.dot"], capture_output=True, check=True, timeout=60
+    )
     root = ElementTree.fromstring(done.stdout)
-    shown = [(text.text or "").replace("\xa0", " ") for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    shown = [
+        (text.text or "").replace("\xa0", " ")
+        for text in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
     titles = {title.text for title in root.iter("{http://www.w3.org/2000/svg}title")}
-    assert {"n0", "n1", "n2", "n3"} <= titles and not any("script" in element.tag for element in root.iter())
+    assert {"n0", "n1", "n2", "n3"} <= titles and not any(
+        "script" in element.tag for element in root.iter()
+    )
     if name.strip():
         assert any(_readable(name, text) for text in shown), shown
     draw(picture, tmp_path / "x.png")
@@ -228,8 +280,12 @@ def test_hostile_names_in_mermaid_json_and_terminal(name: str) -> None:
     assert _readable(name, mermaid_text(chart))
     assert json.loads(_written(picture, "json"))["title"] == name
     stream = io.StringIO()
-    Console(file=stream, force_terminal=True, width=400, no_color=True).print(for_terminal(name), end="", highlight=False)
-    assert stream.getvalue() == visible(name) and not re.search(r"[\x00-\x1f\u202e\u200b]", stream.getvalue())
+    Console(file=stream, force_terminal=True, width=400, no_color=True).print(
+        for_terminal(name), end="", highlight=False
+    )
+    assert stream.getvalue() == visible(name) and not re.search(
+        r"[\x00-\x1f\u202e\u200b]", stream.getvalue()
+    )
 
 
 @pytest.mark.parametrize("text", ["", "a", "x" * 500, "日" * 50, "🐈" * 9])
@@ -249,7 +305,10 @@ def test_formats_without_graphviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("dggraph.views.drawing.dot_command", lambda: None)
     for kind in ("svg", "dot", "mmd", "json"):
         draw(picture_graph(GRAPH), tmp_path / f"x.{kind}")
-    with pytest.raises(MissingExtraError, match=r"png needs graphviz.*dggraph\[dot\].*\.svg, \.dot, \.mmd and \.json work"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"png needs graphviz.*dggraph\[dot\].*\.svg, \.dot, \.mmd and \.json work",
+    ):
         draw(picture_graph(GRAPH), tmp_path / "x.png")
     monkeypatch.setattr("dggraph.views.drawing.dot_command", lambda: "/bin/graphviz-pure")
     with pytest.raises(MissingExtraError, match="pdf needs the system's graphviz"):
@@ -268,7 +327,9 @@ def test_thumbnails(kind: str, tmp_path: Path) -> None:
         draw(picture, tmp_path / f"{size[0]}.{kind}")
     if kind == "png":
         with Image.open(tmp_path / "60.png") as page:
-            assert page.getpixel((60, 60)) == (255, 0, 0) and page.getpixel((page.width - 10, 60)) == (255, 255, 255)
+            assert page.getpixel((60, 60)) == (255, 0, 0) and page.getpixel(
+                (page.width - 10, 60)
+            ) == (255, 255, 255)
     if kind == "svg":
         assert 'href="data:image/jpeg;base64,' in (tmp_path / "60.svg").read_text()
 

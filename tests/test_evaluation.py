@@ -1,4 +1,6 @@
-"""Evaluation in counts worked out by hand; and as a batch of any size, so of any number of processes, gives them."""
+"""Evaluation in counts worked out by hand; and as a batch of any size, so of any number of
+processes, gives them.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,10 @@ LOGITS = [
 
 
 def images() -> TensorDataset:
-    return TensorDataset(torch.tensor([row for row, _ in LOGITS]).float(), torch.tensor([label for _, label in LOGITS]))
+    return TensorDataset(
+        torch.tensor([row for row, _ in LOGITS]).float(),
+        torch.tensor([label for _, label in LOGITS]),
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
@@ -54,7 +59,9 @@ def test_what_paths_cost_is_what_records_say(router: str, batch_size: int) -> No
     paths = [tuple(weight != 0 for weight in path.weights["layers"]) for path in recording.paths]
     assert found.num_paths == len(set(paths)) > 1
     shares = [paths.count(path) / 11 for path in set(paths)]
-    assert found.path_entropy_bits == pytest.approx(-sum(share * np.log2(share) for share in shares))
+    assert found.path_entropy_bits == pytest.approx(
+        -sum(share * np.log2(share) for share in shares)
+    )
     assert found.top1 == int((recording.output.argmax(1) == labels).sum())
 
 

@@ -1,4 +1,6 @@
-"""Executors: dense = sparse = one instance at a time, skipped work is really not done, and bad gates are named."""
+"""Executors: dense = sparse = one instance at a time, skipped work is really not done, and bad
+gates are named.
+"""
 
 from collections import Counter
 from functools import cache
@@ -20,7 +22,11 @@ EXAMPLES = 520
 class TokenBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.mix, self.second = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+        self.norm, self.mix, self.second = (
+            nn.LayerNorm(CHANNELS),
+            nn.Linear(CHANNELS, CHANNELS),
+            nn.Linear(CHANNELS, CHANNELS),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(torch.relu(self.mix(self.norm(x))))
@@ -44,12 +50,18 @@ def converted(number: int) -> tuple[Any, str]:
     choose = chooser(number)
     kind = ("kept", "lifted", "concat", "adapter", "tokens")[number % 5]
     depth, dtype = choose(3, 4, 5), choose(torch.float64, torch.float32)
-    model = randomise(Tokens(depth) if kind == "tokens" else Net(kind, depth), number).to(dtype).eval()
+    model = (
+        randomise(Tokens(depth) if kind == "tokens" else Net(kind, depth), number).to(dtype).eval()
+    )
     wiring = (
-        "complete" if kind in ("lifted", "concat", "tokens") else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
+        "complete"
+        if kind in ("lifted", "concat", "tokens")
+        else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
     )
     example = torch.zeros(1, 3, SIDE, SIDE, dtype=dtype)
-    return dggraph.convert(model, example, wiring=wiring, router=choose("node", "stage"), allow_static=True), kind
+    return dggraph.convert(
+        model, example, wiring=wiring, router=choose("node", "stage"), allow_static=True
+    ), kind
 
 
 def build(number: int) -> tuple[Any, Tensor, str]:
@@ -63,7 +75,14 @@ def build(number: int) -> tuple[Any, Tensor, str]:
                 if name.endswith("bias"):
                     parameter.add_(bias)
     dtype = net.lowered.stem.weight.dtype
-    x = torch.randn(choose(4, 4, 4, 1, 0), 3, SIDE, SIDE, dtype=dtype, generator=torch.Generator().manual_seed(number))
+    x = torch.randn(
+        choose(4, 4, 4, 1, 0),
+        3,
+        SIDE,
+        SIDE,
+        dtype=dtype,
+        generator=torch.Generator().manual_seed(number),
+    )
     return net, x, f"{kind}, bias {bias:g}, batch {len(x)}"
 
 
@@ -81,7 +100,9 @@ def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
 
 
 def test_executors_agree_on_random_networks() -> None:
-    """Instances whose margin is at most 1e-4 may take another path and are left out, and counted."""
+    """Instances whose margin is at most 1e-4 may take another path and are left out, and
+    counted.
+    """
     seen: Counter[str] = Counter()
     for number in range(EXAMPLES):
         net, x, what = build(number)
@@ -101,13 +122,21 @@ def test_executors_agree_on_random_networks() -> None:
         assert float((sparse - dense)[clear].abs().max()) <= tolerance * scale, what
         assert float((recording.output - dense)[clear].abs().max()) <= tolerance * scale, what
         for stage, weights in dense_gates.weights.items():
-            torch.testing.assert_close(sparse_gates.weights[stage][clear], weights[clear], rtol=10 * tolerance, atol=10 * tolerance)
+            torch.testing.assert_close(
+                sparse_gates.weights[stage][clear],
+                weights[clear],
+                rtol=10 * tolerance,
+                atol=10 * tolerance,
+            )
             assert torch.equal(sparse_gates.weights[stage][clear] != 0, weights[clear] != 0), what
             open_edges = weights != 0
             seen["all open"] += int(open_edges.all(1).sum())
             seen["fewest open"] += int((open_edges.sum(1) == 1).sum())
             seen["paths differ"] += int((open_edges[0] != open_edges).any())
-            seen["dead node"] += any(len(path.live_nodes(net.graph)) < len(net.graph.nodes(stage)) for path in recording.paths)
+            seen["dead node"] += any(
+                len(path.live_nodes(net.graph)) < len(net.graph.nodes(stage))
+                for path in recording.paths
+            )
     for kind, least in {
         "batch 0": 60,
         "batch 1": 60,
@@ -133,20 +162,28 @@ def test_weights_at_the_threshold_are_closed_by_every_executor(router: str) -> N
         sparse, sparse_gates = run(net, x, "sparse")
     torch.testing.assert_close(dense, sparse, rtol=1e-5, atol=1e-5)
     assert torch.equal(dense_gates.weights[stage], sparse_gates.weights[stage])
-    assert (dense_gates.weights[stage][0] != 0).sum() == 1, "only the edge that opens where nothing reaches out"
+    assert (dense_gates.weights[stage][0] != 0).sum() == 1, (
+        "only the edge that opens where nothing reaches out"
+    )
 
 
 def rows_seen(net: Any, path: str) -> list[int]:
     """The batch sizes that the module at `path` is called with from now on."""
     seen: list[int] = []
-    net.lowered.get_submodule(path).register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    net.lowered.get_submodule(path).register_forward_pre_hook(
+        lambda _module, args: seen.append(len(args[0]))
+    )
     return seen
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])
 def test_work_is_really_skipped(router: str) -> None:
-    """By hand: the first of three instances closes v1, the second skips v2, the third takes all; v1 -> nothing but v2."""
-    net = dggraph.convert(randomise(Net("kept", 3)).eval(), torch.zeros(1, 3, SIDE, SIDE), router=router)
+    """By hand: the first of three instances closes v1, the second skips v2, the third takes all; v1
+    -> nothing but v2.
+    """
+    net = dggraph.convert(
+        randomise(Net("kept", 3)).eval(), torch.zeros(1, 3, SIDE, SIDE), router=router
+    )
     (stage,) = net.graph.stages
     places = {(e.source, e.target): i for i, e in enumerate(net.graph.edges(stage))}
     v0, v1, v2, v3, _ = (node.name for node in net.graph.nodes(stage))
@@ -157,21 +194,30 @@ def test_work_is_really_skipped(router: str) -> None:
     calls = {index: rows_seen(net, f"body.{index}.first") for index in range(3)}
     with torch.no_grad(), pinned_gates(net, {stage: weights}):
         net(torch.randn(3, 3, SIDE, SIDE))
-    # The second instance reaches v1, which leads nowhere: a stage router knows, node routers know too late.
+    # The second instance reaches v1, which leads nowhere: a stage router knows, node routers know
+    # too late.
     assert calls == {0: [1 if router == "stage" else 2], 1: [2], 2: [3]}
 
 
 def test_a_dead_block_is_never_called_and_a_whole_batch_is_not_copied() -> None:
-    net = dggraph.convert(randomise(Net("kept", 3)).eval(), torch.zeros(1, 3, SIDE, SIDE), router="stage")
+    net = dggraph.convert(
+        randomise(Net("kept", 3)).eval(), torch.zeros(1, 3, SIDE, SIDE), router="stage"
+    )
     (stage,) = net.graph.stages
     net.executor = "sparse"
     inputs: list[Tensor] = []
-    net.lowered.body[1].first.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    net.lowered.body[1].first.register_forward_pre_hook(
+        lambda _module, args: inputs.append(args[0])
+    )
     outputs: list[Tensor] = []
-    net.lowered.body[0].act.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    net.lowered.body[0].act.register_forward_hook(
+        lambda _module, _args, output: outputs.append(output)
+    )
     with torch.no_grad():
         net(torch.randn(3, 3, SIDE, SIDE))
-    assert inputs[0].data_ptr() == outputs[-1].data_ptr(), "one source of weight 1 for every instance is handed on as it is"
+    assert inputs[0].data_ptr() == outputs[-1].data_ptr(), (
+        "one source of weight 1 for every instance is handed on as it is"
+    )
     only_out = torch.zeros(len(net.graph.edges(stage)))
     calls = [rows_seen(net, f"body.{index}.first") for index in range(3)]
     with torch.no_grad(), pinned_gates(net, {stage: only_out}):
@@ -193,20 +239,31 @@ class InPlace(nn.Module):
 
 @pytest.mark.parametrize("router", ["node", "stage"])
 def test_blocks_that_overwrite_their_input_get_one_of_their_own(router: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 1), *(InPlace() for _ in range(4)), nn.ReLU(inplace=True))
+    model = nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 1), *(InPlace() for _ in range(4)), nn.ReLU(inplace=True)
+    )
     net = dggraph.convert(randomise(model).eval(), torch.zeros(1, 3, SIDE, SIDE), router=router)
-    assert all(block.writes_input for stage in net.plan for block in stage.blocks) and net.plan[0].writes_output
+    assert (
+        all(block.writes_input for stage in net.plan for block in stage.blocks)
+        and net.plan[0].writes_output
+    )
     x = torch.randn(3, 3, SIDE, SIDE)
     assert torch.equal(run(net, x, "sparse")[0], model(x))
     randomise_routers(net, 2)
-    torch.testing.assert_close(run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_sizes_change_freely() -> None:
-    net = randomise_routers(dggraph.convert("mobilenet_v2", torch.zeros(1, 3, 64, 64), router="stage")).eval()
+    net = randomise_routers(
+        dggraph.convert("mobilenet_v2", torch.zeros(1, 3, 64, 64), router="stage")
+    ).eval()
     for batch, height, width in ((2, 64, 64), (5, 96, 64), (1, 50, 70)):
         x = torch.randn(batch, 3, height, width)
-        torch.testing.assert_close(run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_sparse_only_in_eval_without_gradients() -> None:
@@ -228,7 +285,9 @@ def test_sparse_only_in_eval_without_gradients() -> None:
 def test_a_swapped_head_and_a_copy_count() -> None:
     import copy
 
-    net = randomise_routers(dggraph.convert(randomise(Net("kept", 3)), torch.zeros(1, 3, SIDE, SIDE))).eval()
+    net = randomise_routers(
+        dggraph.convert(randomise(Net("kept", 3)), torch.zeros(1, 3, SIDE, SIDE))
+    ).eval()
     x = torch.randn(2, 3, SIDE, SIDE)
     run(net, x, "sparse")
     net.lowered.head = nn.Conv2d(CHANNELS, 2, 1)
@@ -236,13 +295,19 @@ def test_a_swapped_head_and_a_copy_count() -> None:
     with torch.no_grad():
         twin.lowered.head.weight.zero_()
     assert run(net, x, "sparse")[0].shape == (2, 2)
-    torch.testing.assert_close(run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(run(twin, x, "sparse")[0], twin.lowered.head.bias.detach().expand(2, 2))
+    torch.testing.assert_close(
+        run(net, x, "sparse")[0], run(net, x, "dense")[0], rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        run(twin, x, "sparse")[0], twin.lowered.head.bias.detach().expand(2, 2)
+    )
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])
 def test_nan_names_the_node(router: str) -> None:
-    net = dggraph.convert(randomise(Net("kept", 3)), torch.zeros(1, 3, SIDE, SIDE), router=router).eval()
+    net = dggraph.convert(
+        randomise(Net("kept", 3)), torch.zeros(1, 3, SIDE, SIDE), router=router
+    ).eval()
     (stage,) = net.graph.stages
     with torch.no_grad():
         net.lowered.get_submodule(f"dg_{stage}").router_0.bias[0] = torch.nan

@@ -17,10 +17,14 @@ from dggraph.training.config import TrainConfig, read_config
 
 RECIPES = sorted(Path(str(resources.files("dggraph"))).glob("recipes/*.toml"))
 VALUES: dict[str, Any] = {
-    "model": "resnet18", "checkpoint": Path("a.pth"), "num_classes": 7, "input_size": 64, "wiring": "window(3)", "residual": "lift",
-    "max_size": 96, "router": "stage", "gate": "sigmoid", "init": "scratch", "dataset": "mnist", "data_dir": Path("d"), "mean": (0.1, 0.2, 0.3),
-    "std": (0.5, 0.25, 1.0), "interpolation": "bicubic", "crop_pct": 0.9, "scale": (0.2, 0.75), "ratio": (0.5, 2.0), "crop_padding": 4,
-    "hflip": 0.0, "color_jitter": 0.4, "randaugment": (2, 9), "reprob": 0.25, "mixup": 0.2, "cutmix": 1.0, "smoothing": 0.1,
+    "model": "resnet18", "checkpoint": Path("a.pth"), "num_classes": 7, "input_size": 64, "wiring":
+    "window(3)", "residual": "lift",
+    "max_size": 96, "router": "stage", "gate": "sigmoid", "init": "scratch", "dataset": "mnist",
+    "data_dir": Path("d"), "mean": (0.1, 0.2, 0.3),
+    "std": (0.5, 0.25, 1.0), "interpolation": "bicubic", "crop_pct": 0.9, "scale": (0.2, 0.75),
+    "ratio": (0.5, 2.0), "crop_padding": 4,
+    "hflip": 0.0, "color_jitter": 0.4, "randaugment": (2, 9), "reprob": 0.25, "mixup": 0.2,
+    "cutmix": 1.0, "smoothing": 0.1,
 }  # fmt: skip
 
 
@@ -71,7 +75,9 @@ def test_flags_give_the_configuration_they_say(is_on: bool) -> None:
 
 
 def test_flags_go_before_the_file(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text('model = "resnet18"\nlr = 0.3\nmodel_ema = true\nmean = [0.1, 0.2, 0.3]\n')
+    (tmp_path / "a.toml").write_text(
+        'model = "resnet18"\nlr = 0.3\nmodel_ema = true\nmean = [0.1, 0.2, 0.3]\n'
+    )
     config = read_config(tmp_path / "a.toml", given(["--lr", "0.5", "--no-model-ema"]))
     assert (config.lr, config.model_ema, config.mean) == (0.5, False, (0.1, 0.2, 0.3))
 
@@ -101,7 +107,12 @@ def test_help_says_what_each_key_is_and_its_default() -> None:
     text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
     for name, field in TrainConfig.model_fields.items():
         assert str(field.description) in text.partition(f" --{name.replace('_', '-')} ")[2][:500]
-    assert "[default: 128]" in text and "[default: 0.08 1]" in text and "[default: off]" in text and "[required" in text
+    assert (
+        "[default: 128]" in text
+        and "[default: 0.08 1]" in text
+        and "[default: off]" in text
+        and "[required" in text
+    )
 
 
 def test_a_command_may_have_some_of_the_keys() -> None:
@@ -122,8 +133,9 @@ def test_a_command_may_have_some_of_the_keys() -> None:
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_help_imports_no_torch(name: str) -> None:
     code = (
-        f"import sys; from dggraph.cli.{name} import command; command(['--help'], standalone_mode=False); "
-        "print('heavy', sorted({'torch', 'torchvision', 'timm', 'numpy', 'networkx'} & set(sys.modules)))"
+        f"import sys; from dggraph.cli.{name} import command; command(['--help'],"
+        " standalone_mode=False); print('heavy', sorted({'torch', 'torchvision', 'timm', 'numpy',"
+        " 'networkx'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "heavy []"
@@ -145,19 +157,31 @@ def test_recipes_are_read_and_name_what_there_is(file: Path) -> None:
     config = read_config(file, {})
     assert config.model in model_names()
     assert file.read_text().startswith("# ")
-    if file.stem.startswith("imagenet"):  # the references' linear rule: rate over global batch of 8 processes
-        published = {"resnet50": 0.1 / 256, "resnext50_32x4d": 0.1 / 256, "mobilenet_v2": 0.045 / 256, "regnet_y_400mf": 0.4 / 1024}
+    if file.stem.startswith(
+        "imagenet"
+    ):  # the references' linear rule: rate over global batch of 8 processes
+        published = {
+            "resnet50": 0.1 / 256,
+            "resnext50_32x4d": 0.1 / 256,
+            "mobilenet_v2": 0.045 / 256,
+            "regnet_y_400mf": 0.4 / 1024,
+        }
         assert config.lr / (8 * config.batch_size) == pytest.approx(published[config.model])
 
 
 def test_a_recipe_with_a_wrong_key_would_be_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(RECIPES[0].read_text() + "\nbatchsize = 3\n")
-    with pytest.raises(InputError, match=r"unknown key 'batchsize' in .*a\.toml: did you mean 'batch_size'"):
+    with pytest.raises(
+        InputError, match=r"unknown key 'batchsize' in .*a\.toml: did you mean 'batch_size'"
+    ):
         read_config(tmp_path / "a.toml", {})
 
 
 def test_a_batch_splits_into_equal_parts() -> None:
     """Parts count alike, so they must be alike."""
     assert TrainConfig(model="a", batch_size=6, grad_accum_steps=3).grad_accum_steps == 3
-    with pytest.raises(InputError, match=r"grad_accum_steps = 4: .*batch_size = 6 does not split into so many equal parts"):
+    with pytest.raises(
+        InputError,
+        match=r"grad_accum_steps = 4: .*batch_size = 6 does not split into so many equal parts",
+    ):
         read_config(None, {"model": "a", "batch_size": 6, "grad_accum_steps": 4})

@@ -1,4 +1,6 @@
-"""Folders of images for training and evaluation: the same images for both, bad ones named or counted."""
+"""Folders of images for training and evaluation: the same images for both, bad ones named or
+counted.
+"""
 
 import unicodedata
 from pathlib import Path
@@ -23,12 +25,16 @@ def picture(file: Path, value: int = 100) -> Path:
     return file
 
 
-def parts(folder: Path, classes: tuple[str, ...] = ("a", "b"), *, judged: tuple[str, ...] = ()) -> Path:
+def parts(
+    folder: Path, classes: tuple[str, ...] = ("a", "b"), *, judged: tuple[str, ...] = ()
+) -> Path:
     """Images of class k have the value 50 k."""
     for part, names in (("train", classes), ("val", judged or classes)):
         for name in names:
             for number in range(2):
-                value = 50 * [unicodedata.normalize("NFC", one) for one in classes].index(unicodedata.normalize("NFC", name))
+                value = 50 * [unicodedata.normalize("NFC", one) for one in classes].index(
+                    unicodedata.normalize("NFC", name)
+                )
                 picture(folder / part / name / f"{number}.png", value)
     return folder
 
@@ -49,22 +55,42 @@ def test_training_and_the_atlas_see_the_same_images(tmp_path: Path) -> None:
     found, alone = opened(tmp_path), open_image_set(tmp_path / "val")
     assert found.classes == alone.classes == ("a", "b")
     assert len(found.validation) == alone.num_images == 9 and len(found.train) == 4  # type: ignore[arg-type]
-    assert [found.validation[place][1] for place in range(9)] == [item.label for item in alone.items()]
-    assert found.facts["validation"]["ignored"] == alone.ignored == {"hidden": 3, ".txt": 1, "hidden folders": 1}
+    assert [found.validation[place][1] for place in range(9)] == [
+        item.label for item in alone.items()
+    ]
+    assert (
+        found.facts["validation"]["ignored"]
+        == alone.ignored
+        == {
+            "hidden": 3,
+            ".txt": 1,
+            "hidden folders": 1,
+        }
+    )
     assert found.notes == (
         "train: ignored: 1 hidden folders",
-        "val: 4 files ignored: 3 hidden, 1 without an image's suffix (.txt); ignored: 1 hidden folders",
+        (
+            "val: 4 files ignored: 3 hidden, 1 without an image's suffix (.txt); ignored: 1 hidden"
+            " folders"
+        ),
     )
 
 
 def test_a_class_stays_the_same_however_its_letters_are_composed(tmp_path: Path) -> None:
-    """macOS copies: `é` in two characters, which also sorts before `f`, while in one it sorts behind `z`."""
-    nfc, nfd = (tuple(unicodedata.normalize(form, name) for name in ("élan", "faun", "zebu")) for form in ("NFC", "NFD"))
+    """macOS copies: `é` in two characters, which also sorts before `f`, while in one it sorts
+    behind `z`.
+    """
+    nfc, nfd = (
+        tuple(unicodedata.normalize(form, name) for name in ("élan", "faun", "zebu"))
+        for form in ("NFC", "NFD")
+    )
     assert sorted(nfc) != sorted(nfd) and nfc[0] != nfd[0]
     found = opened(parts(tmp_path, nfc, judged=nfd))
     assert found.classes == ("faun", "zebu", nfc[0])
     learned = {found.train[place][1]: float(found.train[place][0].mean()) for place in range(6)}
-    judged = {found.validation[place][1]: float(found.validation[place][0].mean()) for place in range(6)}
+    judged = {
+        found.validation[place][1]: float(found.validation[place][0].mean()) for place in range(6)
+    }
     assert learned == pytest.approx(judged) and len(set(learned.values())) == 3
     assert open_image_set(tmp_path / "val").classes == (nfc[0], "faun", "zebu")
     assert open_image_set(tmp_path / "val", nfd).classes == nfd, "called as the network calls them"
@@ -75,11 +101,25 @@ def test_a_class_stays_the_same_however_its_letters_are_composed(tmp_path: Path)
 
 def test_unreadable_images_are_named_before_training_or_left_out(tmp_path: Path) -> None:
     parts(tmp_path)
-    for number, content in enumerate((b"", b"<!DOCTYPE html><p>404", b"version https://git-lfs.github.com/spec/v1\n", b"no image")):
+    for number, content in enumerate(
+        (
+            b"",
+            b"<!DOCTYPE html><p>404",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            b"no image",
+        )
+    ):
         (tmp_path / "train" / "a" / f"bad{number}.jpg").write_bytes(content)
     with pytest.raises(InputError) as raised:
         opened(tmp_path)
-    for what in ("bad0.jpg", "0 bytes", "web page", "git lfs pull", "And 1 more. That is 4 of 8 images", "on_bad_image"):
+    for what in (
+        "bad0.jpg",
+        "0 bytes",
+        "web page",
+        "git lfs pull",
+        "And 1 more. That is 4 of 8 images",
+        "on_bad_image",
+    ):
         assert what in str(raised.value)
     found = opened(tmp_path, on_bad_image="skip")
     assert len(found.train) == 4 and len(found.skipped) == 4 and "bad3.jpg" in found.skipped[3]  # type: ignore[arg-type]
@@ -102,7 +142,9 @@ def test_classes_without_images_are_named(tmp_path: Path) -> None:
     parts(tmp_path)
     (tmp_path / "train" / "emu").mkdir()
     (tmp_path / "train" / "emu" / "1.heic").write_bytes(b"")
-    with pytest.raises(InputError, match=r"train: there are no images for the classes 'emu' \(.*\.heic"):
+    with pytest.raises(
+        InputError, match=r"train: there are no images for the classes 'emu' \(.*\.heic"
+    ):
         opened(tmp_path)
     assert open_image_set(tmp_path / "train").notes[-1] == "folders without an image: 'emu'"
     (tmp_path / "train" / "emu" / "1.png").write_bytes(b"")
@@ -129,7 +171,9 @@ def test_images_without_folders_are_no_classes(tmp_path: Path) -> None:
         opened(tmp_path / "loose")
 
 
-def test_of_a_large_set_some_are_looked_at_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_set_some_are_looked_at_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts(tmp_path)
     monkeypatch.setattr(folders, "MAX_INSPECTED", 3)
     assert opened(tmp_path).notes[0] == "train: 3 of 4 image files were looked at before their turn"

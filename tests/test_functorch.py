@@ -12,12 +12,16 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 X = torch.linspace(-1, 1, 3 * 3 * 16 * 16, dtype=torch.float64).reshape(3, 3, 16, 16)
 
 
-@pytest.mark.parametrize(("kind", "router"), [*((kind, "node") for kind in KINDS), ("lifted", "stage")])
+@pytest.mark.parametrize(
+    ("kind", "router"), [*((kind, "node") for kind in KINDS), ("lifted", "stage")]
+)
 def test_gradients_of_each_sample(kind: str, router: str) -> None:
     net = converted(kind, router).double()
     if kind == "tokens":
         net.train()  # straight-through
-        net.lowered.get_submodule("stem").eval()  # running statistics are nothing that functorch lets change
+        net.lowered.get_submodule(
+            "stem"
+        ).eval()  # running statistics are nothing that functorch lets change
     parameters = dict(net.named_parameters())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Every pass prints for each kind of network what `golden/` holds; golden.py says how to renew it."""
+"""Every pass prints for each kind of network what `golden/` holds; golden.py says how to renew
+it.
+"""
 
 import pytest
 from golden import FOLDER, NETWORKS, printed

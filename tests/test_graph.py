@@ -10,19 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dggraph.errors import ArchiveError, GraphError, WiringError
-from dggraph.graph.ir import ActivatedPath, BlockNode, CandidateEdge, DynamicGraph, Stage, format_graph
+from dggraph.graph.ir import (
+    ActivatedPath,
+    BlockNode,
+    CandidateEdge,
+    DynamicGraph,
+    Stage,
+    format_graph,
+)
 from dggraph.graph.schema import from_json, to_json
 from dggraph.graph.wiring import WIRINGS, parse_wiring, wire
 
 
-def static_chain(num_blocks: int, name: str = "s", shape: tuple[int, ...] = (4, 8, 8)) -> DynamicGraph:
+def static_chain(
+    num_blocks: int, name: str = "s", shape: tuple[int, ...] = (4, 8, 8)
+) -> DynamicGraph:
     names = [f"{name}_{i}" for i in range(num_blocks + 1)] + [f"{name}_out"]
     kinds = ["entry", *["block"] * num_blocks, "out"]
     return DynamicGraph(
         "net",
         stages=[Stage(name=name)],
         nodes=[
-            BlockNode(name=n, stage=name, kind=k, shape=shape, macs=10, module_path=n) for n, k in zip(names, kinds, strict=True)
+            BlockNode(name=n, stage=name, kind=k, shape=shape, macs=10, module_path=n)
+            for n, k in zip(names, kinds, strict=True)
         ],
         edges=[CandidateEdge(source=a, target=b, is_static=True) for a, b in pairwise(names)],
     )
@@ -58,7 +68,15 @@ def test_edges_are_ordered_by_target_then_source() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["complete", "chain", "window(2)", "watts_strogatz(4, 0.5, 1)", "erdos_renyi(0.3, 1)", "barabasi_albert(2)"]
+    "text",
+    [
+        "complete",
+        "chain",
+        "window(2)",
+        "watts_strogatz(4, 0.5, 1)",
+        "erdos_renyi(0.3, 1)",
+        "barabasi_albert(2)",
+    ],
 )
 @pytest.mark.parametrize("num_blocks", [1, 2, 7])
 def test_every_wiring_keeps_the_static_edges_and_runs_forward(text: str, num_blocks: int) -> None:
@@ -77,13 +95,22 @@ def test_every_wiring_keeps_the_static_edges_and_runs_forward(text: str, num_blo
 
 
 def test_every_registered_wiring_is_tried_above() -> None:
-    assert set(WIRINGS) == {"complete", "chain", "window", "watts_strogatz", "erdos_renyi", "barabasi_albert"}
+    assert set(WIRINGS) == {
+        "complete",
+        "chain",
+        "window",
+        "watts_strogatz",
+        "erdos_renyi",
+        "barabasi_albert",
+    }
 
 
 def test_own_edges_as_list_and_as_networkx_graph() -> None:
     edges = [("s_0", "s_2"), ("s_1", "s_out")]
     assert wire(static_chain(2), edges) == wire(static_chain(2), nx.DiGraph(edges))
-    assert [(e.source, e.target) for e in wire(static_chain(2), edges).edges("s") if not e.is_static] == edges
+    assert [
+        (e.source, e.target) for e in wire(static_chain(2), edges).edges("s") if not e.is_static
+    ] == edges
 
 
 @pytest.mark.parametrize(
@@ -122,8 +149,14 @@ def test_channels_that_change_get_an_adapter() -> None:
     graph = DynamicGraph(
         "net",
         stages=[Stage(name="s")],
-        nodes=[BlockNode(name=n, stage="s", kind=k, shape=shape, macs=1, module_path=n) for n, k, shape in nodes],  # type: ignore[arg-type]
-        edges=[CandidateEdge(source="v", target="w", is_static=True), CandidateEdge(source="w", target="o", is_static=True)],
+        nodes=[
+            BlockNode(name=n, stage="s", kind=k, shape=shape, macs=1, module_path=n)
+            for n, k, shape in nodes
+        ],  # type: ignore[arg-type]
+        edges=[
+            CandidateEdge(source="v", target="w", is_static=True),
+            CandidateEdge(source="w", target="o", is_static=True),
+        ],
     )
     assert [e.kind for e in wire(graph, "complete").edges("s")] == ["add", "adapter", "add"]
 
@@ -140,7 +173,12 @@ def test_verify_names_the_edge(change: dict[str, str], message: str) -> None:
     graph = static_chain(2)
     extra = CandidateEdge(**({"source": "s_0", "target": "s_2", "is_static": False} | change))  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=message):
-        DynamicGraph("net", stages=graph.stages.values(), nodes=graph.nodes("s"), edges=[*graph.edges("s"), extra])
+        DynamicGraph(
+            "net",
+            stages=graph.stages.values(),
+            nodes=graph.nodes("s"),
+            edges=[*graph.edges("s"), extra],
+        )
 
 
 def test_live_and_useful_nodes_by_hand() -> None:
@@ -149,7 +187,10 @@ def test_live_and_useful_nodes_by_hand() -> None:
     path = ActivatedPath(weights={"s": (1.0, 0.0, 0.0, 0.7, 0.0, 0.0)}, macs=5, margin=0.2)
     assert path.live_nodes(graph) == {"s_0", "s_1", "s_out"}
     assert path.useful_nodes(graph) == {"s_0", "s_out"}
-    assert {(e.source, e.target): w for e, w in path.active_edges(graph).items()} == {("s_0", "s_1"): 1.0, ("s_0", "s_out"): 0.7}
+    assert {(e.source, e.target): w for e, w in path.active_edges(graph).items()} == {
+        ("s_0", "s_1"): 1.0,
+        ("s_0", "s_out"): 0.7,
+    }
 
 
 @st.composite

@@ -26,14 +26,22 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
     expected = dggraph.calibrate(net, [x[::2]], targets=(0.8, 0.6, 0.05))
     assert [one.target for one in judged.budgets] == [0.8, 0.6, 0.05]
     for one, budget in zip(judged.budgets, expected.budgets, strict=True):
-        assert (one.threshold, one.calibrated_kept) == (budget.threshold, pytest.approx(budget.kept))
+        assert (one.threshold, one.calibrated_kept) == (
+            budget.threshold,
+            pytest.approx(budget.kept),
+        )
         net.set_threshold(budget.threshold)
         assert one.evaluation == evaluate(net, held_out)
         assert one.budget_met == (one.evaluation.kept <= one.target + 0.02)
         assert one.evaluation.kept != pytest.approx(one.calibrated_kept, abs=1e-9), "other images"
-    assert not judged.budgets[-1].budget_met and judged.budgets[0].evaluation.kept > judged.budgets[1].evaluation.kept
+    assert (
+        not judged.budgets[-1].budget_met
+        and judged.budgets[0].evaluation.kept > judged.budgets[1].evaluation.kept
+    )
 
 
 def test_one_image_has_no_other_half() -> None:
     with pytest.raises(InputError, match="there is 1 in this set"):
-        judge_budgets(converted("kept"), TensorDataset(torch.zeros(1, 3, 16, 16), torch.zeros(1)), (0.7,))
+        judge_budgets(
+            converted("kept"), TensorDataset(torch.zeros(1, 3, 16, 16), torch.zeros(1)), (0.7,)
+        )

@@ -1,4 +1,6 @@
-"""Gate health: counts equal those of recordings, and each warning appears for the fault it describes and not otherwise."""
+"""Gate health: counts equal those of recordings, and each warning appears for the fault it
+describes and not otherwise.
+"""
 
 import math
 from collections import Counter
@@ -32,7 +34,9 @@ def test_counts_are_those_of_recordings(router: str) -> None:
     edges = Counter(edge for path in paths for edge in path.active_edges(net.graph))
     nodes = Counter(node for path in paths for node in path.live_nodes(net.graph))
     patterns = Counter(tuple(w != 0 for w in path.weights["body"]) for path in paths)
-    assert report.open_fractions == {edge: pytest.approx(edges[edge] / 60) for edge in net.graph.edges("body")}
+    assert report.open_fractions == {
+        edge: pytest.approx(edges[edge] / 60) for edge in net.graph.edges("body")
+    }
     blocks = [node.name for node in net.graph.nodes("body")[1:-1]]
     assert report.live_fractions == {name: pytest.approx(nodes[name] / 60) for name in blocks}
     assert set(report.always_open) == {edge for edge, count in edges.items() if count == 60}
@@ -50,7 +54,11 @@ def test_an_untrained_network_is_told_so(kind: str, router: str) -> None:
     assert report.num_paths == 1 and report.path_entropy_bits == 0 and not report.never_live
     assert set(report.always_open) == {edge for edge in net.graph.edges("body") if edge.is_static}
     (warning,) = report.warnings
-    assert warning.startswith("Every image takes one path") and "untrained" in warning and "losses.budget" in warning
+    assert (
+        warning.startswith("Every image takes one path")
+        and "untrained" in warning
+        and "losses.budget" in warning
+    )
 
 
 def test_weights_that_never_cross_the_threshold() -> None:
@@ -75,9 +83,21 @@ def test_dead_blocks_and_blocks_that_run_for_nothing() -> None:
         _, net = convert("kept", router)
         report = pinned(net, weights)
         names = [node.name for node in net.graph.nodes("body")]
-        assert report.never_live == (names[2],) and report.num_paths == 2 and report.path_entropy_bits == 1
-        dead = [warning for warning in report.warnings if warning.startswith(f"No image reaches {names[2]}:")]
-        wasted = [warning for warning in report.warnings if warning.startswith(f"{names[4]}: computed, but")]
+        assert (
+            report.never_live == (names[2],)
+            and report.num_paths == 2
+            and report.path_entropy_bits == 1
+        )
+        dead = [
+            warning
+            for warning in report.warnings
+            if warning.startswith(f"No image reaches {names[2]}:")
+        ]
+        wasted = [
+            warning
+            for warning in report.warnings
+            if warning.startswith(f"{names[4]}: computed, but")
+        ]
         assert len(dead) == 1 and len(wasted) == has_waste and len(report.warnings) == 1 + has_waste
 
 
@@ -107,7 +127,9 @@ def test_near_ties_of_live_sources_alone() -> None:
     weights[:10, 11] = 0.49999  # leaves block 1, which is dead there
     report = pinned(net, weights)
     (edge,) = report.tie_fractions
-    assert edge == net.graph.edges("body")[14] and report.tie_fractions[edge] == pytest.approx(10 / 40)
+    assert edge == net.graph.edges("body")[14] and report.tie_fractions[edge] == pytest.approx(
+        10 / 40
+    )
     (warning,) = report.warnings
     assert f"{edge.source} -> {edge.target}: closer than 0.0001" in warning and "25%" in warning
 

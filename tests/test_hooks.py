@@ -1,4 +1,6 @@
-"""Hooks put on modules after conversion: they see what they would in the backbone, may replace it, or are refused by name."""
+"""Hooks put on modules after conversion: they see what they would in the backbone, may replace it,
+or are refused by name.
+"""
 
 import copy
 from collections.abc import Callable
@@ -29,10 +31,18 @@ def watch(model: nn.Module, paths: list[str]) -> dict[tuple[str, str], Tensor]:
     for path in paths:
         module = model.get_submodule(path)
         module.register_forward_pre_hook(lambda _m, args, p=path: note(p, "pre", args))
-        module.register_forward_hook(lambda _m, args, y, p=path: (note(p, "input", args), note(p, "output", [y]))[0])
-        module.register_forward_hook(lambda _m, args, kwargs, y, p=path: note(p, "keywords", args), with_kwargs=True)
-        module.register_full_backward_pre_hook(lambda _m, grads, p=path: note(p, "backward pre", grads))
-        module.register_full_backward_hook(lambda _m, gi, go, p=path: (note(p, "grad input", gi), note(p, "grad output", go))[0])
+        module.register_forward_hook(
+            lambda _m, args, y, p=path: (note(p, "input", args), note(p, "output", [y]))[0]
+        )
+        module.register_forward_hook(
+            lambda _m, args, kwargs, y, p=path: note(p, "keywords", args), with_kwargs=True
+        )
+        module.register_full_backward_pre_hook(
+            lambda _m, grads, p=path: note(p, "backward pre", grads)
+        )
+        module.register_full_backward_hook(
+            lambda _m, gi, go, p=path: (note(p, "grad input", gi), note(p, "grad output", go))[0]
+        )
     return seen
 
 
@@ -42,7 +52,11 @@ def test_hooks_see_what_they_see_in_the_backbone(kind: str, router: str) -> None
     """All blocks and containers at once, one in the other, to the bit."""
     model = randomise(KINDS[kind]()).eval()
     net = dggraph.convert(model, X, router=router)
-    paths = ["stem", "layers", *([f"layers.{index}" for index in range(3)] if kind in ("kept", "adapter") else [])]
+    paths = [
+        "stem",
+        "layers",
+        *([f"layers.{index}" for index in range(3)] if kind in ("kept", "adapter") else []),
+    ]
     expected, seen = watch(model, paths), watch(net, paths)
     images = X.clone().requires_grad_()
     model(images).square().sum().backward()
@@ -112,7 +126,9 @@ def test_hooks_on_layers_in_blocks_see_whole_batches_unless_sparse_is_asked_for(
 def test_without_hooks_nothing_is_left() -> None:
     net = converted("kept")
     code = net.lowered.code
-    handles = [net.get_submodule(path).register_forward_hook(double) for path in ("layers", "layers.1")]
+    handles = [
+        net.get_submodule(path).register_forward_hook(double) for path in ("layers", "layers.1")
+    ]
     assert "enter" in net.lowered.code
     for handle in handles:
         handle.remove()
@@ -130,7 +146,12 @@ def test_copies_keep_hooks_of_their_own() -> None:
     for one in (net, twin):
         one(X)
     assert len(seen) == 1 and seen[0] is twin.layers
-    assert torch.equal(dggraph.optimize_for_inference(twin)(X)[0].isfinite(), torch.ones(5, dtype=torch.bool)) and len(seen) == 2
+    assert (
+        torch.equal(
+            dggraph.optimize_for_inference(twin)(X)[0].isfinite(), torch.ones(5, dtype=torch.bool)
+        )
+        and len(seen) == 2
+    )
 
 
 class Same(nn.Module):
@@ -151,7 +172,9 @@ def test_every_call_of_a_module_runs_its_hooks() -> None:
     net = dggraph.convert(model, X)
     calls: list[nn.Module] = []
     for one in (model, net):
-        one.get_submodule("layers.block").register_forward_hook(lambda module, _args, y: (calls.append(module), y * 2)[1])
+        one.get_submodule("layers.block").register_forward_hook(
+            lambda module, _args, y: (calls.append(module), y * 2)[1]
+        )
     assert torch.equal(net(X), model(X)) and len(calls) == 4
 
 
@@ -160,15 +183,23 @@ def test_a_lifted_block_shows_x_plus_f_without_gradient() -> None:
     net, seen, expected = dggraph.convert(model, X), [], []
     model.blocks[1].register_forward_hook(lambda _m, args, y: expected.extend([*args, y]))
     with pytest.warns(
-        DggraphWarning, match=r"'blocks\.1' \(Block\) is lifted.*'blocks', around it, or 'blocks\.1\.conv2', inside it"
+        DggraphWarning,
+        match=(
+            r"'blocks\.1' \(Block\) is lifted.*'blocks', around it, or 'blocks\.1\.conv2',"
+            r" inside it"
+        ),
     ):
         handle = net.blocks[1].register_forward_hook(lambda _m, args, y: seen.extend([*args, y]))
     model(X)
-    assert torch.equal(net(X), model(X)) and all(torch.equal(one, other) for one, other in zip(seen, expected, strict=False))
+    assert torch.equal(net(X), model(X)) and all(
+        torch.equal(one, other) for one, other in zip(seen, expected, strict=False)
+    )
     assert not any(one.requires_grad for one in seen)
     handle.remove()
     for kind in ("register_full_backward_hook", "register_full_backward_pre_hook"):
-        with pytest.raises(HookError, match=r"'blocks\.1'.*no gradient.*'blocks'.*residual=\"keep\""):
+        with pytest.raises(
+            HookError, match=r"'blocks\.1'.*no gradient.*'blocks'.*residual=\"keep\""
+        ):
             getattr(net.blocks[1], kind)(lambda *_: None)
     for kind, hook in (("register_forward_hook", double), ("register_forward_pre_hook", halve)):
         with pytest.warns(DggraphWarning):
@@ -214,12 +245,20 @@ class Split(nn.Module):
     [
         ("aux", r"'aux' \(Sequential\) is never called"),
         ("merge", r"'merge' \(Merge\) takes 2 feature maps"),
-        ("split", r"'split' \(Split\) takes or gives feature maps in a list.*'split\.conv', inside it"),
+        (
+            "split",
+            r"'split' \(Split\) takes or gives feature maps in a list.*'split\.conv', inside it",
+        ),
     ],
 )
 def test_a_module_without_a_place_in_the_graph_refuses_hooks(path: str, message: str) -> None:
     net = dggraph.convert(Awkward(), X)
-    for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+    for kind in (
+        "forward_hook",
+        "forward_pre_hook",
+        "full_backward_hook",
+        "full_backward_pre_hook",
+    ):
         with pytest.raises(HookError, match=message):
             getattr(net.get_submodule(path), f"register_{kind}")(lambda *_: None)
     assert torch.equal(net.eval()(X), net(X))
@@ -227,7 +266,9 @@ def test_a_module_without_a_place_in_the_graph_refuses_hooks(path: str, message:
 
 def test_what_the_backbone_does_not_call_either_is_said() -> None:
     net = dggraph.convert(Awkward(), X)
-    with pytest.warns(DggraphWarning, match=r"'steps' \(Sequential\) is not called itself.*Hook 'steps\.1'"):
+    with pytest.warns(
+        DggraphWarning, match=r"'steps' \(Sequential\) is not called itself.*Hook 'steps\.1'"
+    ):
         net.steps.register_forward_hook(double)
 
 
@@ -267,13 +308,18 @@ def test_compiled_networks_run_hooks_that_were_there_before() -> None:
 
 
 def test_captum_explains_layers_as_in_the_backbone() -> None:
-    attr = pytest.importorskip("captum.attr", reason="captum is not a dependency; it is what people explain layers with")
+    attr = pytest.importorskip(
+        "captum.attr", reason="captum is not a dependency; it is what people explain layers with"
+    )
     model = randomise(KINDS["kept"]()).eval()
     net = dggraph.convert(model, X)
     for path in ("layers", "layers.1"):
         for method in (attr.LayerGradCam, attr.LayerActivation):
             options = {"target": 1} if method is attr.LayerGradCam else {}
-            ours, theirs = (method(one, one.get_submodule(path)).attribute(X.clone(), **options) for one in (net, model))
+            ours, theirs = (
+                method(one, one.get_submodule(path)).attribute(X.clone(), **options)
+                for one in (net, model)
+            )
             assert torch.equal(ours, theirs)
 
 

@@ -1,4 +1,6 @@
-"""A run goes on with the data it began with, or says what is another; runs from before it was written down go on."""
+"""A run goes on with the data it began with, or says what is another; runs from before it was
+written down go on.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ def folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), number: int =
         for name in classes:
             (root / part / name).mkdir(parents=True, exist_ok=True)
             for place in range(number):
-                Image.new("RGB", (16, 16), (20 * place, 90, 30)).save(root / part / name / f"{place}.png")
+                Image.new("RGB", (16, 16), (20 * place, 90, 30)).save(
+                    root / part / name / f"{place}.png"
+                )
     return root
 
 
@@ -65,15 +69,32 @@ def rename(root: Path) -> None:
     ("change", "messages"),
     [
         (swap, ["other classes (gone 'cat'; new 'zebra')"]),
-        (add, ["16 images of train then, 17 now", "image 8 of train was 'dog/0.png' and is 'cat/zz.png'"]),
-        (remove, ["16 images of validation then, 15 now", "image 11 of validation was 'dog/3.png' and is 'dog/4.png'"]),
+        (
+            add,
+            [
+                "16 images of train then, 17 now",
+                "image 8 of train was 'dog/0.png' and is 'cat/zz.png'",
+            ],
+        ),
+        (
+            remove,
+            [
+                "16 images of validation then, 15 now",
+                "image 11 of validation was 'dog/3.png' and is 'dog/4.png'",
+            ],
+        ),
         (rename, ["image 10 of train was 'dog/2.png' and is 'dog/2b.png'"]),
     ],
 )
 def test_other_images_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, messages: list[str]
 ) -> None:
-    data = {"dataset": "imagefolder", "data_dir": folders(tmp_path / "d"), "num_classes": None, "model": "toy_data:plain_net"}
+    data = {
+        "dataset": "imagefolder",
+        "data_dir": folders(tmp_path / "d"),
+        "num_classes": None,
+        "model": "toy_data:plain_net",
+    }
     config = keys(tmp_path / "o", **data, epochs=1, batch_size=4, mixup=0.0, model_ema=False)
     folder = stopped(monkeypatch, config)
     before = (folder / "metrics.jsonl").read_bytes()
@@ -97,9 +118,17 @@ def test_a_checkpoint_from_before_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         "sizes": {"train": 72, "validation": 40},
         "names": {"train": None, "validation": None},
     }
-    save_checkpoint(last.parent, found.step, found.tensors, {key: value for key, value in found.state.items() if key != "data"})
+    save_checkpoint(
+        last.parent,
+        found.step,
+        found.tensors,
+        {key: value for key, value in found.state.items() if key != "data"},
+    )
     assert train(config).is_finished
-    assert checkpoint.load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state["data"] == found.state["data"]
+    assert (
+        checkpoint.load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state["data"]
+        == found.state["data"]
+    )
 
 
 def identity(*names: str, classes: tuple[str, ...] = ("a", "b")) -> Identity:
@@ -111,37 +140,59 @@ def test_differences_in_words(tmp_path: Path) -> None:
     write_names(before, tmp_path)
     document = json.loads(json.dumps(before.document()))
     assert tell_differences(document, before, tmp_path) == []
-    assert tell_differences(document, identity("a/1.png", "b/é.png", classes=("b", "a")), tmp_path) == [
-        "other classes (the same ones in another order)"
-    ]
+    assert tell_differences(
+        document, identity("a/1.png", "b/é.png", classes=("b", "a")), tmp_path
+    ) == ["other classes (the same ones in another order)"]
     assert tell_differences(document, identity("a/1.png"), tmp_path) == [
         "2 images of train then, 1 now",
         "image 1 of train was 'b/é.png' and is nothing",
     ]
     (tmp_path / NAMES).write_bytes(b"damaged")
-    assert tell_differences(document, identity("a/1.png", "c"), tmp_path) == ["other names of images of train"]
+    assert tell_differences(document, identity("a/1.png", "c"), tmp_path) == [
+        "other names of images of train"
+    ]
 
 
 def test_other_boxes_are_other_data(tmp_path: Path) -> None:
     def image(right: float) -> BoxImage:
         boxes = (Box(corners=(0.0, 0.0, right, 5.0), label=0, area=5 * right),)
-        return BoxImage(name="x.png", file=Path("x.png"), image_id=1, width=9, height=9, boxes=boxes)
+        return BoxImage(
+            name="x.png", file=Path("x.png"), image_id=1, width=9, height=9, boxes=boxes
+        )
 
     before, after = (identity(*names_of_boxes([image(right)])) for right in (4.0, 5.0))
     write_names(before, tmp_path)
-    assert tell_differences(before.document(), after, tmp_path) == ["what is marked on 'x.png' of train is another"]
+    assert tell_differences(before.document(), after, tmp_path) == [
+        "what is marked on 'x.png' of train is another"
+    ]
 
 
 def test_a_detector_s_run_knows_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faster_coco_eval", reason="detectors are judged by it")
     write_coco(tmp_path / "squares", 4)
-    given = {"task": "detection", "model": "toy_boxes:detector", "data_dir": tmp_path / "squares", "dataset": "coco", "epochs": 1}
-    given |= {"batch_size": 2, "input_size": 64, "warmup_epochs": 0, "lr": 0.01, "output": tmp_path, "experiment": "run"}
+    given = {
+        "task": "detection",
+        "model": "toy_boxes:detector",
+        "data_dir": tmp_path / "squares",
+        "dataset": "coco",
+        "epochs": 1,
+    }
+    given |= {
+        "batch_size": 2,
+        "input_size": 64,
+        "warmup_epochs": 0,
+        "lr": 0.01,
+        "output": tmp_path,
+        "experiment": "run",
+    }
     config = TrainConfig(**given)  # type: ignore[arg-type]
     stopped(monkeypatch, config)
     (file,) = (tmp_path / "squares" / "annotations").glob("instances_train*")
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"][2] -= 1
     file.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"learned from other data: what is marked on '.*' of train is another"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"learned from other data: what is marked on '.*' of train is another",
+    ):
         train(config)

@@ -19,13 +19,18 @@ def picture(file: Path, value: int = 100) -> None:
     Image.new("L", (6, 4), value).save(file)
 
 
-def write_idx(folder: Path, part: str, labels: Sequence[int] | None, number: int, *, suffix: str = ".gz") -> Path:
+def write_idx(
+    folder: Path, part: str, labels: Sequence[int] | None, number: int, *, suffix: str = ".gz"
+) -> Path:
     """Images of 3x2 pixels, all of the value of their place in the set."""
     folder.mkdir(parents=True, exist_ok=True)
     opened = gzip.open if suffix else open
     images = folder / f"{part}-images-idx3-ubyte{suffix}"
     with opened(images, "wb") as stream:
-        stream.write(struct.pack(">IIII", 0x803, number, 2, 3) + b"".join(bytes([index % 256] * 6) for index in range(number)))
+        stream.write(
+            struct.pack(">IIII", 0x803, number, 2, 3)
+            + b"".join(bytes([index % 256] * 6) for index in range(number))
+        )
     if labels is not None:
         with opened(folder / f"{part}-labels-idx1-ubyte{suffix}", "wb") as stream:
             stream.write(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
@@ -38,8 +43,16 @@ def test_a_folder_of_images_has_no_classes(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     os.mkfifo(tmp_path / "pipe.png")
     images = open_image_set(tmp_path)
-    assert [(item.index, item.name, item.label) for item in images.items()] == [(0, "a.PNG", None), (1, "b.png", None)]
-    assert images.classes == () and images.num_images == 2 and images.num_ignored == 3 and images.name == tmp_path.name
+    assert [(item.index, item.name, item.label) for item in images.items()] == [
+        (0, "a.PNG", None),
+        (1, "b.png", None),
+    ]
+    assert (
+        images.classes == ()
+        and images.num_images == 2
+        and images.num_ignored == 3
+        and images.name == tmp_path.name
+    )
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
@@ -69,8 +82,15 @@ def test_mnist_s_format(tmp_path: Path, suffix: str) -> None:
     write_idx(tmp_path, "train", [0] * 9, 9, suffix=suffix)
     write_idx(tmp_path, "t10k", [2, 0, 1], 3, suffix=suffix)
     images = open_image_set(tmp_path, ("shoe", "bag", "coat"))
-    assert images.classes == ("shoe", "bag", "coat") and images.num_images == 3 and images.name == f"{tmp_path.name} t10k"
-    found = [(item.name, item.label, item.open().size, item.open().getpixel((2, 1))) for item in images.items()]
+    assert (
+        images.classes == ("shoe", "bag", "coat")
+        and images.num_images == 3
+        and images.name == f"{tmp_path.name} t10k"
+    )
+    found = [
+        (item.name, item.label, item.open().size, item.open().getpixel((2, 1)))
+        for item in images.items()
+    ]
     assert found == [("t10k 0", 2, (3, 2), 0), ("t10k 1", 0, (3, 2), 1), ("t10k 2", 1, (3, 2), 2)]
     train = open_image_set(tmp_path / f"train-images-idx3-ubyte{suffix}")
     assert train.num_images == 9 and train.classes == ("class 0",)
@@ -101,7 +121,12 @@ def test_names_of_other_classes_are_not_borrowed(tmp_path: Path) -> None:
     """A network of 1,000 classes knows no names for ten."""
     write_idx(tmp_path, "t10k", [0, 3, 1], 3)
     for labels in (("a", "b"), tuple("abcdefgh"), None):
-        assert open_image_set(tmp_path, labels).classes == ("class 0", "class 1", "class 2", "class 3")
+        assert open_image_set(tmp_path, labels).classes == (
+            "class 0",
+            "class 1",
+            "class 2",
+            "class 3",
+        )
 
 
 def test_what_is_no_set_of_images(tmp_path: Path) -> None:
@@ -118,7 +143,9 @@ def test_what_is_no_set_of_images(tmp_path: Path) -> None:
         open_image_set(tmp_path)
 
 
-@pytest.mark.parametrize(("number", "limit"), [(10, 3), (7, 7), (1000, 999), (5, 1), (3, 9), (4, None)])
+@pytest.mark.parametrize(
+    ("number", "limit"), [(10, 3), (7, 7), (1000, 999), (5, 1), (3, 9), (4, None)]
+)
 def test_a_limit_takes_that_many_evenly(number: int, limit: int | None) -> None:
     is_taken = evenly_spaced(number, limit)
     taken = [index for index in range(number) if is_taken(index)]

@@ -1,4 +1,6 @@
-"""Ready for inference: folded norms, channels-last, bfloat16; each gives what the network gave, along the same paths."""
+"""Ready for inference: folded norms, channels-last, bfloat16; each gives what the network gave,
+along the same paths.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -44,7 +46,9 @@ def seen_by(net: Any, kind: type[nn.Module], *, outputs: bool = False) -> Iterat
     """What modules of that kind get, or give, within this context."""
     seen: list[Tensor] = []
     handles = [
-        module.register_forward_hook(lambda _module, args, output: seen.append(output if outputs else args[0]))
+        module.register_forward_hook(
+            lambda _module, args, output: seen.append(output if outputs else args[0])
+        )
         for module in net.lowered.modules()
         if isinstance(module, kind)
     ]
@@ -62,7 +66,9 @@ def test_optimised_is_the_same_function(kind: str, router: str) -> None:
     state = copy.deepcopy(net.state_dict())
     twin = dggraph.optimize_for_inference(net)
     assert net.training and all(p.requires_grad for p in net.parameters())
-    assert list(state) == list(net.state_dict()) and all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert list(state) == list(net.state_dict()) and all(
+        torch.equal(state[key], value) for key, value in net.state_dict().items()
+    )
     assert not twin.training and not any(p.requires_grad for p in twin.parameters())
     net.eval()
     recording = dggraph.record(net, X)
@@ -72,7 +78,9 @@ def test_optimised_is_the_same_function(kind: str, router: str) -> None:
         with torch.inference_mode():
             output, edges = gates_of(twin, X)
         assert is_close(output, recording.output, 1e-4)
-        assert torch.equal(edges, torch.tensor([sum(path.weights.values(), ()) for path in recording.paths]) != 0)
+        assert torch.equal(
+            edges, torch.tensor([sum(path.weights.values(), ()) for path in recording.paths]) != 0
+        )
     assert torch.equal(dggraph.record(twin, X).macs, recording.macs)
     assert torch.equal(copy.deepcopy(twin)(X), twin(X))
     # Concat blocks are norm -> relu -> conv: only their first conv has a norm behind it.
@@ -89,7 +97,9 @@ def test_kernels_are_channels_last() -> None:
 
 
 class Awkward(nn.Module):
-    """A stem with a convolution read twice, a norm called twice, a norm without statistics; then blocks."""
+    """A stem with a convolution read twice, a norm called twice, a norm without statistics; then
+    blocks.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +130,9 @@ def test_what_may_not_be_folded_stays() -> None:
 
 def test_timm_norms_leave_their_activation() -> None:
     timm = pytest.importorskip("timm")
-    net = randomise_routers(dggraph.convert(randomise(timm.create_model("regnety_002")), torch.rand(1, 3, 32, 32))).eval()
+    net = randomise_routers(
+        dggraph.convert(randomise(timm.create_model("regnety_002")), torch.rand(1, 3, 32, 32))
+    ).eval()
     twin = dggraph.optimize_for_inference(net)
     x = torch.randn(3, 3, 32, 32)
     output, edges = gates_of(twin, x)
@@ -142,7 +154,9 @@ def test_it_is_neither_trained_nor_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("router", ["node", "stage"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_channels_last_and_bfloat16(kind: str, router: str) -> None:
-    """Blocks see channels-last features, routers decide in float32, and the paths are those of float32."""
+    """Blocks see channels-last features, routers decide in float32, and the paths are those of
+    float32.
+    """
     net = converted(kind, router)
     expected, expected_edges = gates_of(net, X)
     wide = torch.tensor([path.margin > 0.02 for path in dggraph.record(net, X).paths])
@@ -174,7 +188,10 @@ def test_training_in_channels_last_and_bfloat16(kind: str) -> None:
         output.float().square().mean().backward()
     assert all(features.is_contiguous(memory_format=LAST) for features in inputs)
     net(X).square().mean().backward()
-    flat = [torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None and p.ndim > 1]) for one in (net, last)]
+    flat = [
+        torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None and p.ndim > 1])
+        for one in (net, last)
+    ]
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
 
 
@@ -182,7 +199,10 @@ def test_training_in_channels_last_and_bfloat16(kind: str) -> None:
 def photos() -> Tensor:
     """Chelsea the cat, a cup of coffee; (2, 3, 224, 224) as MobileNetV2 was trained."""
     transform = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
-    images = [Image.fromarray(np.asarray(image)) for image in (skimage.data.chelsea(), skimage.data.coffee())]
+    images = [
+        Image.fromarray(np.asarray(image))
+        for image in (skimage.data.chelsea(), skimage.data.coffee())
+    ]
     return torch.stack([transform(image) for image in images])
 
 
@@ -195,8 +215,12 @@ def mobilenet(checkpoint: Path, router: str) -> Any:
         owner = net.lowered.get_submodule(f"dg_{stage}")
         names = [node.name for node in net.graph.nodes(stage)]
         for edge in net.graph.incoming(block):
-            decided = net.graph.edges(stage) if router == "stage" else net.graph.outgoing(edge.source)
-            decider = owner.get_submodule(f"router_{0 if router == 'stage' else names.index(edge.source)}")
+            decided = (
+                net.graph.edges(stage) if router == "stage" else net.graph.outgoing(edge.source)
+            )
+            decider = owner.get_submodule(
+                f"router_{0 if router == 'stage' else names.index(edge.source)}"
+            )
             decider.bias.data[decided.index(edge)] = -2  # 1 + tanh(-2) = 0.04, under the threshold
     return net
 
@@ -210,9 +234,14 @@ def answers(output: Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])
-def test_a_trained_mobilenet_answers_in_every_form(mobilenet_checkpoint: Path, photos: Tensor, router: str) -> None:
+def test_a_trained_mobilenet_answers_in_every_form(
+    mobilenet_checkpoint: Path, photos: Tensor, router: str
+) -> None:
     net = mobilenet(mobilenet_checkpoint, router)
-    assert all(0.85 < macs / net.macs_table.static < 0.95 for macs in dggraph.record(net, photos).macs.tolist())
+    assert all(
+        0.85 < macs / net.macs_table.static < 0.95
+        for macs in dggraph.record(net, photos).macs.tolist()
+    )
     optimised = dggraph.optimize_for_inference(net)
     last = copy.deepcopy(net).to(memory_format=LAST)
     with torch.no_grad():
@@ -226,7 +255,9 @@ def test_a_trained_mobilenet_answers_in_every_form(mobilenet_checkpoint: Path, p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("router", ["node", "stage"])
-def test_a_trained_mobilenet_answers_compiled(mobilenet_checkpoint: Path, photos: Tensor, router: str) -> None:
+def test_a_trained_mobilenet_answers_compiled(
+    mobilenet_checkpoint: Path, photos: Tensor, router: str
+) -> None:
     torch._dynamo.reset()
     net = mobilenet(mobilenet_checkpoint, router)
     with torch.no_grad():

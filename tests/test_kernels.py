@@ -1,4 +1,6 @@
-"""The C++ kernels against a plain loop and against plain torch; built once a session, into a folder of the tests' own."""
+"""The C++ kernels against a plain loop and against plain torch; built once a session, into a folder
+of the tests' own.
+"""
 
 import hashlib
 import os
@@ -78,13 +80,18 @@ def run_python(program: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def loop(features: list[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]) -> Tensor:
+def loop(
+    features: list[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]
+) -> Tensor:
     """The definition, in float64."""
     total = torch.zeros((len(weights_RE), *features[0].shape[1:]), dtype=torch.float64)
     for r, row_E in enumerate(weights_RE):
         for e, weight in enumerate(row_E):
             if weight != 0:
-                total[r] += float(weight) * features[e][r if places_RE is None else places_RE[r, e]].double()
+                total[r] += (
+                    float(weight)
+                    * features[e][r if places_RE is None else places_RE[r, e]].double()
+                )
     return total
 
 
@@ -94,7 +101,9 @@ def plain(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Tensor]) -> Te
         return function()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(0, 10_000),
     num_edges=st.integers(1, 6),
@@ -117,14 +126,26 @@ def test_sums_equal_the_loop_and_plain_torch(
 ) -> None:
     random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     lengths = [int(random.integers(1, 6)) if has_places else num_rows for _ in range(num_edges)]
-    features = [LAYOUTS[layout](torch.randn((length, *shape), generator=generator).to(dtype)) for length in lengths]
-    places = np.stack([random.integers(0, length, num_rows) for length in lengths], axis=1) if has_places else None
-    weights = random.normal(size=(num_rows, num_edges)).astype(random.choice(["float32", "float64"]))
+    features = [
+        LAYOUTS[layout](torch.randn((length, *shape), generator=generator).to(dtype))
+        for length in lengths
+    ]
+    places = (
+        np.stack([random.integers(0, length, num_rows) for length in lengths], axis=1)
+        if has_places
+        else None
+    )
+    weights = random.normal(size=(num_rows, num_edges)).astype(
+        random.choice(["float32", "float64"])
+    )
     weights[random.random(weights.shape) < 0.2] = 1
     weights[random.random(weights.shape) < 0.4] = 0
     if places is not None:
         places[weights == 0] = -1
-    sources = [None if num_edges > 1 and not (weights[:, e] != 0).any() else feature for e, feature in enumerate(features)]
+    sources = [
+        None if num_edges > 1 and not (weights[:, e] != 0).any() else feature
+        for e, feature in enumerate(features)
+    ]
     if all(source is None for source in sources):
         sources[0] = features[0]
     found = rows.sum_rows(sources, places, weights, may_alias=False)
@@ -134,14 +155,18 @@ def test_sums_equal_the_loop_and_plain_torch(
     assert ((found.double() - expected).abs() <= TOLERANCE[dtype] * scale).all()
     for large_row in (1, 1 << 30):  # both ways to do it in torch
         monkeypatch.setattr(rows, "LARGE_ROW", large_row)
-        in_torch = plain(monkeypatch, lambda: rows.sum_rows(sources, places, weights, may_alias=False))
+        in_torch = plain(
+            monkeypatch, lambda: rows.sum_rows(sources, places, weights, may_alias=False)
+        )
         assert found.dtype == in_torch.dtype and found.stride() == in_torch.stride()
         assert ((found.double() - in_torch.double()).abs() <= 4 * TOLERANCE[dtype] * scale).all()
 
 
 @pytest.mark.parametrize("places", [None, "identity"])
 @pytest.mark.parametrize("block", [1, 7, 14, 1000])
-def test_blocks_of_rows_in_plain_torch(monkeypatch: pytest.MonkeyPatch, places: str | None, block: int) -> None:
+def test_blocks_of_rows_in_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, places: str | None, block: int
+) -> None:
     """All edges open, all rows in place: exact for small integers, whatever the block."""
     monkeypatch.setattr(rows, "LARGE_ROW", 1)
     monkeypatch.setattr(rows, "BLOCK", block)
@@ -153,7 +178,9 @@ def test_blocks_of_rows_in_plain_torch(monkeypatch: pytest.MonkeyPatch, places: 
     assert torch.equal(found.double(), loop(features, where, weights))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(0, 10_000),
     num_edges=st.integers(1, 6),
@@ -174,23 +201,36 @@ def test_inner_products_equal_float64(
     grad_layout: str,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    features = [LAYOUTS[layout](torch.randn((num_rows, *shape), generator=generator).to(dtype)) for _ in range(num_edges)]
+    features = [
+        LAYOUTS[layout](torch.randn((num_rows, *shape), generator=generator).to(dtype))
+        for _ in range(num_edges)
+    ]
     grad = LAYOUTS[grad_layout](torch.randn((num_rows, *shape), generator=generator).to(dtype))
     found = weighted_sum.inner_products(features, grad)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     terms = [(feature.double() * grad.double()).flatten(1) for feature in features]
-    expected, scale = torch.stack([one.sum(1) for one in terms], 1), torch.stack([one.abs().sum(1) for one in terms], 1)
-    assert ((found.double() - expected).abs() <= (1e-14 if dtype == torch.float64 else 1e-6) * scale + 1e-30).all()
+    expected, scale = (
+        torch.stack([one.sum(1) for one in terms], 1),
+        torch.stack([one.abs().sum(1) for one in terms], 1),
+    )
+    assert (
+        (found.double() - expected).abs()
+        <= (1e-14 if dtype == torch.float64 else 1e-6) * scale + 1e-30
+    ).all()
 
 
 @pytest.mark.usefixtures("loaded")
 class TestLoaded:
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     @pytest.mark.parametrize("size", [1, 63, 64, 8192, 20_001])
-    def test_closed_edges_are_never_read_and_nan_weights_show(self, dtype: torch.dtype, size: int) -> None:
+    def test_closed_edges_are_never_read_and_nan_weights_show(
+        self, dtype: torch.dtype, size: int
+    ) -> None:
         good, bad = torch.randn(3, size).to(dtype), torch.full((3, size), torch.nan).to(dtype)
         bad[1] = torch.inf
-        found = rows.sum_rows([bad, good], None, np.array([[0.0, 1.0], [0.0, 0.0], [0.0, np.nan]]), may_alias=False)
+        found = rows.sum_rows(
+            [bad, good], None, np.array([[0.0, 1.0], [0.0, 0.0], [0.0, np.nan]]), may_alias=False
+        )
         assert torch.equal(found[0], good[0])
         assert torch.equal(found[1], torch.zeros(size, dtype=dtype))
         assert found[2].isnan().all()
@@ -203,7 +243,9 @@ class TestLoaded:
 
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
-    def test_elements_that_are_not_finite_are_taken_as_0(self, dtype: torch.dtype, bad: float) -> None:
+    def test_elements_that_are_not_finite_are_taken_as_0(
+        self, dtype: torch.dtype, bad: float
+    ) -> None:
         x, grad = torch.ones(2, 9001, dtype=dtype), torch.ones(2, 9001, dtype=dtype)
         x[0, [0, 8500, 9000]] = bad
         assert weighted_sum.inner_products([x], grad).tolist() == [[8998.0], [9001.0]]
@@ -236,7 +278,12 @@ class TestLoaded:
     @pytest.mark.parametrize(
         ("features", "places", "weights", "match"),
         [
-            ([torch.ones(2, 3)], torch.tensor([[2]]), torch.ones(1, 1), "reads row 2 of edge 0, which has 2"),
+            (
+                [torch.ones(2, 3)],
+                torch.tensor([[2]]),
+                torch.ones(1, 1),
+                "reads row 2 of edge 0, which has 2",
+            ),
             ([torch.ones(2, 3)], torch.tensor([[-1]]), torch.ones(1, 1), "reads row -1"),
             ([torch.ones(2, 3)], None, torch.ones(1, 3), "reads row 2"),
             ([torch.ones(2, 3)], torch.tensor([[0, 0]]), torch.ones(1, 1), "places must be shaped"),
@@ -246,22 +293,32 @@ class TestLoaded:
             ([], None, torch.ones(0, 2), "one tensor"),
         ],
     )
-    def test_wrong_arguments_are_refused(self, features: list[Tensor], places: Any, weights: Tensor, match: str) -> None:
+    def test_wrong_arguments_are_refused(
+        self, features: list[Tensor], places: Any, weights: Tensor, match: str
+    ) -> None:
         with pytest.raises((RuntimeError, IndexError), match=match):
             torch.ops.dggraph.sum_rows(features, places, weights)
 
-    @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # from opcheck itself, torch 2.14
+    @pytest.mark.filterwarnings(
+        "ignore:The .grad attribute:UserWarning"
+    )  # from opcheck itself, torch 2.14
     @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
     @pytest.mark.parametrize("has_places", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_opcheck(self, layout: str, has_places: bool, dtype: torch.dtype) -> None:
-        features = [LAYOUTS[layout](torch.randn(3, 2, 4, 5, dtype=dtype)).requires_grad_() for _ in range(2)]
+        features = [
+            LAYOUTS[layout](torch.randn(3, 2, 4, 5, dtype=dtype)).requires_grad_() for _ in range(2)
+        ]
         places = torch.tensor([[0, 2, 1, 1], [1, -1, 2, 0]]) if has_places else None
         weights = torch.randn(2, 4 if has_places else 3, dtype=dtype)
         weights[1, 1] = 0
-        torch.library.opcheck(torch.ops.dggraph.sum_rows.default, (features, places, weights.requires_grad_()))
+        torch.library.opcheck(
+            torch.ops.dggraph.sum_rows.default, (features, places, weights.requires_grad_())
+        )
         plain_features = [feature.detach() for feature in features]
-        torch.library.opcheck(torch.ops.dggraph.inner_products.default, (plain_features, plain_features[0]))
+        torch.library.opcheck(
+            torch.ops.dggraph.inner_products.default, (plain_features, plain_features[0])
+        )
 
     def test_gradients(self) -> None:
         features = [torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
@@ -289,7 +346,10 @@ class TestLoaded:
         assert weights.grad is not None and weights.grad.tolist() == [[3.0], [0.0]]
 
     def test_threads_do_not_change_the_result(self) -> None:
-        features, weights = [torch.randn(3, 50_001) for _ in range(3)], np.random.default_rng(0).normal(size=(3, 3))
+        features, weights = (
+            [torch.randn(3, 50_001) for _ in range(3)],
+            np.random.default_rng(0).normal(size=(3, 3)),
+        )
         threads, results = torch.get_num_threads(), []
         try:
             for number in (1, 2, 3):
@@ -307,21 +367,20 @@ class TestLoaded:
 def test_older_cpus(fresh: Path, cache: Path, capability: str) -> None:
     """What torch would run on one is what gets built; the other library is not found."""
     program = (
-        "import torch, numpy as np; from dggraph.ops import kernels, rows\n"
-        "assert not kernels.load(), kernels.status(); kernels.build(); assert kernels.load()\n"
-        "for dtype in kernels.DTYPES:\n"
-        "    x = torch.arange(3000).remainder(7).reshape(2, 1500).to(dtype)\n"
-        "    assert torch.equal(rows.sum_rows([x, x], None, np.full((2, 2), 2.0), may_alias=False), 4 * x)\n"
-        "    assert torch.equal(kernels.inner_products([x], x).double(), (x.double() ** 2).sum(1, keepdim=True))\n"
+        "import torch, numpy as np; from dggraph.ops import kernels, rows\nassert not"
+        " kernels.load(), kernels.status(); kernels.build(); assert kernels.load()\nfor dtype in"
+        " kernels.DTYPES:\n    x = torch.arange(3000).remainder(7).reshape(2, 1500).to(dtype)\n   "
+        " assert torch.equal(rows.sum_rows([x, x], None, np.full((2, 2), 2.0), may_alias=False), 4"
+        " * x)\n    assert torch.equal(kernels.inner_products([x], x).double(), (x.double() **"
+        " 2).sum(1, keepdim=True))\n"
     )
     run_python(program, ATEN_CPU_CAPABILITY=capability, XDG_CACHE_HOME=str(fresh))
 
 
 USE = (
-    "import torch, numpy as np; from dggraph.ops import kernels, weighted_sum\n"
-    "for _ in range(3):\n"
-    "    assert weighted_sum.weighted_sum([torch.ones(2, 3)], torch.full((2, 1), 2.0)).tolist() == [[2.0] * 3] * 2\n"
-    "print(kernels.status())"
+    "import torch, numpy as np; from dggraph.ops import kernels, weighted_sum\nfor _ in range(3):\n"
+    "    assert weighted_sum.weighted_sum([torch.ones(2, 3)], torch.full((2, 1), 2.0)).tolist() =="
+    " [[2.0] * 3] * 2\nprint(kernels.status())"
 )
 
 
@@ -331,7 +390,10 @@ def test_a_missing_library_is_no_matter(fresh: Path) -> None:
 
 def test_they_can_be_turned_off(fresh: Path, cache: Path) -> None:
     assert "built: " in run_python(USE, XDG_CACHE_HOME=str(cache))
-    assert run_python(USE, XDG_CACHE_HOME=str(cache), DGGRAPH_KERNELS="0").strip() == "turned off by DGGRAPH_KERNELS=0"
+    assert (
+        run_python(USE, XDG_CACHE_HOME=str(cache), DGGRAPH_KERNELS="0").strip()
+        == "turned off by DGGRAPH_KERNELS=0"
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut short", "text", "gone", "foreign"])
@@ -350,10 +412,16 @@ def test_a_broken_library_is_named_once_and_replaced(
     if damage == "foreign":  # whole, and made by someone else
         (folder / "sha256").write_text(hashlib.sha256(library.read_bytes()).hexdigest())
     said = run_python(USE)
-    assert said.count("RuntimeWarning") == 1 and str(folder) in said and "broken (dggraph doctor --build-kernels)" in said
+    assert (
+        said.count("RuntimeWarning") == 1
+        and str(folder) in said
+        and "broken (dggraph doctor --build-kernels)" in said
+    )
     (intact,) = cache.rglob("*.so")
     monkeypatch.setattr(kernels, "_compile", lambda work: shutil.copy(intact, work))
-    if damage != "foreign":  # this process has the kernels already, and would not look for them there
+    if (
+        damage != "foreign"
+    ):  # this process has the kernels already, and would not look for them there
         with pytest.warns(RuntimeWarning, match="cannot be loaded"):
             assert not kernels.load()
         kernels.build()
@@ -378,12 +446,16 @@ def test_nothing_is_built_by_import_or_use(fresh: Path, poisoned: Path) -> None:
         "net.train()(torch.randn(2, 3, 32, 32)).sum().backward()\n"
         "dggraph.record(net.eval(), torch.randn(2, 3, 32, 32))\n"
     )
-    run_python(program, PATH=str(poisoned), CXX=str(poisoned / "c++"), XDG_CACHE_HOME=str(fresh / "home"))
+    run_python(
+        program, PATH=str(poisoned), CXX=str(poisoned / "c++"), XDG_CACHE_HOME=str(fresh / "home")
+    )
     assert not (poisoned / "trace").exists()
     assert not (fresh / "home" / "dggraph").exists()
 
 
-def test_a_failed_build_says_why_and_leaves_nothing(fresh: Path, poisoned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_says_why_and_leaves_nothing(
+    fresh: Path, poisoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels.sysconfig, "get_path", lambda _: str(poisoned))
     with pytest.raises(KernelError, match=r"could not be built: .*[Nn]inja.*dggraph\[kernels\]"):
         kernels.build()
@@ -391,14 +463,18 @@ def test_a_failed_build_says_why_and_leaves_nothing(fresh: Path, poisoned: Path,
     assert kernels.status().startswith("not built")
 
 
-def test_a_cache_that_cannot_be_written_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (fresh / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
     with pytest.raises(KernelError, match=r"file/dggraph/kernels.*XDG_CACHE_HOME"):
         kernels.build()
 
 
-def test_doctor_builds_them(fresh: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_builds_them(
+    fresh: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit):
         main(["doctor"])
     assert "not built (dggraph doctor --build-kernels)" in capsys.readouterr().out
@@ -414,9 +490,10 @@ def test_doctor_builds_them(fresh: Path, cache: Path, capsys: pytest.CaptureFixt
 def test_the_tests_of_aggregation_hold_with_the_kernels(fresh: Path, cache: Path) -> None:
     """In a process of its own, which says whether it used them."""
     program = (
-        "import sys, pytest; from dggraph.ops import kernels\n"
-        f"code = pytest.main(['-q', '-p', 'no:cacheprovider', {str(Path(__file__).with_name('test_aggregation.py'))!r}])\n"
-        "print(code, kernels.status())"
+        "import sys, pytest; from dggraph.ops import kernels\ncode = pytest.main(['-q', '-p',"
+        " 'no:cacheprovider',"
+        f" {str(Path(__file__).with_name('test_aggregation.py'))!r}])\nprint(code,"
+        " kernels.status())"
     )
     said = run_python(program, XDG_CACHE_HOME=str(cache))
     assert f"ExitCode.OK built: {cache}" in said or f"0 built: {cache}" in said, said

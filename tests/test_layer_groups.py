@@ -1,4 +1,6 @@
-"""Layer-wise learning rates of timm: the backbone's parameters get what they get there, routers what the last layers get."""
+"""Layer-wise learning rates of timm: the backbone's parameters get what they get there, routers
+what the last layers get.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +33,13 @@ class Matched(Net):
 
 class ByFunction(Net):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        return lambda name: 0 if name.startswith("stem") else 1 + int(name.split(".")[1]) if name.startswith("blocks") else 4
+        return lambda name: (
+            0
+            if name.startswith("stem")
+            else 1 + int(name.split(".")[1])
+            if name.startswith("blocks")
+            else 4
+        )
 
 
 class Automatic(Net):
@@ -43,7 +51,9 @@ class Automatic(Net):
 def rates(model: nn.Module) -> dict[str, float]:
     named = {parameter: name for name, parameter in model.named_parameters()}
     groups = optim.create_optimizer_v2(model, "sgd", lr=0.1, layer_decay=0.5).param_groups
-    return {named[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    return {
+        named[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]
+    }
 
 
 @pytest.mark.parametrize("kind", [Unmatched, Matched, ByFunction, Automatic])
@@ -51,7 +61,9 @@ def test_rates_are_those_of_the_backbone(kind: type[Net]) -> None:
     backbone = kind().eval()
     net = dggraph.convert(backbone, X[:1])
     found = rates(net)
-    assert {name: rate for name, rate in found.items() if not name.startswith("dg_")} == rates(backbone)
+    assert {name: rate for name, rate in found.items() if not name.startswith("dg_")} == rates(
+        backbone
+    )
     assert {rate for name, rate in found.items() if name.startswith("dg_")} == {1.0}
     assert len(set(found.values())) > 1
     assert torch.equal(net(X), backbone(X))

@@ -1,4 +1,6 @@
-"""Layouts: nothing overlaps, what is static and next runs straight, big graphs become stages, ops are listed."""
+"""Layouts: nothing overlaps, what is static and next runs straight, big graphs become stages, ops
+are listed.
+"""
 
 import pytest
 from drawn import node_marks, path_of, stages, texts
@@ -13,25 +15,44 @@ from dggraph.views.svg_picture import write_svg
 def test_nothing_overlaps_and_everything_is_inside(depths: tuple[int, ...]) -> None:
     layout = lay_out(stages(*depths))
     for panel in layout.panels:
-        assert panel.x >= 0 and panel.x + panel.width <= layout.width and panel.y + panel.height <= layout.height
+        assert (
+            panel.x >= 0
+            and panel.x + panel.width <= layout.width
+            and panel.y + panel.height <= layout.height
+        )
         for left, right in zip(panel.boxes, panel.boxes[1:], strict=False):
             assert left.x + left.width < right.x
-        assert all(panel.x < box.x and box.x + box.width < panel.x + panel.width for box in panel.boxes)
-        assert all(panel.y < box.y and box.y + box.height < panel.y + panel.height for box in panel.boxes)
+        assert all(
+            panel.x < box.x and box.x + box.width < panel.x + panel.width for box in panel.boxes
+        )
+        assert all(
+            panel.y < box.y and box.y + box.height < panel.y + panel.height for box in panel.boxes
+        )
         for curve in panel.curves:
             top = 0.25 * curve.points[0][1] + 0.75 * curve.points[1][1]
             assert top >= panel.y + 30, "an arc runs through the heading"
     for one in layout.panels:
         for other in layout.panels:
             apart = one.x + one.width < other.x or other.x + other.width < one.x
-            assert one is other or apart or one.y + one.height < other.y or other.y + other.height < one.y
+            assert (
+                one is other
+                or apart
+                or one.y + one.height < other.y
+                or other.y + other.height < one.y
+            )
 
 
 def test_neighbours_are_joined_straight_and_others_by_arcs() -> None:
     (panel,) = lay_out(stages(3)).panels
-    straight = {(curve.edge.source, curve.edge.target) for curve in panel.curves if curve.is_straight}
+    straight = {
+        (curve.edge.source, curve.edge.target) for curve in panel.curves if curve.is_straight
+    }
     assert straight == {("a_0", "a_1"), ("a_1", "a_2"), ("a_2", "a_3"), ("a_3", "a_out")}
-    heights = {(c.edge.source, c.edge.target): c.points[0][1] - c.points[1][1] for c in panel.curves if not c.is_straight}
+    heights = {
+        (c.edge.source, c.edge.target): c.points[0][1] - c.points[1][1]
+        for c in panel.curves
+        if not c.is_straight
+    }
     assert heights["a_0", "a_out"] > heights["a_0", "a_3"] > heights["a_0", "a_2"] > 0
 
 
@@ -56,13 +77,22 @@ def test_big_graphs_are_drawn_by_stage() -> None:
     assert limit.nx.number_of_nodes() == MAX_CARDS and lay_out(limit).level == "block"
     graph = stages(MAX_CARDS // 2 - 2, MAX_CARDS // 2 - 1)
     assert lay_out(graph).level == "stage" and lay_out(graph, level="block").level == "block"
-    svg = write_svg(picture_path(graph, path_of(graph, {"a_0 a_3": 1.0, "a_3 a_9": 1.0, "a_9 a_out": 1.0, "a_0 a_5": 1.0})))
+    svg = write_svg(
+        picture_path(
+            graph,
+            path_of(graph, {"a_0 a_3": 1.0, "a_3 a_9": 1.0, "a_9 a_out": 1.0, "a_0 a_5": 1.0}),
+        )
+    )
     assert node_marks(svg) == {"a": "live", "b": "dead"}
     assert "2 used" in texts(svg) and "0 used" in texts(svg) and "73 blocks" in texts(svg)
 
 
 def test_ops_are_listed_in_their_blocks() -> None:
     (panel,) = lay_out(stages(1), level="op", ops={"a_1": ("Conv2d", "<lambda>", "add")}).panels
-    assert [box.lines for box in panel.boxes] == [("a.0", "1k"), ("a.1", "1k", "Conv2d", "<lambda>", "add"), ("out",)]
+    assert [box.lines for box in panel.boxes] == [
+        ("a.0", "1k"),
+        ("a.1", "1k", "Conv2d", "<lambda>", "add"),
+        ("out",),
+    ]
     boxes = {box.card.name: box for box in panel.boxes}
     assert boxes["a_1"].height >= 12 * 5

@@ -17,7 +17,12 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_every_suffix_in_any_case(tmp_path: Path) -> None:
-    names = {f"{number}{suffix}" for number, suffix in enumerate(sorted(SUFFIXES))} | {"A.JPG", "b.Png", "c.d.TiFf", " .jpeg"}
+    names = {f"{number}{suffix}" for number, suffix in enumerate(sorted(SUFFIXES))} | {
+        "A.JPG",
+        "b.Png",
+        "c.d.TiFf",
+        " .jpeg",
+    }
     found, ignored = list_images(touch(tmp_path, *names))
     assert set(found) == names and not ignored
 
@@ -36,22 +41,38 @@ def test_what_nobody_put_there_is_ignored_and_counted(tmp_path: Path) -> None:
         "README",
         "a.0001",
     )
-    touch(tmp_path, ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/._a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "x/.git/b.png")
+    touch(
+        tmp_path,
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/._a.png",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+        "x/.git/b.png",
+    )
     os.mkfifo(tmp_path / "pipe.png")
     found, ignored = list_images(tmp_path)
     assert found == ["a.png"]
-    assert ignored == {"hidden": 5, ".txt": 1, ".csv": 1, "no suffix": 2, "neither file nor folder": 1, "hidden folders": 4}
+    assert ignored == {
+        "hidden": 5,
+        ".txt": 1,
+        ".csv": 1,
+        "no suffix": 2,
+        "neither file nor folder": 1,
+        "hidden folders": 4,
+    }
     assert num_files(ignored) == 10
-    assert say_ignored(ignored) == (
-        "10 files ignored: 5 hidden, 1 neither file nor folder, 4 without an image's suffix (.csv, .txt, no suffix); "
-        "ignored: 4 hidden folders"
+    assert (
+        say_ignored(ignored)
+        == "10 files ignored: 5 hidden, 1 neither file nor folder, 4 without an image's suffix"
+        " (.csv, .txt, no suffix); ignored: 4 hidden folders"
     )
     assert say_ignored({}) == ""
     assert say_ignored({"hidden": 1}) == "1 file ignored: 1 hidden"
 
 
 def test_the_order_is_torchvision_s(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("torchvision.datasets", reason="its order is what ours is compared with")
+    datasets = pytest.importorskip(
+        "torchvision.datasets", reason="its order is what ours is compared with"
+    )
     names = (
         "c/b/2.png",
         "c/b/1.png",
@@ -64,7 +85,10 @@ def test_the_order_is_torchvision_s(tmp_path: Path) -> None:
         "c/9.png",
     )
     touch(tmp_path, *names)
-    theirs = [os.path.relpath(file, tmp_path / "c") for file, _ in datasets.ImageFolder(str(tmp_path)).samples]
+    theirs = [
+        os.path.relpath(file, tmp_path / "c")
+        for file, _ in datasets.ImageFolder(str(tmp_path)).samples
+    ]
     assert list_images(tmp_path / "c")[0] == theirs
 
 
@@ -83,7 +107,9 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
-    """Without a memory of where it has been, a walk through n folders that link to each other has n! ends."""
+    """Without a memory of where it has been, a walk through n folders that link to each other has
+    n! ends.
+    """
     folders = [tmp_path / f"{number}" for number in range(12)]
     for folder in folders:
         touch(folder, "a.png")

@@ -1,4 +1,6 @@
-"""Loader processes outlive signals that were not meant for them, and end when their parent says so."""
+"""Loader processes outlive signals that were not meant for them, and end when their parent says
+so.
+"""
 
 import multiprocessing
 import subprocess
@@ -19,9 +21,13 @@ class Numbers(Dataset[int]):
         return index
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+@pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning"
+)  # Python 3.12 warns of torch's threads
 def test_a_signal_to_all_processes_does_not_end_loaders() -> None:
-    batches = load_batches(Numbers(), [[start, start + 1] for start in range(14, 114, 2)], workers=2)
+    batches = load_batches(
+        Numbers(), [[start, start + 1] for start in range(14, 114, 2)], workers=2
+    )
     found: list[Any] = [next(batches), next(batches)]  # one of each loader: both are under way
     loaders = multiprocessing.active_children()
     assert len(loaders) == 2

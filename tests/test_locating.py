@@ -1,4 +1,6 @@
-"""Paths that no shell has seen: home folders, both spellings of accents, variables, backslashes, byte-order marks."""
+"""Paths that no shell has seen: home folders, both spellings of accents, variables, backslashes,
+byte-order marks.
+"""
 
 import json
 import os
@@ -19,15 +21,24 @@ COMPOSED, TAKEN_APART = (unicodedata.normalize(form, "Äpfel é") for form in ("
 def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = TrainConfig(model="m", data_dir="~/d", output="~/runs", checkpoint="~/w.pth")  # type: ignore[arg-type]
-    assert (config.data_dir, config.output, config.checkpoint) == (tmp_path / "d", tmp_path / "runs", tmp_path / "w.pth")
+    assert (config.data_dir, config.output, config.checkpoint) == (
+        tmp_path / "d",
+        tmp_path / "runs",
+        tmp_path / "w.pth",
+    )
     assert locate("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     assert locate("a~b/~") == Path("a~b/~"), "only the first part is a home folder"
 
 
 @pytest.mark.parametrize(("stored", "written"), [(COMPOSED, TAKEN_APART), (TAKEN_APART, COMPOSED)])
-def test_accents_are_found_in_either_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, written: str) -> None:
+def test_accents_are_found_in_either_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, written: str
+) -> None:
     (tmp_path / stored / stored).mkdir(parents=True)
-    assert locate(tmp_path / written / written / "new" / written) == tmp_path / stored / stored / "new" / written
+    assert (
+        locate(tmp_path / written / written / "new" / written)
+        == tmp_path / stored / stored / "new" / written
+    )
     monkeypatch.chdir(tmp_path)
     assert locate(f"{written}/x") == Path(stored, "x")
     (tmp_path / written).mkdir()
@@ -75,7 +86,9 @@ def test_paths_of_windows_say_how_to_write_them(tmp_path: Path, path: str) -> No
 
 
 @pytest.mark.parametrize("flag", ["--data-dir", "--checkpoint", "--output"])
-def test_flags_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, capsys: Any) -> None:
+def test_flags_are_located(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, capsys: Any
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     seen: list[TrainConfig] = []
 
@@ -89,8 +102,12 @@ def test_flags_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag
     assert getattr(seen[0], flag[2:].replace("-", "_")) == tmp_path / "x"
 
 
-def test_models_and_outputs_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """An archive in the home folder is read and one is written there, though no shell has seen their names."""
+def test_models_and_outputs_are_located(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """An archive in the home folder is read and one is written there, though no shell has seen
+    their names.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -100,7 +117,10 @@ def test_models_and_outputs_are_located(tmp_path: Path, monkeypatch: pytest.Monk
             main(arguments)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", "~/net", "--json"])
-    assert ended.value.code == 0 and json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "SmallResNet"
+    assert (
+        ended.value.code == 0
+        and json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "SmallResNet"
+    )
     with pytest.raises(SystemExit) as ended:
         main(["inspect", f"~/{TAKEN_APART}", "--json"])
     assert ended.value.code == 0
@@ -108,7 +128,8 @@ def test_models_and_outputs_are_located(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("64.0", 64), ("64", 64), ("6.4e1", 64), ("64.5", None), ("0.0", None), ("nan", None)]
+    ("text", "number"),
+    [("64.0", 64), ("64", 64), ("6.4e1", 64), ("64.5", None), ("0.0", None), ("nan", None)],
 )
 def test_whole_numbers_in_any_spelling(text: str, number: int | None) -> None:
     from click import BadParameter

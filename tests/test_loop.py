@@ -1,4 +1,6 @@
-"""Training: an interrupted run ends where an uninterrupted one does, byte for byte; what must not be stepped with is not."""
+"""Training: an interrupted run ends where an uninterrupted one does, byte for byte; what must not
+be stepped with is not.
+"""
 
 import json
 import os
@@ -20,18 +22,42 @@ from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.config import TrainConfig
 from dggraph.training.loop import train
 
-FILES = ("checkpoints/00000018/model.safetensors", "checkpoints/00000018/optimiser.safetensors", "checkpoints/00000018/state.json")
+FILES = (
+    "checkpoints/00000018/model.safetensors",
+    "checkpoints/00000018/optimiser.safetensors",
+    "checkpoints/00000018/state.json",
+)
 
 
 def keys(output: Path, **others: Any) -> TrainConfig:
-    base: dict[str, Any] = {"model": "dggraph:resnet14_4", "num_classes": 4, "input_size": 16, "dataset": "toy_data:make"}
-    base |= {"epochs": 2, "batch_size": 8, "warmup_epochs": 0, "lr": 0.05, "log_interval": 1, "mixup": 0.2, "budget": 0.8}
-    base |= {"output": output, "experiment": "run", "checkpoint_steps": 4, "model_ema": True, "model_ema_decay": 0.9}
+    base: dict[str, Any] = {
+        "model": "dggraph:resnet14_4",
+        "num_classes": 4,
+        "input_size": 16,
+        "dataset": "toy_data:make",
+    }
+    base |= {
+        "epochs": 2,
+        "batch_size": 8,
+        "warmup_epochs": 0,
+        "lr": 0.05,
+        "log_interval": 1,
+        "mixup": 0.2,
+        "budget": 0.8,
+    }
+    base |= {
+        "output": output,
+        "experiment": "run",
+        "checkpoint_steps": 4,
+        "model_ema": True,
+        "model_ema_decay": 0.9,
+    }
     return TrainConfig(**base | others)
 
 
 def contents(
-    folder: Path, names: tuple[str, ...] = (*FILES, "metrics.jsonl", "checkpoints/00000018/average.safetensors")
+    folder: Path,
+    names: tuple[str, ...] = (*FILES, "metrics.jsonl", "checkpoints/00000018/average.safetensors"),
 ) -> list[bytes]:
     return [(folder / name).read_bytes() for name in names]
 
@@ -41,7 +67,10 @@ def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
     result = train(keys(tmp_path, epochs=4, mixup=0.0, model_ema=False), rows.append)
     assert result.is_finished and result.step == 36 and result.evaluation is not None
     assert result.evaluation.accuracy > 0.6 and result.evaluation.num_images == 40
-    assert sum(result.evaluation.class_images) == 40 and sum(result.evaluation.class_top1) == result.evaluation.top1
+    assert (
+        sum(result.evaluation.class_images) == 40
+        and sum(result.evaluation.class_top1) == result.evaluation.top1
+    )
     net = dggraph.load(result.folder / "archive")
     assert net.labels == ("a", "b", "c", "d")
     assert float(net.lowered.get_buffer("dg_layer1.threshold")) == 0.5
@@ -49,9 +78,13 @@ def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
     assert len(losses) == 36 and sum(losses[-9:]) < sum(losses[:9])
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of torch's threads
+@pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning"
+)  # Python 3.12 warns of torch's threads
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_stopped_anywhere_ends_as_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_a_run_that_was_stopped_anywhere_ends_as_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     whole = train(keys(tmp_path / "whole"))
     real = loop._step
     stops = {3, 9, 10, 17}
@@ -105,10 +138,14 @@ loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))
 
 
 def run_killed(file: Path, event: int) -> int:
-    """Train in a process that kills itself at its `event`-th step or file of a checkpoint, half of which is written then."""
+    """Train in a process that kills itself at its `event`-th step or file of a checkpoint, half of
+    which is written then.
+    """
     arguments = [str(file), str(event), str(torch.get_num_threads())]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env=environment, check=False
+    ).returncode
 
 
 def test_a_killed_process_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
@@ -137,10 +174,14 @@ def test_a_run_with_other_keys_is_refused(tmp_path: Path) -> None:
     train(keys(tmp_path, epochs=1))
     with pytest.raises(CheckpointError, match=r"other epochs, lr"):
         train(keys(tmp_path, epochs=2, lr=0.1))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.05, "what is there still says what it is"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.05, (
+        "what is there still says what it is"
+    )
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[Any, list[torch.Tensor]]] = []
     real = loop._step
 
@@ -154,7 +195,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
         train(keys(tmp_path))
     ((run, before),) = seen
-    assert all(torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True)
+    )
     assert [int(entry.name) for entry in list_checkpoints(tmp_path / "run" / "checkpoints")] == [4]
 
 
@@ -167,9 +210,14 @@ def test_the_static_backbone_trains_by_the_same_recipe(tmp_path: Path) -> None:
 def test_gradients_of_parts_add_up(tmp_path: Path) -> None:
     """Without batch norm's coupling (eval statistics), two parts of a batch step as one."""
     one = train(keys(tmp_path / "one", epochs=1, mixup=0.0, model="toy_data:plain_net"))
-    two = train(keys(tmp_path / "two", epochs=1, mixup=0.0, model="toy_data:plain_net", grad_accum_steps=2))
+    two = train(
+        keys(tmp_path / "two", epochs=1, mixup=0.0, model="toy_data:plain_net", grad_accum_steps=2)
+    )
     assert one.evaluation is not None and two.evaluation is not None
-    first, second = (load_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).tensors["model"] for result in (one, two))
+    first, second = (
+        load_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).tensors["model"]
+        for result in (one, two)
+    )
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-5)
 
@@ -183,12 +231,16 @@ def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
     for parallel in ("ddp", "fsdp"):
         train(keys(tmp_path, parallel=parallel, experiment=parallel))
     names = [name for name in FILES if not name.endswith("state.json")]
-    whole, shared = (contents(tmp_path / name, (*names, "metrics.jsonl")) for name in ("ddp", "fsdp"))
+    whole, shared = (
+        contents(tmp_path / name, (*names, "metrics.jsonl")) for name in ("ddp", "fsdp")
+    )
     assert len(names) > 1 and whole == shared
 
 
 def test_an_average_keeps_whole_numbers_whole() -> None:
-    """Counts, and the places that held edges follow, are copied: 3 * 0.9 + 3 * 0.1 is just below 3, and cut it would be 2."""
+    """Counts, and the places that held edges follow, are copied: 3 * 0.9 + 3 * 0.1 is just below 3,
+    and cut it would be 2.
+    """
     model = nn.Module()
     model.weight = nn.Parameter(torch.ones(2))
     model.register_buffer("places", torch.arange(-1, 9))

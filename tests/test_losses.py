@@ -1,4 +1,6 @@
-"""Losses on gates: the value is the meter's, the gradient that of the expected MACs, and training with it gets where it should."""
+"""Losses on gates: the value is the meter's, the gradient that of the expected MACs, and training
+with it gets where it should.
+"""
 
 import copy
 import itertools
@@ -23,9 +25,13 @@ KINDS = ["kept", "lifted", "concat", "adapter"]
 ROUTERS = ["node", "stage"]
 
 
-def convert(kind: str, router: str, depth: int = 4, seed: int = 1) -> tuple[nn.Module, DynamicNetwork]:
+def convert(
+    kind: str, router: str, depth: int = 4, seed: int = 1
+) -> tuple[nn.Module, DynamicNetwork]:
     model = randomise(Net(kind, depth), seed).double().eval()
-    return model, dggraph.convert(model, torch.zeros(1, 3, 6, 6, dtype=torch.float64), router=router)
+    return model, dggraph.convert(
+        model, torch.zeros(1, 3, 6, 6, dtype=torch.float64), router=router
+    )
 
 
 def images(count: int, seed: int) -> Tensor:
@@ -41,8 +47,14 @@ def complete(num_blocks: int) -> Topology:
 
 
 def caterpillar(num_blocks: int) -> Topology:
-    """A chain, with an edge from v0 to every block and one from every block to `out`: no two sources share an edge."""
-    pairs = [(source, target) for target in range(1, num_blocks + 1) for source in sorted({0, target - 1})]
+    """A chain, with an edge from v0 to every block and one from every block to `out`: no two
+    sources share an edge.
+    """
+    pairs = [
+        (source, target)
+        for target in range(1, num_blocks + 1)
+        for source in sorted({0, target - 1})
+    ]
     pairs += [(source, num_blocks + 1) for source in range(num_blocks + 1)]
     return Topology(*(tuple(ends) for ends in zip(*pairs, strict=True)))
 
@@ -52,13 +64,19 @@ def table_of(topology: Topology, is_useful_only: bool) -> MacsTable:
     vertices = tuple(numbers.randrange(50, 100) for _ in range(topology.num_vertices - 1))
     edges = tuple(numbers.randrange(1, 9) for _ in topology.sources)
     stage = StageMacs(topology=topology, vertices=(*vertices, 0), edges=edges)
-    return MacsTable(fixed=100, static=100 + sum(vertices), is_useful_only=is_useful_only, stages={"s": stage})
+    return MacsTable(
+        fixed=100, static=100 + sum(vertices), is_useful_only=is_useful_only, stages={"s": stage}
+    )
 
 
 def count_macs(opens: tuple[int, ...], table: MacsTable) -> int:
     """MACs of one pattern, written again with sets."""
     stage = table.stages["s"]
-    edges = [(a, b, cost) for a, b, cost, is_open in zip(*stage.topology, stage.edges, opens, strict=True) if is_open]
+    edges = [
+        (a, b, cost)
+        for a, b, cost, is_open in zip(*stage.topology, stage.edges, opens, strict=True)
+        if is_open
+    ]
     last = stage.topology.num_vertices - 1
     live, leads = {0}, {last}
     for target in range(1, last):
@@ -68,12 +86,17 @@ def count_macs(opens: tuple[int, ...], table: MacsTable) -> int:
     if not table.is_useful_only:
         leads = set(range(1, last + 1))
     runs = {0} | live & leads
-    return table.fixed + sum(stage.vertices[v] for v in runs) + sum(cost for a, b, cost in edges if a in live and b in leads)
+    return (
+        table.fixed
+        + sum(stage.vertices[v] for v in runs)
+        + sum(cost for a, b, cost in edges if a in live and b in leads)
+    )
 
 
 def mean_by_enumeration(chances: list[float], table: MacsTable) -> float:
     return sum(
-        math.prod(p if is_open else 1 - p for p, is_open in zip(chances, opens, strict=True)) * count_macs(opens, table)
+        math.prod(p if is_open else 1 - p for p, is_open in zip(chances, opens, strict=True))
+        * count_macs(opens, table)
         for opens in itertools.product((0, 1), repeat=len(chances))
     )
 
@@ -101,7 +124,9 @@ def test_the_value_is_what_the_meter_says(kind: str, router: str, is_training: b
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_edge_feels_the_budget_at_the_start(kind: str, router: str) -> None:
-    """An anchored net starts on one path; the loss must move each of its edges from there, whatever the image."""
+    """An anchored net starts on one path; the loss must move each of its edges from there, whatever
+    the image.
+    """
     _, net = convert(kind, router)
     _, gates = net.train()(images(5, 0), return_gates=True)
     (raw,) = gates.raw.values()
@@ -121,7 +146,9 @@ def test_gradient_of_expected_macs(topology: Topology, is_useful_only: bool) -> 
 
     assert torch.autograd.gradcheck(expected, raw)
 
-    open_raw = (0.5 + 0.2 * torch.rand(3, len(topology.sources), dtype=torch.float64)).requires_grad_()
+    open_raw = (
+        0.5 + 0.2 * torch.rand(3, len(topology.sources), dtype=torch.float64)
+    ).requires_grad_()
     gates = Gates({"s": open_raw.detach()}, {"s": open_raw}, {"s": torch.tensor(0.5)}, table)
     (ours,) = torch.autograd.grad(dggraph.losses.kept(gates).sum(), open_raw)
     (theirs,) = torch.autograd.grad(expected(open_raw).sum(), open_raw)
@@ -130,9 +157,16 @@ def test_gradient_of_expected_macs(topology: Topology, is_useful_only: bool) -> 
 
 @pytest.mark.parametrize("is_useful_only", [False, True])
 def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
-    """Exact where no two sources of a node share an uncertain edge; elsewhere never too low, and not far off."""
+    """Exact where no two sources of a node share an uncertain edge; elsewhere never too low, and
+    not far off.
+    """
     generator = torch.Generator().manual_seed(0)
-    for topology, is_exact in [(complete(2), True), (caterpillar(4), True), (complete(3), False), (complete(4), False)]:
+    for topology, is_exact in [
+        (complete(2), True),
+        (caterpillar(4), True),
+        (complete(3), False),
+        (complete(4), False),
+    ]:
         table = table_of(topology, is_useful_only)
         errors = []
         for _ in range(3 if len(topology.sources) > 12 else 20):
@@ -147,7 +181,9 @@ def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_what_is_not_asked_about_its_weight(router: str) -> None:
-    """With `node` routers an edge that leaves a dead node says nothing; an edge that the output rule opened is open."""
+    """With `node` routers an edge that leaves a dead node says nothing; an edge that the output
+    rule opened is open.
+    """
     topology = complete(2)  # 0-1 | 0-2 1-2 | 0-out 1-out 2-out
     table = table_of(topology, router == "stage")
     raw = torch.tensor([[0.1, 0.9, 0.9, 0.2, 0.3, 0.1]], dtype=torch.float64, requires_grad=True)
@@ -181,7 +217,9 @@ def test_nan_is_seen_unless_a_dead_node_said_it() -> None:
 def test_bad_batches_and_targets() -> None:
     _, net = convert("kept", "stage")
     _, gates = net(images(2, 0), return_gates=True)
-    empty = gates._replace(weights={"body": gates.weights["body"][:0]}, raw={"body": gates.raw["body"][:0]})
+    empty = gates._replace(
+        weights={"body": gates.weights["body"][:0]}, raw={"body": gates.raw["body"][:0]}
+    )
     with pytest.raises(InputError, match="empty"):
         dggraph.losses.budget(empty, 0.7)
     for target in (0.1, -1.0, math.nan, math.inf):
@@ -199,7 +237,9 @@ def test_under_autocast_and_compiled() -> None:
         _, gates = run(x, return_gates=True)
         loss = dggraph.losses.budget(gates, 0.6)
         loss.backward()
-        return loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()]
+        return loss.detach(), [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()
+        ]
 
     loss, expected = gradients(net)
     assert loss > 0 and any(gradient.any() for gradient in expected)
@@ -218,11 +258,15 @@ def _run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    net = nn.parallel.DistributedDataParallel(randomise_routers(convert("kept", "node")[1], 2).train())
+    net = nn.parallel.DistributedDataParallel(
+        randomise_routers(convert("kept", "node")[1], 2).train()
+    )
     output, gates = net(images(8, 0)[rank::2], return_gates=True)
     (output.square().mean() + dggraph.losses.budget(gates, 0.6)).backward()
     if rank == 0:
-        torch.save({name: p.grad for name, p in net.module.named_parameters()}, f"{folder}/gradients.pt")
+        torch.save(
+            {name: p.grad for name, p in net.module.named_parameters()}, f"{folder}/gradients.pt"
+        )
     torch.distributed.destroy_process_group()
 
 
@@ -233,11 +277,17 @@ def test_ddp_averages_what_each_process_sees(tmp_path: Path) -> None:
         output, gates = net(images(8, 0)[rank::2], return_gates=True)
         ((output.square().mean() + dggraph.losses.budget(gates, 0.6)) / 2).backward()
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    torch.testing.assert_close(found, {name: p.grad for name, p in net.named_parameters()}, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        found, {name: p.grad for name, p in net.named_parameters()}, rtol=1e-9, atol=1e-12
+    )
 
 
-def train_routers(net: DynamicNetwork, model: nn.Module, target: float | None, num_steps: int, seed: int) -> float:
-    """Teach the routers to keep the backbone's answers, within a budget or without; returns the error on other images."""
+def train_routers(
+    net: DynamicNetwork, model: nn.Module, target: float | None, num_steps: int, seed: int
+) -> float:
+    """Teach the routers to keep the backbone's answers, within a budget or without; returns the
+    error on other images.
+    """
     routers = [parameter for name, parameter in net.named_parameters() if name.startswith("dg_")]
     optimiser = torch.optim.Adam(routers, lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.01, num_steps)
@@ -269,7 +319,9 @@ def test_training_reaches_the_budget_on_other_images(router: str) -> None:
 
 
 def close_edges_into(net: DynamicNetwork, vertex: int) -> list[tuple[nn.Parameter, int]]:
-    """Shut every edge into `vertex`, for every image; returns the router biases that say so, and where in them."""
+    """Shut every edge into `vertex`, for every image; returns the router biases that say so, and
+    where in them.
+    """
     (stage,) = net.graph.stages
     owner = net.lowered.get_submodule(f"dg_{stage}")
     name = net.graph.nodes(stage)[vertex].name
@@ -283,7 +335,9 @@ def close_edges_into(net: DynamicNetwork, vertex: int) -> list[tuple[nn.Paramete
 
 
 def test_the_budget_wins_back_a_node_that_is_dead_for_every_image() -> None:
-    """The task alone gives such a node no gradient at all and never uses it again, although it would lower the task's loss."""
+    """The task alone gives such a node no gradient at all and never uses it again, although it
+    would lower the task's loss.
+    """
     model, start = convert("lifted", "node", depth=3, seed=0)
     into = close_edges_into(start, 2)
     output, gates = start.train()(images(32, 0), return_gates=True)
@@ -291,7 +345,9 @@ def test_the_budget_wins_back_a_node_that_is_dead_for_every_image() -> None:
     biases = [bias for bias, _ in into]
     from_task = torch.autograd.grad(task, biases, retain_graph=True)
     from_budget = torch.autograd.grad(dggraph.losses.budget(gates, 1.0), biases)
-    for (_, place), task_gradient, budget_gradient in zip(into, from_task, from_budget, strict=True):
+    for (_, place), task_gradient, budget_gradient in zip(
+        into, from_task, from_budget, strict=True
+    ):
         assert task_gradient[place] == 0 and task_gradient.any()
         assert budget_gradient[place] < 0, "a descent step opens the edge"
 

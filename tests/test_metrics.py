@@ -1,4 +1,6 @@
-"""Rows of a run and the page made of them: the same for a run that was interrupted, and readable whatever a dying process left."""
+"""Rows of a run and the page made of them: the same for a run that was interrupted, and readable
+whatever a dying process left.
+"""
 
 import os
 import shutil
@@ -12,7 +14,16 @@ from test_loop import keys
 from dggraph.errors import DggraphWarning, TrainingError
 from dggraph.training import loop
 from dggraph.training.loop import train
-from dggraph.training.metrics import METRICS, SUMMARY, TIMING, append_row, cut_rows, make_page, read_rows, sync_rows
+from dggraph.training.metrics import (
+    METRICS,
+    SUMMARY,
+    TIMING,
+    append_row,
+    cut_rows,
+    make_page,
+    read_rows,
+    sync_rows,
+)
 
 
 def test_rows_come_back_and_half_of_one_is_counted(tmp_path: Path) -> None:
@@ -28,11 +39,17 @@ def test_rows_come_back_and_half_of_one_is_counted(tmp_path: Path) -> None:
     assert read_rows(file)[1] == 3 and len(read_rows(file)[0]) == 2
 
 
-def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But for the time it took. On the way it says that there is more to come."""
     whole = train(keys(tmp_path)).folder
     page, timing = (whole / SUMMARY).read_text(), (whole / TIMING).read_bytes()
-    assert page == make_page(whole) and "Finished: 2 of 2 epochs, step 18." in page and "<bdi>toy_data:make</bdi>" in page
+    assert (
+        page == make_page(whole)
+        and "Finished: 2 of 2 epochs, step 18." in page
+        and "<bdi>toy_data:make</bdi>" in page
+    )
     shutil.rmtree(whole)
     real, stops = loop._step, {3, 9, 14}
 
@@ -46,7 +63,12 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(tmp_path: Path, m
     monkeypatch.setattr(loop, "_step", step)
     states = []
     while not (result := train(keys(tmp_path))).is_finished:
-        states.append((result.folder / SUMMARY).read_text().partition("when this was written: ")[2].partition(".")[0])
+        states.append(
+            (result.folder / SUMMARY)
+            .read_text()
+            .partition("when this was written: ")[2]
+            .partition(".")[0]
+        )
     assert states == ["0 of 2 epochs, step 3", "0 of 2 epochs, step 9", "1 of 2 epochs, step 14"]
     assert (result.folder / SUMMARY).read_text() == make_page(result.folder)
     (result.folder / TIMING).write_bytes(timing)
@@ -60,7 +82,10 @@ def test_the_page_bears_what_a_dying_process_left(tmp_path: Path) -> None:
         stream.write(b'{"step": 10, "loss": 0.')
     damaged = make_page(folder)
     assert "1 line of metrics left out: not readable." in damaged
-    assert damaged.replace('<p class="warning">1 line of metrics left out: not readable.</p>', "") == page
+    assert (
+        damaged.replace('<p class="warning">1 line of metrics left out: not readable.</p>', "")
+        == page
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +101,9 @@ def test_the_page_bears_what_a_dying_process_left(tmp_path: Path) -> None:
         (None, 0, b"", ""),
     ],
 )
-def test_rows_are_cut_back_to_whole_ones(tmp_path: Path, content: bytes | None, size: int, kept: bytes, said: str) -> None:
+def test_rows_are_cut_back_to_whole_ones(
+    tmp_path: Path, content: bytes | None, size: int, kept: bytes, said: str
+) -> None:
     file = tmp_path / "rows.jsonl"
     if content is not None:
         file.write_bytes(content)
@@ -85,7 +112,9 @@ def test_rows_are_cut_back_to_whole_ones(tmp_path: Path, content: bytes | None, 
 
 
 @pytest.mark.parametrize("damage", ["shorter", "zeros", "gone"])
-def test_a_run_goes_on_with_what_is_left_of_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+def test_a_run_goes_on_with_what_is_left_of_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     real, synced = loop._step, list[Path]()
 
     def step(run: Any, *args: Any) -> Any:
@@ -113,7 +142,12 @@ def test_a_run_goes_on_with_what_is_left_of_its_metrics(tmp_path: Path, monkeypa
     told: list[Any] = []
     result = train(keys(tmp_path), told.append)
     notes = [row["note"] for row in told if "note" in row]
-    assert result.is_finished and len(notes) == 2 and "metrics.jsonl" in notes[0] and "timing.jsonl" in notes[1]
+    assert (
+        result.is_finished
+        and len(notes) == 2
+        and "metrics.jsonl" in notes[0]
+        and "timing.jsonl" in notes[1]
+    )
     found, num_unreadable = read_rows(file)
     expected = list(range(7, 19)) if damage == "gone" else [*range(1, 6), *range(7, 19)]
     assert num_unreadable == 0 and [row["step"] for row in found if "loss" in row] == expected
@@ -121,12 +155,16 @@ def test_a_run_goes_on_with_what_is_left_of_its_metrics(tmp_path: Path, monkeypa
 
 
 def test_what_only_tells_of_a_run_may_fail(tmp_path: Path) -> None:
-    """The page, times and events cannot be written here, for folders are in the way; the rows that count are."""
+    """The page, times and events cannot be written here, for folders are in the way; the rows that
+    count are.
+    """
     for name in (SUMMARY, TIMING):
         (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.warns(DggraphWarning, match="the run goes on without") as caught:
         result = train(keys(tmp_path, epochs=1))
-    assert result.is_finished and {str(one.message).split(": ")[0].split()[-1] for one in caught} == {SUMMARY, TIMING}
+    assert result.is_finished and {
+        str(one.message).split(": ")[0].split()[-1] for one in caught
+    } == {SUMMARY, TIMING}
 
 
 def test_rows_that_count_must_be_written(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from dggraph.errors import InputError
 def test_names_become_text(names: Any, texts: tuple[str, ...]) -> None:
     found = as_text(names)
     assert found == texts and all(type(name) is str and name.encode() for name in found if name)
-    assert bool(tell_changed(names, found)) == any(not isinstance(name, str) or "\udce9" in name for name in names)
+    assert bool(tell_changed(names, found)) == any(
+        not isinstance(name, str) or "\udce9" in name for name in names
+    )
 
 
 def test_accents_are_one_class() -> None:

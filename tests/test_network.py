@@ -1,4 +1,6 @@
-"""What a converted network does under torch's own transformations: it works, or says in one error what to do instead."""
+"""What a converted network does under torch's own transformations: it works, or says in one error
+what to do instead.
+"""
 
 import copy
 import io
@@ -56,11 +58,23 @@ def dual(net: nn.Module) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "fx": (fx.symbolic_trace, r"torch\.fx cannot trace.*net\.lowered\.graph.*to the backbone"),
     "fx around it": (lambda net: fx.symbolic_trace(nn.Sequential(net)), r"torch\.fx cannot trace"),
-    "feature extraction": (lambda net: create_feature_extractor(net, ["blocks"]), r"create_feature_extractor.*convert the result"),
+    "feature extraction": (
+        lambda net: create_feature_extractor(net, ["blocks"]),
+        r"create_feature_extractor.*convert the result",
+    ),
     "script": (torch.jit.script, r"torch\.jit\.script cannot.*torch\.jit\.trace"),
-    "script around it": (lambda net: torch.jit.script(nn.Sequential(net)), r"torch\.jit\.script cannot"),
-    "jvp": (lambda net: torch.func.jvp(net, (X,), (X,)), r"no forward-mode derivatives.*Use reverse mode"),
-    "jacfwd": (lambda net: torch.func.jacfwd(lambda x: net(x).sum())(X), r"no forward-mode derivatives"),
+    "script around it": (
+        lambda net: torch.jit.script(nn.Sequential(net)),
+        r"torch\.jit\.script cannot",
+    ),
+    "jvp": (
+        lambda net: torch.func.jvp(net, (X,), (X,)),
+        r"no forward-mode derivatives.*Use reverse mode",
+    ),
+    "jacfwd": (
+        lambda net: torch.func.jacfwd(lambda x: net(x).sum())(X),
+        r"no forward-mode derivatives",
+    ),
     "dual tensors": (dual, r"no forward-mode derivatives"),
 }
 

@@ -1,4 +1,6 @@
-"""Running statistics from live rows only, beside a hand computation, and everything else left as it was."""
+"""Running statistics from live rows only, beside a hand computation, and everything else left as it
+was.
+"""
 
 import copy
 from dataclasses import replace
@@ -13,10 +15,15 @@ import dggraph
 from dggraph.errors import GateError, InputError
 from dggraph.network.network import pinned_gates, static_weights
 
-X = torch.linspace(-2, 2, 4 * 3 * 16 * 16).sin().reshape(4, 3, 16, 16) + torch.arange(4.0)[:, None, None, None]
+X = (
+    torch.linspace(-2, 2, 4 * 3 * 16 * 16).sin().reshape(4, 3, 16, 16)
+    + torch.arange(4.0)[:, None, None, None]
+)
 
 
-def closed_for(net: Any, vertex: int, instances: list[int], num_instances: int = 4) -> dict[str, Tensor]:
+def closed_for(
+    net: Any, vertex: int, instances: list[int], num_instances: int = 4
+) -> dict[str, Tensor]:
     """Gates that keep every static edge open, except those into block `vertex` for `instances`."""
     ((stage, static_E),) = static_weights(net.graph).items()
     weights_BE = static_E.repeat(num_instances, 1)
@@ -28,7 +35,9 @@ def closed_for(net: Any, vertex: int, instances: list[int], num_instances: int =
 
 
 def features_of_block_2(net: Any, rows: list[int]) -> Tensor:
-    """What the first norm of the second block sees for `rows`, every norm before it in train mode; written out by hand."""
+    """What the first norm of the second block sees for `rows`, every norm before it in train mode;
+    written out by hand.
+    """
     backbone = copy.deepcopy(net.lowered).train()
     x0 = backbone.stem(X)
     first = backbone.layers[0]
@@ -54,7 +63,9 @@ def test_a_block_gets_the_statistics_of_those_that_reach_it() -> None:
 
 
 def test_dense_masked_training_lets_zeros_in() -> None:
-    """Why this exists: with half the rows dead, variance v and mean m become v / 2 + m^2 / 4 and m / 2."""
+    """Why this exists: with half the rows dead, variance v and mean m become v / 2 + m^2 / 4 and m
+    / 2.
+    """
     net = converted("lifted", "stage")
     live = features_of_block_2(net, [0, 1])
     with pinned_gates(net, closed_for(net, 2, [2, 3])):
@@ -63,15 +74,21 @@ def test_dense_masked_training_lets_zeros_in() -> None:
     count = live[:, 0].numel()
     v, m = live.transpose(0, 1).flatten(1).var(1, correction=0), live.mean((0, 2, 3))
     assert torch.allclose(mean, m / 2, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(variance, (v / 2 + m.square() / 4) * (2 * count / (2 * count - 1)), rtol=1e-3)
+    assert torch.allclose(
+        variance, (v / 2 + m.square() / 4) * (2 * count / (2 * count - 1)), rtol=1e-3
+    )
 
 
 def test_batches_merge_exactly() -> None:
-    """The stem's norm has no norm before it, so its statistics are those of all images, however they are batched."""
+    """The stem's norm has no norm before it, so its statistics are those of all images, however
+    they are batched.
+    """
     one, other = converted("kept"), converted("kept")
     dggraph.recalibrate_norms_(one, [X])
     dggraph.recalibrate_norms_(other, [(X[:1], "label"), [X[1:]]])
-    for a, b in zip(statistics_of(one.lowered.stem[1]), statistics_of(other.lowered.stem[1]), strict=True):
+    for a, b in zip(
+        statistics_of(one.lowered.stem[1]), statistics_of(other.lowered.stem[1]), strict=True
+    ):
         assert torch.allclose(a, b, rtol=1e-5)
     assert other.lowered.stem[1].num_batches_tracked == 2
 
@@ -82,17 +99,25 @@ def test_no_live_row_keeps_the_old_statistics() -> None:
     with pinned_gates(net, closed_for(net, 2, [0, 1, 2, 3])):
         found = dggraph.recalibrate_norms_(net, [X])
     assert found.kept == ("layers.1.norm1", "layers.1.norm2")
-    assert all(torch.equal(a, b) for a, b in zip(before, statistics_of(net.lowered.layers[1].norm1), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, statistics_of(net.lowered.layers[1].norm1), strict=True)
+    )
 
 
 def test_one_value_a_channel_keeps_the_old_statistics() -> None:
-    """One live row of 1x1 has no variance: torch refuses it, `recalibrate_norms_` passes it through with the old statistics."""
+    """One live row of 1x1 has no variance: torch refuses it, `recalibrate_norms_` passes it through
+    with the old statistics.
+    """
     net = converted("lifted", "stage")
     before = statistics_of(net.lowered.layers[1].norm1)
     with pinned_gates(net, closed_for(net, 2, [1, 2, 3])):
         found = dggraph.recalibrate_norms_(net, [X[:, :, :2, :2]])
     assert found.kept == ("layers.1.norm1", "layers.1.norm2")
-    assert all(torch.equal(a, b) for a, b in zip(before, statistics_of(net.lowered.layers[1].norm1), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, statistics_of(net.lowered.layers[1].norm1), strict=True)
+    )
     assert all(buffer.isfinite().all() for buffer in net.buffers())
 
 
@@ -108,7 +133,9 @@ def test_everything_else_is_left_as_it_was() -> None:
     for one in (net, twin):
         dggraph.recalibrate_norms_(one, [X])
     assert [module.training for module in net.modules()] == modes and net.executor == "dense"
-    assert net.lowered.layers[0].norm1.momentum is None and net.lowered.layers[0].norm2.momentum == 0.1
+    assert (
+        net.lowered.layers[0].norm1.momentum is None and net.lowered.layers[0].norm2.momentum == 0.1
+    )
     assert not net.lowered.stem[1]._forward_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(parameters, net.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))
@@ -120,7 +147,9 @@ def test_a_stage_that_only_runs_whole_is_reported() -> None:
     net._program = None
     found = dggraph.recalibrate_norms_(net, [X])
     assert found.updated == ("stem.1",)
-    assert found.mixed == tuple(f"layers.{block}.norm{norm}" for block in range(3) for norm in (1, 2))
+    assert found.mixed == tuple(
+        f"layers.{block}.norm{norm}" for block in range(3) for norm in (1, 2)
+    )
 
 
 def test_errors_leave_the_statistics_alone() -> None:

@@ -1,8 +1,10 @@
-"""Random networks that do what traced networks seldom do: each is its backbone in values, types, buffers and gradients, and skips right.
+"""Random networks that do what traced networks seldom do: each is its backbone in values, types,
+buffers and gradients, and skips right.
 
-One run of the test covers at least a fixed number of each oddity: branches that broadcast, buffers updated in place, tensors of the batch's
-size made outside the blocks, batch statistics in eval mode, blocks that mix the images of a batch, custom autograd functions, regions without
-gradients or with a cast of their own, layers with odd names, and outputs in structures.
+One run of the test covers at least a fixed number of each oddity: branches that broadcast, buffers
+updated in place, tensors of the batch's size made outside the blocks, batch statistics in eval
+mode, blocks that mix the images of a batch, custom autograd functions, regions without gradients or
+with a cast of their own, layers with odd names, and outputs in structures.
 """
 
 from collections import Counter, OrderedDict
@@ -41,7 +43,10 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+        self.first, self.second = (
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+            nn.Conv2d(CHANNELS, CHANNELS, 1),
+        )
 
     def between(self, y: Tensor) -> Tensor:
         return torch.tanh(y)
@@ -120,13 +125,16 @@ STRUCTURES: dict[str, Any] = {
     "nested": lambda y, z: {"a": (y, None), "b": [OrderedDict(z=z), 3]},
 }
 BLOCKS = {
-    "plain": Block, "broadcast": Broadcasting, "buffer": Counting, "statistics": BatchStatistics, "mixing": Mixing, "custom": Custom,
+    "plain": Block, "broadcast": Broadcasting, "buffer": Counting, "statistics": BatchStatistics,
+    "mixing": Mixing, "custom": Custom,
     "no_grad": Masked, "autocast": Cast,
 }  # fmt: skip
 
 
 class Net(nn.Module):
-    def __init__(self, blocks: list[str], structure: str, name: str, stem: str, *, shifts: bool) -> None:
+    def __init__(
+        self, blocks: list[str], structure: str, name: str, stem: str, *, shifts: bool
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
         self.body = nn.ModuleList(BLOCKS[kind]() for kind in blocks)
@@ -165,12 +173,25 @@ def buffers_after(model: nn.Module, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
     router=st.sampled_from(["node", "stage"]),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def check_odd_networks(kind: str, depth: int, structure: str, name: str, stem: str, shifts: bool, router: str, seed: int) -> None:
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+def check_odd_networks(
+    kind: str,
+    depth: int,
+    structure: str,
+    name: str,
+    stem: str,
+    shifts: bool,
+    router: str,
+    seed: int,
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float32 if kind == "autocast" else torch.float64
     tolerance = 1e-4 if dtype == torch.float32 else 1e-9
-    model = randomise(Net([kind] * depth, structure, name, stem, shifts=shifts), seed).to(dtype).eval()
+    model = (
+        randomise(Net([kind] * depth, structure, name, stem, shifts=shifts), seed).to(dtype).eval()
+    )
     net = dggraph.convert(model, torch.zeros(1, 3, SIDE, SIDE, dtype=dtype), router=router).eval()
     x = torch.randn(4, 3, SIDE, SIDE, dtype=dtype, generator=generator)
     wanted, buffers = buffers_after(model, x)
@@ -179,8 +200,13 @@ def check_odd_networks(kind: str, depth: int, structure: str, name: str, stem: s
         net.executor = executor
         given_, changed = buffers_after(net, x)
         assert structure_of(given_) == structure_of(wanted)
-        assert all(torch.equal(a, b) for a, b in zip(tensors_in(given_), tensors_in(wanted), strict=True))
-        assert all(torch.allclose(changed[key], value, rtol=1e-6, atol=1e-9) for key, value in buffers.items())
+        assert all(
+            torch.equal(a, b) for a, b in zip(tensors_in(given_), tensors_in(wanted), strict=True)
+        )
+        assert all(
+            torch.allclose(changed[key], value, rtol=1e-6, atol=1e-9)
+            for key, value in buffers.items()
+        )
     for one in (model, net):
         sum(tensor.square().sum() for tensor in tensors_in(one(x))).backward()
     for key, parameter in model.named_parameters():
@@ -221,12 +247,18 @@ def check_odd_networks(kind: str, depth: int, structure: str, name: str, stem: s
 
 def before(model: nn.Module, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state as it was before a pass, which only buffers called `mean` remember."""
-    return {key: torch.zeros_like(value) if key in buffers else value for key, value in model.state_dict().items()}
+    return {
+        key: torch.zeros_like(value) if key in buffers else value
+        for key, value in model.state_dict().items()
+    }
 
 
 def test_odd_networks() -> None:
     seen.clear()
     check_odd_networks()
     assert all(seen[kind] >= 10 for kind in (*BLOCKS, *STRUCTURES)), seen
-    assert min(seen["odd name"], seen["frozen stem"], seen["outside tensor"], seen["some skipped"]) >= 60, seen
+    assert (
+        min(seen["odd name"], seen["frozen stem"], seen["outside tensor"], seen["some skipped"])
+        >= 60
+    ), seen
     assert seen["near tie"] <= 20, seen

@@ -9,7 +9,15 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.ops.aggregation import adapt, aggregate, concatenate
 from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
-from dggraph.ops.liveness import Topology, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.liveness import (
+    Topology,
+    is_live,
+    leads_to_out,
+    live_vertices,
+    open_edges,
+    open_output,
+    settle,
+)
 from dggraph.ops.routing import LinearRouter, find_router
 from dggraph.ops.weighted_sum import weighted_sum
 
@@ -20,13 +28,21 @@ def test_aggregate_equals_a_plain_loop() -> None:
     features = [torch.randn(3, 2, 4, 4, dtype=torch.float64) for _ in range(4)]
     weights = torch.randn(3, 4, dtype=torch.float64)
     weights[0, 1] = weights[2, 3] = 0
-    expected = torch.stack([sum((weights[b, e] * features[e][b] for e in range(4)), torch.zeros(2, 4, 4)) for b in range(3)])
+    expected = torch.stack(
+        [
+            sum((weights[b, e] * features[e][b] for e in range(4)), torch.zeros(2, 4, 4))
+            for b in range(3)
+        ]
+    )
     torch.testing.assert_close(aggregate(features, weights), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_one_open_edge_is_exact_to_the_sign_of_zero() -> None:
     x = torch.tensor([[-0.0, 0.0, 1e-45, -3.0]])
-    total = aggregate([torch.full_like(x, torch.inf), x, torch.full_like(x, torch.nan)], torch.tensor([[0.0, 1.0, 0.0]]))
+    total = aggregate(
+        [torch.full_like(x, torch.inf), x, torch.full_like(x, torch.nan)],
+        torch.tensor([[0.0, 1.0, 0.0]]),
+    )
     assert torch.equal(total.view(torch.int32), x.view(torch.int32))
 
 
@@ -61,7 +77,9 @@ def test_adapt_pads_and_crops_channels() -> None:
 
 def test_gates_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0, 1.0]])
-    assert AnchoredGate([True, False, False])(logits).tolist()[0] == pytest.approx([1, 0, math.tanh(1)])
+    assert AnchoredGate([True, False, False])(logits).tolist()[0] == pytest.approx(
+        [1, 0, math.tanh(1)]
+    )
     assert SigmoidGate([True, False, False])(logits).tolist()[0] == pytest.approx(
         [1 / (1 + math.exp(-1))] * 2 + [1 / (1 + math.exp(-2))]
     )
@@ -90,7 +108,9 @@ def test_edges_of_dead_sources_are_closed() -> None:
         ([0.9, 0.3, 0.2], [True, True], [0.9, 0, 0]),
     ],
 )
-def test_something_always_reaches_out(raw: list[float], live: list[bool], expected: list[float]) -> None:
+def test_something_always_reaches_out(
+    raw: list[float], live: list[bool], expected: list[float]
+) -> None:
     raw_BE = torch.tensor([raw])
     flags: list[Tensor | None] = [None, *(torch.tensor([flag]) for flag in live)]
     weights = open_edges(raw_BE, flags, HALF, False)
@@ -115,13 +135,22 @@ def test_column_gathers_from_rows() -> None:
     assert column(rows, ((0, 2), (1, 0))).tolist() == [[3.0, 4.0]]
 
 
-@pytest.mark.parametrize(("shape", "axis", "channels"), [((2, 3, 5, 7), 1, 3), ((2, 5, 7, 3), -1, 3), ((2, 9, 4), -1, 4)])
-def test_router_pools_everything_but_channels(shape: tuple[int, ...], axis: int, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "axis", "channels"), [((2, 3, 5, 7), 1, 3), ((2, 5, 7, 3), -1, 3), ((2, 9, 4), -1, 4)]
+)
+def test_router_pools_everything_but_channels(
+    shape: tuple[int, ...], axis: int, channels: int
+) -> None:
     router, x = LinearRouter(channels, 2, axis), torch.randn(shape)
     torch.nn.init.normal_(router.weight)
     for instance in range(2):
-        means = [float(x[instance].select(axis - 1 if axis > 0 else -1, c).mean()) for c in range(channels)]
-        expected = [sum(w * m for w, m in zip(row, means, strict=True)) for row in router.weight.tolist()]
+        means = [
+            float(x[instance].select(axis - 1 if axis > 0 else -1, c).mean())
+            for c in range(channels)
+        ]
+        expected = [
+            sum(w * m for w, m in zip(row, means, strict=True)) for row in router.weight.tolist()
+        ]
         assert router(x)[instance].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -158,11 +187,15 @@ def test_temperature_sharpens_and_stays_exact_at_the_start() -> None:
     gate = AnchoredGate([True, False])
     gate.temperature.fill_(0.1)
     assert gate(torch.zeros(1, 2)).tolist() == [[1, 0]]
-    assert gate(torch.tensor([[0.05, -0.2]])).tolist()[0] == pytest.approx([1 + math.tanh(0.5), math.tanh(-2)])
+    assert gate(torch.tensor([[0.05, -0.2]])).tolist()[0] == pytest.approx(
+        [1 + math.tanh(0.5), math.tanh(-2)]
+    )
 
 
 def test_settle_equals_the_steps_one_by_one() -> None:
-    """By hand on v0, v1, v2, out: v1 closed, so v1 -> v2 and v1 -> out close too; v2 lives by v0."""
+    """By hand on v0, v1, v2, out: v1 closed, so v1 -> v2 and v1 -> out close too; v2 lives by
+    v0.
+    """
     topology = Topology((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
     raw = torch.tensor([[0.4, 0.9, 0.8, 0.2, 0.9, 0.3], [0.6, 0.1, 0.2, 0.6, 0.1, 0.9]])
     settled = settle(raw, topology, HALF, False)
@@ -174,6 +207,8 @@ def test_settle_equals_the_steps_one_by_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_sums_of_weight_one_are_the_backbone_s_own_adds(dtype: torch.dtype) -> None:
-    """Rounded after each term, to the bit, with kernels and without: a lifted stage must equal its chain of residual adds."""
+    """Rounded after each term, to the bit, with kernels and without: a lifted stage must equal its
+    chain of residual adds.
+    """
     a, b, c = (torch.randn(2, 1 << 15).to(dtype) for _ in range(3))
     assert torch.equal(weighted_sum([a, b, c], torch.ones(2, 3)), a + b + c)

@@ -1,4 +1,6 @@
-"""Orders and seeds are functions of the seed alone; processes and resumed runs see the batches that one uninterrupted process sees."""
+"""Orders and seeds are functions of the seed alone; processes and resumed runs see the batches that
+one uninterrupted process sees.
+"""
 
 import torch
 from torch.utils.data import Dataset
@@ -23,7 +25,10 @@ def test_an_epoch_is_a_permutation_of_its_own() -> None:
 
 def test_two_processes_share_the_batches_of_one() -> None:
     alone = list(EpochBatches([0] * 23, 4, seed=3, epoch=2))
-    parts = [list(EpochBatches([0] * 23, 2, seed=3, epoch=2, rank=rank, world_size=2)) for rank in range(2)]
+    parts = [
+        list(EpochBatches([0] * 23, 2, seed=3, epoch=2, rank=rank, world_size=2))
+        for rank in range(2)
+    ]
     assert len(alone) == 5
     assert [a + b for a, b in zip(*parts, strict=True)] == alone
 
@@ -37,12 +42,18 @@ def test_a_resumed_epoch_is_the_rest_of_it() -> None:
 def test_batches_are_of_one_group_and_every_image_comes_at_most_once() -> None:
     is_tall = [index % 3 == 0 for index in range(50)]
     whole = list(EpochBatches(is_tall, 4, seed=1, epoch=2))
-    assert all(len({is_tall[index] for _, index in batch}) == 1 and len(batch) == 4 for batch in whole)
+    assert all(
+        len({is_tall[index] for _, index in batch}) == 1 and len(batch) == 4 for batch in whole
+    )
     seen = [index for batch in whole for _, index in batch]
     assert len(seen) == len(set(seen)) == 16 + 32, "17 tall and 33 wide ones"
-    assert whole != list(EpochBatches(is_tall, 4, seed=1, epoch=3)) and {epoch for batch in whole for epoch, _ in batch} == {2}
+    assert whole != list(EpochBatches(is_tall, 4, seed=1, epoch=3)) and {
+        epoch for batch in whole for epoch, _ in batch
+    } == {2}
     assert list(EpochBatches(is_tall, 4, seed=1, epoch=2, first=5)) == whole[5:]
-    halves = [list(EpochBatches(is_tall, 2, seed=1, epoch=2, rank=rank, world_size=2)) for rank in (0, 1)]
+    halves = [
+        list(EpochBatches(is_tall, 2, seed=1, epoch=2, rank=rank, world_size=2)) for rank in (0, 1)
+    ]
     assert [one + two for one, two in zip(*halves, strict=True)] == whole
 
 

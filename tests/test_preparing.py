@@ -23,7 +23,15 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def own(output: Path, **others: Any) -> TrainConfig:
     return keys(
-        output, **{"model": "toy_data:plain_net", "num_classes": None, "epochs": 1, "mixup": 0.0, "model_ema": False} | others
+        output,
+        **{
+            "model": "toy_data:plain_net",
+            "num_classes": None,
+            "epochs": 1,
+            "mixup": 0.0,
+            "model_ema": False,
+        }
+        | others,
     )
 
 
@@ -44,7 +52,10 @@ def five_outputs() -> nn.Module:
 
 
 def of_features() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), *(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        *(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)),
+    )
 
 
 class Raising(nn.Module):
@@ -69,20 +80,38 @@ def raising() -> nn.Module:
         ({"num_classes": 10}, r"has 4 classes, but num_classes = 10.*Leave num_classes out"),
         ({"num_classes": 3}, r"has 4 classes, but num_classes = 3"),
         ({"dataset": "test_preparing:nameless"}, "class 1 is called None"),
-        ({"model": "test_preparing:five_outputs"}, "gives 5 outputs for the 4 classes of toy_data:make"),
+        (
+            {"model": "test_preparing:five_outputs"},
+            "gives 5 outputs for the 4 classes of toy_data:make",
+        ),
         ({"model": "test_preparing:of_features"}, r"a tensor of \(1, 4, 14, 14\) for one image"),
-        ({"model": "test_preparing:raising"}, "fails on an image of 3 x 16 x 16: ValueError: I take 32 pixels"),
+        (
+            {"model": "test_preparing:raising"},
+            "fails on an image of 3 x 16 x 16: ValueError: I take 32 pixels",
+        ),
     ],
 )
 @pytest.mark.parametrize("router", ["node", "none"])
-def test_networks_and_names_that_do_not_fit(tmp_path: Path, others: dict[str, Any], message: str, router: str) -> None:
+def test_networks_and_names_that_do_not_fit(
+    tmp_path: Path, others: dict[str, Any], message: str, router: str
+) -> None:
     budget = {"budget": None} if router == "none" else {}
     with pytest.raises(InputError, match=message):
         train(own(tmp_path, router=router, **others, **budget))
 
 
 @pytest.mark.usefixtures("no_step")
-@pytest.mark.parametrize("name", ["archive", "archive/", "checkpoints", "config.json/", "metrics.jsonl/", "backbone.safetensors/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "archive",
+        "archive/",
+        "checkpoints",
+        "config.json/",
+        "metrics.jsonl/",
+        "backbone.safetensors/",
+    ],
+)
 def test_what_is_in_the_way(tmp_path: Path, name: str) -> None:
     place = tmp_path / "run" / name.rstrip("/")
     if name.endswith("/"):
@@ -96,7 +125,9 @@ def test_what_is_in_the_way(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_step")
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read_only(**_options: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
@@ -109,9 +140,14 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("name", "labels", "note"),
-    [("numbered", ("0", "1", "2", "3"), "names of 4 classes"), ("strange", ("caf\\xe9", "\\xff", "c", "d"), "names of 2 classes")],
+    [
+        ("numbered", ("0", "1", "2", "3"), "names of 4 classes"),
+        ("strange", ("caf\\xe9", "\\xff", "c", "d"), "names of 2 classes"),
+    ],
 )
-def test_names_that_can_be_text_become_it(tmp_path: Path, name: str, labels: tuple[str, ...], note: str) -> None:
+def test_names_that_can_be_text_become_it(
+    tmp_path: Path, name: str, labels: tuple[str, ...], note: str
+) -> None:
     told: list[Any] = []
     result = train(own(tmp_path, dataset=f"test_preparing:{name}"), told.append)
     assert dggraph.load(result.folder / "archive", model=plain_net()).labels == labels
@@ -123,7 +159,9 @@ def test_fine_tuning_on_other_classes_begins_with_a_new_head(tmp_path: Path, rou
     torch.save({"model": plain_net(9).state_dict()}, tmp_path / "nine.pth")
     told: list[Any] = []
     budget = {"budget": None} if router == "none" else {}
-    result = train(own(tmp_path, checkpoint=tmp_path / "nine.pth", router=router, **budget), told.append)
+    result = train(
+        own(tmp_path, checkpoint=tmp_path / "nine.pth", router=router, **budget), told.append
+    )
     (note,) = (row["note"] for row in told if "note" in row)
     assert result.is_finished and "head.weight, head.bias ((9, 6) there, (4, 6) here)" in note
     again = train(own(tmp_path, checkpoint=tmp_path / "nine.pth", router=router, **budget))
@@ -131,15 +169,24 @@ def test_fine_tuning_on_other_classes_begins_with_a_new_head(tmp_path: Path, rou
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_a_trained_network_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: bool) -> None:
+def test_a_trained_network_is_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: bool
+) -> None:
     def full(*_args: Any, **_options: Any) -> None:
         raise ArchiveError("cannot write the archive: No space left on device.")
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "save", full)
-        with pytest.raises(TrainingError, match=r"is trained, but could not be written: .*No space left.*the same call") as caught:
+        with pytest.raises(
+            TrainingError,
+            match=r"is trained, but could not be written: .*No space left.*the same call",
+        ) as caught:
             train(own(tmp_path, model_ema=average))
     file = Path(str(caught.value).partition("whole in ")[2].partition(",")[0])
-    assert file.is_file() and file.name == ("average.safetensors" if average else "model.safetensors")
+    assert file.is_file() and file.name == (
+        "average.safetensors" if average else "model.safetensors"
+    )
     result = train(own(tmp_path, model_ema=average))
-    assert result.is_finished and dggraph.load(result.folder / "archive", model=plain_net()).labels == ("a", "b", "c", "d")
+    assert result.is_finished and dggraph.load(
+        result.folder / "archive", model=plain_net()
+    ).labels == ("a", "b", "c", "d")

@@ -1,4 +1,6 @@
-"""Hostile image files: read upright, in RGB, from the first frame, or refused by name; never a hang, never out of memory."""
+"""Hostile image files: read upright, in RGB, from the first frame, or refused by name; never a
+hang, never out of memory.
+"""
 
 import os
 import resource
@@ -21,23 +23,37 @@ def bomb(file: Path, width: int, height: int) -> None:
     """A grey PNG of a few kilobytes whose pixels are all black."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     packer = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize("size", [(20_000, 20_000), (12_000, 9_000), (1, 150_000_000), (100_000, 100_000)])
+@pytest.mark.parametrize(
+    "size", [(20_000, 20_000), (12_000, 9_000), (1, 150_000_000), (100_000, 100_000)]
+)
 def test_a_bomb_is_refused_without_being_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
     if size[0] * size[1] <= 400_000_000 and size[0] > 1:
         bomb(tmp_path / "bomb.png", *size)
         assert (tmp_path / "bomb.png").stat().st_size < 60_000
     else:
         header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-        content = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        content = (
+            struct.pack(">I", 13)
+            + b"IHDR"
+            + header
+            + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        )
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=r"bomb\.png"):
@@ -64,7 +80,9 @@ def test_damaged_files_are_read_or_refused_but_nothing_else(tmp_path: Path, suff
     for seed in range(40):
         damaged = bytearray(whole)
         for step in range(1 + seed % 5):
-            damaged[(seed * 7919 + step * 104729) % min(len(whole), 400 if seed % 2 else len(whole))] ^= 1 << (seed % 8)
+            damaged[
+                (seed * 7919 + step * 104729) % min(len(whole), 400 if seed % 2 else len(whole))
+            ] ^= 1 << (seed % 8)
         (tmp_path / f"x.{suffix}").write_bytes(damaged)
         try:
             assert open_image(tmp_path / f"x.{suffix}").mode == "RGB"
@@ -108,7 +126,9 @@ def test_cmyk_and_palettes_keep_their_colour(tmp_path: Path) -> None:
 
 def test_formats_that_start_programs_are_not_read(tmp_path: Path) -> None:
     """Pillow hands EPS to Ghostscript."""
-    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     with pytest.raises(InputError, match=r"x\.png"):
         open_image(tmp_path / "x.png")
 
@@ -117,11 +137,16 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     """Opening it would wait for ever."""
     os.mkfifo(tmp_path / "pipe.png")
     code = (
-        "import sys\nfrom dggraph.errors import InputError\nfrom dggraph.models.preprocessing import open_image\n"
-        "try: open_image(sys.argv[1])\nexcept InputError as error: assert 'pipe.png' in str(error); print('refused')"
+        "import sys\nfrom dggraph.errors import InputError\nfrom dggraph.models.preprocessing"
+        " import open_image\ntry: open_image(sys.argv[1])\nexcept InputError as error: assert"
+        " 'pipe.png' in str(error); print('refused')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "pipe.png")], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, str(tmp_path / "pipe.png")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout == "refused\n", done.stderr
     with pytest.raises(InputError, match="is not a file"):

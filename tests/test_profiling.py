@@ -1,4 +1,6 @@
-"""Profiles: quantised layers count, features that no gate can weigh stay static, failures are told once and rightly."""
+"""Profiles: quantised layers count, features that no gate can weigh stay static, failures are told
+once and rightly.
+"""
 
 import logging
 from typing import Any
@@ -13,14 +15,18 @@ from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError, NothingToRouteError
 
 QUANTISES = pytest.mark.skipif(
-    "qnnpack" not in torch.backends.quantized.supported_engines, reason="this build of torch quantises nothing"
+    "qnnpack" not in torch.backends.quantized.supported_engines,
+    reason="this build of torch quantises nothing",
 )
 
 
 def test_a_wrong_size_is_told_without_torchs_own_log(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AvgPool2d(7, 1), nn.Conv2d(4, 4, 1))
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    with caplog.at_level(logging.DEBUG, logger.name), pytest.raises(InputError, match=r"\(2, 3, 8, 8\).*too small"):
+    with (
+        caplog.at_level(logging.DEBUG, logger.name),
+        pytest.raises(InputError, match=r"\(2, 3, 8, 8\).*too small"),
+    ):
         dggraph.convert(model, torch.zeros(1, 3, 8, 8))
     assert not caplog.records and not logger.disabled
 
@@ -39,7 +45,11 @@ class Clips(Net):
 @pytest.mark.parametrize(("num_frames", "batch"), [(2, 2), (4, 4), (8, 1), (7, 14), (16, 1)])
 def test_frames_folded_into_the_batch_are_told(num_frames: int, batch: int) -> None:
     with pytest.raises(
-        InputError, match=r"(runs on a batch of \d+, but not of 2|fails on a batch of 3): shape.*B \* T.*Convert the image backbone"
+        InputError,
+        match=(
+            r"(runs on a batch of \d+, but not of 2|fails on a batch of 3): shape.*B \* T.*Convert"
+            r" the image backbone"
+        ),
     ):
         dggraph.convert(Clips(num_frames), torch.zeros(batch, 3, 16, 16))
 
@@ -54,7 +64,9 @@ class Complex(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spectral = nn.Sequential(*(nn.Conv2d(8, 8, 1, dtype=torch.complex64) for _ in range(3)))
+        self.spectral = nn.Sequential(
+            *(nn.Conv2d(8, 8, 1, dtype=torch.complex64) for _ in range(3))
+        )
 
     def features(self, x: Tensor) -> Tensor:
         features = super().features(x)
@@ -64,8 +76,13 @@ class Complex(Net):
 def test_complex_features_stay_static() -> None:
     model = Complex().eval()
     net = dggraph.convert(model, X)
-    assert torch.equal(net(X), model(X)) and [stage.name for stage in net.report.stages] == ["blocks"]
-    assert any(part.module_path == "spectral" and "torch.complex64" in part.reason for part in net.report.static)
+    assert torch.equal(net(X), model(X)) and [stage.name for stage in net.report.stages] == [
+        "blocks"
+    ]
+    assert any(
+        part.module_path == "spectral" and "torch.complex64" in part.reason
+        for part in net.report.static
+    )
 
 
 class ComplexWeight(Block):
@@ -83,12 +100,16 @@ def test_complex_weights_are_kept(tmp_path: Any) -> None:
     model = Net(ComplexWeight).eval()
     net = dggraph.convert(model, X)
     dggraph.save(net, tmp_path / "net")
-    assert torch.equal(net(X), model(X)) and torch.equal(dggraph.load(tmp_path / "net", model)(X), model(X))
+    assert torch.equal(net(X), model(X)) and torch.equal(
+        dggraph.load(tmp_path / "net", model)(X), model(X)
+    )
 
 
 @QUANTISES
 @pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning", "ignore:.*deprecated:UserWarning"
+    "ignore::DeprecationWarning",
+    "ignore:torch.quantize_per:UserWarning",
+    "ignore:.*deprecated:UserWarning",
 )
 def test_dynamically_quantised_layers_count_and_are_not_saved(tmp_path: Any) -> None:
     from torch.ao.quantization import quantize_dynamic
@@ -96,7 +117,10 @@ def test_dynamically_quantised_layers_count_and_are_not_saved(tmp_path: Any) -> 
     model = Net().eval()
     quantised = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     net = dggraph.convert(quantised, X)
-    assert torch.equal(net(X), quantised(X)) and net.report.total_macs == dggraph.convert(model, X).report.total_macs
+    assert (
+        torch.equal(net(X), quantised(X))
+        and net.report.total_macs == dggraph.convert(model, X).report.total_macs
+    )
     with pytest.raises(InputError, match=r"head\.2\._packed_params.*before it is quantised"):
         dggraph.save(net, tmp_path / "net")
 
@@ -111,7 +135,11 @@ def test_quantised_products_by_hand() -> None:
 def test_quantised_features_are_not_routed_and_said() -> None:
     from torch.ao import quantization
 
-    model = nn.Sequential(quantization.QuantStub(), *(nn.Conv2d(3, 3, 1) for _ in range(3)), quantization.DeQuantStub()).eval()
+    model = nn.Sequential(
+        quantization.QuantStub(),
+        *(nn.Conv2d(3, 3, 1) for _ in range(3)),
+        quantization.DeQuantStub(),
+    ).eval()
     model.qconfig = quantization.get_default_qconfig("qnnpack")  # type: ignore[assignment]
     prepared = quantization.prepare(model)
     prepared(X)
@@ -121,7 +149,9 @@ def test_quantised_features_are_not_routed_and_said() -> None:
 
 
 class Latent(Net):
-    """Its head asks by a parameter, which a layer gets as a view; as a layer of its own, `nn.MultiheadAttention`, too."""
+    """Its head asks by a parameter, which a layer gets as a view; as a layer of its own,
+    `nn.MultiheadAttention`, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()

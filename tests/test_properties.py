@@ -1,6 +1,8 @@
-"""Random small networks under random wirings and random routers: equal to the hooked original, batch equal to one by one.
+"""Random small networks under random wirings and random routers: equal to the hooked original,
+batch equal to one by one.
 
-One run of the test covers at least a fixed number of each kind: kept, lifted, concat, adapter, dead nodes, nothing reaching `out`.
+One run of the test covers at least a fixed number of each kind: kept, lifted, concat, adapter, dead
+nodes, nothing reaching `out`.
 """
 
 from collections import Counter
@@ -25,7 +27,11 @@ class Kept(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.first, self.second, self.act = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, out, 1), nn.ReLU()
+        self.first, self.second, self.act = (
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.Conv2d(channels, out, 1),
+            nn.ReLU(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x + self.second(self.act(self.first(x))))
@@ -99,14 +105,20 @@ seen: Counter[str] = Counter()
     bias=st.sampled_from([0.0, -0.7, -3.0, 1.5]),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def check_random_networks(kind: str, depth: int, router: str, keep_rate: float, bias: float, seed: int) -> None:
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+def check_random_networks(
+    kind: str, depth: int, router: str, keep_rate: float, bias: float, seed: int
+) -> None:
     model = randomise(Net(kind, depth), seed).double().eval()
     example = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64)
     wiring = "complete" if kind in ("lifted", "concat") else f"erdos_renyi({keep_rate}, {seed})"
     net = dggraph.convert(model, example, wiring=wiring, router=router, allow_static=True)
     (stage,) = net.graph.stages
-    assert {edge.kind for edge in net.graph.edges(stage)} <= {"concat"} if kind == "concat" else True
+    assert (
+        {edge.kind for edge in net.graph.edges(stage)} <= {"concat"} if kind == "concat" else True
+    )
     assert (net.graph.stages[stage].residual == "lift") == (kind == "lifted")
     assert from_json(to_json(net.graph)) == net.graph
     randomise_routers(net, seed)
@@ -114,7 +126,9 @@ def check_random_networks(kind: str, depth: int, router: str, keep_rate: float, 
         for name, parameter in net.lowered.named_parameters():
             if name.startswith("dg_") and name.endswith("bias"):
                 parameter.add_(bias)
-    x = torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(
+        3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     one_by_one = dggraph.record(net, x)
     if min(path.margin for path in one_by_one.paths) < 1e-6:
         seen["near tie"] += 1
@@ -129,7 +143,11 @@ def check_random_networks(kind: str, depth: int, router: str, keep_rate: float, 
         for edge, weight in zip(net.graph.edges(stage), path.weights[stage], strict=True):
             assert weight == pytest.approx(weights.get((edge.source, edge.target), 0), abs=1e-9)
         seen["dead node"] += len(path.live_nodes(net.graph)) < depth + 2
-        into_out = [w for e, w in zip(net.graph.edges(stage), path.weights[stage], strict=True) if e.target.endswith("_out") and w]
+        into_out = [
+            w
+            for e, w in zip(net.graph.edges(stage), path.weights[stage], strict=True)
+            if e.target.endswith("_out") and w
+        ]
         seen["nothing reached out"] += into_out == [1.0]
     seen["adapter edge"] += any(edge.kind == "adapter" for edge in net.graph.edges(stage))
 

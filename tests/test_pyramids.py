@@ -1,4 +1,6 @@
-"""Pyramids on classifiers: the same features to the bit, at the strides asked for, and detectors on them that can be made dynamic."""
+"""Pyramids on classifiers: the same features to the bit, at the strides asked for, and detectors on
+them that can be made dynamic.
+"""
 
 from collections.abc import Callable
 
@@ -14,11 +16,26 @@ from dggraph.errors import InputError
 from dggraph.models.feature_pyramids import faster_rcnn_on, freeze_norms_, pyramid_on
 
 MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
-    "mobilenet_v2": (models.mobilenet_v2, {"0": (24, 24, 16), "1": (32, 12, 8), "2": (96, 6, 4), "3": (320, 3, 2)}),
-    "resnet18": (models.resnet18, {"0": (64, 24, 16), "1": (128, 12, 8), "2": (256, 6, 4), "3": (512, 3, 2)}),
-    "regnet_y_400mf": (models.regnet_y_400mf, {"0": (48, 24, 16), "1": (104, 12, 8), "2": (208, 6, 4), "3": (440, 3, 2)}),
-    "efficientnet_b0": (models.efficientnet_b0, {"0": (24, 24, 16), "1": (40, 12, 8), "2": (112, 6, 4), "3": (320, 3, 2)}),
-    "convnext_tiny": (models.convnext_tiny, {"0": (96, 24, 16), "1": (192, 12, 8), "2": (384, 6, 4), "3": (768, 3, 2)}),
+    "mobilenet_v2": (
+        models.mobilenet_v2,
+        {"0": (24, 24, 16), "1": (32, 12, 8), "2": (96, 6, 4), "3": (320, 3, 2)},
+    ),
+    "resnet18": (
+        models.resnet18,
+        {"0": (64, 24, 16), "1": (128, 12, 8), "2": (256, 6, 4), "3": (512, 3, 2)},
+    ),
+    "regnet_y_400mf": (
+        models.regnet_y_400mf,
+        {"0": (48, 24, 16), "1": (104, 12, 8), "2": (208, 6, 4), "3": (440, 3, 2)},
+    ),
+    "efficientnet_b0": (
+        models.efficientnet_b0,
+        {"0": (24, 24, 16), "1": (40, 12, 8), "2": (112, 6, 4), "3": (320, 3, 2)},
+    ),
+    "convnext_tiny": (
+        models.convnext_tiny,
+        {"0": (96, 24, 16), "1": (192, 12, 8), "2": (384, 6, 4), "3": (768, 3, 2)},
+    ),
 }
 
 
@@ -26,10 +43,17 @@ MAKE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
 def test_features_are_those_of_the_classifier(name: str) -> None:
     """Level by level: the layer after which the classifier's own forward has them, to the bit."""
     make, shapes = MAKE[name]
-    classifier, x, seen = seeded(make), torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1)), []
+    classifier, x, seen = (
+        seeded(make),
+        torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1)),
+        [],
+    )
     trunk = getattr(classifier, "trunk_output", None) or getattr(classifier, "features", classifier)
     layers = [layer for name, layer in trunk.named_children() if name not in ("avgpool", "fc")]
-    handles = [layer.register_forward_hook(lambda _module, _args, output: seen.append(output)) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        for layer in layers
+    ]
     with torch.no_grad():
         classifier(x)
     for handle in handles:
@@ -39,8 +63,12 @@ def test_features_are_those_of_the_classifier(name: str) -> None:
         features, levels = backbone.body(x), backbone(x)
     assert {level: tuple(value.shape[1:]) for level, value in features.items()} == shapes
     for value in features.values():
-        assert torch.equal(value, [one for one in seen if one.shape == value.shape][-1]), "the last layer of its stride"
-    assert list(levels) == ["0", "1", "2", "3", "pool"] and all(value.shape[1] == 256 for value in levels.values())
+        assert torch.equal(value, [one for one in seen if one.shape == value.shape][-1]), (
+            "the last layer of its stride"
+        )
+    assert list(levels) == ["0", "1", "2", "3", "pool"] and all(
+        value.shape[1] == 256 for value in levels.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "resnet18"])
@@ -62,7 +90,11 @@ def test_frozen_norms_have_the_same_numbers_and_do_not_move() -> None:
     model = seeded(models.mobilenet_v2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 2), nn.init.uniform_(module.weight)
+            (
+                nn.init.uniform_(module.running_mean),
+                nn.init.uniform_(module.running_var, 0.5, 2),
+                nn.init.uniform_(module.weight),
+            )
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(x)
@@ -74,7 +106,10 @@ def test_frozen_norms_have_the_same_numbers_and_do_not_move() -> None:
 
 
 def test_what_has_no_such_trunk() -> None:
-    with pytest.raises(InputError, match=r"VisionTransformer has no nn\.Sequential called features.*BackboneWithFPN"):
+    with pytest.raises(
+        InputError,
+        match=r"VisionTransformer has no nn\.Sequential called features.*BackboneWithFPN",
+    ):
         pyramid_on(models.VisionTransformer(32, 16, 1, 1, 8, 8))
     shallow = nn.Module()
     shallow.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1))

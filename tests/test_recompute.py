@@ -40,7 +40,11 @@ def saved_sizes(is_checkpointed: bool) -> list[int]:
     def run() -> None:
         total = aggregate([share(x, cache, 0)], weights, cache, (0,), 1)
         storage = total.untyped_storage()
-        inputs = [t for t in [conv(total).grad_fn._saved_input] if t.untyped_storage().data_ptr() == storage.data_ptr()]
+        inputs = [
+            t
+            for t in [conv(total).grad_fn._saved_input]
+            if t.untyped_storage().data_ptr() == storage.data_ptr()
+        ]
         kept.update({number: one.untyped_storage().nbytes() for number, one in enumerate(inputs)})
 
     if is_checkpointed:

@@ -1,4 +1,6 @@
-"""Recording: real photos on real weights part ways, and output, adjacency, MACs and picture are what a plain reference says."""
+"""Recording: real photos on real weights part ways, and output, adjacency, MACs and picture are
+what a plain reference says.
+"""
 
 import re
 from pathlib import Path
@@ -17,7 +19,11 @@ from dggraph.models.registry import load_model
 
 def picture_edges(source: str, order: list[str]) -> dict[tuple[str, str], float]:
     """The coloured edges of a DOT source, with their widths."""
-    found = re.findall(r'^\s*n(\d+) -> n(\d+) \[.*class=active color="#0b6e8a" penwidth=([\d.]+)', source, flags=re.MULTILINE)
+    found = re.findall(
+        r'^\s*n(\d+) -> n(\d+) \[.*class=active color="#0b6e8a" penwidth=([\d.]+)',
+        source,
+        flags=re.MULTILINE,
+    )
     return {(order[int(a)], order[int(b)]): float(width) for a, b, width in found}
 
 
@@ -30,13 +36,21 @@ def test_two_photos_part_ways_on_real_weights(mobilenet_checkpoint: Path, router
     net = randomise_routers(dggraph.convert(built.model, router=router), seed=3)
     recording = dggraph.record(net, x)
     outputs, adjacency = hooked(net, built.model, x)
-    patterns = [{key: [w != 0 for w in weights] for key, weights in path.weights.items()} for path in recording.paths]
+    patterns = [
+        {key: [w != 0 for w in weights] for key, weights in path.weights.items()}
+        for path in recording.paths
+    ]
     assert patterns[0] != patterns[1]
     for index, path in enumerate(recording.paths):
         assert path.margin > 1e-4
         difference = (recording.output[index] - outputs[index][0]).abs().max()
         assert difference <= 1e-4 * outputs[index].abs().max()
-        expected = {edge: weight for stage in adjacency for edge, weight in adjacency[stage][index].items() if weight != 0}
+        expected = {
+            edge: weight
+            for stage in adjacency
+            for edge, weight in adjacency[stage][index].items()
+            if weight != 0
+        }
         drawn = picture_edges(dggraph.render(net.graph, path).source, list(net.graph.nx))
         assert drawn.keys() == expected.keys()
         for edge, weight in expected.items():
@@ -44,7 +58,9 @@ def test_two_photos_part_ways_on_real_weights(mobilenet_checkpoint: Path, router
         for stage in net.graph.stages:
             order = [node.name for node in net.graph.nodes(stage)]
             for (source, target), weight in adjacency[stage][index].items():
-                found = float(recording.adjacency[stage][index][order.index(source), order.index(target)])
+                found = float(
+                    recording.adjacency[stage][index][order.index(source), order.index(target)]
+                )
                 assert found == pytest.approx(weight, abs=2e-4)
 
 

@@ -1,4 +1,6 @@
-"""Blocks that train as branches and run as one: the report and the error name what to call first."""
+"""Blocks that train as branches and run as one: the report and the error name what to call
+first.
+"""
 
 import copy
 
@@ -17,7 +19,9 @@ class Branched(nn.Module):
 
     def __init__(self, num_outputs: int = 8) -> None:
         super().__init__()
-        self.large = nn.Sequential(nn.Conv2d(8, num_outputs, 3, padding=1), nn.BatchNorm2d(num_outputs))
+        self.large = nn.Sequential(
+            nn.Conv2d(8, num_outputs, 3, padding=1), nn.BatchNorm2d(num_outputs)
+        )
         self.small = nn.Sequential(nn.Conv2d(8, num_outputs, 1), nn.BatchNorm2d(num_outputs))
         self.one: nn.Module | None = None
 
@@ -44,7 +48,10 @@ class Fusable(nn.Sequential):
 def test_the_report_says_what_to_call_first() -> None:
     backbone = Net(Branched).eval()
     branches = dggraph.convert(backbone, X[:1]).report.branches
-    assert "3 blocks, such as 'blocks.0' (Branched)" in branches and "model.blocks.0.switch_to_deploy()" in branches
+    assert (
+        "3 blocks, such as 'blocks.0' (Branched)" in branches
+        and "model.blocks.0.switch_to_deploy()" in branches
+    )
     for block in backbone.blocks:
         block.switch_to_deploy()
     assert dggraph.convert(backbone, X[:1]).report.branches == ""
@@ -52,7 +59,9 @@ def test_the_report_says_what_to_call_first() -> None:
 
 
 def test_where_nothing_can_be_routed_the_error_says_so() -> None:
-    with pytest.raises(NothingToRouteError, match=r"reparameterise first: switch_to_deploy\(\) of each"):
+    with pytest.raises(
+        NothingToRouteError, match=r"reparameterise first: switch_to_deploy\(\) of each"
+    ):
         dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 3), Branched(4)).eval(), X[:1])
 
 

@@ -74,7 +74,11 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def all(self, tag: str, kind: str | None = None) -> list[dict[str, str]]:
-        return [attrs for one, attrs in self.tags if one == tag and (kind is None or kind in attrs.get("class", "").split())]
+        return [
+            attrs
+            for one, attrs in self.tags
+            if one == tag and (kind is None or kind in attrs.get("class", "").split())
+        ]
 
 
 def write(net: DynamicNetwork, collected: Collected) -> Report:
@@ -90,7 +94,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[DynamicGraph, Collec
 
 
 def test_the_file_needs_nothing_else(made: tuple[DynamicGraph, Collected, Report]) -> None:
-    """No address but data URIs and places in the page; the policy allows exactly the style sheet and the script inside."""
+    """No address but data URIs and places in the page; the policy allows exactly the style sheet
+    and the script inside.
+    """
     report = made[2]
     page = Page(report.html)
     for tag, attrs in page.tags:
@@ -98,23 +104,36 @@ def test_the_file_needs_nothing_else(made: tuple[DynamicGraph, Collected, Report
             assert not name.startswith("on") and name != "style", (tag, name)
             if name in ("src", "href", "srcset", "action", "data"):
                 assert value.startswith(("data:", "#")), (tag, name, value)
-    (policy,) = (attrs["content"] for attrs in page.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (
+        attrs["content"]
+        for attrs in page.all("meta")
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
     for tag in ("style", "script"):
         (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", report.html, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy and "url(" not in inside and "import" not in inside
+        assert (
+            f"{tag}-src 'sha256-{digest}'" in policy
+            and "url(" not in inside
+            and "import" not in inside
+        )
     assert "http" not in re.sub("http-equiv", "", report.html)
 
 
-def test_it_can_be_read_without_scripts_and_by_ear(made: tuple[DynamicGraph, Collected, Report]) -> None:
+def test_it_can_be_read_without_scripts_and_by_ear(
+    made: tuple[DynamicGraph, Collected, Report],
+) -> None:
     _, collected, report = made
     page = Page(report.html)
     assert len(page.all("article", "instance")) == len(collected.atlas.instances)
     hidden = [tag for tag, attrs in page.tags if "hidden" in attrs]
     assert hidden == ["div"], "only the tools, which do nothing without the script"
     assert all(attrs.get("alt") for attrs in page.all("img"))
-    assert all((attrs.get("role") == "img" and attrs.get("aria-label")) or attrs.get("aria-hidden") for attrs in page.all("svg"))
+    assert all(
+        (attrs.get("role") == "img" and attrs.get("aria-label")) or attrs.get("aria-hidden")
+        for attrs in page.all("svg")
+    )
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     for attrs in [*page.all("a"), *page.all("use")]:
@@ -124,10 +143,17 @@ def test_it_can_be_read_without_scripts_and_by_ear(made: tuple[DynamicGraph, Col
 def test_the_page_says_the_atlas_s_numbers(made: tuple[DynamicGraph, Collected, Report]) -> None:
     graph, collected, report = made
     atlas, text = collected.atlas, html.unescape(report.html)
-    told = re.findall(r"<title>(\w+) to (\w+): open for ([\d.]+)% of the images(, static edge)?</title>", text)
-    shares = {(source, target): (float(share), bool(static)) for source, target, share, static in told}
+    told = re.findall(
+        r"<title>(\w+) to (\w+): open for ([\d.]+)% of the images(, static edge)?</title>", text
+    )
+    shares = {
+        (source, target): (float(share), bool(static)) for source, target, share, static in told
+    }
     assert shares == {
-        (edge.source, edge.target): (round(100 * atlas.frequencies[stage][place], 1), edge.is_static)
+        (edge.source, edge.target): (
+            round(100 * atlas.frequencies[stage][place], 1),
+            edge.is_static,
+        )
         for stage in graph.stages
         for place, edge in enumerate(graph.edges(stage))
     }
@@ -136,11 +162,16 @@ def test_the_page_says_the_atlas_s_numbers(made: tuple[DynamicGraph, Collected, 
     differences = re.findall(r"<title>(\w+) to (\w+): (\d+)%, ([+-][\d.]+) points</title>", text)
     assert len(differences) == 3 * 10
     source, target, _, points = differences[13]
-    edge = next(edge for edge in graph.edges("blocks") if (edge.source, edge.target) == (source, target))
+    edge = next(
+        edge for edge in graph.edges("blocks") if (edge.source, edge.target) == (source, target)
+    )
     place = graph.edges("blocks").index(edge)
     expected = atlas.classes[1].frequencies["blocks"][place] - atlas.frequencies["blocks"][place]
     assert float(points) == round(100 * expected, 1)
-    assert f"{100 * atlas.mean_macs / atlas.static_macs:.1f}\u00a0%" in text and f"{atlas.path_entropy_bits:.2f} bits" in text
+    assert (
+        f"{100 * atlas.mean_macs / atlas.static_macs:.1f}\u00a0%" in text
+        and f"{atlas.path_entropy_bits:.2f} bits" in text
+    )
     for warning in atlas.gates.warnings:
         assert re.sub("`", "", warning)[:60] in re.sub("</?code>", "", text)
 
@@ -148,20 +179,36 @@ def test_the_page_says_the_atlas_s_numbers(made: tuple[DynamicGraph, Collected, 
 def test_diagrams_draw_the_open_edges(made: tuple[DynamicGraph, Collected, Report]) -> None:
     graph, collected, report = made
     order = [(edge.source, edge.target) for edge in graph.edges("blocks")]
-    cards = re.findall(r'<article class="instance" id="image-(\d+)".*?</article>', report.html, flags=re.DOTALL)
+    cards = re.findall(
+        r'<article class="instance" id="image-(\d+)".*?</article>', report.html, flags=re.DOTALL
+    )
     assert [int(index) for index in cards] == [one.index for one in collected.atlas.instances]
     for one in collected.atlas.instances:
-        (card,) = re.findall(rf'<article class="instance" id="image-{one.index}".*?</article>', report.html, flags=re.DOTALL)
-        drawn = re.findall(r'<use href="#e0-(\d+)"><title>(\w+) to (\w+): (-?[\d.]+)</title></use>', card)
+        (card,) = re.findall(
+            rf'<article class="instance" id="image-{one.index}".*?</article>',
+            report.html,
+            flags=re.DOTALL,
+        )
+        drawn = re.findall(
+            r'<use href="#e0-(\d+)"><title>(\w+) to (\w+): (-?[\d.]+)</title></use>', card
+        )
         weights = one.path.weights["blocks"]
         assert sorted((int(place), float(weight)) for place, _, _, weight in drawn) == [
-            (place, pytest.approx(weight, abs=6e-4)) for place, weight in enumerate(weights) if weight != 0
+            (place, pytest.approx(weight, abs=6e-4))
+            for place, weight in enumerate(weights)
+            if weight != 0
         ]
         assert all((source, target) == order[int(place)] for place, source, target, _ in drawn)
         groups = re.findall(r'<g stroke-width="([\d.]+)">((?:<use .*?</use>)+)</g>', card)
-        widths = {int(place): float(width) for width, edges in groups for place in re.findall("#e0-([0-9]+)", edges)}
+        widths = {
+            int(place): float(width)
+            for width, edges in groups
+            for place in re.findall("#e0-([0-9]+)", edges)
+        }
         assert widths == {
-            place: pytest.approx(min(0.6 + 1.4 * abs(weight), 6), abs=0.01) for place, weight in enumerate(weights) if weight != 0
+            place: pytest.approx(min(0.6 + 1.4 * abs(weight), 6), abs=0.01)
+            for place, weight in enumerate(weights)
+            if weight != 0
         }
         dead = {node.name for node in graph.nodes("blocks")} - one.path.live_nodes(graph)
         assert card.count('class="node dead"') == len(dead)
@@ -171,7 +218,9 @@ def test_thumbnails_are_the_images(made: tuple[DynamicGraph, Collected, Report])
     _, collected, report = made
     for one in collected.atlas.instances:
         (uri,) = re.findall(
-            rf'id="image-{one.index}".*?<img[^>]* src="data:image/png;base64,([^"]+)"', report.html, flags=re.DOTALL
+            rf'id="image-{one.index}".*?<img[^>]* src="data:image/png;base64,([^"]+)"',
+            report.html,
+            flags=re.DOTALL,
         )[:1]
         with Image.open(io.BytesIO(base64.b64decode(uri))) as image:
             assert image.convert("RGB").tobytes() == collected.thumbnails[one.index].tobytes()
@@ -187,15 +236,21 @@ def hostile_atlas(collected: Collected) -> Atlas:
         num_skipped=len(HOSTILE),
         skipped=tuple((name, name) for name in HOSTILE),
         instances=tuple(
-            replace(one, name=name, label=name, prediction=name) for one, name in zip(atlas.instances, names, strict=True)
+            replace(one, name=name, label=name, prediction=name)
+            for one, name in zip(atlas.instances, names, strict=True)
         ),
         classes=tuple(replace(atlas.classes[0], name=name) for name in HOSTILE),
-        most_common=tuple(replace(path, classes=tuple((name, 1) for name in HOSTILE)) for path in atlas.most_common),
+        most_common=tuple(
+            replace(path, classes=tuple((name, 1) for name in HOSTILE))
+            for path in atlas.most_common
+        ),
     )
 
 
 def test_hostile_names_are_text(made: tuple[DynamicGraph, Collected, Report]) -> None:
-    """The same tags with the same attributes as with harmless names, and the names legible among the texts."""
+    """The same tags with the same attributes as with harmless names, and the names legible among
+    the texts.
+    """
     graph, collected, _ = made
     hostile = hostile_atlas(collected)
     harmless = replace(
@@ -204,14 +259,19 @@ def test_hostile_names_are_text(made: tuple[DynamicGraph, Collected, Report]) ->
         images="i",
         skipped=tuple(("a", "b") for _ in HOSTILE),
         instances=tuple(
-            replace(one, name="x", label=f"l{len(one.name)}{ord(one.name[0])}", prediction="z") for one in hostile.instances
+            replace(one, name="x", label=f"l{len(one.name)}{ord(one.name[0])}", prediction="z")
+            for one in hostile.instances
         ),
         classes=tuple(replace(one, name="c") for one in hostile.classes),
-        most_common=tuple(replace(path, classes=tuple(("c", 1) for _ in HOSTILE)) for path in hostile.most_common),
+        most_common=tuple(
+            replace(path, classes=tuple(("c", 1) for _ in HOSTILE)) for path in hostile.most_common
+        ),
     )
     mark_wrong = tuple(replace(one, prediction=one.label) for one in harmless.instances)
     bad = Page(make_report(graph, hostile, collected.thumbnails).html)
-    good = Page(make_report(graph, replace(harmless, instances=mark_wrong), collected.thumbnails).html)
+    good = Page(
+        make_report(graph, replace(harmless, instances=mark_wrong), collected.thumbnails).html
+    )
 
     def skeleton(page: Page) -> list[tuple[str, list[str]]]:
         return [(tag, list(attrs)) for tag, attrs in page.tags]
@@ -231,12 +291,18 @@ def test_hostile_module_names_are_text() -> None:
     graph = DynamicGraph(
         net.graph.name,
         stages=net.graph.stages.values(),
-        nodes=[replace(node, module_path=path) for stage in net.graph.stages for node in net.graph.nodes(stage)],
+        nodes=[
+            replace(node, module_path=path)
+            for stage in net.graph.stages
+            for node in net.graph.nodes(stage)
+        ],
         edges=[edge for stage in net.graph.stages for edge in net.graph.edges(stage)],
     )
     atlas = collect_one(net)
     page = Page(make_report(graph, atlas, {}).html)
-    assert len(page.all("script")) == 1 and "evil<script>alert(1)</script>\ufffd\"'" in "".join(page.texts)
+    assert len(page.all("script")) == 1 and "evil<script>alert(1)</script>\ufffd\"'" in "".join(
+        page.texts
+    )
 
 
 def collect_one(net: DynamicNetwork, number: int = 3) -> Atlas:
@@ -252,11 +318,16 @@ def test_json_says_the_same(made: tuple[DynamicGraph, Collected, Report]) -> Non
     atlas, document = collected.atlas, json.loads(report.json)
     assert report.json.isascii()
     assert document["num_images"] == 24 and document["paths"]["num"] == atlas.num_paths
-    assert document["macs"]["mean"] == atlas.mean_macs and document["paths"]["entropy_bits"] == atlas.path_entropy_bits
+    assert (
+        document["macs"]["mean"] == atlas.mean_macs
+        and document["paths"]["entropy_bits"] == atlas.path_entropy_bits
+    )
     assert sum(one["images"] for one in document["macs"]["histogram"]) == 24
     (stage,) = document["stages"]
     assert [edge["frequency"] for edge in stage["edges"]] == list(atlas.frequencies["blocks"])
-    assert [(edge["source"], edge["target"]) for edge in stage["edges"]] == [(e.source, e.target) for e in graph.edges("blocks")]
+    assert [(edge["source"], edge["target"]) for edge in stage["edges"]] == [
+        (e.source, e.target) for e in graph.edges("blocks")
+    ]
     assert [one["frequencies"]["blocks"] for one in document["classes"]] == [
         list(one.frequencies["blocks"]) for one in atlas.classes
     ]
@@ -266,9 +337,17 @@ def test_json_says_the_same(made: tuple[DynamicGraph, Collected, Report]) -> Non
 
 
 def test_bins_are_joined_without_loss() -> None:
-    for histogram in ([(100, 5)], [(3, 1), (420, 2)], [(place, place) for place in range(50, 211)], [(0, 1), (10**6, 1)]):
+    for histogram in (
+        [(100, 5)],
+        [(3, 1), (420, 2)],
+        [(place, place) for place in range(50, 211)],
+        [(0, 1), (10**6, 1)],
+    ):
         size, bars = group_bins(histogram)
-        assert sum(bars.values()) == sum(number for _, number in histogram) and len(bars) <= MAX_BARS + 1
+        assert (
+            sum(bars.values()) == sum(number for _, number in histogram)
+            and len(bars) <= MAX_BARS + 1
+        )
         for place, number in histogram:
             assert bars[place // size] >= number
     assert group_bins([(100, 5)]) == (1, {100: 5}) and BINS_PER_STATIC == 200
@@ -280,12 +359,18 @@ def test_one_image_without_class_or_thumbnail() -> None:
     assert atlas.path_entropy_bits == 0 and atlas.num_paths == 1 and atlas.classes == ()
     report = make_report(net.graph, atlas, {})
     page = Page(report.html)
-    assert 'id="classes"' not in report.html and "no image" in "".join(page.texts) and "1 image" in report.summary
+    assert (
+        'id="classes"' not in report.html
+        and "no image" in "".join(page.texts)
+        and "1 image" in report.summary
+    )
     assert math.isfinite(json.loads(report.json)["macs"]["kept"])
 
 
 def test_a_hundred_images_stay_small(tmp_path: Path) -> None:
-    """Photos through a network of 12 blocks and 91 edges: thumbnails, diagrams and numbers within 5 MB."""
+    """Photos through a network of 12 blocks and 91 edges: thumbnails, diagrams and numbers within 5
+    MB.
+    """
     import skimage.data
     from small import Block, Net
 
@@ -301,11 +386,15 @@ def test_a_hundred_images_stay_small(tmp_path: Path) -> None:
     assert len(collected.atlas.instances) == 100 and 300_000 < len(report.html.encode()) < 5_000_000
 
 
-def test_notebooks_show_it_in_a_frame_of_its_own(made: tuple[DynamicGraph, Collected, Report]) -> None:
+def test_notebooks_show_it_in_a_frame_of_its_own(
+    made: tuple[DynamicGraph, Collected, Report],
+) -> None:
     report = made[2]
     shown = Page(report._repr_html_())
     ((tag, attrs),) = shown.tags
-    assert tag == "iframe" and attrs["sandbox"] == "allow-scripts" and attrs["srcdoc"] == report.html
+    assert (
+        tag == "iframe" and attrs["sandbox"] == "allow-scripts" and attrs["srcdoc"] == report.html
+    )
     broken = Report(summary="s", html=None, json="")  # type: ignore[arg-type]
     assert "cannot be shown" in broken._repr_html_()
     assert report.summary in repr(report) and str(report) == report.summary
@@ -317,17 +406,29 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     paint(tmp_path / "set", 3)
     (tmp_path / "set" / "bee" / "00.png").write_bytes(b"")
     (tmp_path / "my_small.py").write_text(
-        "import torch\nfrom small import Net\n\ndef build():\n    torch.manual_seed(0)\n    return Net()\n"
+        "import torch\nfrom small import Net\n\ndef build():\n    torch.manual_seed(0)\n    return"
+        " Net()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     arguments = ("atlas", "my_small:build", "set", "--input-size", "16", "-o", "out/report.html")
     code, out, err = run(capsys, *arguments)
-    assert code == 4 and "bee/00.png" in err and "--on-bad-image skip" in err and out == "" and err.count("\n") == 1
+    assert (
+        code == 4
+        and "bee/00.png" in err
+        and "--on-bad-image skip" in err
+        and out == ""
+        and err.count("\n") == 1
+    )
     assert (tmp_path / "out" / "report.state").is_file()
     code, out, _ = run(capsys, *arguments, "--on-bad-image", "skip", "--json")
     facts = json.loads(out)
-    assert code == 0 and facts["num_images"] == 8 and facts["num_skipped"] == 1 and facts["kept"] > 1
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
+    assert (
+        code == 0 and facts["num_images"] == 8 and facts["num_skipped"] == 1 and facts["kept"] > 1
+    )
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "report.json",
+    ]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["num_images"] == 8
     Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     code, out, _ = run(capsys, *arguments, "--on-bad-image", "skip", "--limit", "4")
@@ -338,7 +439,11 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         code, _, err = run(capsys, *arguments, "-o", f"out/{name}")
         assert code == 4 and message in err and err.count("\n") == 1
     assert (tmp_path / "out" / "other.json").read_text() == '{"mine": 1}'
-    for more, message in ((["-o", "report.txt"], ".html"), (["--limit", "0"], "--limit"), (["--instances", "999"], "--instances")):
+    for more, message in (
+        (["-o", "report.txt"], ".html"),
+        (["--limit", "0"], "--limit"),
+        (["--instances", "999"], "--instances"),
+    ):
         code, _, err = run(capsys, *arguments, *more)
         assert code in (2, 4) and message in err
 

@@ -1,4 +1,6 @@
-"""The report in a real browser: it filters and switches images, by mouse and by keyboard, complains of nothing and asks nobody for anything."""
+"""The report in a real browser: it filters and switches images, by mouse and by keyboard, complains
+of nothing and asks nobody for anything.
+"""
 
 import json
 import shutil
@@ -17,11 +19,17 @@ from dggraph.evaluation.atlas import Collected, collect_atlas
 from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.views.report import make_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not here: pip install 'dggraph[test]'")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="selenium is not here: pip install 'dggraph[test]'"
+)
 
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+CHROMIUM, DRIVER = (
+    shutil.which("chromium") or shutil.which("google-chrome"),
+    shutil.which("chromedriver"),
+)
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="chromium or its driver is not here: apt-get install chromium chromium-driver"
+    CHROMIUM is None or DRIVER is None,
+    reason="chromium or its driver is not here: apt-get install chromium chromium-driver",
 )
 
 
@@ -37,7 +45,13 @@ def browser() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -66,7 +80,8 @@ def open_page(browser: Any, file: Path, html: str) -> Any:
 def shown(page: Any) -> list[str]:
     """Which images can be seen."""
     found: list[str] = page.execute_script(
-        "return [...document.querySelectorAll('.instance')].filter((one) => one.checkVisibility()).map((one) => one.id)"
+        "return [...document.querySelectorAll('.instance')].filter((one) =>"
+        " one.checkVisibility()).map((one) => one.id)"
     )
     return found
 
@@ -80,7 +95,11 @@ def choose(page: Any, where: str, value: str) -> None:
 def requests(page: Any) -> list[str]:
     """Every address that the browser asked for, except what is inside the page."""
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    sent = [
+        one["params"]["request"]["url"]
+        for one in messages
+        if one["method"] == "Network.requestWillBeSent"
+    ]
     return [url for url in sent if not url.startswith("data:")]
 
 
@@ -107,7 +126,9 @@ def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> No
     assert shown(page) == bees and 0 < len(bees) < len(ids)
     choose(page, "class", "")
     choose(page, "kind", "cheapest")
-    assert shown(page) == sorted((f"image-{index}" for index in collected.atlas.cheapest), key=ids.index)
+    assert shown(page) == sorted(
+        (f"image-{index}" for index in collected.atlas.cheapest), key=ids.index
+    )
     choose(page, "kind", "wrong")
     assert shown(page) == [f"image-{one.index}" for one in instances if one.label != one.prediction]
     choose(page, "kind", "")
@@ -136,10 +157,11 @@ def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> No
 def test_the_policy_lets_nothing_else_run_or_load(page: Any) -> None:
     """Even markup that got in would neither run nor ask for anything."""
     page.execute_script(
-        'document.body.insertAdjacentHTML(\'beforeend\', \'<img src=x onerror="window.got = 1"><a id=trap style="color:red" '
-        'onclick="window.got = 2">x</a><iframe src="http://127.0.0.1:9/"></iframe>\');'
-        "const one = document.createElement('script'); one.textContent = 'window.got = 3'; document.body.append(one);"
-        "document.getElementById('trap').click();"
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.got = 1\"><a"
+        ' id=trap style="color:red" onclick="window.got = 2">x</a><iframe'
+        " src=\"http://127.0.0.1:9/\"></iframe>');const one = document.createElement('script');"
+        " one.textContent = 'window.got = 3';"
+        " document.body.append(one);document.getElementById('trap').click();"
     )
     time.sleep(0.3)
     assert page.execute_script("return window.got") is None
@@ -155,45 +177,62 @@ def test_hostile_names_do_nothing(browser: Any, collected: Collected, tmp_path: 
     assert page.get_log("browser") == [] and requests(page) == [page.current_url]
     for width in (390, 1200):
         page.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
-        assert page.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width, (
+            "nothing sticks out"
+        )
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_outlined_objects_are_shown_on_their_images(browser: Any, collected: Collected, tmp_path: Path) -> None:
+def test_outlined_objects_are_shown_on_their_images(
+    browser: Any, collected: Collected, tmp_path: Path
+) -> None:
     """Within the image, over it, and found by their class; at both widths nothing sticks out."""
     box = FoundObject(corners=(4, 4, 12, 12), label=3, name="<b>bird</b>\u202e", score=0.75)
     instances = tuple(
         replace(one, detected=Detected(size=(16, 16), objects=(box,) * (place % 2)))
         for place, one in enumerate(collected.atlas.instances)
     )
-    report = make_report(build().graph, replace(collected.atlas, instances=instances), collected.thumbnails)
+    report = make_report(
+        build().graph, replace(collected.atlas, instances=instances), collected.thumbnails
+    )
     page = open_page(browser, tmp_path / "objects.html", report.html)
     page.find_element("id", "every").click()
     page.find_element("id", "search").send_keys("<b>bird")
     assert shown(page) == [f"image-{one.index}" for one in instances[1::2]]
     for width in (390, 1200):
         page.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
         )
         image, outline = (
             page.execute_script(
-                f"return document.querySelector('#image-{instances[1].index} .head {what}').getBoundingClientRect()"
+                f"return document.querySelector('#image-{instances[1].index} .head"
+                f" {what}').getBoundingClientRect()"
             )
             for what in ("image", ".objects rect:last-child")
         )
         assert outline["left"] - image["left"] == pytest.approx(image["width"] / 4, abs=2.5)
         assert outline["top"] - image["top"] == pytest.approx(image["height"] / 4, abs=2.5)
-        assert page.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width, (
+            "nothing sticks out"
+        )
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert page.get_log("browser") == [] and requests(page) == [page.current_url]
 
 
-def test_without_scripts_everything_is_there(browser: Any, collected: Collected, tmp_path: Path) -> None:
+def test_without_scripts_everything_is_there(
+    browser: Any, collected: Collected, tmp_path: Path
+) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        page = open_page(browser, tmp_path / "plain.html", make_report(build().graph, collected.atlas, collected.thumbnails).html)
+        page = open_page(
+            browser,
+            tmp_path / "plain.html",
+            make_report(build().graph, collected.atlas, collected.thumbnails).html,
+        )
         seen = [one for one in page.find_elements("class name", "instance") if one.is_displayed()]
         assert len(seen) == len(collected.atlas.instances)
         assert not page.find_element("id", "tools").is_displayed()

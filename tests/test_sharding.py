@@ -1,4 +1,6 @@
-"""What cannot be shared out is refused before any process waits for another; the rest is in `launched.py` and `distributed_run.py`."""
+"""What cannot be shared out is refused before any process waits for another; the rest is in
+`launched.py` and `distributed_run.py`.
+"""
 
 import pytest
 import torch
@@ -20,6 +22,10 @@ def test_parameters_without_shares(parameter: torch.Tensor, message: str) -> Non
     net = plain_net()
     net.scale = nn.Parameter(parameter)
     with pytest.raises(
-        InputError, match=f"the parameter {message}, so processes cannot have shares of it. Choose parallel = 'ddp'"
+        InputError,
+        match=(
+            f"the parameter {message}, so processes cannot have shares of it. Choose parallel ="
+            " 'ddp'"
+        ),
     ):
         shard_(net)

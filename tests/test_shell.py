@@ -1,4 +1,6 @@
-"""What the backbone's own class does otherwise than every module is done on the converted network too: modes, state dicts, moves, roots."""
+"""What the backbone's own class does otherwise than every module is done on the converted network
+too: modes, state dicts, moves, roots.
+"""
 
 import copy
 import types
@@ -33,7 +35,12 @@ def test_a_train_that_is_set_on_the_backbone_is_called_on_the_network() -> None:
     backbone.train = types.MethodType(keep_norms, backbone)
     net = converted(backbone)
     for one in (net, copy.deepcopy(net)):
-        assert one.train() is one and one.training and one.blocks[0].training and not one.blocks[0].norm.training
+        assert (
+            one.train() is one
+            and one.training
+            and one.blocks[0].training
+            and not one.blocks[0].norm.training
+        )
     assert not backbone.training
 
 
@@ -48,8 +55,16 @@ def test_a_closure_over_the_backbone_works_on_the_network() -> None:
 
     backbone.train = train
     net = converted(backbone).train()
-    assert [block.norm.training for block in net.blocks] == [False, True, True] and not backbone.training
-    assert [block.norm.training for block in copy.deepcopy(net).eval().train().blocks] == [False, True, True]
+    assert [block.norm.training for block in net.blocks] == [
+        False,
+        True,
+        True,
+    ] and not backbone.training
+    assert [block.norm.training for block in copy.deepcopy(net).eval().train().blocks] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_a_train_that_does_nothing_and_returns_anything() -> None:
@@ -125,10 +140,14 @@ class Renamed(Net):
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         state = super().state_dict(*args, **options)
-        return type(state)((key.replace("stem.", "conv_stem."), value) for key, value in state.items())
+        return type(state)(
+            (key.replace("stem.", "conv_stem."), value) for key, value in state.items()
+        )
 
     def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
-        return super().load_state_dict({key.replace("conv_stem.", "stem."): value for key, value in state_dict.items()}, strict)
+        return super().load_state_dict(
+            {key.replace("conv_stem.", "stem."): value for key, value in state_dict.items()}, strict
+        )
 
 
 def test_a_state_dict_of_the_backbones_own_making(tmp_path: Path) -> None:
@@ -165,7 +184,10 @@ def test_hooks_on_the_state_dict_come_along() -> None:
     backbone = Hooking()
     net = converted(backbone)
     twin = copy.deepcopy(net)
-    state = {f"old.{key}" if key.startswith("stem") else key: value for key, value in net.state_dict().items()}
+    state = {
+        f"old.{key}" if key.startswith("stem") else key: value
+        for key, value in net.state_dict().items()
+    }
     for one in (net, twin, nn.Sequential(twin)[0], dggraph.optimize_for_inference(net)):
         one.calls.clear()
         one.load_state_dict(state, strict=False)

@@ -1,4 +1,6 @@
-"""A converted network is used as one would use its backbone: names, assignment, state dicts, modes, attributes, copies."""
+"""A converted network is used as one would use its backbone: names, assignment, state dicts, modes,
+attributes, copies.
+"""
 
 import copy
 import io
@@ -47,14 +49,26 @@ def test_a_state_dict_of_the_backbone_loads_by_its_own_keys() -> None:
         net.load_state_dict(other.state_dict())
 
 
-@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: nn.Sequential(net), lambda net: nn.ModuleDict({"body": net})])
-def test_checkpoints_with_keys_behind_lowered_still_load(wrap: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda net: net, lambda net: nn.Sequential(net), lambda net: nn.ModuleDict({"body": net})],
+)
+def test_checkpoints_with_keys_behind_lowered_still_load(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
     net, twin = converted(), converted()
     model, other = wrap(net), wrap(twin)
-    prefix = next(name + "." if name else "" for name, module in model.named_modules() if module is net)
-    state = {prefix + "lowered." + key.removeprefix(prefix): value for key, value in model.state_dict().items()}
+    prefix = next(
+        name + "." if name else "" for name, module in model.named_modules() if module is net
+    )
+    state = {
+        prefix + "lowered." + key.removeprefix(prefix): value
+        for key, value in model.state_dict().items()
+    }
     other.load_state_dict(state)
-    assert torch.equal(twin(X), net(X)) and all(key.startswith(f"{prefix}lowered.") for key in state)
+    assert torch.equal(twin(X), net(X)) and all(
+        key.startswith(f"{prefix}lowered.") for key in state
+    )
 
 
 def test_an_assigned_module_is_what_runs() -> None:
@@ -116,7 +130,9 @@ def test_a_copy_is_a_network_of_its_own() -> None:
     twin.remark = "mine"
     assert net(X).shape == (2, 3) and twin(X).shape == (2, 4) and not hasattr(net, "remark")
     assert twin.lowered.head is twin.head and twin.lowered.head is not net.head
-    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in net.parameters())
+    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(
+        p.data_ptr() for p in net.parameters()
+    )
 
 
 def test_pickling_is_refused() -> None:
@@ -193,7 +209,12 @@ class Described(Net):
 
 def test_attributes_and_looking_methods_of_the_backbone_are_answered() -> None:
     net = converted(Described())
-    assert net.num_classes == 5 and net.default_cfg == {"mean": (0.5, 0.5, 0.5)} and net.pretrained and net.width == 8
+    assert (
+        net.num_classes == 5
+        and net.default_cfg == {"mean": (0.5, 0.5, 0.5)}
+        and net.pretrained
+        and net.width == 8
+    )
     net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     assert net.get_classifier() is net.head
     routers = {name for name, _ in net.named_parameters() if name.startswith("dg_")}
@@ -211,14 +232,18 @@ def test_attributes_and_looking_methods_of_the_backbone_are_answered() -> None:
 def test_methods_that_would_run_or_rebuild_the_backbone_are_refused(name: str) -> None:
     net = converted(Described())
     assert not hasattr(net, name)
-    with pytest.raises(BackboneOnlyError, match=rf"Described\.{name} works on the static backbone.*convert"):
+    with pytest.raises(
+        BackboneOnlyError, match=rf"Described\.{name} works on the static backbone.*convert"
+    ):
         getattr(net, name)
 
 
 def test_what_tracing_has_fixed_cannot_be_set() -> None:
     net = converted(Described())
     for value in (3.0, nn.Identity()):
-        with pytest.raises(BackboneOnlyError, match=r"'scale' cannot be changed any more.*then convert"):
+        with pytest.raises(
+            BackboneOnlyError, match=r"'scale' cannot be changed any more.*then convert"
+        ):
             net.scale = value
     with pytest.raises(BackboneOnlyError, match="'scale'"):
         del net.scale

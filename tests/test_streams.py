@@ -1,4 +1,6 @@
-"""Telling ends no command: readers that go away, encodings that lack letters, disks that are full."""
+"""Telling ends no command: readers that go away, encodings that lack letters, disks that are
+full.
+"""
 
 import io
 import json
@@ -32,7 +34,9 @@ def abandoned() -> io.TextIOWrapper:
 def test_a_run_whose_reader_goes_away_goes_on_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    (tmp_path / "toy.toml").write_text(TOY + 'batch_size = 8\nlog_interval = 1\nexperiment = "run"\n')
+    (tmp_path / "toy.toml").write_text(
+        TOY + 'batch_size = 8\nlog_interval = 1\nexperiment = "run"\n'
+    )
     with monkeypatch.context() as patch:
         for name in names:
             patch.setattr(sys, name, abandoned())
@@ -41,7 +45,9 @@ def test_a_run_whose_reader_goes_away_goes_on_to_its_end(
         for name in names:
             getattr(sys, name).close()
     assert ended.value.code == 0
-    assert dggraph.load(tmp_path / "run" / "archive", model=__import__("toy_data").plain_net()).labels == ("a", "b", "c", "d")
+    assert dggraph.load(
+        tmp_path / "run" / "archive", model=__import__("toy_data").plain_net()
+    ).labels == ("a", "b", "c", "d")
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 10
 
 
@@ -55,7 +61,10 @@ def test_output_without_a_reader_is_no_error_and_output_on_a_full_disk_is() -> N
         pytest.skip("there is no /dev/full to write to")
     with open("/dev/full", "w") as full:
         ended = subprocess.run(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert ended.returncode == 4 and "what was printed is lost: No space left on device" in ended.stderr
+    assert (
+        ended.returncode == 4
+        and "what was printed is lost: No space left on device" in ended.stderr
+    )
     assert ended.stderr.count("\n") == 1
 
 
@@ -71,7 +80,11 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> N
         table.add_column("日本")
         table.add_row("é" * 200)
         Console(width=40).print(table)
-    assert lost == [] and b"\\xc4pfel \\udcff \\u2026" in raw.getvalue() and b"\\u65e5\\u672c" in raw.getvalue()
+    assert (
+        lost == []
+        and b"\\xc4pfel \\udcff \\u2026" in raw.getvalue()
+        and b"\\u65e5\\u672c" in raw.getvalue()
+    )
 
 
 def test_streams_are_as_before_afterwards(capsys: Any) -> None:
@@ -89,7 +102,9 @@ def test_a_command_without_streams_runs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.filterwarnings("default")
-def test_our_warnings_are_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_our_warnings_are_plain_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     def no_locks(*_args: object) -> None:
         raise OSError(95, "Operation not supported")
 

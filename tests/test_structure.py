@@ -1,4 +1,6 @@
-"""Modules of a converted network that are replaced or gone: what runs is what is there, or an error names it."""
+"""Modules of a converted network that are replaced or gone: what runs is what is there, or an error
+names it.
+"""
 
 import copy
 
@@ -47,7 +49,10 @@ def test_what_is_gone_is_named_and_may_come_back(net: DynamicNetwork, executor: 
     net.executor = executor
     kept = net.head
     del net.head
-    with torch.no_grad(), pytest.raises(StructureError, match=r"runs 'head', which is no longer there.*net\.head = "):
+    with (
+        torch.no_grad(),
+        pytest.raises(StructureError, match=r"runs 'head', which is no longer there.*net\.head = "),
+    ):
         net(X)
     net.head = kept
     net.blocks[1].norm = None
@@ -61,7 +66,10 @@ def test_what_is_gone_is_named_and_may_come_back(net: DynamicNetwork, executor: 
 def test_another_forward_is_not_passed_over(net: DynamicNetwork, block: nn.Module) -> None:
     net.blocks[1] = block
     was = rf"'blocks\.1' is a {type(block).__name__}.*as Block did.*no effect"
-    with pytest.raises(StructureError, match=was + (".*Compile the whole network" if hasattr(block, "_orig_mod") else "")):
+    with pytest.raises(
+        StructureError,
+        match=was + (".*Compile the whole network" if hasattr(block, "_orig_mod") else ""),
+    ):
         net(X)
 
 

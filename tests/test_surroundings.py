@@ -55,11 +55,19 @@ def test_a_conversion_is_the_same_whatever_is_around_it(around: Around, router: 
     torch.manual_seed(0)
     with around():
         net = dggraph.convert(model, X, router=router)
-    for (key, ours), (_, theirs) in zip(net.state_dict().items(), plain.state_dict().items(), strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.is_inference(), key
+    for (key, ours), (_, theirs) in zip(
+        net.state_dict().items(), plain.state_dict().items(), strict=True
+    ):
+        assert (
+            ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.is_inference()
+        ), key
     assert net.blueprint == plain.blueprint and torch.equal(net(X), model(X))
     net.train()(X).square().sum().backward()
-    assert all(parameter.grad is not None for name, parameter in net.named_parameters() if ".hidden" not in name)
+    assert all(
+        parameter.grad is not None
+        for name, parameter in net.named_parameters()
+        if ".hidden" not in name
+    )
 
 
 @pytest.mark.parametrize("name", ["inference mode", "default device"])
@@ -69,7 +77,9 @@ def test_an_archive_loads_whatever_is_around_it(name: str, tmp_path: Path) -> No
     with AROUND[name]():
         dggraph.save(net, tmp_path / "net", labels=list("abcde"))
         loaded = dggraph.load(tmp_path / "net", model)
-    assert torch.equal(loaded(X), model(X)) and not any(value.is_inference() for value in loaded.state_dict().values())
+    assert torch.equal(loaded(X), model(X)) and not any(
+        value.is_inference() for value in loaded.state_dict().values()
+    )
     loaded.train()(X).sum().backward()
 
 
@@ -127,7 +137,9 @@ def test_half_precision_on_the_cpu() -> None:
 def test_a_frozen_backbone_trains_its_routers() -> None:
     net = dggraph.convert(Net().requires_grad_(False), X).train()
     net(X).sum().backward()
-    assert {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {"dg_blocks"}
+    assert {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {
+        "dg_blocks"
+    }
 
 
 def test_shared_modules_stay_shared() -> None:

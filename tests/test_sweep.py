@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torchvision
 
-spec = importlib.util.spec_from_file_location("sweep", Path(__file__).resolve().parent.parent / "docs" / "sweep.py")
+spec = importlib.util.spec_from_file_location(
+    "sweep", Path(__file__).resolve().parent.parent / "docs" / "sweep.py"
+)
 assert spec is not None and spec.loader is not None
 sweep: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
@@ -25,9 +27,25 @@ def test_a_torchvision_classifier(name: str) -> None:
 
 
 def test_the_table_counts_what_its_rows_say() -> None:
-    good = {"name": "a", "covered": 0.8, "auto": True, "keep": True, "lift": 1e-7, "depths": [2], "blocks": [1], "edges": 3}
+    good = {
+        "name": "a",
+        "covered": 0.8,
+        "auto": True,
+        "keep": True,
+        "lift": 1e-7,
+        "depths": [2],
+        "blocks": [1],
+        "edges": 3,
+    }
     good |= {"residuals": ["keep"], "opens": "1/1", "static": ["fc: x"], "reference": 1e-6}
-    text = sweep.table([good, good | {"name": "b", "covered": 0.3}, {"name": "c", "error": "TraceError: no | way"}], "timm")
+    text = sweep.table(
+        [
+            good,
+            good | {"name": "b", "covered": 0.3},
+            {"name": "c", "error": "TraceError: no | way"},
+        ],
+        "timm",
+    )
     assert (
         "2 of 3 converted, 2 equal to the bit" in text
         and "2 count as converted" in text

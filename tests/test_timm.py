@@ -30,7 +30,13 @@ def test_data_configuration_and_attributes(pair: tuple[nn.Module, DynamicNetwork
     for name in ("default_cfg", "pretrained_cfg", "num_classes", "num_features", "feature_info"):
         assert getattr(net, name) == getattr(backbone, name)
     assert net.get_classifier().weight.shape == backbone.get_classifier().weight.shape
-    for name in ("forward_features", "forward_head", "forward_intermediates", "reset_classifier", "set_grad_checkpointing"):
+    for name in (
+        "forward_features",
+        "forward_head",
+        "forward_intermediates",
+        "reset_classifier",
+        "set_grad_checkpointing",
+    ):
         assert hasattr(backbone, name) and not hasattr(net, name)
         with pytest.raises(BackboneOnlyError, match=name):
             getattr(net, name)
@@ -48,7 +54,9 @@ def groups(model: nn.Module, **options: Any) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.7])
-def test_decay_falls_on_the_same_parameters(pair: tuple[nn.Module, DynamicNetwork], layer_decay: float | None) -> None:
+def test_decay_falls_on_the_same_parameters(
+    pair: tuple[nn.Module, DynamicNetwork], layer_decay: float | None
+) -> None:
     static, dynamic = (groups(model, layer_decay=layer_decay) for model in pair)
     assert {name: value for name, value in dynamic.items() if not name.startswith("dg_")} == static
     routers = {value for name, value in dynamic.items() if name.startswith("dg_")}
@@ -64,7 +72,10 @@ def test_freezing_by_name(pair: tuple[nn.Module, DynamicNetwork]) -> None:
     name = next(path for path, _ in backbone.named_modules() if path in ("blocks.0", "layer1"))
     for model in pair:
         freeze(model, [name])
-    frozen = [{key for key, parameter in model.named_parameters() if not parameter.requires_grad} for model in pair]
+    frozen = [
+        {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
+        for model in pair
+    ]
     assert frozen[0] == frozen[1] and frozen[0] and all(key.startswith(name) for key in frozen[0])
     x = torch.rand(2, 3, 160, 160)
     assert torch.equal(net(x), backbone(x)), "frozen norms are put in place and run"

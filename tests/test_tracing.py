@@ -26,14 +26,18 @@ class FunctionalNorms(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = functional.batch_norm(self.conv1(x), self.frozen_mean, self.frozen_var, training=False)
         y = functional.batch_norm(y, self.first_mean, self.first_var, None, None, self.training)
-        y = functional.batch_norm(self.conv2(torch.relu(y)), self.second_mean, self.second_var, training=self.training)
+        y = functional.batch_norm(
+            self.conv2(torch.relu(y)), self.second_mean, self.second_var, training=self.training
+        )
         return x + y
 
 
 @pytest.mark.parametrize("block", [None, FunctionalNorms])
 @pytest.mark.parametrize("training", [True, False])
 def test_both_modes_are_the_backbone_s(block: Any, training: bool) -> None:
-    """Outputs and running statistics: a constant `training=False` stays one, `self.training` is followed."""
+    """Outputs and running statistics: a constant `training=False` stays one, `self.training` is
+    followed.
+    """
     model = (Net(block) if block else Net()).train(training)
     net = dggraph.convert(model, X)
     assert net.training == training
@@ -97,7 +101,11 @@ def test_hooks_are_reported_and_never_see_a_proxy() -> None:
     for module in (model, model.blocks[0], model.blocks[0].conv1):
         module.register_forward_hook(lambda _module, _args, output: seen.append(type(output)))
     net = dggraph.convert(model, X)
-    assert seen and all(issubclass(kind, Tensor) for kind in seen) and net.report.hooks == ("", "blocks.0")
+    assert (
+        seen
+        and all(issubclass(kind, Tensor) for kind in seen)
+        and net.report.hooks == ("", "blocks.0")
+    )
     assert len(model._forward_hooks) == len(model.blocks[0]._forward_hooks) == 1
     seen.clear()
     net(X)

@@ -1,4 +1,6 @@
-"""`dggraph train`: file, flags and recipe names become one configuration; what cannot be is refused before anything is loaded."""
+"""`dggraph train`: file, flags and recipe names become one configuration; what cannot be is refused
+before anything is loaded.
+"""
 
 import json
 import os
@@ -15,7 +17,10 @@ from dggraph.system.loaders import ENDING
 from dggraph.training import loop
 from dggraph.training.config import read_config
 
-TOY = 'model = "toy_data:plain_net"\nnum_classes = 4\ninput_size = 16\ndataset = "toy_data:make"\nepochs = 1\nwarmup_epochs = 0\n'
+TOY = (
+    'model = "toy_data:plain_net"\nnum_classes = 4\ninput_size = 16\ndataset ='
+    ' "toy_data:make"\nepochs = 1\nwarmup_epochs = 0\n'
+)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -28,15 +33,22 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_file_and_flags_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "toy.toml"
     file.write_text(TOY + "batch_size = 64\n")
-    code, out, _ = run(capsys, file, "--batch-size", 8, "--output", tmp_path, "--experiment", "run", "--json")
+    code, out, _ = run(
+        capsys, file, "--batch-size", 8, "--output", tmp_path, "--experiment", "run", "--json"
+    )
     row = json.loads(out)
-    assert code == 0 and row["is_finished"] and row["step"] == 9, "72 images in batches of 8: the flag goes first"
+    assert code == 0 and row["is_finished"] and row["step"] == 9, (
+        "72 images in batches of 8: the flag goes first"
+    )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 8
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_a_stopped_run_says_so_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     file = tmp_path / "toy.toml"
     file.write_text(TOY + "batch_size = 8\n")
@@ -46,7 +58,9 @@ def test_a_stopped_run_says_so_and_goes_on(
         os.kill(os.getpid(), number)
         return real(run, *args)
 
-    before = signal.signal(number, signal.default_int_handler)  # tests started in the background ignore some
+    before = signal.signal(
+        number, signal.default_int_handler
+    )  # tests started in the background ignore some
     try:
         with monkeypatch.context() as patch:
             patch.setattr(loop, "_step", step)
@@ -58,7 +72,9 @@ def test_a_stopped_run_says_so_and_goes_on(
     assert code == 0 and "finished" in out and "accuracy" in err
 
 
-def test_nohup_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nohup_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "toy.toml").write_text(TOY + "batch_size = 8\n")
     real = loop._step
 
@@ -69,7 +85,9 @@ def test_nohup_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(loop, "_step", step)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        code, out, _ = run(capsys, tmp_path / "toy.toml", "--output", tmp_path, "--experiment", "run")
+        code, out, _ = run(
+            capsys, tmp_path / "toy.toml", "--output", tmp_path, "--experiment", "run"
+        )
     finally:
         signal.signal(signal.SIGHUP, before)
     assert code == 0 and "finished" in out
@@ -83,7 +101,9 @@ def test_nohup_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         ("not toml", "is not TOML"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     file = tmp_path / "bad.toml"
     file.write_text('model = "resnet18"\n' + text)
     code, _, err = run(capsys, file)

@@ -1,4 +1,6 @@
-"""What a forward decides by `self.training`: followed, kept as one call, or said, and never lost in silence."""
+"""What a forward decides by `self.training`: followed, kept as one call, or said, and never lost in
+silence.
+"""
 
 from collections.abc import Callable
 
@@ -104,7 +106,9 @@ def test_what_training_does_differently_comes_along(kind: str) -> None:
         expected.square().sum().backward()
         given.square().sum().backward()
         for name, parameter in backbone.named_parameters():
-            assert torch.allclose(net.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-3), name  # type: ignore[arg-type]
+            assert torch.allclose(
+                net.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-3
+            ), name  # type: ignore[arg-type]
 
 
 def test_a_question_whose_answer_does_not_matter_changes_nothing() -> None:
@@ -112,7 +116,11 @@ def test_a_question_whose_answer_does_not_matter_changes_nothing() -> None:
         rate = 0.0
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.conv2(functional.dropout(self.inner(x), self.rate if self.training else 0.0, self.training))
+            return x + self.conv2(
+                functional.dropout(
+                    self.inner(x), self.rate if self.training else 0.0, self.training
+                )
+            )
 
     net = dggraph.convert(Net(Asking), X[:1])
     assert not net.report.opaque and not net.report.eval_only
@@ -142,9 +150,13 @@ def test_checkpointing_asked_for_in_training_alone_is_reported() -> None:
     assert not net.report.opaque
 
 
-def test_archives_of_what_was_traced_in_eval_mode_alone_load(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_of_what_was_traced_in_eval_mode_alone_load(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = Net(Doubling).eval()
-    assert fingerprint(trace(backbone, example=X[:1]).graph) != fingerprint(trace_eval(backbone, example=X[:1]).graph)
+    assert fingerprint(trace(backbone, example=X[:1]).graph) != fingerprint(
+        trace_eval(backbone, example=X[:1]).graph
+    )
     with monkeypatch.context() as before:
         before.setattr("dggraph.network.conversion.trace", trace_eval)
         net = dggraph.convert(backbone, X[:1])

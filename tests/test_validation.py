@@ -1,4 +1,6 @@
-"""The images to judge on: found without a training part, labelled as the network means it, thinned evenly."""
+"""The images to judge on: found without a training part, labelled as the network means it, thinned
+evenly.
+"""
 
 from pathlib import Path
 
@@ -27,7 +29,9 @@ def net() -> DynamicNetwork:
 def write(folder: Path, names: list[str]) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 18), COLOURS[name.split("/")[-2] if "/" in name else "ant"]).save(folder / name)
+        Image.new("RGB", (20, 18), COLOURS[name.split("/")[-2] if "/" in name else "ant"]).save(
+            folder / name
+        )
     return folder
 
 
@@ -51,7 +55,10 @@ def test_a_folder_needs_no_training_part(net: DynamicNetwork, tmp_path: Path, wi
 
 
 def test_with_a_training_part_the_other_is_read(net: DynamicNetwork, tmp_path: Path) -> None:
-    write(tmp_path, ["train/ant/1.png", "train/bee/1.png", "val/ant/1.png", "val/bee/1.png", "val/bee/2.png"])
+    write(
+        tmp_path,
+        ["train/ant/1.png", "train/bee/1.png", "val/ant/1.png", "val/bee/1.png", "val/bee/2.png"],
+    )
     assert [label for _, label in validated(net, config(tmp_path)).images] == [0, 1, 1]
 
 
@@ -61,14 +68,22 @@ def test_images_without_classes_have_no_labels(net: DynamicNetwork, tmp_path: Pa
 
 
 def test_classes_go_by_the_networks_names(net: DynamicNetwork, tmp_path: Path) -> None:
-    """A folder has them in alphabetical order, and perhaps not all; a label is the place of an output."""
+    """A folder has them in alphabetical order, and perhaps not all; a label is the place of an
+    output.
+    """
     write(tmp_path, ["ant/1.png", "cat/1.png"])
     net.labels = ("cat", "bee", "ant")
     data = validated(net, config(tmp_path))
     assert data.classes == net.labels and [label for _, label in data.images] == [2, 0]
     net.labels = ("n01", "n02")
-    assert [label for _, label in validated(net, config(tmp_path)).images] == [0, 1], "by place: none is named"
-    for labels, culprit in ((("cat", "bee"), "ant"), (("n01", "n02", "n03"), "ant"), (("ant", "cat", "cat"), "cat")):
+    assert [label for _, label in validated(net, config(tmp_path)).images] == [0, 1], (
+        "by place: none is named"
+    )
+    for labels, culprit in (
+        (("cat", "bee"), "ant"),
+        (("n01", "n02", "n03"), "ant"),
+        (("ant", "cat", "cat"), "cat"),
+    ):
         net.labels = labels
         with pytest.raises(InputError, match=f"'{culprit}' is not to be found once"):
             validated(net, config(tmp_path))
@@ -77,7 +92,9 @@ def test_classes_go_by_the_networks_names(net: DynamicNetwork, tmp_path: Path) -
 def test_keys_go_before_what_the_network_says(net: DynamicNetwork, tmp_path: Path) -> None:
     """Mean 0 and deviation 1 leave red as 200 / 255."""
     write(tmp_path, ["ant/1.png"])
-    (image, _), *_ = validated(net, config(tmp_path, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1)).images
+    (image, _), *_ = validated(
+        net, config(tmp_path, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1)
+    ).images
     assert image.amax() == torch.tensor(200 / 255) and image[1:].amax() == 0
 
 
@@ -90,7 +107,9 @@ def test_a_limit_is_evenly_spread(net: DynamicNetwork) -> None:
     assert len(validated(net, keys, limit=100).images) == 40
 
 
-def test_a_network_must_say_how_images_become_its_input(net: DynamicNetwork, tmp_path: Path) -> None:
+def test_a_network_must_say_how_images_become_its_input(
+    net: DynamicNetwork, tmp_path: Path
+) -> None:
     net.preprocess = None
     with pytest.raises(InputError, match="does not say how images become its input"):
         validated(net, config(tmp_path))

@@ -14,7 +14,14 @@ from dggraph.training.config import TrainConfig
 STEMS = ("a", "b", "c", "d")
 
 
-def voc(root: Path, stems: tuple[str, ...] = STEMS, *, stored: str = "{}.png", named: str = "{}.png", listed: str = "{}\n") -> Path:
+def voc(
+    root: Path,
+    stems: tuple[str, ...] = STEMS,
+    *,
+    stored: str = "{}.png",
+    named: str = "{}.png",
+    listed: str = "{}\n",
+) -> Path:
     """The first half trains, the second validates."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -28,12 +35,16 @@ def voc(root: Path, stems: tuple[str, ...] = STEMS, *, stored: str = "{}.png", n
             encoding="utf-8",
         )
     for part, some in (("train", stems[:2]), ("val", stems[2:])):
-        (root / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(listed.format(stem) for stem in some), encoding="utf-8")
+        (root / "ImageSets" / "Main" / f"{part}.txt").write_text(
+            "".join(listed.format(stem) for stem in some), encoding="utf-8"
+        )
     return root
 
 
 def read(root: Path, on_bad: str = "error") -> BoxSet:
-    config = TrainConfig(model="resnet18", task="detection", dataset="voc", data_dir=root, on_bad_box=on_bad)  # type: ignore[arg-type]
+    config = TrainConfig(
+        model="resnet18", task="detection", dataset="voc", data_dir=root, on_bad_box=on_bad
+    )  # type: ignore[arg-type]
     found, judged = open_boxes(config.source)
     assert len(judged.images) == 2 or on_bad == "skip"
     return found
@@ -43,7 +54,14 @@ def names(found: BoxSet) -> list[str]:
     return [image.name for image in found.images]
 
 
-@pytest.mark.parametrize("stems", [("my photo (1)", "my photo (2)", "x", "y"), ("a 1", "a -1", "b 0", "c"), ("1", "é", "ü ", "-1")])
+@pytest.mark.parametrize(
+    "stems",
+    [
+        ("my photo (1)", "my photo (2)", "x", "y"),
+        ("a 1", "a -1", "b 0", "c"),
+        ("1", "é", "ü ", "-1"),
+    ],
+)
 def test_names_with_spaces_and_numbers(tmp_path: Path, stems: tuple[str, ...]) -> None:
     stems = tuple(stem.strip() for stem in stems)
     assert names(read(voc(tmp_path, stems))) == [f"{stem}.png" for stem in stems[:2]]
@@ -52,11 +70,23 @@ def test_names_with_spaces_and_numbers(tmp_path: Path, stems: tuple[str, ...]) -
 @pytest.mark.parametrize("listed", ["{} 1\n", "{}  -1\n", "{}\t0\r\n"])
 def test_flags_of_lists_are_read_over_and_counted(tmp_path: Path, listed: str) -> None:
     found = read(voc(tmp_path, listed=listed))
-    assert names(found) == ["a.png", "b.png"] and found.counts == {FLAGGED: 2} and "2 listed names with a flag" in found.notes[0]
+    assert (
+        names(found) == ["a.png", "b.png"]
+        and found.counts == {FLAGGED: 2}
+        and "2 listed names with a flag" in found.notes[0]
+    )
 
 
 @pytest.mark.parametrize(
-    "listed", ["{}.png\n", "JPEGImages/{}.png\n", "JPEGImages\\{}.jpg\r\n", "{}.xml\n\n", " {} \n", "/data/voc/{}\n"]
+    "listed",
+    [
+        "{}.png\n",
+        "JPEGImages/{}.png\n",
+        "JPEGImages\\{}.jpg\r\n",
+        "{}.xml\n\n",
+        " {} \n",
+        "/data/voc/{}\n",
+    ],
 )
 def test_lists_with_folders_suffixes_and_blanks(tmp_path: Path, listed: str) -> None:
     assert names(read(voc(tmp_path, listed=listed))) == ["a.png", "b.png"]
@@ -84,9 +114,13 @@ def test_lists_with_byte_order_marks(tmp_path: Path, encoding: str) -> None:
         ("IMG_{}.png", "C:\\photos\\IMG_{}.png", True),
     ],
 )
-def test_an_image_is_found_by_its_filename(tmp_path: Path, stored: str, named: str, is_counted: bool) -> None:
+def test_an_image_is_found_by_its_filename(
+    tmp_path: Path, stored: str, named: str, is_counted: bool
+) -> None:
     found = read(voc(tmp_path, stored=stored, named=named))
-    assert names(found) == [stored.format("a"), stored.format("b")] and [len(image.boxes) for image in found.images] == [1, 1]
+    assert names(found) == [stored.format("a"), stored.format("b")] and [
+        len(image.boxes) for image in found.images
+    ] == [1, 1]
     assert found.counts == ({OTHER_SUFFIX: 2} if is_counted else {})
 
 
@@ -112,7 +146,9 @@ def test_names_that_lead_to_several_images_or_none_are_bad(tmp_path: Path) -> No
 def test_two_xml_files_of_one_image_and_names_listed_twice(tmp_path: Path) -> None:
     voc(tmp_path, stored="{}.png")
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
-    with pytest.raises(InputError, match=r"a\.xml is of 'a\.png', as another one is, or is listed twice"):
+    with pytest.raises(
+        InputError, match=r"a\.xml is of 'a\.png', as another one is, or is listed twice"
+    ):
         read(tmp_path)
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\nnone\n")
     with pytest.raises(InputError, match=r"train\.txt lists 'none', which has no annotations"):

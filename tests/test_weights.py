@@ -1,4 +1,6 @@
-"""State dicts as training scripts save them: found, fitted and read without running code; what cannot be is named."""
+"""State dicts as training scripts save them: found, fitted and read without running code; what
+cannot be is named.
+"""
 
 import argparse
 import functools
@@ -43,8 +45,16 @@ def forms(net: nn.Module) -> dict[str, Any]:
             "epoch": 3,
             "args": args,
         },
-        "imagenet example": {"state_dict": prefixed(state, "module."), "arch": "x", "best_acc1": torch.tensor(1.0)},
-        "lightning": {"state_dict": prefixed(state, "model."), "hyper_parameters": {"lr": 0.1}, "callbacks": {"a": {"b": 1}}},
+        "imagenet example": {
+            "state_dict": prefixed(state, "module."),
+            "arch": "x",
+            "best_acc1": torch.tensor(1.0),
+        },
+        "lightning": {
+            "state_dict": prefixed(state, "model."),
+            "hyper_parameters": {"lr": 0.1},
+            "callbacks": {"a": {"b": 1}},
+        },
         "compiled in parallel": prefixed(state, "module._orig_mod."),
         "parallel in compiled": {"model": prefixed(state, "_orig_mod.module.")},
         "average alone": AveragedModel(net).state_dict(),
@@ -52,7 +62,12 @@ def forms(net: nn.Module) -> dict[str, Any]:
         "tutorial": {"model_state_dict": state, "optimizer_state_dict": optimiser.state_dict()},
         "unknown name": {"my_network": state, "epoch": 1},
         "nested": {"checkpoint": {"state_dict": prefixed(state, "model.module.")}},
-        "numpy": {"model": state, "best": np.float64(3), "rng": np.random.default_rng(0).bit_generator.state, "curve": np.zeros(3)},
+        "numpy": {
+            "model": state,
+            "best": np.float64(3),
+            "rng": np.random.default_rng(0).bit_generator.state,
+            "curve": np.zeros(3),
+        },
     }
 
 
@@ -64,12 +79,21 @@ def test_the_weights_are_found(tmp_path: Path, net: nn.Module, name: str) -> Non
     torch.save(forms(net)[name], tmp_path / "x.pth")
     twin = Net()
     assert load_checkpoint_(twin, read_checkpoint(tmp_path / "x.pth")) == ()
-    assert all(torch.equal(value, twin.state_dict()[key]) for key, value in net.state_dict().items())
+    assert all(
+        torch.equal(value, twin.state_dict()[key]) for key, value in net.state_dict().items()
+    )
 
 
-@pytest.mark.parametrize(("plain", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")])
-def test_an_average_goes_first_and_is_told(tmp_path: Path, net: nn.Module, plain: str, average: str) -> None:
-    torch.save({plain: Net().state_dict(), average: prefixed(net.state_dict(), "module.")}, tmp_path / "x.pth")
+@pytest.mark.parametrize(
+    ("plain", "average"), [("model", "model_ema"), ("state_dict", "state_dict_ema")]
+)
+def test_an_average_goes_first_and_is_told(
+    tmp_path: Path, net: nn.Module, plain: str, average: str
+) -> None:
+    torch.save(
+        {plain: Net().state_dict(), average: prefixed(net.state_dict(), "module.")},
+        tmp_path / "x.pth",
+    )
     twin = Net()
     (said,) = load_checkpoint_(twin, read_checkpoint(tmp_path / "x.pth"))
     assert average in said and torch.equal(twin.stem.weight, net.stem.weight)  # type: ignore[arg-type]
@@ -84,7 +108,10 @@ def test_safetensors_by_name_or_content(tmp_path: Path, net: nn.Module, name: st
 
 
 def test_what_a_wrapper_has_besides_is_left_out_and_told(tmp_path: Path, net: nn.Module) -> None:
-    torch.save(prefixed(net.state_dict(), "model.") | {"criterion.weight": torch.ones(5)}, tmp_path / "x.pth")
+    torch.save(
+        prefixed(net.state_dict(), "model.") | {"criterion.weight": torch.ones(5)},
+        tmp_path / "x.pth",
+    )
     (said,) = load_checkpoint_(Net(), read_checkpoint(tmp_path / "x.pth"))
     assert "1 tensors beside the network under 'model.'" in said and "criterion.weight" in said
 
@@ -124,7 +151,10 @@ def test_code_is_never_run_and_its_class_is_named(tmp_path: Path, value: Any, na
 
 
 def test_a_trap_does_not_snap(tmp_path: Path) -> None:
-    torch.save({"model": Net().state_dict(), "args": argparse.Namespace(trap=Trap(tmp_path / "snapped"))}, tmp_path / "x.pth")
+    torch.save(
+        {"model": Net().state_dict(), "args": argparse.Namespace(trap=Trap(tmp_path / "snapped"))},
+        tmp_path / "x.pth",
+    )
     with pytest.raises(InputError):
         read_checkpoint(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Trap(tmp_path / "snapped")))
@@ -145,7 +175,9 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "s.pt")
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "timm:resnet10t", "dggraph:resnet14_4", "test_weights:own"])
+@pytest.mark.parametrize(
+    "name", ["squeezenet1_1", "timm:resnet10t", "dggraph:resnet14_4", "test_weights:own"]
+)
 def test_heads_of_other_classes_begin_anew_and_nothing_else(tmp_path: Path, name: str) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm", reason="its models are tried")
@@ -154,7 +186,9 @@ def test_heads_of_other_classes_begin_anew_and_nothing_else(tmp_path: Path, name
     loaded = load_model(name, num_classes=3)
     before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     (said,) = start_from_(loaded, tmp_path / "x.pth")
-    anew = {key for key, value in loaded.model.state_dict().items() if value.shape != stored[key].shape}
+    anew = {
+        key for key, value in loaded.model.state_dict().items() if value.shape != stored[key].shape
+    }
     assert len(anew) == 2 and all(key in said for key in anew) and "begins anew" in said
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[key] if key in anew else stored[key]), key
@@ -162,7 +196,9 @@ def test_heads_of_other_classes_begin_anew_and_nothing_else(tmp_path: Path, name
     torch.save(stored | {first: stored[first][..., :1]}, tmp_path / "y.pth")
     with pytest.raises(InputError, match=rf"other shapes \['{first}"):
         start_from_(load_model(name, num_classes=3), tmp_path / "y.pth")
-    torch.save({key: value for key, value in stored.items() if key not in anew}, tmp_path / "headless.pth")
+    torch.save(
+        {key: value for key, value in stored.items() if key not in anew}, tmp_path / "headless.pth"
+    )
     assert "not there" in start_from_(loaded, tmp_path / "headless.pth")[0]
     assert start_from_(load_model(name, num_classes=7), tmp_path / "x.pth") == ()
 

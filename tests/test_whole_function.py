@@ -1,4 +1,6 @@
-"""The converted network is its backbone: what a forward writes, counts, refers to, looks at or returns is neither lost nor another's."""
+"""The converted network is its backbone: what a forward writes, counts, refers to, looks at or
+returns is neither lost nor another's.
+"""
 
 import copy
 import warnings
@@ -155,7 +157,9 @@ def test_values_gradients_and_skipping(block: Callable[[], nn.Module]) -> None:
         one(IMAGES).square().sum().backward()
     for name, parameter in backbone.named_parameters():
         scale = float(parameter.grad.abs().max())  # type: ignore[union-attr]
-        assert torch.allclose(net.get_parameter(name).grad, parameter.grad, rtol=0, atol=1e-3 * scale), name  # type: ignore[arg-type]
+        assert torch.allclose(
+            net.get_parameter(name).grad, parameter.grad, rtol=0, atol=1e-3 * scale
+        ), name  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.equal(net(IMAGES), backbone(IMAGES))
         for seed in range(4):
@@ -183,7 +187,9 @@ class FromTheLast(Inner):
 
 @pytest.mark.parametrize("block", [Flipped, FromTheFirst, FromTheLast])
 @pytest.mark.parametrize("depth", [2, 3])
-def test_blocks_that_look_at_other_images_run_on_whole_batches(block: Callable[[], nn.Module], depth: int) -> None:
+def test_blocks_that_look_at_other_images_run_on_whole_batches(
+    block: Callable[[], nn.Module], depth: int
+) -> None:
     net = dggraph.convert(Net(block, depth=depth), X[:1])
     assert net.report.stages[0].dense_because
 
@@ -228,7 +234,10 @@ def test_what_forward_leaves_behind_is_there(how: str, executor: Any) -> None:
         assert torch.allclose(net.get_buffer(name), buffer), name
     assert structure_of((net.maps, net.named)) == structure_of((backbone.maps, backbone.named))
     kept = tensors_in((net.maps, net.named))
-    assert all(torch.equal(a, b) for a, b in zip(kept, tensors_in((backbone.maps, backbone.named)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(kept, tensors_in((backbone.maps, backbone.named)), strict=True)
+    )
 
 
 def test_what_forward_counts_is_reported() -> None:
@@ -244,7 +253,11 @@ def test_what_forward_counts_is_reported() -> None:
             return super().forward(x)
 
     (counted,) = dggraph.convert(Warming(), X[:1]).report.assumptions
-    assert counted.answer == "calls = 0" and "self.calls += 1" in counted.place and not counted.is_checked
+    assert (
+        counted.answer == "calls = 0"
+        and "self.calls += 1" in counted.place
+        and not counted.is_checked
+    )
 
 
 # What it returns.
@@ -294,7 +307,9 @@ def test_outputs_come_back_as_what_they_were(kind: str) -> None:
     with torch.no_grad():
         expected, given = backbone(X), net(X)
     assert structure_of(given) == structure_of(expected)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_in(given), tensors_in(expected), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors_in(given), tensors_in(expected), strict=True)
+    )
 
 
 def test_a_class_that_cannot_be_rebuilt_is_named() -> None:
@@ -392,12 +407,16 @@ def test_what_runs_and_was_traced_another_way_is_no_matter_of_the_input() -> Non
 
 
 def test_blocks_that_round_small_maps_up_convert_at_a_size_that_they_keep() -> None:
-    """MobileViT: maps of odd sides become even ones, so that small images would change their size inside a stage."""
+    """MobileViT: maps of odd sides become even ones, so that small images would change their size
+    inside a stage.
+    """
 
     class Rounding(Inner):
         def forward(self, x: Tensor) -> Tensor:
             height = x.shape[2] + x.shape[2] % 2
-            return torch.relu(self.conv2(self.inner(nn.functional.interpolate(x, size=(height, height)))))
+            return torch.relu(
+                self.conv2(self.inner(nn.functional.interpolate(x, size=(height, height))))
+            )
 
     backbone = Net(Rounding).eval()
     backbone.stem = nn.Conv2d(3, 8, 32, stride=32)

@@ -1,4 +1,6 @@
-"""Turns of phrase that native readers stumble over stay out of the package, its documentation and its tests."""
+"""Turns of phrase that native readers stumble over stay out of the package, its documentation and
+its tests.
+"""
 
 import re
 from pathlib import Path
@@ -8,7 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(
     file
-    for pattern in ("dggraph/**/*.py", "tests/**/*.py", "benchmarks/*.py", "examples/*.py", "docs/**/*.md", "*.md")
+    for pattern in (
+        "dggraph/**/*.py",
+        "tests/**/*.py",
+        "benchmarks/*.py",
+        "examples/*.py",
+        "docs/**/*.md",
+        "*.md",
+    )
     for file in ROOT.glob(pattern)
     if file != Path(__file__).resolve()
 )

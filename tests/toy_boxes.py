@@ -1,4 +1,6 @@
-"""Squares of two kinds on noise, as a COCO folder and as VOC, and a detector small enough to learn them in seconds."""
+"""Squares of two kinds on noise, as a COCO folder and as VOC, and a detector small enough to learn
+them in seconds.
+"""
 
 import json
 from pathlib import Path
@@ -19,12 +21,16 @@ SIZES = [(64, 48), (48, 64), (64, 64)]
 
 
 def write_coco(folder: Path, num_train: int = 12, num_val: int = 6) -> Path:
-    """Image k of a part has k % 3 + 1 squares; categories have gaps in their numbers, and annotations count from 0."""
+    """Image k of a part has k % 3 + 1 squares; categories have gaps in their numbers, and
+    annotations count from 0.
+    """
     draw = np.random.default_rng(0)
     for part, number in (("train2017", num_train), ("val2017", num_val)):
         (folder / part).mkdir(parents=True)
         content: dict[str, list[object]] = {"images": [], "annotations": [], "categories": []}
-        content["categories"] = [{"id": number, "name": name} for number, name in CATEGORIES.items()]
+        content["categories"] = [
+            {"id": number, "name": name} for number, name in CATEGORIES.items()
+        ]
         for k in range(number):
             width, height = SIZES[k % 3]
             pixels = draw.integers(96, 160, (height, width, 3), dtype=np.uint8)
@@ -32,10 +38,18 @@ def write_coco(folder: Path, num_train: int = 12, num_val: int = 6) -> Path:
                 side, kind = int(draw.integers(12, 20)), int(draw.choice(list(CATEGORIES)))
                 left, top = (int(draw.integers(0, edge - side)) for edge in (width, height))
                 pixels[top : top + side, left : left + side] = 10 if kind == 3 else 245
-                box = {"id": len(content["annotations"]), "image_id": 7 * k, "category_id": kind, "iscrowd": 0, "area": side * side}
+                box = {
+                    "id": len(content["annotations"]),
+                    "image_id": 7 * k,
+                    "category_id": kind,
+                    "iscrowd": 0,
+                    "area": side * side,
+                }
                 content["annotations"].append(box | {"bbox": [left, top, side, side]})
             Image.fromarray(pixels).save(folder / part / f"{k}.png")
-            content["images"].append({"id": 7 * k, "file_name": f"{k}.png", "width": width, "height": height})
+            content["images"].append(
+                {"id": 7 * k, "file_name": f"{k}.png", "width": width, "height": height}
+            )
         (folder / "annotations").mkdir(exist_ok=True)
         (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
     return folder
@@ -53,7 +67,10 @@ def write_voc(folder: Path, sets: tuple[BoxSet, BoxSet]) -> Path:
             objects = "".join(
                 f"<object><name>{found.classes[box.label]}</name><bndbox>"
                 + "".join(
-                    f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box.corners, strict=True)
+                    f"<{side}>{value}</{side}>"
+                    for side, value in zip(
+                        ("xmin", "ymin", "xmax", "ymax"), box.corners, strict=True
+                    )
                 )
                 + "</bndbox></object>"
                 for box in image.boxes
@@ -67,10 +84,18 @@ def write_voc(folder: Path, sets: tuple[BoxSet, BoxSet]) -> Path:
 
 
 def detector(num_classes: int) -> nn.Module:
-    few = {f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")}
+    few = {
+        f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")
+    }
     trunk = pyramid_on(mobilenet_v2(), out_channels=16, is_frozen=False)
     return FasterRCNN(
-        trunk, num_classes + 1, **few, rpn_batch_size_per_image=16, box_batch_size_per_image=8, min_size=64, max_size=96
+        trunk,
+        num_classes + 1,
+        **few,
+        rpn_batch_size_per_image=16,
+        box_batch_size_per_image=8,
+        min_size=64,
+        max_size=96,
     )
 
 

@@ -44,7 +44,9 @@ class Plain(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(3)))
+        self.body = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(3))
+        )
         self.head = nn.Linear(6, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,9 +15,19 @@ from dggraph.errors import InputError
 @click.argument("model")
 @click.option("--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels.")
 @click.option("--router", default="stage", show_default=True, help="Name of the router.")
-@click.option("--batch", "batches", multiple=True, default=(1, 16), show_default=True, type=WholeNumber(min=1))
-@click.option("--kept", multiple=True, default=(0.5, 0.75, 1.0), show_default=True, type=click.FloatRange(0, 1))
-@click.option("--rounds", default=15, show_default=True, type=WholeNumber(min=3), help="Interleaved rounds.")
+@click.option(
+    "--batch", "batches", multiple=True, default=(1, 16), show_default=True, type=WholeNumber(min=1)
+)
+@click.option(
+    "--kept",
+    multiple=True,
+    default=(0.5, 0.75, 1.0),
+    show_default=True,
+    type=click.FloatRange(0, 1),
+)
+@click.option(
+    "--rounds", default=15, show_default=True, type=WholeNumber(min=3), help="Interleaved rounds."
+)
 @click.option("--threads", type=WholeNumber(min=1), help="Threads; torch's default otherwise.")
 @as_json
 def command(
@@ -30,7 +40,9 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Time MODEL's executors against the static backbone, on random paths that keep a fraction of its MACs."""
+    """Time MODEL's executors against the static backbone, on random paths that keep a fraction of
+    its MACs.
+    """
     import torch
 
     from dggraph.evaluation.timing import time_inference
@@ -53,7 +65,11 @@ def command(
             facts = {"batch": batch, "kept": realised, "milliseconds": timings[0].seconds * 1e3}
             rows.append(facts | {timing.name: asdict(timing) for timing in timings})
     if as_json:
-        click.echo(json.dumps({"model": model, "router": router, "threads": torch.get_num_threads(), "rows": rows}))
+        click.echo(
+            json.dumps(
+                {"model": model, "router": router, "threads": torch.get_num_threads(), "rows": rows}
+            )
+        )
     else:
         show(f"{model}, {router} router, {shape[-1]} px, {torch.get_num_threads()} threads", rows)
 
@@ -69,12 +85,22 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         ratios = [_ratio(row[name]) for name in ("dense", "sparse", "auto")]
-        table.add_row(str(row["batch"]), f"{row['kept']:.2f}", f"{row['milliseconds']:.1f}", *ratios)
+        table.add_row(
+            str(row["batch"]), f"{row['kept']:.2f}", f"{row['milliseconds']:.1f}", *ratios
+        )
     console = Console()
     console.print(table)
-    console.print("Time over the static backbone's, median of paired rounds; dense runs every block and masks.")
-    if not all(row[name]["is_reliable"] for row in rows for name in ("baseline", "dense", "sparse", "auto")):
-        console.print("? = unreliable: quartiles more than 10 % apart; something else is running, or use more --rounds.")
+    console.print(
+        "Time over the static backbone's, median of paired rounds; dense runs every block and"
+        " masks."
+    )
+    if not all(
+        row[name]["is_reliable"] for row in rows for name in ("baseline", "dense", "sparse", "auto")
+    ):
+        console.print(
+            "? = unreliable: quartiles more than 10 % apart; something else is running, or use more"
+            " --rounds."
+        )
 
 
 def _ratio(timing: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = str(Path(__file__).parents[1])
-LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+LIBRARIES = tuple(
+    {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,48 +22,56 @@ class Cause:
     kind: str
     """The error of ours that it amounts to, for --json."""
     meaning: str
-    """Why it happens and what to do. Of one without a name of its own in `pattern`, the first line is said before it."""
+    """Why it happens and what to do. Of one without a name of its own in `pattern`, the first line
+    is said before it.
+    """
 
 
 CAUSES = (
     Cause(
         r"Expected more than 1 value per channel when training",
         "InputError",
-        "batch norm takes its statistics over a batch, and found one value a channel: one image, of 1 x 1 pixels where that norm is. Raise "
-        "batch_size (a step takes batch_size / grad_accum_steps images at once) or input_size, or keep the statistics: tune = 'norms'.",
+        "batch norm takes its statistics over a batch, and found one value a channel: one image, of"
+        " 1 x 1 pixels where that norm is. Raise batch_size (a step takes batch_size /"
+        " grad_accum_steps images at once) or input_size, or keep the statistics: tune = 'norms'.",
     ),
     Cause(
         r"DataLoader worker .*signal: Bus error|unable to .*torch_\d",
         "LoaderError",
-        "loader processes hand images over in shared memory, which is full. Enlarge /dev/shm (docker run --shm-size=8g), or lower workers.",
+        "loader processes hand images over in shared memory, which is full. Enlarge /dev/shm"
+        " (docker run --shm-size=8g), or lower workers.",
     ),
     Cause(
         r"DataLoader worker .*(killed by signal|exited unexpectedly)",
         "LoaderError",
-        "a loader process was ended from outside, mostly by the system for lack of memory (its log says so: dmesg). Lower workers or "
-        "batch_size, or use workers = 0 to see the error itself. What was saved before still holds.",
+        "a loader process was ended from outside, mostly by the system for lack of memory (its log"
+        " says so: dmesg). Lower workers or batch_size, or use workers = 0 to see the error itself."
+        " What was saved before still holds.",
     ),
     Cause(
         r"OutOfMemoryError|CUDA out of memory|CUDNN_STATUS_ALLOC_FAILED",
         "MemoryError",
-        "the GPU's memory is full. Lower batch_size or input_size, raise grad_accum_steps, or use amp = 'bfloat16'; nvidia-smi shows who else "
-        "is there. What was saved before still holds.",
+        "the GPU's memory is full. Lower batch_size or input_size, raise grad_accum_steps, or use"
+        " amp = 'bfloat16'; nvidia-smi shows who else is there. What was saved before still holds.",
     ),
     Cause(
-        r"MemoryError|DefaultCPUAllocator|[Cc]an(no|')t allocate memory|std::bad_alloc|not enough memory",
+        r"MemoryError|DefaultCPUAllocator|[Cc]an(no|')t allocate memory|std::bad_alloc|not enough"
+        r" memory",
         "MemoryError",
-        "there is not enough memory. Lower batch_size, validation_batch_size, input_size or workers, or raise grad_accum_steps. What was saved "
-        "before still holds.",
+        "there is not enough memory. Lower batch_size, validation_batch_size, input_size or"
+        " workers, or raise grad_accum_steps. What was saved before still holds.",
     ),
     Cause(
         r"stack expects each tensor to be equal size",
         "InputError",
-        "images of one batch have different sizes. A data set of your own must give all of them the network's input size.",
+        "images of one batch have different sizes. A data set of your own must give all of them the"
+        " network's input size.",
     ),
     Cause(
         r"Class values must be (smaller|non-negative)|Target -?\d+ is out of bounds",
         "InputError",
-        "a label is not a class: labels count from 0 and are smaller than the number of classes. Mend the data set, or set num_classes.",
+        "a label is not a class: labels count from 0 and are smaller than the number of classes."
+        " Mend the data set, or set num_classes.",
     ),
     Cause(
         r"Overflow when unpacking|int too large to convert|too large to be represented",
@@ -71,19 +81,21 @@ CAUSES = (
     Cause(
         r"ModuleNotFoundError|ImportError",
         "MissingExtraError",
-        "a package is missing, or of another version than its neighbours expect. Install it in this environment; `dggraph doctor` lists what "
-        "is here.",
+        "a package is missing, or of another version than its neighbours expect. Install it in this"
+        " environment; `dggraph doctor` lists what is here.",
     ),
     Cause(
-        r"AcceleratorError|CUDA (error|driver)|CUDNN_STATUS|no kernel image is available|NVIDIA driver",
+        r"AcceleratorError|CUDA (error|driver)|CUDNN_STATUS|no kernel image is available|NVIDIA"
+        r" driver",
         "RuntimeError",
-        "the GPU or its driver failed. CUDA_VISIBLE_DEVICES= runs on the CPU; CUDA_LAUNCH_BLOCKING=1 shows the operation. What was saved "
-        "before still holds.",
+        "the GPU or its driver failed. CUDA_VISIBLE_DEVICES= runs on the CPU;"
+        " CUDA_LAUNCH_BLOCKING=1 shows the operation. What was saved before still holds.",
     ),
     Cause(
         r"UnicodeDecodeError|UnicodeEncodeError|surrogates not allowed",
         "InputError",
-        "a file or its name is not UTF-8. Save it as UTF-8, or rename it (convmv does whole folders).",
+        "a file or its name is not UTF-8. Save it as UTF-8, or rename it (convmv does whole"
+        " folders).",
     ),
 )
 
@@ -109,30 +121,46 @@ def explain(error: Exception) -> tuple[str, str] | None:
     """What `error`, which is none of ours, means.
 
     Returns:
-        The kind of error and a message with the cause and a remedy; None where it is not known, and so may be a bug of ours.
+        The kind of error and a message with the cause and a remedy; None where it is not known, and
+        so may be a bug of ours.
     """
-    text = " ".join((str(error).strip().splitlines() or [""])[-1].split() if _is_of_loader(error) else str(error).split())
+    text = " ".join(
+        (str(error).strip().splitlines() or [""])[-1].split()
+        if _is_of_loader(error)
+        else str(error).split()
+    )
     said = text if _is_of_loader(error) else f"{type(error).__name__}: {text}"
     whole, said = said, said[:300].rstrip(".")
     if isinstance(error, OSError) and not isinstance(error, UnicodeError):
         what = error.strerror or text or type(error).__name__
         where = "" if error.filename is None else f": {error.filename!r}"
-        remedy = REMEDIES.get(error.errno or 0, "The system said no more; what was saved before still holds.")
+        remedy = REMEDIES.get(
+            error.errno or 0, "The system said no more; what was saved before still holds."
+        )
         return "InputError", f"{what}{where}. {remedy}"
     for cause in CAUSES:
         if re.search(cause.pattern, whole):
             return cause.kind, f"{cause.meaning[0].upper()}{cause.meaning[1:]} ({said}.)"
     place = _place_outside(error)
     if place is not None:
-        return type(
-            error
-        ).__name__, f"{said}. It was raised by {place}, which is not dggraph's. DGGRAPH_TRACEBACK=1 shows the way there."
+        return (
+            type(error).__name__,
+            (
+                f"{said}. It was raised by {place}, which is not dggraph's. DGGRAPH_TRACEBACK=1"
+                " shows the way there."
+            ),
+        )
     return None
 
 
 def _place_outside(error: Exception) -> str | None:
-    """The innermost line of code that belongs neither to us nor to an installed library: a model, or a data set, of the user's own."""
-    frames = [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    """The innermost line of code that belongs neither to us nor to an installed library: a model,
+    or a data set, of the user's own.
+    """
+    frames = [
+        (frame.filename, str(frame.lineno), frame.name)
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
     if _is_of_loader(error):  # its own traceback is text by now
         frames += re.findall(r'File "([^"\n]+)", line (\d+), in (\S+)', str(error))
     for file, line, name in reversed(frames):

@@ -25,17 +25,28 @@ def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:
 
     is_archive = (output / MANIFEST).is_file()
     if output.exists() and not (force and is_archive):
-        way_out = "choose another folder, or --force to replace it" if is_archive else "it is not an archive; choose another folder"
+        way_out = (
+            "choose another folder, or --force to replace it"
+            if is_archive
+            else "it is not an archive; choose another folder"
+        )
         raise InputError(f"{output} exists; {way_out}.")
     make_folder(output.parent)
     net = open_network(**model)
     save(net, output)
     needs_backbone = not is_registered(net.source)
     if as_json:
-        facts = {"archive": str(output), "num_edges": net.report.num_edges, "num_blocks": net.report.num_blocks}
+        facts = {
+            "archive": str(output),
+            "num_edges": net.report.num_edges,
+            "num_blocks": net.report.num_blocks,
+        }
         click.echo(json.dumps(facts | {"needs_backbone": needs_backbone}))
         return
     show_report(net.report)
     click.echo(f"saved to {output}")
     if needs_backbone:
-        click.echo(f"An archive never runs code, so give --backbone {net.source or 'MODULE:FUNCTION'} wherever you use this one.")
+        click.echo(
+            f"An archive never runs code, so give --backbone {net.source or 'MODULE:FUNCTION'}"
+            " wherever you use this one."
+        )

@@ -1,4 +1,6 @@
-"""`dggraph demo`: a small trained network that comes with the package, its answers on twenty images, their paths and a report."""
+"""`dggraph demo`: a small trained network that comes with the package, its answers on twenty
+images, their paths and a report.
+"""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,7 +16,9 @@ from dggraph.cli.paths import draw_paths, show_rows
 @click.command()
 @click.option("-o", "--output", default=Path("dggraph-demo"), show_default=True, type=LocatedPath())
 def command(output: Path) -> None:
-    """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no network needed."""
+    """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no
+    network needed.
+    """
     make_folder(output)
 
     from dggraph.data.image_sets import open_image_set
@@ -28,7 +32,15 @@ def command(output: Path) -> None:
         with working("Loading"):
             net = load(assets / "fashion_mnist")
         samples = assets / "samples"
-        show_rows(draw_paths(net, sorted(samples.glob("*.png")), output / "paths", "svg", layout=lay_out_network(net, None)))
+        show_rows(
+            draw_paths(
+                net,
+                sorted(samples.glob("*.png")),
+                output / "paths",
+                "svg",
+                layout=lay_out_network(net, None),
+            )
+        )
         with working("Writing the report"):
             collected = collect_atlas(net, open_image_set(samples))
             report = make_report(net.graph, collected.atlas, collected.thumbnails)

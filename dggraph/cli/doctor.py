@@ -13,7 +13,11 @@ EXTRAS = {"timm": "pip install 'dggraph[timm]'", "graphviz-pure": "pip install '
 
 
 @click.command()
-@click.option("--build-kernels", is_flag=True, help="Compile the optional C++ kernels for this CPU first; takes a minute.")
+@click.option(
+    "--build-kernels",
+    is_flag=True,
+    help="Compile the optional C++ kernels for this CPU first; takes a minute.",
+)
 @as_json
 def command(build_kernels: bool, as_json: bool) -> None:
     """Check this installation."""
@@ -25,10 +29,15 @@ def command(build_kernels: bool, as_json: bool) -> None:
     if build_kernels:
         with working("Compiling the C++ kernels"):
             kernels.build()
-    facts: dict[str, str] = {"python": platform.python_version(), "dggraph": _version("dggraph") or "?"}
+    facts: dict[str, str] = {
+        "python": platform.python_version(),
+        "dggraph": _version("dggraph") or "?",
+    }
     facts |= {name: _version(name) or "missing" for name in PACKAGES}
     facts |= {name: _version(name) or f"not installed ({how})" for name, how in EXTRAS.items()}
-    facts["drawing program"] = dot_command() or "none: install graphviz, or pip install 'dggraph[dot]'"
+    facts["drawing program"] = (
+        dot_command() or "none: install graphviz, or pip install 'dggraph[dot]'"
+    )
     facts["kernels"] = kernels.status()
     facts["threads"] = str(torch.get_num_threads())
     facts["accelerator"] = "cuda" if torch.cuda.is_available() else "none"

@@ -1,4 +1,6 @@
-"""`dggraph eval`: how good a network is, what its paths cost, what budgets it can meet, and which blocks it cannot do without."""
+"""`dggraph eval`: how good a network is, what its paths cost, what budgets it can meet, and which
+blocks it cannot do without.
+"""
 
 import json
 import math
@@ -12,7 +14,14 @@ import click
 
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.options import as_json, make_folder, model_options, open_network, refuse_answered, working
+from dggraph.cli.options import (
+    as_json,
+    make_folder,
+    model_options,
+    open_network,
+    refuse_answered,
+    working,
+)
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
@@ -23,27 +32,59 @@ if TYPE_CHECKING:
     from dggraph.evaluation.held_out_budgets import JudgedBudgets
     from dggraph.evaluation.sensitivity import Sensitivity
 
-DATA_KEYS = ("dataset", "data_dir", "mean", "std", "interpolation", "crop_pct", "on_bad_image", "validation_batch_size", "workers")
+DATA_KEYS = (
+    "dataset",
+    "data_dir",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "on_bad_image",
+    "validation_batch_size",
+    "workers",
+)
 BOX_KEYS = ("on_bad_box", "max_size")
 
 FORGOTTEN = 0.05
-"""Share of the images by which the static path may be worse than a network's own before it is no longer a reference."""
+"""Share of the images by which the static path may be worse than a network's own before it is no
+longer a reference.
+"""
 
 
 @click.command()
 @model_options
 @config_flags_for(*DATA_KEYS, *BOX_KEYS)
-@click.option("--limit", type=WholeNumber(min=1), metavar="N", help="At most N images, evenly spread over the set.")
+@click.option(
+    "--limit",
+    type=WholeNumber(min=1),
+    metavar="N",
+    help="At most N images, evenly spread over the set.",
+)
 @click.option(
     "--budget",
     "budgets",
     multiple=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Mean MACs to keep, as a fraction: calibrate on half of the images, measure on the other half. As many as you like.",
+    help=(
+        "Mean MACs to keep, as a fraction: calibrate on half of the images, measure on the other"
+        " half. As many as you like."
+    ),
 )
-@click.option("--save", type=LocatedPath(), metavar="FOLDER", help="Archive with the curve of --budget; may be MODEL.")
-@click.option("--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels.")
-@click.option("--predictions", type=LocatedPath(dir_okay=False), metavar="FILE", help="Boxes as COCO's JSON, of a detector.")
+@click.option(
+    "--save",
+    type=LocatedPath(),
+    metavar="FOLDER",
+    help="Archive with the curve of --budget; may be MODEL.",
+)
+@click.option(
+    "--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels."
+)
+@click.option(
+    "--predictions",
+    type=LocatedPath(dir_okay=False),
+    metavar="FILE",
+    help="Boxes as COCO's JSON, of a detector.",
+)
 @as_json
 def command(
     model: str,
@@ -57,25 +98,41 @@ def command(
 ) -> None:
     """Evaluate MODEL on the validation part of a data set.
 
-    MODEL may also be the folder of a run, finished or not, which then says what data it is judged on; or with --dataset coco or voc the name of
-    a detector.
+    MODEL may also be the folder of a run, finished or not, which then says what data it is judged
+    on; or with --dataset coco or voc the name of a detector.
 
-    On several processes: torchrun --nproc-per-node N -m dggraph eval MODEL; the counts are those of one.
+    On several processes: torchrun --nproc-per-node N -m dggraph eval MODEL; the counts are those of
+    one.
     """
     if save is not None and not budgets:
-        raise click.UsageError("--save keeps the curve that --budget measures; give at least one --budget.")
+        raise click.UsageError(
+            "--save keeps the curve that --budget measures; give at least one --budget."
+        )
     given = {key: options.pop(key) for key in (*DATA_KEYS, *BOX_KEYS)}
     if _is_detection(model, given["dataset"]):
-        _refuse_for_boxes({"budget": budgets, "save": save, "sensitivity": sensitivity} | given, options)
+        _refuse_for_boxes(
+            {"budget": budgets, "save": save, "sensitivity": sensitivity} | given, options
+        )
         built = {key: options[key] for key in ("checkpoint", "num_classes", "input_size")}
-        evaluate_boxes(model, given | built, options["backbone"], limit=limit, predictions=predictions, as_json=as_json)
+        evaluate_boxes(
+            model,
+            given | built,
+            options["backbone"],
+            limit=limit,
+            predictions=predictions,
+            as_json=as_json,
+        )
         return
     if predictions is not None or any(given[key] is not None for key in BOX_KEYS):
         raise click.UsageError(
-            f"--predictions, --on-bad-box and --max-size are for detectors: the folder of a run, or --dataset {' or '.join(BOX_SETS)}."
+            "--predictions, --on-bad-box and --max-size are for detectors: the folder of a run, or"
+            f" --dataset {' or '.join(BOX_SETS)}."
         )
     keys = read_config(
-        None, {"model": model} | _data_of(model, given) | {key: given[key] for key in DATA_KEYS if given[key] is not None}
+        None,
+        {"model": model}
+        | _data_of(model, given)
+        | {key: given[key] for key in DATA_KEYS if given[key] is not None},
     )
     if save is not None:
         _refuse_other(save, model)
@@ -90,24 +147,40 @@ def command(
 
     with processes.process_group():
         net = open_network(model, **options).to(processes.device())
-        data = open_validation(net, keys.source, preprocess=net.preprocess and configured(net.preprocess, keys), limit=limit)
+        data = open_validation(
+            net,
+            keys.source,
+            preprocess=net.preprocess and configured(net.preprocess, keys),
+            limit=limit,
+        )
         if not data.classes and (budgets or not sensitivity):
             raise InputError(
-                f"the images in {keys.data_dir} have no classes, so no answer is right or wrong; they serve --sensitivity only."
+                f"the images in {keys.data_dir} have no classes, so no answer is right or wrong;"
+                " they serve --sensitivity only."
             )
-        processes.assert_same_on_all_ranks({"network": digest_of(net), "images": len(data.images), "classes": data.classes})  # type: ignore[arg-type]
+        processes.assert_same_on_all_ranks(
+            {"network": digest_of(net), "images": len(data.images), "classes": data.classes}  # type: ignore[arg-type]
+        )
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
-        document |= {"num_processes": processes.world_size(), "notes": list(data.notes), "skipped": list(data.skipped)}
+        document |= {
+            "num_processes": processes.world_size(),
+            "notes": list(data.notes),
+            "skipped": list(data.skipped),
+        }
         if data.classes:
             with working("Evaluating"):
                 start = time.perf_counter()
                 found = evaluate(net, data.images, **how)
-                document |= _numbers(found) | {"images_per_second": found.num_images / (time.perf_counter() - start)}
+                document |= _numbers(found) | {
+                    "images_per_second": found.num_images / (time.perf_counter() - start)
+                }
             document["classes"] = _class_numbers(found, data.classes)
         if budgets:
             with working("Calibrating, then measuring"):
-                document["budgets"] = _budget_numbers(judge_budgets(net, data.images, budgets, **how), HALVES)
+                document["budgets"] = _budget_numbers(
+                    judge_budgets(net, data.images, budgets, **how), HALVES
+                )
         if sensitivity:
             with working("Leaving out one block after another"):
                 costs = measure_sensitivity(net, data.images, has_labels=bool(data.classes), **how)
@@ -125,12 +198,17 @@ def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a classifier's run, where `model` is one and they are not given."""
     from dggraph.training.classifier_runs import is_classifier_run, run_config
 
-    if given["dataset"] is not None or given["data_dir"] is not None or not is_classifier_run(model):
+    if (
+        given["dataset"] is not None
+        or given["data_dir"] is not None
+        or not is_classifier_run(model)
+    ):
         return {}
     config = run_config(model)
     if ":" in config.dataset:
         raise InputError(
-            f"the data set of {model} is code, {config.dataset!r}, which is run only where you name it: --dataset {config.dataset}."
+            f"the data set of {model} is code, {config.dataset!r}, which is run only where you name"
+            f" it: --dataset {config.dataset}."
         )
     return {"dataset": config.dataset, "data_dir": config.data_dir}
 
@@ -143,15 +221,34 @@ def _is_detection(model: str, dataset: str | None) -> bool:
 
 
 def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
-    """Flags without a meaning for detectors, which normalise by themselves, and whose routers come trained or not at all."""
+    """Flags without a meaning for detectors, which normalise by themselves, and whose routers come
+    trained or not at all.
+    """
     found = next(
-        (name for name in ("budget", "save", "sensitivity", "mean", "std", "interpolation", "crop_pct") if given[name]), None
+        (
+            name
+            for name in (
+                "budget",
+                "save",
+                "sensitivity",
+                "mean",
+                "std",
+                "interpolation",
+                "crop_pct",
+            )
+            if given[name]
+        ),
+        None,
     )
     if found:
-        raise click.UsageError(f"--{found.replace('_', '-')} is for classifiers; it means nothing for a detector. Leave it out.")
+        raise click.UsageError(
+            f"--{found.replace('_', '-')} is for classifiers; it means nothing for a detector."
+            " Leave it out."
+        )
     converting = ("wiring", "residual", "router", "gate", "threshold")
     refuse_answered(
-        "a detector: its backbone is dynamic as it was trained, or static.", **{name: options[name] for name in converting}
+        "a detector: its backbone is dynamic as it was trained, or static.",
+        **{name: options[name] for name in converting},
     )
 
 
@@ -160,34 +257,63 @@ def _refuse_other(save: Path, model: str) -> None:
     from dggraph.network.manifest import MANIFEST
 
     if save.exists() and save.resolve() != Path(model).resolve():
-        raise InputError(f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or MODEL's own.")
+        raise InputError(
+            f"{save} exists and is not {model}, so it is not replaced. Choose another folder, or"
+            " MODEL's own."
+        )
     if save.exists() and not (save / MANIFEST).is_file():
         raise InputError(f"{save} is not an archive, so it is not replaced. Choose another folder.")
     make_folder(save.parent)
 
 
 def _numbers(found: "Accuracy") -> dict[str, Any]:
-    return found.row() | {"top5_accuracy": found.top5 / found.num_images, "kept_percentiles": found.kept_percentiles}
+    return found.row() | {
+        "top5_accuracy": found.top5 / found.num_images,
+        "kept_percentiles": found.kept_percentiles,
+    }
 
 
 def _class_numbers(found: "Accuracy", classes: Sequence[str]) -> list[dict[str, Any]]:
     """Every output that has a class or an image."""
-    names = [*classes, *(f"output {label}" for label in range(len(classes), len(found.class_images)))]
+    names = [
+        *classes,
+        *(f"output {label}" for label in range(len(classes), len(found.class_images))),
+    ]
     return [
-        {"class": name, "num_images": images, "top1": top1, "accuracy": top1 / images if images else None}
-        for label, (name, images, top1) in enumerate(zip(names, found.class_images, found.class_top1, strict=True))
+        {
+            "class": name,
+            "num_images": images,
+            "top1": top1,
+            "accuracy": top1 / images if images else None,
+        }
+        for label, (name, images, top1) in enumerate(
+            zip(names, found.class_images, found.class_top1, strict=True)
+        )
         if images or label < len(classes)
     ]
 
 
 def _budget_numbers(judged: "JudgedBudgets", halves: str) -> dict[str, Any]:
-    calibration = {"num_images": judged.curve.num_instances, "points": [asdict(point) for point in judged.curve.points]}
+    calibration = {
+        "num_images": judged.curve.num_instances,
+        "points": [asdict(point) for point in judged.curve.points],
+    }
     targets = [
-        {"target": one.target, "threshold": one.threshold, "calibrated_kept": one.calibrated_kept, "budget_met": one.budget_met}
+        {
+            "target": one.target,
+            "threshold": one.threshold,
+            "calibrated_kept": one.calibrated_kept,
+            "budget_met": one.budget_met,
+        }
         | _numbers(one.evaluation)
         for one in judged.budgets
     ]
-    return {"halves": halves, "calibration": calibration, "before": _numbers(judged.before), "targets": targets}
+    return {
+        "halves": halves,
+        "calibration": calibration,
+        "before": _numbers(judged.before),
+        "targets": targets,
+    }
 
 
 def _sensitivity_numbers(costs: "Sensitivity", own_top1: int | None) -> dict[str, Any]:
@@ -200,17 +326,26 @@ def _sensitivity_numbers(costs: "Sensitivity", own_top1: int | None) -> dict[str
             "agreement_fraction": block.agreement / costs.num_images,
             "kl_divergence": _finite(block.divergence),
             "top1": block.top1,
-            "top1_change": None if block.top1 is None or costs.static_top1 is None else block.top1 - costs.static_top1,
+            "top1_change": (
+                None
+                if block.top1 is None or costs.static_top1 is None
+                else block.top1 - costs.static_top1
+            ),
             "branch_energy": None if block.branch_energy is None else _finite(block.branch_energy),
         }
         for block in costs.blocks
     ]
     warning = None
-    if own_top1 is not None and costs.static_top1 is not None and own_top1 - costs.static_top1 > FORGOTTEN * costs.num_images:
+    if (
+        own_top1 is not None
+        and costs.static_top1 is not None
+        and own_top1 - costs.static_top1 > FORGOTTEN * costs.num_images
+    ):
         warning = (
-            f"With every static edge at weight 1 this network has {costs.static_top1} of {costs.num_images} right, along its own paths "
-            f"{own_top1}: training has moved its weights away from the static path, so these rows say nothing about it. Ask the "
-            "backbone that it was converted from."
+            f"With every static edge at weight 1 this network has {costs.static_top1} of"
+            f" {costs.num_images} right, along its own paths {own_top1}: training has moved its"
+            " weights away from the static path, so these rows say nothing about it. Ask the"
+            " backbone that it was converted from."
         )
     static = {"num_images": costs.num_images, "static_top1": costs.static_top1, "warning": warning}
     return static | {"blocks": blocks, "unskippable": list(costs.unskippable)}

@@ -22,13 +22,20 @@ BUILT = ("checkpoint", "num_classes", "input_size", "max_size")
 
 
 def evaluate_boxes(
-    model: str, given: dict[str, Any], backbone: str | None, *, limit: int | None, predictions: Path | None, as_json: bool
+    model: str,
+    given: dict[str, Any],
+    backbone: str | None,
+    *,
+    limit: int | None,
+    predictions: Path | None,
+    as_json: bool,
 ) -> None:
     """Evaluate a detector on the validation part of a set of boxes.
 
     Args:
         model: the folder of a run, or what a `TrainConfig` takes as its model.
-        given: keys of a `TrainConfig` that flags gave; where `model` is a run, those of the data only, and the run says the others.
+        given: keys of a `TrainConfig` that flags gave; where `model` is a run, those of the data
+            only, and the run says the others.
         backbone: what builds the detector of a run, where that is code.
         limit: at most so many images, evenly spread.
         predictions: a JSON file to write, as COCO's servers take it.
@@ -53,43 +60,67 @@ def evaluate_boxes(
         with working(f"Loading {model}"):
             is_run = is_detector_run(model)
             if is_run:
-                refuse_answered(f"a run: {model} has it in its config.json.", **{key: given.get(key) for key in BUILT})
+                refuse_answered(
+                    f"a run: {model} has it in its config.json.",
+                    **{key: given.get(key) for key in BUILT},
+                )
                 detector = open_detector(model, backbone)
                 if ":" in detector.config.dataset and "dataset" not in given:
                     raise InputError(
-                        f"the data set of {model} is code, {detector.config.dataset!r}, which is run only where you name it."
+                        f"the data set of {model} is code, {detector.config.dataset!r}, which is"
+                        " run only where you name it."
                     )
                 keys = detector.config.model_copy(update=given)
                 expected = open_named(keys)
                 refuse_other_classes(detector.classes, expected)
             else:
-                keys = read_config(None, {"model": model, "task": "detection", "router": "none"} | given)
+                keys = read_config(
+                    None, {"model": model, "task": "detection", "router": "none"} | given
+                )
                 expected = open_named(keys)
                 if keys.num_classes is None and model in detector_names():
                     keys = keys.model_copy(update={"num_classes": max(expected.category_ids)})
                 detector = build_detector(keys, expected.classes)
         is_taken = evenly_spaced(len(expected.images), limit)
-        expected = replace(expected, images=tuple(image for place, image in enumerate(expected.images) if is_taken(place)))
-        processes.assert_same_on_all_ranks({"images": len(expected.images), "classes": expected.classes})
+        expected = replace(
+            expected,
+            images=tuple(image for place, image in enumerate(expected.images) if is_taken(place)),
+        )
+        processes.assert_same_on_all_ranks(
+            {"images": len(expected.images), "classes": expected.classes}
+        )
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
         with working("Detecting"):
             start = time.perf_counter()
-            found = detect(detector.model.to(processes.device()), BoxDataset(expected.images), **how)
+            found = detect(
+                detector.model.to(processes.device()), BoxDataset(expected.images), **how
+            )
             seconds = time.perf_counter() - start
         if processes.rank() != 0:
             return
-        has_ids = not is_run and (keys.num_classes or len(expected.classes)) != len(expected.classes)
+        has_ids = not is_run and (keys.num_classes or len(expected.classes)) != len(
+            expected.classes
+        )
         if has_ids:
             found = by_category(found, expected)
         if predictions is not None:
             write_predictions(predictions, found.detections, expected)
-        document = {"model": model, "dataset": keys.dataset, **how, "num_processes": processes.world_size()}
+        document = {
+            "model": model,
+            "dataset": keys.dataset,
+            **how,
+            "num_processes": processes.world_size(),
+        }
         document |= evaluate_boxes(found, expected).row() | {
             "kept_by_image": found.kept,
             "images_per_second": len(expected.images) / seconds,
         }
         document |= {"labels": "category ids" if has_ids else "places among the categories"}
-        document |= {"skipped": list(expected.skipped), "num_clipped": expected.num_clipped, "notes": list(expected.notes)}
+        document |= {
+            "skipped": list(expected.skipped),
+            "num_clipped": expected.num_clipped,
+            "notes": list(expected.notes),
+        }
         if as_json:
             click.echo(json.dumps(document))
         else:
@@ -113,6 +144,6 @@ def refuse_other_classes(classes: tuple[str, ...], expected: "BoxSet") -> None:
     if classes != expected.classes:
         strangers = sorted(set(classes) ^ set(expected.classes))
         raise InputError(
-            f"{expected.name} has other categories than this detector has learned, for example {strangers[:3] or expected.classes[:3]}; a "
-            "label is a place among them."
+            f"{expected.name} has other categories than this detector has learned, for example"
+            f" {strangers[:3] or expected.classes[:3]}; a label is a place among them."
         )

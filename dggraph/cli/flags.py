@@ -1,6 +1,8 @@
-"""Every key of a configuration as a flag: `batch_size` is --batch-size, `model_ema` is --model-ema / --no-model-ema.
+"""Every key of a configuration as a flag: `batch_size` is --batch-size, `model_ema` is --model-ema
+/ --no-model-ema.
 
-Flags that are not given are None, so that they override nothing. Needs pydantic only, never torch: `--help` must be quick.
+Flags that are not given are None, so that they override nothing. Needs pydantic only, never torch:
+`--help` must be quick.
 """
 
 import types
@@ -26,7 +28,9 @@ def config_flags(function: Function) -> Function:
 
 
 def config_flags_for(*names: str) -> Callable[[Function], Function]:
-    """Decorate a command with the flags of these keys of `TrainConfig` alone, for commands that share them with training."""
+    """Decorate a command with the flags of these keys of `TrainConfig` alone, for commands that
+    share them with training.
+    """
 
     def decorate(function: Function) -> Function:
         for name in reversed(names):
@@ -37,9 +41,11 @@ def config_flags_for(*names: str) -> Callable[[Function], Function]:
 
 
 def flags_of(config_class: type[BaseModel]) -> list[Callable[[Function], Function]]:
-    """A click option for each field: its type, its bounds, its description and its default in the help.
+    """A click option for each field: its type, its bounds, its description and its default in the
+    help.
 
-    A tuple of fixed length takes that many values (`--scale 0.08 1`), one of any length is given once for each (`--mean 0.5 --mean 0.5`).
+    A tuple of fixed length takes that many values (`--scale 0.08 1`), one of any length is given
+    once for each (`--mean 0.5 --mean 0.5`).
     """
     return [_flag(name, field) for name, field in config_class.model_fields.items()]
 
@@ -61,7 +67,9 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
             callback=_none_if_empty,
             help=f"{help} Repeat it for each value.",
         )
-    return click.option(f"--{dashed}", name, type=_number(first), nargs=1 + len(others), default=None, help=help)
+    return click.option(
+        f"--{dashed}", name, type=_number(first), nargs=1 + len(others), default=None, help=help
+    )
 
 
 def _type(kind: Any, field: FieldInfo) -> Any:
@@ -73,7 +81,10 @@ def _type(kind: Any, field: FieldInfo) -> Any:
         assert kind is str, f"a field of type {kind} needs a kind of flag"
         return str
     bounds = {
-        bound: getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)
+        bound: getattr(limit, bound)
+        for limit in field.metadata
+        for bound in ("ge", "gt", "le", "lt")
+        if hasattr(limit, bound)
     }
     if not bounds:
         return WholeNumber() if kind is int else click.FLOAT
@@ -92,7 +103,9 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _none_if_empty(_context: click.Context, _parameter: click.Parameter, value: tuple[float, ...]) -> tuple[float, ...] | None:
+def _none_if_empty(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[float, ...]
+) -> tuple[float, ...] | None:
     return value or None
 
 
@@ -105,4 +118,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, bool):
         return "[default: on]" if value else "[default: off]"
     values = value if isinstance(value, tuple) else (value,)
-    return f"[default: {' '.join(f'{one:.4g}' if isinstance(one, float) else str(one) for one in values)}]"
+    return (
+        "[default:"
+        f" {' '.join(f'{one:.4g}' if isinstance(one, float) else str(one) for one in values)}]"
+    )

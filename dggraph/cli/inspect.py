@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @click.option("--text", is_flag=True, help="Print the graph node by node.")
-@click.option("--svg", type=LocatedPath(dir_okay=False), help="Draw the graph; other suffixes as in `paths --format`.")
+@click.option(
+    "--svg",
+    type=LocatedPath(dir_okay=False),
+    help="Draw the graph; other suffixes as in `paths --format`.",
+)
 @collapse_option
 @as_json
-def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, **model: Any) -> None:
+def command(
+    text: bool, svg: Path | None, collapse: str | None, as_json: bool, **model: Any
+) -> None:
     """Convert MODEL and show its stages, edges, MACs, and what stays static and why."""
     if svg is not None:
         from dggraph.views.drawing import format_of
@@ -32,7 +38,10 @@ def command(text: bool, svg: Path | None, collapse: str | None, as_json: bool, *
     net = open_network(**model)
     message = draw_graph(net, svg, collapse, title=str(model["model"])) if svg is not None else ""
     if as_json:
-        shares = {"covered_fraction": net.report.covered_fraction, "routed_fraction": net.report.routed_fraction}
+        shares = {
+            "covered_fraction": net.report.covered_fraction,
+            "routed_fraction": net.report.routed_fraction,
+        }
         click.echo(json.dumps(asdict(net.report) | shares | {"graph": str(net.graph)}))
     elif text:
         from dggraph.views.escaping import visible
@@ -51,7 +60,12 @@ def draw_graph(net: "DynamicNetwork", file: Path, collapse: str | None, *, title
     from dggraph.views.picture import picture_graph
 
     layout = lay_out_network(net, collapse)
-    facts = (f"{net.report.covered_fraction:.1%} of {count(net.report.total_macs)} MACs are inside stages",)
+    facts = (
+        (
+            f"{net.report.covered_fraction:.1%} of {count(net.report.total_macs)} MACs are inside"
+            " stages"
+        ),
+    )
     draw(picture_graph(net.graph, title=title, facts=facts, layout=layout), file)
     return " ".join((visible(f"Picture: {file}."), say_collapsed(net, layout, collapse))).strip()
 
@@ -65,53 +79,89 @@ def show_report(report: "ConversionReport") -> None:
 
     console = Console()
     table = Table(
-        title=for_terminal(f"{report.name}: {report.num_blocks} routed blocks, {report.num_edges} candidate edges"),
+        title=for_terminal(
+            f"{report.name}: {report.num_blocks} routed blocks, {report.num_edges} candidate edges"
+        ),
         title_justify="left",
     )
     for heading in ("stage", "depth", "routed", "edges", "residual", "shape", "MACs"):
         table.add_column(heading, justify="left" if heading in ("stage", "residual") else "right")
     for stage in report.stages:
         shape = "x".join(str(size) for size in stage.shape)
-        cells = (stage.name, stage.depth, stage.num_blocks, stage.num_edges, stage.residual, shape, f"{stage.macs / 1e6:,.1f} M")
+        cells = (
+            stage.name,
+            stage.depth,
+            stage.num_blocks,
+            stage.num_edges,
+            stage.residual,
+            shape,
+            f"{stage.macs / 1e6:,.1f} M",
+        )
         table.add_row(*(for_terminal(str(cell)) for cell in cells))
     console.print(table)
     console.print(
-        f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages, {report.routed_fraction:.1%} in "
-        f"routed blocks; max |backbone - lowered| = {report.max_difference:g} at batch 3."
+        f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages,"
+        f" {report.routed_fraction:.1%} in routed blocks; max |backbone - lowered| ="
+        f" {report.max_difference:g} at batch 3."
     )
     if report.static:
         rest = Table(title="static", title_justify="left")
         for heading in ("part", "MACs", "why"):
             rest.add_column(heading, justify="right" if heading == "MACs" else "left")
         for part in report.static[:12]:
-            rest.add_row(for_terminal(part.module_path), f"{part.macs / 1e6:,.1f} M", for_terminal(part.reason))
+            rest.add_row(
+                for_terminal(part.module_path),
+                f"{part.macs / 1e6:,.1f} M",
+                for_terminal(part.reason),
+            )
         console.print(rest)
         if len(report.static) > 12:
             console.print(f"and {len(report.static) - 12} smaller parts; --json lists them all.")
     kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
     if kept:
-        console.print(for_terminal(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True)
-    whole = [f"{stage.name}: {stage.dense_because}" for stage in report.stages if stage.dense_because]
+        console.print(
+            for_terminal(f"Residuals stay inside the blocks of {'; '.join(kept)}."), soft_wrap=True
+        )
+    whole = [
+        f"{stage.name}: {stage.dense_because}" for stage in report.stages if stage.dense_because
+    ]
     if whole:
-        console.print(for_terminal(f"Blocks always run on whole batches in {'; '.join(whole)}."), soft_wrap=True)
+        console.print(
+            for_terminal(f"Blocks always run on whole batches in {'; '.join(whole)}."),
+            soft_wrap=True,
+        )
     if report.checkpointed:
         names = ", ".join(name or "the backbone itself" for name in report.checkpointed)
         console.print(
-            for_terminal(f"Gradient checkpointing did not come along on {names}: training needs more memory."), soft_wrap=True
+            for_terminal(
+                f"Gradient checkpointing did not come along on {names}: training needs more memory."
+            ),
+            soft_wrap=True,
         )
     if report.frozen:
         console.print(
-            f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary heads; they require no gradients.",
+            f"{len(report.frozen)} parameters are not read in eval mode, for example auxiliary"
+            " heads; they require no gradients.",
             soft_wrap=True,
         )
     if report.eval_only:
         places = "; ".join(report.eval_only)
-        console.print(for_terminal(f"What the backbone does otherwise in training did not come along: {places}."), soft_wrap=True)
+        console.print(
+            for_terminal(
+                f"What the backbone does otherwise in training did not come along: {places}."
+            ),
+            soft_wrap=True,
+        )
     if report.hooks:
         names = ", ".join(name or "the backbone itself" for name in report.hooks)
         console.print(for_terminal(f"Hooks did not come along on {names}."), soft_wrap=True)
     if report.detached:
-        console.print(for_terminal(f"Left by a former forward, copied without their history: {', '.join(report.detached)}."))
+        console.print(
+            for_terminal(
+                "Left by a former forward, copied without their history:"
+                f" {', '.join(report.detached)}."
+            )
+        )
     if report.branches:
         console.print(for_terminal(f"{report.branches}."), soft_wrap=True)
     for opaque in report.opaque:
@@ -120,5 +170,8 @@ def show_report(report: "ConversionReport") -> None:
         others = f" and {len(report.assumptions) - 3} more" if len(report.assumptions) > 3 else ""
         places = "; ".join(assumption.place for assumption in report.assumptions[:3])
         console.print(
-            for_terminal(f"Branches taken for images of this kind: {places}{others}; --json lists them all."), soft_wrap=True
+            for_terminal(
+                f"Branches taken for images of this kind: {places}{others}; --json lists them all."
+            ),
+            soft_wrap=True,
         )

@@ -16,7 +16,10 @@ def collapse_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--collapse",
         type=click.Choice(["stage", "block", "op"]),
-        help="Draw one card a stage, every block, or every block's ops; by default blocks, or stages above 150 of them.",
+        help=(
+            "Draw one card a stage, every block, or every block's ops; by default blocks, or stages"
+            " above 150 of them."
+        ),
     )(function)
 
 
@@ -31,14 +34,21 @@ def say_collapsed(net: "DynamicNetwork", layout: "Layout", collapse: str | None)
     """A line for a picture that was collapsed without being asked for; else empty."""
     if collapse is not None or layout.level == "block":
         return ""
-    return f"Drawn by {layout.level}: {net.graph.nx.number_of_nodes()} nodes are many. --collapse block draws every one."
+    return (
+        f"Drawn by {layout.level}: {net.graph.nx.number_of_nodes()} nodes are many. --collapse"
+        " block draws every one."
+    )
 
 
 def block_ops(net: "DynamicNetwork") -> dict[str, tuple[str, ...]]:
-    """Per node, the operations of its block in the order they run: module classes, function and method names."""
+    """Per node, the operations of its block in the order they run: module classes, function and
+    method names.
+    """
     fx_nodes = {fx_node.name: fx_node for fx_node in net.lowered.graph.nodes}
     return {
-        block.node: tuple(label for name in block.fx_nodes if (label := _op_label(net, fx_nodes[name])))
+        block.node: tuple(
+            label for name in block.fx_nodes if (label := _op_label(net, fx_nodes[name]))
+        )
         for stage in net.plan
         for block in stage.blocks
     }

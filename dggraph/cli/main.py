@@ -1,8 +1,9 @@
-"""The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document) and an exit code.
+"""The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document)
+and an exit code.
 
-Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen (DGGRAPH_TRACEBACK=1 shows where), 130
-interrupted.
-Subcommands are imported when called: `--help` needs no torch.
+Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen
+(DGGRAPH_TRACEBACK=1 shows where), 130 interrupted. Subcommands are imported when called: `--help`
+needs no torch.
 """
 
 import difflib
@@ -26,7 +27,10 @@ COMMANDS = {
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
     "train": "Train from a configuration, or go on with a run.",
-    "eval": "Accuracy or average precision, MACs and paths on a data set; budgets; what each block is worth.",
+    "eval": (
+        "Accuracy or average precision, MACs and paths on a data set; budgets; what each block is"
+        " worth."
+    ),
     "atlas": "Report on the paths of a whole set of images.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
@@ -57,7 +61,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Turn any static vision backbone into a dynamic graph network.
 
-    MODEL is `resnet50` (torchvision), `timm:regnety_008`, `package.module:function`, or an archive folder.
+    MODEL is `resnet50` (torchvision), `timm:regnety_008`, `package.module:function`, or an archive
+    folder.
     """
 
 
@@ -68,7 +73,9 @@ def main(args: list[str] | None = None) -> None:
         code = _run(arguments)
     if lost and code == 0:
         click.echo(
-            f"dggraph: what was printed is lost: {lost[0].strerror or lost[0]}. Make room, and give the command again.", err=True
+            f"dggraph: what was printed is lost: {lost[0].strerror or lost[0]}. Make room, and give"
+            " the command again.",
+            err=True,
         )
         code = BAD_INPUT
     sys.exit(code)
@@ -119,7 +126,9 @@ def _report(arguments: list[str], kind: str, message: str) -> None:
 
 
 def _tell(arguments: list[str], kind: str, message: str) -> None:
-    if "--json" in arguments and (os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ):
+    if "--json" in arguments and (
+        os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" in os.environ
+    ):
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))
     else:
         click.echo(f"dggraph: {message}", err=True)

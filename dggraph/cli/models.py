@@ -12,10 +12,14 @@ from dggraph.errors import InputError
 @click.argument("pattern", default="")
 @as_json
 def command(pattern: str, as_json: bool) -> None:
-    """List model names that contain PATTERN, in any case: torchvision's classifiers, and timm's where timm is installed."""
+    """List model names that contain PATTERN, in any case: torchvision's classifiers, and timm's
+    where timm is installed.
+    """
     from dggraph.models.registry import model_names
 
     names = [name for name in model_names() if pattern.lower() in name.lower()]
     if not names:
-        raise InputError(f"no model name contains {pattern!r}; `dggraph models` alone lists them all.")
+        raise InputError(
+            f"no model name contains {pattern!r}; `dggraph models` alone lists them all."
+        )
     click.echo(json.dumps({"models": names}) if as_json else "\n".join(names))

@@ -24,7 +24,9 @@ score_option = click.option(
     type=click.FloatRange(0, 1),
     help=f"Of a detector: outline the objects of this score or more.  [default: {SCORE}]",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,22 +39,45 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 type=LocatedPath(dir_okay=False),
                 help="State dict: .safetensors, or .pth (read without pickle code).",
             ),
-            click.option("--num-classes", type=WholeNumber(min=1), help="Outputs of the classifier."),
-            click.option("--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels."),
+            click.option(
+                "--num-classes", type=WholeNumber(min=1), help="Outputs of the classifier."
+            ),
+            click.option(
+                "--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels."
+            ),
             click.option(
                 "--wiring",
                 default="complete",
                 show_default=True,
                 help="complete, chain, window(k), watts_strogatz(k, p, seed), ...",
             ),
-            click.option("--residual", default="auto", show_default=True, type=click.Choice(["auto", "keep", "lift"])),
-            click.option("--router", default="node", show_default=True, help="node, stage, node(16), or a registered name."),
+            click.option(
+                "--residual",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "keep", "lift"]),
+            ),
+            click.option(
+                "--router",
+                default="node",
+                show_default=True,
+                help="node, stage, node(16), or a registered name.",
+            ),
             click.option("--gate", help="anchored (default), sigmoid, or a registered name."),
-            click.option("--threshold", default=0.5, show_default=True, type=float, help="Edges at or below it are dropped."),
+            click.option(
+                "--threshold",
+                default=0.5,
+                show_default=True,
+                type=float,
+                help="Edges at or below it are dropped.",
+            ),
             click.option(
                 "--backbone",
                 metavar="MODULE:FUNCTION",
-                help="For an archive, or the run of a detector, of a model of your own: what builds it, imported and called.",
+                help=(
+                    "For an archive, or the run of a detector, of a model of your own: what builds"
+                    " it, imported and called."
+                ),
             ),
         )
     ):
@@ -76,7 +101,8 @@ def open_network(
     """An archive folder or the folder of a classifier's run loaded, or a MODEL built and converted.
 
     Raises:
-        click.UsageError: options that an archive or a run has already answered, or --backbone without one.
+        click.UsageError: options that an archive or a run has already answered, or --backbone
+        without one.
         InputError: MODEL is a folder, but neither of them and no name.
     """
     from dggraph.models.registry import load_model
@@ -85,7 +111,12 @@ def open_network(
     from dggraph.network.manifest import MANIFEST, read_manifest
     from dggraph.training.classifier_runs import is_classifier_run, open_classifier
 
-    answered: dict[str, Any] = {"checkpoint": checkpoint, "num_classes": num_classes, "input_size": input_size, "wiring": wiring}
+    answered: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "num_classes": num_classes,
+        "input_size": input_size,
+        "wiring": wiring,
+    }
     answered |= {"residual": residual, "router": router, "gate": gate, "threshold": threshold}
     if is_classifier_run(model):
         refuse_answered(f"a run folder: {model} says how its network was built.", **answered)
@@ -101,23 +132,37 @@ def open_network(
         with working(f"Loading {model}"):
             if backbone is None:
                 return load(model)
-            recorded = read_manifest(Path(model)).num_classes if num_classes is None else num_classes
+            recorded = (
+                read_manifest(Path(model)).num_classes if num_classes is None else num_classes
+            )
             return load(model, load_model(backbone, num_classes=recorded).model)
     if backbone is not None:
         raise click.UsageError(f"--backbone goes with an archive, and {model} is none.")
     with working(f"Converting {model}"):
         try:
-            built = load_model(model, num_classes=num_classes, checkpoint=checkpoint, input_size=input_size)
+            built = load_model(
+                model, num_classes=num_classes, checkpoint=checkpoint, input_size=input_size
+            )
         except InputError as error:
             if model and ":" not in model and Path(model).is_dir():
-                raise InputError(f"{model} is a folder, but no dggraph archive: it has no {MANIFEST}.") from error
+                raise InputError(
+                    f"{model} is a folder, but no dggraph archive: it has no {MANIFEST}."
+                ) from error
             raise
         example = None
         if built.preprocess is not None:
             import torch
 
             example = torch.zeros((1, *built.preprocess.input_size))
-        net = convert(built.model, example, wiring=wiring, residual=residual, router=router, gate=gate, threshold=threshold)
+        net = convert(
+            built.model,
+            example,
+            wiring=wiring,
+            residual=residual,
+            router=router,
+            gate=gate,
+            threshold=threshold,
+        )
     note_source_(net, built)
     _tell(built.said)
     return net
@@ -134,8 +179,10 @@ def open_predictor(model: str, *, score: float | None, **options: Any) -> "Predi
     """What `open_network` opens, or the detector of a run folder, to be shown images.
 
     Raises:
-        click.UsageError: options that the run has already answered, or a score without a detector; or as for `open_network`.
-        InputError: the run's backbone is static, or the network does not say how images become its input.
+        click.UsageError: options that the run has already answered, or a score without a detector;
+        or as for `open_network`.
+        InputError: the run's backbone is static, or the network does not say how images become its
+            input.
     """
     from dggraph.detection.recording import make_detector_predictor
     from dggraph.evaluation.recording import make_predictor
@@ -143,15 +190,22 @@ def open_predictor(model: str, *, score: float | None, **options: Any) -> "Predi
 
     if not is_detector_run(model):
         if score is not None:
-            raise click.UsageError(f"--score goes with the run folder of a detector, and {model} is none.")
+            raise click.UsageError(
+                f"--score goes with the run folder of a detector, and {model} is none."
+            )
         return make_predictor(open_network(model, **options))
     backbone = options.pop("backbone")
     refuse_answered(f"a run folder: {model} says how its detector was built.", **options)
     with working(f"Loading {model}"):
         detector = open_detector(model, backbone)
     if detector.net is None:
-        raise InputError(f"the detector in {model} has a static backbone, so there are no paths. Train one with routers.")
-    return make_detector_predictor(detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name)
+        raise InputError(
+            f"the detector in {model} has a static backbone, so there are no paths. Train one with"
+            " routers."
+        )
+    return make_detector_predictor(
+        detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name
+    )
 
 
 def refuse_answered(what: str, **options: Any) -> None:
@@ -175,17 +229,23 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}. Choose another one.") from error
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror or error}. Choose another one."
+        ) from error
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}. Choose another one.") from error
+        raise InputError(
+            f"cannot write to the folder {folder}: {error.strerror or error}. Choose another one."
+        ) from error
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """A spinner on the terminal while something takes long; nothing where stderr is not a terminal."""
+    """A spinner on the terminal while something takes long; nothing where stderr is not a
+    terminal.
+    """
     from rich.console import Console
     from rich.markup import escape
 

@@ -32,7 +32,9 @@ class WholeNumber(click.IntRange):
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             number = 0.5
-        return super().convert(int(number) if number.is_integer() and not str(value).isdecimal() else value, param, ctx)
+        return super().convert(
+            int(number) if number.is_integer() and not str(value).isdecimal() else value, param, ctx
+        )
 
 
 def locate_model(_context: click.Context, _parameter: click.Parameter, model: str) -> str:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
-from dggraph.cli.options import SCORE, as_json, make_folder, model_options, open_predictor, score_option, working
+from dggraph.cli.options import (
+    SCORE,
+    as_json,
+    make_folder,
+    model_options,
+    open_predictor,
+    score_option,
+    working,
+)
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.errors import InputError
 
@@ -23,7 +31,14 @@ if TYPE_CHECKING:
     from dggraph.network.network import DynamicNetwork
     from dggraph.views.layout import Layout
 
-SUFFIXES = {"svg": "svg", "png": "png", "pdf": "pdf", "dot": "dot", "mermaid": "mmd", "json": "json"}
+SUFFIXES = {
+    "svg": "svg",
+    "png": "png",
+    "pdf": "pdf",
+    "dot": "dot",
+    "mermaid": "mmd",
+    "json": "json",
+}
 
 
 class RecordedImage(NamedTuple):
@@ -41,12 +56,23 @@ class RecordedImage(NamedTuple):
 @model_options
 @click.argument("images", nargs=-1, type=LocatedPath())
 @click.option("-o", "--output", required=True, type=LocatedPath(), help="Folder for the pictures.")
-@click.option("--format", "kind", default="svg", show_default=True, type=click.Choice(list(SUFFIXES)))
-@click.option("--diff", nargs=2, type=LocatedPath(), metavar="A B", help="One picture: what only one of two images uses.")
+@click.option(
+    "--format", "kind", default="svg", show_default=True, type=click.Choice(list(SUFFIXES))
+)
+@click.option(
+    "--diff",
+    nargs=2,
+    type=LocatedPath(),
+    metavar="A B",
+    help="One picture: what only one of two images uses.",
+)
 @collapse_option
 @score_option
 @click.option(
-    "--random-routers", type=WholeNumber(), metavar="SEED", help="Try out routing: give the routers seeded random weights."
+    "--random-routers",
+    type=WholeNumber(),
+    metavar="SEED",
+    help="Try out routing: give the routers seeded random weights.",
 )
 @as_json
 def command(
@@ -73,11 +99,17 @@ def command(
     if random_routers is not None:
         randomise_routers(net, random_routers)
     layout = lay_out_network(net, collapse)
-    document: dict[str, Any] = {"collapse": layout.level} | ({"score": score} if predictor.is_detector else {})
+    document: dict[str, Any] = {"collapse": layout.level} | (
+        {"score": score} if predictor.is_detector else {}
+    )
     document |= {"notes": notes} if notes else {}
-    document["images"] = draw_paths(predictor, images, output, SUFFIXES[kind], layout=layout, score=score)
+    document["images"] = draw_paths(
+        predictor, images, output, SUFFIXES[kind], layout=layout, score=score
+    )
     if diff is not None:
-        document["difference"] = draw_difference(predictor, diff, output, SUFFIXES[kind], layout=layout, score=score)
+        document["difference"] = draw_difference(
+            predictor, diff, output, SUFFIXES[kind], layout=layout, score=score
+        )
     if as_json:
         click.echo(json.dumps(document))
         return
@@ -94,7 +126,8 @@ def command(
 
 
 def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
-    """Every file of `images`, where folders stand for the images in them; and what was left out there, a sentence each.
+    """Every file of `images`, where folders stand for the images in them; and what was left out
+    there, a sentence each.
 
     Raises:
         InputError: a folder has no images.
@@ -123,7 +156,9 @@ def draw_paths(
     layout: "Layout",
     score: float = SCORE,
 ) -> list[dict[str, Any]]:
-    """Draw every image's path into `output`, of a detector with the objects of `score` or more; one row of facts an image."""
+    """Draw every image's path into `output`, of a detector with the objects of `score` or more; one
+    row of facts an image.
+    """
     from dggraph.evaluation.recording import as_predictor
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
@@ -132,13 +167,23 @@ def draw_paths(
     for number, file in enumerate(images):
         with working(f"Drawing {file.name}"):
             row, path, image, detected = run_image(predictor, file)
-            note = " · the backbone's own path: these routers are untrained, or agree on it" if row["is_static_path"] else ""
+            note = (
+                " · the backbone's own path: these routers are untrained, or agree on it"
+                if row["is_static_path"]
+                else ""
+            )
             macs = f"{tell_prediction(row)} · {row['kept']:.3f} of the static network's MACs"
             if detected is not None:
                 macs = f"{row['kept']:.3f} of the static backbone's MACs, at the traced size"
                 detected = detected.scoring(score)
             picture = picture_path(
-                predictor.net.graph, path, title=file.name, facts=[macs + note], layout=layout, thumbnail=image, detected=detected
+                predictor.net.graph,
+                path,
+                title=file.name,
+                facts=[macs + note],
+                layout=layout,
+                thumbnail=image,
+                detected=detected,
             )
             target = output / f"{number:03d}-{_safe(file.stem)}.{suffix}"
             draw(picture, target)
@@ -147,14 +192,24 @@ def draw_paths(
 
 
 def draw_difference(
-    predictor: "Predictor", files: tuple[Path, Path], output: Path, suffix: str, *, layout: "Layout", score: float
+    predictor: "Predictor",
+    files: tuple[Path, Path],
+    output: Path,
+    suffix: str,
+    *,
+    layout: "Layout",
+    score: float,
 ) -> dict[str, Any]:
     """Draw what only one of two images uses; its facts, with the nodes and edges of each side."""
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_difference
 
     first, second = runs = [run_image(predictor, file) for file in files]
-    names = (files[0].name, files[1].name) if files[0].name != files[1].name else (str(files[0]), str(files[1]))
+    names = (
+        (files[0].name, files[1].name)
+        if files[0].name != files[1].name
+        else (str(files[0]), str(files[1]))
+    )
     picture = picture_difference(
         predictor.net.graph,
         first.path,
@@ -192,8 +247,16 @@ def run_image(predictor: "Predictor", file: Path) -> RecordedImage:
         for stage, weights in path.weights.items()
         for edge, weight in zip(net.graph.edges(stage), weights, strict=True)
     )
-    row: dict[str, Any] = {"image": str(file), "macs": path.macs, "kept": path.macs / net.report.total_macs}
-    row |= {"active_edges": len(path.active_edges(net.graph)), "is_static_path": is_static, "margin": path.margin}
+    row: dict[str, Any] = {
+        "image": str(file),
+        "macs": path.macs,
+        "kept": path.macs / net.report.total_macs,
+    }
+    row |= {
+        "active_edges": len(path.active_edges(net.graph)),
+        "is_static_path": is_static,
+        "margin": path.margin,
+    }
     row |= asdict(prediction.classes[0]) if prediction.classes else {}
     return RecordedImage(row | list_detected(prediction.detected), path, image, prediction.detected)
 
@@ -206,19 +269,33 @@ def tell_prediction(row: dict[str, Any]) -> str:
 def tell_found(row: dict[str, Any], score: float) -> str:
     """How many objects of `score` or more a detector found, by class."""
     names = Counter(one["class"] for one in row["objects"] if one["score"] >= score)
-    return ", ".join(f"{name} ({number})" if number > 1 else name for name, number in names.items()) or "none"
+    return (
+        ", ".join(f"{name} ({number})" if number > 1 else name for name, number in names.items())
+        or "none"
+    )
 
 
 def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
-    """Print the rows as a table, and say so where every image went the static way; of a detector the objects of `score` or more."""
+    """Print the rows as a table, and say so where every image went the static way; of a detector
+    the objects of `score` or more.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from dggraph.views.escaping import for_terminal
 
     table = Table()
-    for heading in ("image", "prediction" if score is None else "objects", "MACs kept", "active edges"):
-        table.add_column(heading, justify="right" if heading in ("MACs kept", "active edges") else "left", overflow="fold")
+    for heading in (
+        "image",
+        "prediction" if score is None else "objects",
+        "MACs kept",
+        "active edges",
+    ):
+        table.add_column(
+            heading,
+            justify="right" if heading in ("MACs kept", "active edges") else "left",
+            overflow="fold",
+        )
     for row in rows:
         told = tell_prediction(row) if score is None else tell_found(row, score)
         cells = (Path(row["image"]).name, told, f"{row['kept']:.3f}", str(row["active_edges"]))
@@ -226,10 +303,19 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
     console = Console()
     console.print(table)
     if score is not None:
-        console.print(f"Objects of score {score:g} or more. MACs kept: of the static backbone's, at the traced size.")
-    console.print(for_terminal(f"Pictures are in {Path(rows[0]['picture']).parent}, numbered in this order."), soft_wrap=True)
+        console.print(
+            f"Objects of score {score:g} or more. MACs kept: of the static backbone's, at the"
+            " traced size."
+        )
+    console.print(
+        for_terminal(f"Pictures are in {Path(rows[0]['picture']).parent}, numbered in this order."),
+        soft_wrap=True,
+    )
     if all(row["is_static_path"] for row in rows):
-        console.print("Every image took the backbone's own path: untrained routers send every image along the static edges.")
+        console.print(
+            "Every image took the backbone's own path: untrained routers send every image along the"
+            " static edges."
+        )
 
 
 def show_difference(facts: dict[str, Any]) -> None:
@@ -237,8 +323,15 @@ def show_difference(facts: dict[str, Any]) -> None:
     from dggraph.views.escaping import plural, visible
 
     names = [visible(Path(row["image"]).name) for row in facts["images"]]
-    for key, who in (("only_first", f"only {names[0]}"), ("only_second", f"only {names[1]}"), ("both", "both")):
-        click.echo(f"{who}: {plural(len(facts[key]['edges']), 'edge')}, {plural(len(facts[key]['nodes']), 'node')}")
+    for key, who in (
+        ("only_first", f"only {names[0]}"),
+        ("only_second", f"only {names[1]}"),
+        ("both", "both"),
+    ):
+        click.echo(
+            f"{who}: {plural(len(facts[key]['edges']), 'edge')},"
+            f" {plural(len(facts[key]['nodes']), 'node')}"
+        )
     click.echo(visible(f"picture: {facts['picture']}"))
 
 
@@ -257,4 +350,6 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
 
 
 def _safe(stem: str) -> str:
-    return "".join(char if char.isascii() and (char.isalnum() or char in "-_") else "_" for char in stem)[:60]
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char in "-_") else "_" for char in stem
+    )[:60]

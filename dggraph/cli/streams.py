@@ -1,4 +1,6 @@
-"""Standard output and error that end no command: what their encoding lacks is escaped, and once nobody reads them, nothing is said."""
+"""Standard output and error that end no command: what their encoding lacks is escaped, and once
+nobody reads them, nothing is said.
+"""
 
 import errno
 import io
@@ -58,7 +60,9 @@ class Steady:
 
 @contextmanager
 def steady_streams() -> Iterator[list[OSError]]:
-    """Within this context stdout and stderr are `Steady`, and our warnings plain lines; after it, the list holds why output was lost."""
+    """Within this context stdout and stderr are `Steady`, and our warnings plain lines; after it,
+    the list holds why output was lost.
+    """
     lost: list[OSError] = []
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -67,7 +71,10 @@ def steady_streams() -> Iterator[list[OSError]]:
             stream = getattr(sys, name)
             if stream is None:  # closed by who called us
                 continue
-            if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in (
+                "strict",
+                "surrogateescape",
+            ):
                 stream.reconfigure(errors="backslashreplace")
             steady = Steady(stream)
             setattr(sys, name, cast(TextIO, steady))
@@ -83,7 +90,9 @@ def _settle(steady: Steady, lost: list[OSError]) -> None:
 
 
 def _showing(usual: Any) -> Any:
-    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    def show(
+        message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
         if issubclass(category, DggraphWarning) and sys.stderr is not None:
             sys.stderr.write(f"dggraph: {message}\n")
         else:

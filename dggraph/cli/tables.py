@@ -1,4 +1,6 @@
-"""What `dggraph eval` prints for people: a few lines, then a table for classes, budgets and blocks. Names are hostile and escaped."""
+"""What `dggraph eval` prints for people: a few lines, then a table for classes, budgets and blocks.
+Names are hostile and escaped.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +22,19 @@ def show(document: Mapping[str, Any]) -> None:
     if "accuracy" in document:
         console.print(_summary(document))
         classes = document["classes"]
-        worst = sorted(classes, key=lambda row: 1.0 if row["accuracy"] is None else row["accuracy"])[:MAX_CLASSES]
-        title = f"The {MAX_CLASSES} worst of {len(classes)} classes; --json has all" if len(classes) > MAX_CLASSES else "Classes"
+        worst = sorted(
+            classes, key=lambda row: 1.0 if row["accuracy"] is None else row["accuracy"]
+        )[:MAX_CLASSES]
+        title = (
+            f"The {MAX_CLASSES} worst of {len(classes)} classes; --json has all"
+            if len(classes) > MAX_CLASSES
+            else "Classes"
+        )
         shown = worst if len(classes) > MAX_CLASSES else classes
-        rows = [(row["class"], row["num_images"], row["top1"], _percent(row["accuracy"])) for row in shown]
+        rows = [
+            (row["class"], row["num_images"], row["top1"], _percent(row["accuracy"]))
+            for row in shown
+        ]
         console.print(_table(title, ("class", "images", "right", "top-1"), rows))
     if "AP" in document:
         _show_boxes(console, document)
@@ -36,16 +47,28 @@ def show(document: Mapping[str, Any]) -> None:
 def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:
     names = ("AP", "AP50", "AP75", "small", "medium", "large")
     console.print(
-        _table(f"Boxes on {document['num_images']} images, in percent", names, [[_points(document[name]) for name in names]])
+        _table(
+            f"Boxes on {document['num_images']} images, in percent",
+            names,
+            [[_points(document[name]) for name in names]],
+        )
     )
     rows = [(name, _points(precision)) for name, precision in document["per_class"].items()]
     worst = sorted(rows, key=lambda row: float(row[1] or 101))[:MAX_CLASSES]
-    title = f"The {MAX_CLASSES} worst of {len(rows)} classes; --json has all" if len(rows) > MAX_CLASSES else "Classes"
+    title = (
+        f"The {MAX_CLASSES} worst of {len(rows)} classes; --json has all"
+        if len(rows) > MAX_CLASSES
+        else "Classes"
+    )
     console.print(_table(title, ("class", "AP"), worst if len(rows) > MAX_CLASSES else rows))
     if "kept" in document:
-        console.print(f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size")
+        console.print(
+            f"MACs of the backbone kept {document['kept']:.4f} on average, at the traced size"
+        )
     if document["labels"] == "category ids":
-        console.print("Labels were read as the categories' ids, as torchvision's trained detectors have them.")
+        console.print(
+            "Labels were read as the categories' ids, as torchvision's trained detectors have them."
+        )
     console.print(_speed(document))
 
 
@@ -54,25 +77,41 @@ def _points(precision: float | None) -> str:
 
 
 def _speed(document: Mapping[str, Any]) -> str:
-    processes = f"{document['num_processes']} {'process' if document['num_processes'] == 1 else 'processes'}"
-    return f"{document['images_per_second']:.3g} images/s, reading them included, batch {document['batch_size']}, {processes}"
+    processes = (
+        f"{document['num_processes']}"
+        f" {'process' if document['num_processes'] == 1 else 'processes'}"
+    )
+    return (
+        f"{document['images_per_second']:.3g} images/s, reading them included, batch"
+        f" {document['batch_size']}, {processes}"
+    )
 
 
 def _summary(document: Mapping[str, Any]) -> str:
     spread = document["kept_percentiles"]
     num_images = document["num_images"]
     return (
-        f"top-1 {_percent(document['accuracy'])} ({document['top1']} of {num_images}), "
-        f"top-5 {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\n"
-        f"MACs kept {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the images\n"
-        f"{document['num_paths']} distinct paths, entropy {document['path_entropy_bits']:.2f} bits\n"
-        f"{_speed(document)}"
+        f"top-1 {_percent(document['accuracy'])} ({document['top1']} of {num_images}), top-5"
+        f" {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\nMACs kept"
+        f" {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the"
+        f" images\n{document['num_paths']} distinct paths, entropy"
+        f" {document['path_entropy_bits']:.2f} bits\n{_speed(document)}"
     )
 
 
 def _show_budgets(console: Any, budgets: Mapping[str, Any]) -> None:
     before = budgets["before"]
-    rows = [("as it is", "", "", f"{before['kept']:.4f}", "", _percent(before["accuracy"]), before["num_paths"])]
+    rows = [
+        (
+            "as it is",
+            "",
+            "",
+            f"{before['kept']:.4f}",
+            "",
+            _percent(before["accuracy"]),
+            before["num_paths"],
+        )
+    ]
     rows += [
         (
             f"{row['target']:g}",
@@ -88,8 +127,9 @@ def _show_budgets(console: Any, budgets: Mapping[str, Any]) -> None:
     headings = ("budget", "threshold", "first half", "MACs kept", "met", "top-1", "paths")
     console.print(_table(f"Budgets, {budgets['halves']}", headings, rows))
     console.print(
-        f"First half: MACs kept on the {budgets['calibration']['num_images']} images of calibration. All else is of the "
-        f"{before['num_images']} others. Met: at most 0.02 above the budget."
+        f"First half: MACs kept on the {budgets['calibration']['num_images']} images of"
+        f" calibration. All else is of the {before['num_images']} others. Met: at most 0.02 above"
+        " the budget."
     )
 
 
@@ -107,7 +147,9 @@ def _show_sensitivity(console: Any, costs: Mapping[str, Any]) -> None:
         for row in costs["blocks"]
     ]
     headings = ("without", "MACs saved", "same answer", "top-1 points", "KL, nats", "|F|²/|z|²")
-    console.print(_table(f"Leaving out one block, the others static, {num_images} images", headings, rows))
+    console.print(
+        _table(f"Leaving out one block, the others static, {num_images} images", headings, rows)
+    )
     if costs["static_top1"] is not None:
         console.print(f"The static network: top-1 {_percent(costs['static_top1'] / num_images)}.")
     if costs["warning"] is not None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
     """Train as CONFIG (TOML) and the flags say; flags go first.
 
-    The same call goes on with a run that was stopped or killed. On several processes: torchrun --nproc-per-node N -m dggraph train CONFIG.
+    The same call goes on with a run that was stopped or killed. On several processes: torchrun
+    --nproc-per-node N -m dggraph train CONFIG.
     """
     keys = read_config(config, overrides)
 
@@ -43,13 +44,20 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
 
             result = train(keys, log)
         if is_first:
-            row: dict[str, Any] = {"folder": str(result.folder), "step": result.step, "is_finished": result.is_finished}
+            row: dict[str, Any] = {
+                "folder": str(result.folder),
+                "step": result.step,
+                "is_finished": result.is_finished,
+            }
             row |= {"notes": notes} if notes else {}
             row |= {} if result.evaluation is None else result.evaluation.row()
             click.echo(
                 json.dumps(row)
                 if as_json
-                else f"{'finished' if result.is_finished else 'stopped; the same call goes on'}: {result.folder}"
+                else (
+                    f"{'finished' if result.is_finished else 'stopped; the same call goes on'}:"
+                    f" {result.folder}"
+                )
             )
     return 0 if result.is_finished else INTERRUPTED
 
@@ -82,4 +90,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
         return visible(f"note: {row['note']}.")
     shown = {key: value for key, value in row.items() if isinstance(value, int | float)}
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in shown.items()
+    )

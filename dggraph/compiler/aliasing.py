@@ -1,4 +1,6 @@
-"""Who writes into whose memory: in-place ops, `out=`, views through which they reach further, and what outlasts a pass."""
+"""Who writes into whose memory: in-place ops, `out=`, views through which they reach further, and
+what outlasts a pass.
+"""
 
 import inspect
 import operator
@@ -13,19 +15,26 @@ from dggraph.compiler.capture import keep
 from dggraph.compiler.regions import Flow
 
 _IN_PLACE = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
-    operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.setitem,
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
+    operator.imod, operator.ipow,
+    operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift,
+    operator.irshift, operator.setitem,
     operator.delitem,
 }  # fmt: skip
 _FRESH_MODULES = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d,
+    nn.BatchNorm2d, nn.BatchNorm3d,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 _FRESH_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.add, torch.mul, torch.matmul, torch.cat,
-    torch.conv2d, torch.relu, torch.sigmoid, torch.tanh, functional.softmax, functional.gelu, functional.relu, functional.silu,
-    functional.hardswish, functional.hardsigmoid, functional.conv1d, functional.conv2d, functional.conv3d, functional.linear,
-    functional.batch_norm, functional.layer_norm, functional.group_norm, functional.instance_norm, functional.rms_norm,
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.add,
+    torch.mul, torch.matmul, torch.cat,
+    torch.conv2d, torch.relu, torch.sigmoid, torch.tanh, functional.softmax, functional.gelu,
+    functional.relu, functional.silu,
+    functional.hardswish, functional.hardsigmoid, functional.conv1d, functional.conv2d,
+    functional.conv3d, functional.linear,
+    functional.batch_norm, functional.layer_norm, functional.group_norm, functional.instance_norm,
+    functional.rms_norm,
     functional.avg_pool2d, functional.adaptive_avg_pool2d,
 }  # fmt: skip
 
@@ -44,14 +53,20 @@ def overwritten(flow: Flow, fx_node: fx.Node) -> tuple[fx.Node, ...]:
 def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Iterator[fx.Node]:
     """Ops that write into `value` or into what may be a view of it.
 
-    Convolutions, norms and sums make tensors of their own; every other op may hand on a view. What lowering wrote (nodes that the
-    backbone's trace does not have) never works in place, nor count the direct readers named in `apart_from`.
+    Convolutions, norms and sums make tensors of their own; every other op may hand on a view. What
+    lowering wrote (nodes that the backbone's trace does not have) never works in place, nor count
+    the direct readers named in `apart_from`.
     """
     seen, open_ends = set[fx.Node](), [value]
     while open_ends:
         current = open_ends.pop()
         for user in current.users:
-            if user in seen or user.op == "output" or user.target in ("size", "dim", keep) or user.name not in flow.by_name:
+            if (
+                user in seen
+                or user.op == "output"
+                or user.target in ("size", "dim", keep)
+                or user.name not in flow.by_name
+            ):
                 continue
             if current is value and user.name in apart_from:
                 continue
@@ -59,27 +74,44 @@ def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Ite
             is_writer = current in overwritten(flow, user)
             if is_writer:
                 yield user
-            module = flow.module.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if is_writer or not (isinstance(module, _FRESH_MODULES) or user.target in _FRESH_FUNCTIONS):
+            module = (
+                flow.module.get_submodule(str(user.target)) if user.op == "call_module" else None
+            )
+            if is_writer or not (
+                isinstance(module, _FRESH_MODULES) or user.target in _FRESH_FUNCTIONS
+            ):
                 open_ends.append(user)
-            is_foreign_module = module is not None and not type(module).__module__.startswith("torch.nn.")
+            is_foreign_module = module is not None and not type(module).__module__.startswith(
+                "torch.nn."
+            )
             if is_foreign_module or (user.op == "call_function" and _is_foreign(user.target)):
                 yield user
 
 
 def is_effect(flow: Flow, fx_node: fx.Node) -> bool:
-    """True for an op that counts even where nobody reads its value: it writes somewhere, keeps something, or is code we cannot see into."""
+    """True for an op that counts even where nobody reads its value: it writes somewhere, keeps
+    something, or is code we cannot see into.
+    """
     if fx_node.target is keep or overwritten(flow, fx_node):
         return True
-    return not fx_node.users and (fx_node.op == "call_module" or (fx_node.op == "call_function" and _is_foreign(fx_node.target)))
+    return not fx_node.users and (
+        fx_node.op == "call_module"
+        or (fx_node.op == "call_function" and _is_foreign(fx_node.target))
+    )
 
 
 def outlasts(flow: Flow, fx_node: fx.Node) -> bool:
-    """True for an op whose effect is there after the pass: it keeps a value on a module, or writes into a weight or buffer."""
+    """True for an op whose effect is there after the pass: it keeps a value on a module, or writes
+    into a weight or buffer.
+    """
     if fx_node.target is keep:
         return True
     for current in overwritten(flow, fx_node):
-        while current.op in ("call_method", "call_function") and current.target not in _FRESH_FUNCTIONS and current.all_input_nodes:
+        while (
+            current.op in ("call_method", "call_function")
+            and current.target not in _FRESH_FUNCTIONS
+            and current.all_input_nodes
+        ):
             current = current.all_input_nodes[0]
         if current.op == "get_attr":
             return True
@@ -87,7 +119,9 @@ def outlasts(flow: Flow, fx_node: fx.Node) -> bool:
 
 
 def may_overwrite(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
-    """True unless it is proved that nobody writes into `value`; modules and functions that torch does not ship may do anything."""
+    """True unless it is proved that nobody writes into `value`; modules and functions that torch
+    does not ship may do anything.
+    """
     return next(writers(flow, value, apart_from), None) is not None
 
 
@@ -106,12 +140,21 @@ def _is_foreign(function: Any) -> bool:
 
 def _written_by_schema(fx_node: fx.Node) -> list[Any]:
     """What an operator of `torch.library` says that it writes into."""
-    operator_ = getattr(fx_node.target, "_opoverload", fx_node.target)  # torch.library.custom_op gives a CustomOpDef
+    operator_ = getattr(
+        fx_node.target, "_opoverload", fx_node.target
+    )  # torch.library.custom_op gives a CustomOpDef
     schema = getattr(getattr(operator_, "default", operator_), "_schema", None)
     if schema is None:
         return []
-    given = dict(zip((argument.name for argument in schema.arguments), fx_node.args, strict=False)) | fx_node.kwargs
-    return [given.get(one.name) for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write]
+    given = (
+        dict(zip((argument.name for argument in schema.arguments), fx_node.args, strict=False))
+        | fx_node.kwargs
+    )
+    return [
+        given.get(one.name)
+        for one in schema.arguments
+        if one.alias_info is not None and one.alias_info.is_write
+    ]
 
 
 def _is_in_place(flow: Flow, fx_node: fx.Node) -> bool:

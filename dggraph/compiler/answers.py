@@ -1,9 +1,11 @@
 """Questions that Python asks of a batch while a forward is traced, and their answers.
 
-A traced value has no data, but its rank, sizes, dtype, device and number of parts are known from a fake batch that runs through the graph
-as far as somebody asks: `Witness`. `isinstance(x, torch.Tensor)`, `if x.dtype != w.dtype`, `for part in x.chunk(2, 1)` then go the way they
-go on real images, while `x.shape[0]` stays a node, so that other batches and image sizes still run. An answer that may differ on another
-batch is looked at again on each (`ops/guards`); one that depends on the batch size alone is none.
+A traced value has no data, but its rank, sizes, dtype, device and number of parts are known from a
+fake batch that runs through the graph as far as somebody asks: `Witness`. `isinstance(x,
+torch.Tensor)`, `if x.dtype != w.dtype`, `for part in x.chunk(2, 1)` then go the way they go on real
+images, while `x.shape[0]` stays a node, so that other batches and image sizes still run. An answer
+that may differ on another batch is looked at again on each (`ops/guards`); one that depends on the
+batch size alone is none.
 """
 
 import builtins
@@ -30,7 +32,17 @@ from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.ops.guards import hold
 
-_RANK = {"dim", "ndim", "ndimension", "layout", "is_floating_point", "is_complex", "is_sparse", "is_nested", "is_quantized"}
+_RANK = {
+    "dim",
+    "ndim",
+    "ndimension",
+    "layout",
+    "is_floating_point",
+    "is_complex",
+    "is_sparse",
+    "is_nested",
+    "is_quantized",
+}
 _GRADIENTS = {"requires_grad", "is_leaf", "grad_fn", "grad", "is_inference"}
 _STRIDES = {"is_contiguous", "stride"}
 COMPILER = str(Path(__file__).parent)
@@ -45,7 +57,9 @@ class Assumption:
     """File, line and source of the question."""
     answer: str
     is_checked: bool
-    """True where each batch is asked again; False for gradients, strides and numbers that forward counts."""
+    """True where each batch is asked again; False for gradients, strides and numbers that forward
+    counts.
+    """
 
 
 class Unanswered(fx.proxy.TraceError):
@@ -60,10 +74,16 @@ class _Unknown:
 
 
 class Witness:
-    """A batch that follows the graph: fake, so that it costs nothing, and real from where a module kept whole looks at values."""
+    """A batch that follows the graph: fake, so that it costs nothing, and real from where a module
+    kept whole looks at values.
+    """
 
-    def __init__(self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int) -> None:
-        """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts away."""
+    def __init__(
+        self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int
+    ) -> None:
+        """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts
+        away.
+        """
         self.module, self.attempt = module, attempt
         self.real = example[:1].expand(num_images, *example.shape[1:]).contiguous()
         self.mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
@@ -81,7 +101,9 @@ class Witness:
             self._follow(fx_node.graph)
         if isinstance(self.values[fx_node], _Unknown) and self.mode is not None:
             self.mode, self.batch, self.values = None, self.real.clone(), {}
-            self.module = copy.deepcopy(self.module)  # what it counts and caches is no matter of the module's that is converted
+            self.module = copy.deepcopy(
+                self.module
+            )  # what it counts and caches is no matter of the module's that is converted
             self._follow(fx_node.graph)
         value = self.values[fx_node]
         if isinstance(value, _Unknown):
@@ -99,7 +121,11 @@ class Witness:
             self.is_running = False
 
     def _compute(self, fx_node: fx.Node) -> Any:
-        unknown = [source for source in fx_node.all_input_nodes if isinstance(self.values.get(source), _Unknown)]
+        unknown = [
+            source
+            for source in fx_node.all_input_nodes
+            if isinstance(self.values.get(source), _Unknown)
+        ]
         if unknown:
             return self.values[unknown[0]]
         args = fx.node.map_aggregate(fx.map_arg(fx_node.args, self.values.__getitem__), _plain)
@@ -111,17 +137,25 @@ class Witness:
                 found = operator.attrgetter(str(fx_node.target))(self.attempt)
                 if not issubclass(type(found), fx.Proxy):
                     return found
-                return operator.attrgetter(str(fx_node.target))(self.module).clone()  # forward has written on `attempt`
+                return operator.attrgetter(str(fx_node.target))(
+                    self.module
+                ).clone()  # forward has written on `attempt`
             if fx_node.op == "call_method":
                 return getattr(args[0], str(fx_node.target))(*args[1:], **kwargs)
-            target: Any = self.module.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else fx_node.target
+            target: Any = (
+                self.module.get_submodule(str(fx_node.target))
+                if fx_node.op == "call_module"
+                else fx_node.target
+            )
             return None if target is hold else target(*args, **kwargs)
         except Exception as error:
             return _Unknown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 class KeepWhole(BaseException):
-    """A plain function asks its input: better call it as a whole, where its own Python answers, than fix a branch."""
+    """A plain function asks its input: better call it as a whole, where its own Python answers,
+    than fix a branch.
+    """
 
     def __init__(self, function: types.FunctionType, reason: str) -> None:
         super().__init__(reason)
@@ -145,7 +179,9 @@ class Asked(fx.Proxy):
             super().__setattr__(name, value)
 
     def __format__(self, specification: str) -> str:
-        return f"<{vars(self).get('attr') or self.node.name}>"  # for a message, written before there is a value
+        return (  # for a message, written before there is a value
+            f"<{vars(self).get('attr') or self.node.name}>"
+        )
 
     def part(self, key: Any) -> Any:
         """`self[key]`."""
@@ -203,10 +239,16 @@ class Asked(fx.Proxy):
 
     def keys(self) -> Any:
         """A mapping's own keys."""
-        return list(value) if isinstance(value := self.peek(), Mapping) else AskedAttribute(self, "keys")()
+        return (
+            list(value)
+            if isinstance(value := self.peek(), Mapping)
+            else AskedAttribute(self, "keys")()
+        )
 
     @classmethod
-    def __torch_function__(cls, function: Any, classes: Any, args: Any = None, kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Any, classes: Any, args: Any = None, kwargs: Any = None
+    ) -> Any:
         return fx.Proxy.__torch_function__.__func__(fx.Proxy, function, classes, args, kwargs)  # type: ignore[attr-defined]
 
 
@@ -220,7 +262,8 @@ def _class_of(asked: Any) -> type:
 def _told_class(asked: Any) -> type:
     """What Python code reads as `asked.__class__`, and what `case torch.Tensor():` matches.
 
-    Calls get the truth: a function in C that took a traced value for a tensor would crash the process.
+    Calls get the truth: a function in C that took a traced value for a tensor would crash the
+    process.
     """
     frame = sys._getframe(1)
     is_read = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_ATTR", "MATCH_CLASS")
@@ -229,11 +272,17 @@ def _told_class(asked: Any) -> type:
 
 @contextmanager
 def answered_builtins() -> Iterator[None]:
-    """Within this context `isinstance` knows what traced values stand for, and `len` of a traced tensor is traced."""
+    """Within this context `isinstance` knows what traced values stand for, and `len` of a traced
+    tensor is traced.
+    """
     ordinary, ordinary_len = builtins.isinstance, builtins.len
 
     def answered_len(value: Any, /) -> Any:
-        if type(value) in (AskedProxy, AskedAttribute) and issubclass(_class_of(value), Tensor) and not is_others(sys._getframe(1)):
+        if (
+            type(value) in (AskedProxy, AskedAttribute)
+            and issubclass(_class_of(value), Tensor)
+            and not is_others(sys._getframe(1))
+        ):
             return value.size(0)
         return ordinary_len(value)
 
@@ -256,7 +305,9 @@ class AskedProxy(Asked):
 
 
 class AskedAttribute(Asked, fx.proxy.Attribute):
-    """An attribute of a traced value; it becomes a node where an op reads it, not where Python asks."""
+    """An attribute of a traced value; it becomes a node where an op reads it, not where Python
+    asks.
+    """
 
     __class__ = property(_told_class)
 
@@ -320,7 +371,11 @@ class AnsweringTracer(fx.Tracer):
             self._forget_later(asked)
             return answer
         self._hold(
-            asked, read, answer, is_plain=isinstance(value, bool) or read is operator.index, is_type=reads - _RANK == {"dtype"}
+            asked,
+            read,
+            answer,
+            is_plain=isinstance(value, bool) or read is operator.index,
+            is_type=reads - _RANK == {"dtype"},
         )
         return answer
 
@@ -335,7 +390,9 @@ class AnsweringTracer(fx.Tracer):
             number = len(value)
         except TypeError as error:
             raise Unanswered(str(error)) from error
-        if isinstance(value, Tensor) or (isinstance(value, tuple | list) and _may_vary(asked.node, number)):
+        if isinstance(value, Tensor) or (
+            isinstance(value, tuple | list) and _may_vary(asked.node, number)
+        ):
             self._hold(asked, len, number, is_plain=False, is_type=False)
         elif self._other(asked, len, number) != number:
             raise Unanswered("what it does next depends on the number of images in the batch")
@@ -347,7 +404,11 @@ class AnsweringTracer(fx.Tracer):
             self._erase(fx_node)
 
     def _erase(self, fx_node: fx.Node) -> None:
-        if fx_node.users or fx_node.op not in ("call_function", "call_method") or _holds_tensors(self.witnesses[0].value(fx_node)):
+        if (
+            fx_node.users
+            or fx_node.op not in ("call_function", "call_method")
+            or _holds_tensors(self.witnesses[0].value(fx_node))
+        ):
             return
         sources = fx_node.all_input_nodes
         fx_node.graph.erase_node(fx_node)
@@ -359,15 +420,21 @@ class AnsweringTracer(fx.Tracer):
             self.asked.append(asked.node)
 
     def _hold(self, asked: Asked, read: Any, answer: Any, *, is_plain: bool, is_type: bool) -> None:
-        """Ask again on every batch; types change under autocast, where the check of a conversion has shown that it does not matter."""
+        """Ask again on every batch; types change under autocast, where the check of a conversion
+        has shown that it does not matter.
+        """
         where = place()
         function = plain_function(sys._getframe(1))
         if function is not None and function not in self.cannot_keep:
             raise KeepWhole(function, f"it asks its input at {where}")
         if self._other(asked, read, answer) != answer:
             raise Unanswered("what it does next depends on the number of images in the batch")
-        question = asked.node if is_plain else self.create_node("call_function", read, (asked.node,), {})
-        self.create_node("call_function", hold, (question, answer, where), {"is_type": True} if is_type else {})
+        question = (
+            asked.node if is_plain else self.create_node("call_function", read, (asked.node,), {})
+        )
+        self.create_node(
+            "call_function", hold, (question, answer, where), {"is_type": True} if is_type else {}
+        )
         self.assumptions[Assumption(where, repr(answer), is_checked=True)] = None
 
     def _other(self, asked: Asked, read: Any, answer: Any) -> Any:
@@ -393,7 +460,11 @@ class AnsweringTracer(fx.Tracer):
             for source in fx_node.all_input_nodes:
                 if _holds_tensors(self.witnesses[0].value(source)):
                     is_getattr = fx_node.op == "call_function" and fx_node.target is getattr
-                    name = fx_node.args[1] if is_getattr else getattr(fx_node.target, "__name__", fx_node.target)
+                    name = (
+                        fx_node.args[1]
+                        if is_getattr
+                        else getattr(fx_node.target, "__name__", fx_node.target)
+                    )
                     found.add(str(name))
                 else:
                     open_ends.append(source)
@@ -405,12 +476,29 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _may_vary(fx_node: fx.Node, number: int) -> bool:
-    """True for parts whose number follows from a size: not what `chunk(2)` or `split([4, 4])` says itself."""
+    """True for parts whose number follows from a size: not what `chunk(2)` or `split([4, 4])` says
+    itself.
+    """
     name = getattr(fx_node.target, "__name__", fx_node.target)
-    if name not in ("split", "unsafe_split", "split_with_sizes", "chunk", "unsafe_chunk", "unbind", "tensor_split", "tolist"):
+    if name not in (
+        "split",
+        "unsafe_split",
+        "split_with_sizes",
+        "chunk",
+        "unsafe_chunk",
+        "unbind",
+        "tensor_split",
+        "tolist",
+    ):
         return False
-    asked = fx_node.args[1] if len(fx_node.args) > 1 else next((v for k, v in fx_node.kwargs.items() if k != "dim"), None)
-    return not (asked == number and "chunk" in name) and not (isinstance(asked, list | tuple) and len(asked) == number)
+    asked = (
+        fx_node.args[1]
+        if len(fx_node.args) > 1
+        else next((v for k, v in fx_node.kwargs.items() if k != "dim"), None)
+    )
+    return not (asked == number and "chunk" in name) and not (
+        isinstance(asked, list | tuple) and len(asked) == number
+    )
 
 
 def _plain(argument: Any) -> Any:
@@ -431,7 +519,9 @@ def is_others(frame: types.FrameType) -> bool:
 def place() -> str:
     """File, line and source of the backbone's code that asks."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(tuple(f"{folder}{os.sep}" for folder in _OTHERS_FILES)):
+    while frame is not None and frame.f_code.co_filename.startswith(
+        tuple(f"{folder}{os.sep}" for folder in _OTHERS_FILES)
+    ):
         frame = frame.f_back
     if frame is None:
         return "an unknown place"
@@ -440,7 +530,9 @@ def place() -> str:
 
 
 def plain_function(frame: types.FrameType | None) -> types.FunctionType | None:
-    """The outermost plain function that runs between the innermost module's own code and here, where it could be called as a whole."""
+    """The outermost plain function that runs between the innermost module's own code and here,
+    where it could be called as a whole.
+    """
     chain: list[types.FrameType] = []
     while frame is not None and (is_others(frame) or not is_module_s(frame)):
         if not is_others(frame):
@@ -456,20 +548,31 @@ def is_module_s(frame: types.FrameType) -> bool:
 def failed_function(error: BaseException) -> types.FunctionType | None:
     """The plain function that the innermost module's own code called when `error` came up in it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if not is_others(frame)]
-    last = max((index for index, frame in enumerate(frames) if is_module_s(frame)), default=len(frames))
+    last = max(
+        (index for index, frame in enumerate(frames) if is_module_s(frame)), default=len(frames)
+    )
     return _function_of(frames[last + 1]) if last + 1 < len(frames) else None
 
 
 def _function_of(frame: types.FrameType) -> types.FunctionType | None:
     """The plain function that `frame` runs, if it can be found by its name and takes no module."""
     code = frame.f_code
-    num_names = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
+    num_names = (
+        code.co_argcount
+        + code.co_kwonlyargcount
+        + bool(code.co_flags & 4)
+        + bool(code.co_flags & 8)
+    )
     taken = [frame.f_locals.get(name) for name in code.co_varnames[:num_names]]
     if any(isinstance(leaf, nn.Module) for leaf in tree_leaves(taken)):
         return None
     caller = frame.f_back.f_globals if frame.f_back is not None else {}
     for scope in (frame.f_globals, caller):
         for value in (scope.get(code.co_name), *scope.values()):
-            if isinstance(value, types.FunctionType) and value.__code__ is code and not value.__closure__:
+            if (
+                isinstance(value, types.FunctionType)
+                and value.__code__ is code
+                and not value.__closure__
+            ):
                 return value
     return None

@@ -1,9 +1,12 @@
-"""Which parts of a backbone are blocks: module calls that repeat, or where nothing repeats, convolutions.
+"""Which parts of a backbone are blocks: module calls that repeat, or where nothing repeats,
+convolutions.
 
 1. Every module call that is a single-entry, single-exit region is a candidate, the coarsest first.
-2. A candidate is a block if one like it (same class; for a Sequential, the same child classes) follows it directly with an
-   equal output shape. A class once recognised counts everywhere: the first block of a stage learns from its siblings.
-3. A module that only strings like, branching blocks together is a container: its children are the blocks.
+2. A candidate is a block if one like it (same class; for a Sequential, the same child classes)
+   follows it directly with an equal output shape. A class once recognised counts everywhere: the
+   first block of a stage learns from its siblings.
+3. A module that only strings like, branching blocks together is a container: its children are the
+   blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,9 @@ from dggraph.compiler.regions import Call, Flow, Region, module_path, signature
 HOMOGENEOUS_SHARE = 0.6
 
 
-def repeated_blocks(flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region]) -> list[Region]:
+def repeated_blocks(
+    flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region]
+) -> list[Region]:
     """The coarsest regions whose signature repeats somewhere."""
     candidates = {key: region for key, region in regions.items() if region.num_mac_ops >= 2}
     by_output: dict[str, list[Region]] = {}
@@ -33,7 +38,11 @@ def repeated_blocks(flow: Flow, calls: Mapping[str, Call], regions: Mapping[str,
     }
     chosen: set[str] = set()
     for key, region in candidates.items():
-        if region.signature in known and key not in containers and chosen.isdisjoint(calls[key].ancestors):
+        if (
+            region.signature in known
+            and key not in containers
+            and chosen.isdisjoint(calls[key].ancestors)
+        ):
             chosen.add(key)
     return [candidates[key] for key in chosen]
 
@@ -42,10 +51,16 @@ def conv_units(flow: Flow) -> list[Region]:
     """Each MAC op on features with the norm and activation that follow it."""
     units: list[Region] = []
     for fx_node in flow.order:
-        if not flow.num_mac_ops(fx_node) or fx_node not in flow.activations or not flow.has_batch(fx_node):
+        if (
+            not flow.num_mac_ops(fx_node)
+            or fx_node not in flow.activations
+            or not flow.has_batch(fx_node)
+        ):
             continue
         members = [fx_node]
-        while len(readers := flow.readers(members[-1])) == 1 and flow.is_glue(readers[0], weighted=True):
+        while len(readers := flow.readers(members[-1])) == 1 and flow.is_glue(
+            readers[0], weighted=True
+        ):
             members.append(readers[0])
         unit = flow.region(members, module_path(fx_node), nn.Conv2d)
         if unit is not None:
@@ -60,22 +75,45 @@ def call_region(flow: Flow, call: Call) -> Region | None:
     return flow.region(call.fx_nodes, call.path, signature(module))
 
 
-def _is_container(flow: Flow, key: str, calls: Mapping[str, Call], candidates: Mapping[str, Region]) -> bool:
-    """True for a module that only strings like, branching blocks together: its children are the blocks, not itself."""
-    children = [region for other, region in candidates.items() if key in calls[other].ancestors and _branches(flow, region)]
+def _is_container(
+    flow: Flow, key: str, calls: Mapping[str, Call], candidates: Mapping[str, Region]
+) -> bool:
+    """True for a module that only strings like, branching blocks together: its children are the
+    blocks, not itself.
+    """
+    children = [
+        region
+        for other, region in candidates.items()
+        if key in calls[other].ancestors and _branches(flow, region)
+    ]
     for like in {child.signature for child in children}:
-        alike = [child for child in children if child.signature == like and child.signature != candidates[key].signature]
+        alike = [
+            child
+            for child in children
+            if child.signature == like and child.signature != candidates[key].signature
+        ]
         chained = {child.output for child in alike}
-        linked = sum(any(fx_node.name in chained for fx_node in flow.glue_back(flow.by_name[child.input])) for child in alike)
+        linked = sum(
+            any(fx_node.name in chained for fx_node in flow.glue_back(flow.by_name[child.input]))
+            for child in alike
+        )
         share = sum(child.macs for child in alike) / max(candidates[key].macs, 1)
-        if linked == len(alike) - 1 >= 1 and share >= HOMOGENEOUS_SHARE and not _branches(flow, candidates[key], alike):
+        if (
+            linked == len(alike) - 1 >= 1
+            and share >= HOMOGENEOUS_SHARE
+            and not _branches(flow, candidates[key], alike)
+        ):
             return True
     return False
 
 
 def _branches(flow: Flow, region: Region, apart_from: Sequence[Region] = ()) -> bool:
-    """True where some tensor inside (or the input) has two readers: a residual or parallel branch."""
-    hidden = {name for inner in apart_from for name in inner.fx_nodes} | {inner.input for inner in apart_from}
+    """True where some tensor inside (or the input) has two readers: a residual or parallel
+    branch.
+    """
+    hidden = {name for inner in apart_from for name in inner.fx_nodes} | {
+        inner.input for inner in apart_from
+    }
     inside = {flow.by_name[name] for name in region.fx_nodes}
     points = [flow.by_name[region.input], *inside - {flow.by_name[region.output]}]
     return any(

@@ -1,12 +1,13 @@
 """Where calls of the backbone's modules stand in the lowered graph.
 
-The graph is flat: it calls `torch.nn`'s modules and none of the blocks and containers around them. What such a module would take and give
-still has a place in it. fx nodes know the calls that they were traced in; of those inside a call, one value comes from outside and one is
-read outside, or the call has no place.
+The graph is flat: it calls `torch.nn`'s modules and none of the blocks and containers around them.
+What such a module would take and give still has a place in it. fx nodes know the calls that they
+were traced in; of those inside a call, one value comes from outside and one is read outside, or the
+call has no place.
 
-1. Tracing marks calls with structured arguments or results. While lowering, `mark_features` notes which values are features,
-   `mark_routing` to which containers a stage's routing belongs, and `mark_lifted` where a block's residual add was taken out, so that its
-   last value is F(x) alone.
+1. Tracing marks calls with structured arguments or results. While lowering, `mark_features` notes
+   which values are features, `mark_routing` to which containers a stage's routing belongs, and
+   `mark_lifted` where a block's residual add was taken out, so that its last value is F(x) alone.
 2. `find_sites` then reads the place of every call off the graph, as it stands.
 """
 
@@ -19,7 +20,9 @@ from torch import fx
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 
 STACK = "nn_module_stack"
-"""Where fx nodes keep the calls that they stand in: {key: (module path, class)}, outermost first."""
+"""Where fx nodes keep the calls that they stand in: {key: (module path, class)}, outermost
+first.
+"""
 _FEATURE, _LIFTED, _STRUCTURED = "dg_feature", "dg_lifted", "dg_structured"
 _FEATURE_OPS = (share, adapt, aggregate, concatenate)
 _SIZE_METHODS = ("size", "dim", "numel", "ndimension")
@@ -62,26 +65,47 @@ def mark_features(fx_nodes: Iterable[fx.Node]) -> None:
         fx_node.meta[_FEATURE] = True
 
 
-def mark_routing(own: Iterable[fx.Node], blocks: Sequence[Collection[fx.Node]], path: str, graph: fx.Graph) -> None:
-    """A stage's `own` nodes belong to the calls that hold all of its `blocks`, but to no block; `path` is that of the first one."""
+def mark_routing(
+    own: Iterable[fx.Node], blocks: Sequence[Collection[fx.Node]], path: str, graph: fx.Graph
+) -> None:
+    """A stage's `own` nodes belong to the calls that hold all of its `blocks`, but to no block;
+    `path` is that of the first one.
+    """
     stacks = [fx_node.meta.get(STACK) or {} for members in blocks for fx_node in members]
-    shared = {key: call for key, call in (stacks[0] if stacks else {}).items() if all(key in stack for stack in stacks)}
+    shared = {
+        key: call
+        for key, call in (stacks[0] if stacks else {}).items()
+        if all(key in stack for stack in stacks)
+    }
     if len(blocks) == 1:  # what holds one block may be the block itself, or lie inside it
-        wider = {key for fx_node in graph.nodes if fx_node not in blocks[0] for key in fx_node.meta.get(STACK) or {}}
-        shared = {key: call for key, call in shared.items() if key in wider or path.startswith(f"{call[0]}.")}
+        wider = {
+            key
+            for fx_node in graph.nodes
+            if fx_node not in blocks[0]
+            for key in fx_node.meta.get(STACK) or {}
+        }
+        shared = {
+            key: call
+            for key, call in shared.items()
+            if key in wider or path.startswith(f"{call[0]}.")
+        }
     for fx_node in own:
         fx_node.meta[STACK] = shared
 
 
 def mark_lifted(terms: Sequence[fx.Node], add: fx.Node) -> None:
-    """`terms`, a first branch and the sums that take in the others, are what is left of the calls that gave the residual add `add`."""
+    """`terms`, a first branch and the sums that take in the others, are what is left of the calls
+    that gave the residual add `add`.
+    """
     for total in terms[1:]:
         total.meta |= {STACK: dict(add.meta.get(STACK) or {}), _FEATURE: True}
     terms[-1].meta[_LIFTED] = tuple(add.meta.get(STACK) or {})
 
 
 def stand_in(twin: fx.Node, value: fx.Node) -> None:
-    """Let `twin`, a new node at the border of a call, be to the calls around it what `value` was."""
+    """Let `twin`, a new node at the border of a call, be to the calls around it what `value`
+    was.
+    """
     twin.meta[_FEATURE] = True
     if _LIFTED in value.meta:
         twin.meta[_LIFTED] = value.meta[_LIFTED]
@@ -100,20 +124,37 @@ def find_sites(graph: fx.Graph) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for key in sorted(members, key=lambda key: -len(around[key][1])):
         inside = frozenset(members[key])
-        entries = [read for fx_node in members[key] for read in fx_node.all_input_nodes if read not in inside and _is_feature(read)]
+        entries = [
+            read
+            for fx_node in members[key]
+            for read in fx_node.all_input_nodes
+            if read not in inside and _is_feature(read)
+        ]
         exits = [
             fx_node
             for fx_node in members[key]
-            if _is_feature(fx_node) and any(user not in inside and not _asks_for_a_size(user) for user in fx_node.users)
+            if _is_feature(fx_node)
+            and any(user not in inside and not _asks_for_a_size(user) for user in fx_node.users)
         ]
         is_lifted = len(exits) == 1 and key in exits[0].meta.get(_LIFTED, ())
         is_structured = any(key in fx_node.meta.get(_STRUCTURED, ()) for fx_node in inside)
-        sites[key] = Site(*around[key], inside, tuple(dict.fromkeys(entries)), tuple(exits), is_lifted, is_structured)
+        sites[key] = Site(
+            *around[key],
+            inside,
+            tuple(dict.fromkeys(entries)),
+            tuple(exits),
+            is_lifted,
+            is_structured,
+        )
     return sites
 
 
 def _is_feature(fx_node: fx.Node) -> bool:
-    return fx_node.op == "placeholder" or bool(fx_node.meta.get(_FEATURE)) or fx_node.target in _FEATURE_OPS
+    return (
+        fx_node.op == "placeholder"
+        or bool(fx_node.meta.get(_FEATURE))
+        or fx_node.target in _FEATURE_OPS
+    )
 
 
 def _asks_for_a_size(fx_node: fx.Node) -> bool:

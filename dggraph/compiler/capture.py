@@ -1,9 +1,12 @@
 """What plain fx tracing loses, recorded while a backbone is traced.
 
 1. A custom `autograd.Function` becomes one op, so that its own backward stands.
-2. Ops know in which contexts they ran (`no_grad`, `inference_mode`, `autocast`); `contexts` puts them back around each.
-3. What forward keeps on a module (`self.aux = y`, `self.maps.append(y)`) becomes an op that keeps it there; what it counts is noted.
-4. Gradient checkpointing is traced through, and noted: it only saves memory, and the caller has to be told.
+2. Ops know in which contexts they ran (`no_grad`, `inference_mode`, `autocast`); `contexts` puts
+   them back around each.
+3. What forward keeps on a module (`self.aux = y`, `self.maps.append(y)`) becomes an op that keeps
+   it there; what it counts is noted.
+4. Gradient checkpointing is traced through, and noted: it only saves memory, and the caller has to
+   be told.
 """
 
 import sys
@@ -25,7 +28,13 @@ from dggraph.compiler.contexts import CONTEXTS, Context
 _METHODS = (types.BuiltinMethodType, types.MethodType)
 _OWNED = ("_modules", "_parameters", "_buffers")
 _COUNTED = (bool, int, float, str)
-CHECKPOINT_FLAGS = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp", "memory_efficient")
+CHECKPOINT_FLAGS = (
+    "grad_checkpointing",
+    "gradient_checkpointing",
+    "use_checkpoint",
+    "with_cp",
+    "memory_efficient",
+)
 
 
 class Capture:
@@ -36,9 +45,13 @@ class Capture:
         self.checkpointed: list[str] = []
         """Paths of the modules in whose forward checkpointing was asked for."""
         self.changed: dict[str, str] = {}
-        """Numbers that forward counts on its modules, which no op of the graph does: name and value where (file, line, source)."""
+        """Numbers that forward counts on its modules, which no op of the graph does: name and value
+        where (file, line, source).
+        """
         self.returned: Any = None
-        """What the backbone's forward returned, in the types it returned it in; proxies stand for values."""
+        """What the backbone's forward returned, in the types it returned it in; proxies stand for
+        values.
+        """
 
     def note_contexts(self, fx_node: fx.Node) -> None:
         """Let a new op know the contexts it runs in."""
@@ -52,11 +65,15 @@ class Capture:
 
 @contextmanager
 def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
-    """Within this context what `tracer` records of `root` is noted in `capture`; gradients are on, whatever the caller set."""
+    """Within this context what `tracer` records of `root` is noted in `capture`; gradients are on,
+    whatever the caller set.
+    """
     replaced: list[tuple[Any, str, Any]] = []
 
     def replace(owner: Any, name: str, value: Any) -> None:
-        replaced.append((owner, name, vars(owner).get(name)))  # as it is defined there, a static method as one
+        replaced.append(
+            (owner, name, vars(owner).get(name))
+        )  # as it is defined there, a static method as one
         setattr(owner, name, value)
 
     apply = _apply(capture, tracer)
@@ -65,7 +82,11 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
     replace(autocast, "__init__", _autocast_init(autocast.__init__))
     replace(autocast, "__enter__", _autocast_enter(capture, autocast.__enter__))
     replace(autocast, "__exit__", _autocast_exit(capture, autocast.__exit__))
-    replace(checkpoint, "_checkpoint_without_reentrant_generator_impl", _noted_checkpoint(capture, tracer))
+    replace(
+        checkpoint,
+        "_checkpoint_without_reentrant_generator_impl",
+        _noted_checkpoint(capture, tracer),
+    )
     try:
         with _aliases(root, apply), torch.inference_mode(False), torch.enable_grad():
             yield
@@ -78,21 +99,31 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
 
 
 def keep(value: Any, path: str, name: str) -> None:
-    """Stands in a trace for `module.name = value`, the module at `path`; `lower` writes the op that does it."""
+    """Stands in a trace for `module.name = value`, the module at `path`; `lower` writes the op that
+    does it.
+    """
 
 
 def keep_contents(tracer: fx.Tracer, root: nn.Module) -> None:
-    """Record what forward has put into lists and dicts that its modules hold (`self.maps.append(y)`), as if it had set the attribute."""
+    """Record what forward has put into lists and dicts that its modules hold
+    (`self.maps.append(y)`), as if it had set the attribute.
+    """
     for path, module in root.named_modules():
         for name, value in list(vars(module).items()):
             if type(value) in (list, dict, OrderedDict) and name not in _OWNED:
                 keys = value if isinstance(value, dict) else ()
-                if all(type(key) in _COUNTED for key in keys) and any(depends_on_input(proxy.node) for proxy in _proxies(value)):
-                    tracer.create_proxy("call_function", keep, (dict(value) if keys else value, path, name), {})
+                if all(type(key) in _COUNTED for key in keys) and any(
+                    depends_on_input(proxy.node) for proxy in _proxies(value)
+                ):
+                    tracer.create_proxy(
+                        "call_function", keep, (dict(value) if keys else value, path, name), {}
+                    )
 
 
 def depends_on_input(fx_node: fx.Node) -> bool:
-    """True for what is computed from the images; false for what comes from weights and constants alone."""
+    """True for what is computed from the images; false for what comes from weights and constants
+    alone.
+    """
     seen, open_ends = {fx_node}, [fx_node]
     while open_ends:
         current = open_ends.pop()
@@ -111,7 +142,10 @@ def function_op(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     def apply(*args: Any, **kwargs: Any) -> Any:
         return function.apply(*args, **kwargs)
 
-    apply.__name__, apply.__qualname__ = function.__name__, f"{function.__module__}.{function.__qualname__}.apply"
+    apply.__name__, apply.__qualname__ = (
+        function.__name__,
+        f"{function.__module__}.{function.__qualname__}.apply",
+    )
     return apply
 
 
@@ -131,16 +165,27 @@ def _apply(capture: Capture, tracer: fx.Tracer) -> Callable[..., Any]:
 
 @contextmanager
 def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
-    """Within this context names for a function's `apply` (`round_ = Round.apply`) stand for ours: torch's would take a proxy for a tensor.
+    """Within this context names for a function's `apply` (`round_ = Round.apply`) stand for ours:
+    torch's would take a proxy for a tensor.
 
     They are looked for in modules, in the classes of `root`'s layers and on the layers themselves.
     """
     replaced: list[tuple[Any, str, Any]] = []
-    modules = [module for name, module in list(sys.modules.items()) if not name.startswith("torch.")]
-    owners = [*modules, *{base for inner in root.modules() for base in type(inner).__mro__}, *root.modules()]
+    modules = [
+        module for name, module in list(sys.modules.items()) if not name.startswith("torch.")
+    ]
+    owners = [
+        *modules,
+        *{base for inner in root.modules() for base in type(inner).__mro__},
+        *root.modules(),
+    ]
     for owner in owners:
         for name, value in list(getattr(owner, "__dict__", {}).items()):
-            if isinstance(value, _METHODS) and value.__name__ == "apply" and isinstance(value.__self__, type):
+            if (
+                isinstance(value, _METHODS)
+                and value.__name__ == "apply"
+                and isinstance(value.__self__, type)
+            ):
                 if issubclass(value.__self__, torch.autograd.Function):
                     replaced.append((owner, name, value))
     try:
@@ -148,7 +193,9 @@ def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
             setattr(
                 owner,
                 name,
-                staticmethod(partial(apply, value.__self__)) if isinstance(owner, type) else partial(apply, value.__self__),
+                staticmethod(partial(apply, value.__self__))
+                if isinstance(owner, type)
+                else partial(apply, value.__self__),
             )
         yield
     finally:
@@ -156,12 +203,21 @@ def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _setattr(capture: Capture, tracer: fx.Tracer, original: Callable[..., None]) -> Callable[..., None]:
+def _setattr(
+    capture: Capture, tracer: fx.Tracer, original: Callable[..., None]
+) -> Callable[..., None]:
     def __setattr__(module: nn.Module, name: str, value: Any) -> None:
-        is_buffer = name in module._buffers and bool(_proxies(value))  # counters, averages: they are the same in each pass no more
+        is_buffer = name in module._buffers and bool(
+            _proxies(value)
+        )  # counters, averages: they are the same in each pass no more
         if not is_buffer and not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
             before = vars(module).get(name)
-            if type(value) in _COUNTED and type(before) in _COUNTED and before != value and name != "training":
+            if (
+                type(value) in _COUNTED
+                and type(before) in _COUNTED
+                and before != value
+                and name != "training"
+            ):
                 capture.changed[f"{place()}"] = f"{name} = {before!r}"
             original(module, name, value)
             return
@@ -180,7 +236,11 @@ def _setattr(capture: Capture, tracer: fx.Tracer, original: Callable[..., None])
 
 def _autocast_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(
-        self: Any, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None
+        self: Any,
+        device_type: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
     ) -> None:
         original(self, device_type, dtype, enabled, cache_enabled)
         self.requested = (
@@ -196,7 +256,11 @@ def _autocast_init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _autocast_enter(capture: Capture, original: Callable[..., Any]) -> Callable[..., Any]:
     def __enter__(self: Any) -> Any:
-        capture.autocasts.append(getattr(self, "requested", ("autocast", self.device, self.fast_dtype, self._enabled, None)))
+        capture.autocasts.append(
+            getattr(
+                self, "requested", ("autocast", self.device, self.fast_dtype, self._enabled, None)
+            )
+        )
         return original(self)
 
     return __enter__

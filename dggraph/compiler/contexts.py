@@ -1,6 +1,8 @@
-"""The contexts an op ran in when it was traced, put around it again: `no_grad`, `inference_mode`, `autocast`.
+"""The contexts an op ran in when it was traced, put around it again: `no_grad`, `inference_mode`,
+`autocast`.
 
-Each op runs in its own, so that lowering may move ops apart and an error inside leaves nothing switched off.
+Each op runs in its own, so that lowering may move ops apart and an error inside leaves nothing
+switched off.
 """
 
 from collections.abc import Callable
@@ -13,12 +15,16 @@ CONTEXTS = "dg_contexts"
 """Key of an fx node's `meta`: its contexts, outermost first."""
 
 Context = tuple[Any, ...]
-"""A name and its options: ("no_grad",), ("inference_mode",), ("autocast", device type, dtype, enabled, cache enabled)."""
+"""A name and its options: ("no_grad",), ("inference_mode",), ("autocast", device type, dtype,
+enabled, cache enabled).
+"""
 
 
 def has_gradient(fx_node: fx.Node) -> bool:
     """False for an op that ran without gradients, whatever the caller does."""
-    return not any(context[0] in ("no_grad", "inference_mode") for context in fx_node.meta.get(CONTEXTS, ()))
+    return not any(
+        context[0] in ("no_grad", "inference_mode") for context in fx_node.meta.get(CONTEXTS, ())
+    )
 
 
 def restore_contexts(graph: fx.Graph) -> None:
@@ -33,8 +39,14 @@ def restore_contexts(graph: fx.Graph) -> None:
             fx_node.op, fx_node.target = "call_function", _within(contexts, _method(fx_node.target))
         else:
             with graph.inserting_before(fx_node):
-                module = graph.create_node("get_attr", fx_node.target, name=f"{fx_node.name}_module")
-            fx_node.op, fx_node.target, fx_node.args = "call_function", _within(contexts, _call), (module, *fx_node.args)
+                module = graph.create_node(
+                    "get_attr", fx_node.target, name=f"{fx_node.name}_module"
+                )
+            fx_node.op, fx_node.target, fx_node.args = (
+                "call_function",
+                _within(contexts, _call),
+                (module, *fx_node.args),
+            )
 
 
 def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +54,9 @@ def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Call
     inner = _within(tuple(others), function) if others else function
     around = {"no_grad": _without_gradients, "inference_mode": _in_inference_mode}
     run = _cast(inner, *options) if kind == "autocast" else around[kind](inner)
-    run.__name__ = f"{getattr(function, '__name__', 'op')}_within_{'_'.join(context[0] for context in contexts)}".lstrip("_")
+    run.__name__ = f"{getattr(function, '__name__', 'op')}_within_{'_'.join(context[0] for context in contexts)}".lstrip(
+        "_"
+    )
     return run
 
 
@@ -63,7 +77,11 @@ def _in_inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cast(
-    function: Callable[..., Any], device_type: str, dtype: torch.dtype | None, enabled: bool, cache_enabled: bool | None
+    function: Callable[..., Any],
+    device_type: str,
+    dtype: torch.dtype | None,
+    enabled: bool,
+    cache_enabled: bool | None,
 ) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled):

@@ -1,7 +1,8 @@
 """A backbone's copy: conversion never works on the caller's own.
 
-torch refuses to copy tensors that are computed from others. Where a forward left one on its module, an activation kept for a look at it,
-the copy gets the values without their history; where a weight is computed (the old `weight_norm`, `prune`), it is refused.
+torch refuses to copy tensors that are computed from others. Where a forward left one on its module,
+an activation kept for a look at it, the copy gets the values without their history; where a weight
+is computed (the old `weight_norm`, `prune`), it is refused.
 """
 
 import copy
@@ -21,7 +22,12 @@ from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.errors import InputError
 
-STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 """Where `nn.Module` keeps what runs around state dicts; private, torch 2.10 to 2.15."""
 _OWNED = ("_modules", "_parameters", "_buffers")
 
@@ -30,7 +36,8 @@ def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy; `stored_activations` lose their history in it.
 
     Raises:
-        InputError: a weight is computed from others by a hook, or something in the model cannot be copied; names it.
+        InputError: a weight is computed from others by a hook, or something in the model cannot be
+            copied; names it.
     """
     _refuse_computed_weights(model)
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for _, tensor in _stored(model)}
@@ -44,9 +51,11 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions kept on `module` (`forward`, `train`, a lambda), and its hooks on state dicts, work on the copies of what they worked on.
+    """Let functions kept on `module` (`forward`, `train`, a lambda), and its hooks on state dicts,
+    work on the copies of what they worked on.
 
-    `deepcopy` takes functions as they are: by what is bound in them, closures, defaults and globals, they would run the caller's modules.
+    `deepcopy` takes functions as they are: by what is bound in them, closures, defaults and
+    globals, they would run the caller's modules.
 
     Args:
         module: a copy.
@@ -62,12 +71,16 @@ def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def stored_activations(model: nn.Module) -> tuple[str, ...]:
-    """Attributes that hold tensors computed from others, as a forward leaves them, alone or in lists, tuples and dicts."""
+    """Attributes that hold tensors computed from others, as a forward leaves them, alone or in
+    lists, tuples and dicts.
+    """
     return tuple(dict.fromkeys(name for name, _ in _stored(model)))
 
 
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
-    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures, defaults, globals."""
+    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures,
+    defaults, globals.
+    """
     if id(value) in memo:
         return memo[id(value)]
     if type(value) in (list, tuple, dict):
@@ -82,17 +95,34 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
         return types.MethodType(_rebound(value.__func__, memo), _rebound(value.__self__, memo))
     if isinstance(value, functools.partial):
         arguments = {name: _rebound(argument, memo) for name, argument in value.keywords.items()}
-        return functools.partial(_rebound(value.func, memo), *(_rebound(argument, memo) for argument in value.args), **arguments)
+        return functools.partial(
+            _rebound(value.func, memo),
+            *(_rebound(argument, memo) for argument in value.args),
+            **arguments,
+        )
     if isinstance(value, _WrappedHook):
         module = value.module() if value.with_module else None
         return _WrappedHook(_rebound(value.hook, memo), memo.get(id(module), module))
     if not isinstance(value, types.FunctionType):
         return value
-    used = {name: value.__globals__[name] for name in value.__code__.co_names if id(value.__globals__.get(name)) in memo}
+    used = {
+        name: value.__globals__[name]
+        for name in value.__code__.co_names
+        if id(value.__globals__.get(name)) in memo
+    }
     defaults, named = _rebound(value.__defaults__, memo), _rebound(value.__kwdefaults__, memo)
-    if not used and not value.__closure__ and defaults is value.__defaults__ and named is value.__kwdefaults__:
+    if (
+        not used
+        and not value.__closure__
+        and defaults is value.__defaults__
+        and named is value.__kwdefaults__
+    ):
         return value
-    scope = value.__globals__ | {name: memo[id(found)] for name, found in used.items()} if used else value.__globals__
+    scope = (
+        value.__globals__ | {name: memo[id(found)] for name, found in used.items()}
+        if used
+        else value.__globals__
+    )
     cells = tuple(types.CellType() for _ in value.__closure__ or ())
     twin = types.FunctionType(value.__code__, scope, value.__name__, defaults, cells or None)
     twin.__kwdefaults__ = named
@@ -118,21 +148,26 @@ def _refuse_computed_weights(model: nn.Module) -> None:
             if isinstance(hook, BasePruningMethod):
                 attribute, way_out = (
                     hook._tensor_name,
-                    f"make it permanent: torch.nn.utils.prune.remove(module, {hook._tensor_name!r})",
+                    (
+                        "make it permanent: torch.nn.utils.prune.remove(module,"
+                        f" {hook._tensor_name!r})"
+                    ),
                 )
             elif isinstance(hook, WeightNorm | SpectralNorm):
                 attribute, way_out = (
                     hook.name,
                     (
-                        "use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead of the old functions, or make it permanent: "
-                        "remove_weight_norm, remove_spectral_norm"
+                        "use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead"
+                        " of the old functions, or make it permanent: remove_weight_norm,"
+                        " remove_spectral_norm"
                     ),
                 )
             else:
                 continue
             raise InputError(
-                f"{path}.{attribute} is computed from other tensors before each call ({type(hook).__name__}), so {type(model).__name__} "
-                f"cannot be copied, and convert never works on the original. Before converting, {way_out}."
+                f"{path}.{attribute} is computed from other tensors before each call"
+                f" ({type(hook).__name__}), so {type(model).__name__} cannot be copied, and convert"
+                f" never works on the original. Before converting, {way_out}."
             )
 
 
@@ -143,15 +178,17 @@ def _why_not(model: nn.Module, error: Exception) -> str:
     for name, tensor in tensors:
         if tensor.layout is not torch.strided and not _is_copyable(tensor):
             return (
-                f"{name} is stored as {tensor.layout}, which torch cannot copy in a module, and convert never works on the original. "
-                "Keep it dense, and make it sparse in the forward."
+                f"{name} is stored as {tensor.layout}, which torch cannot copy in a module, and"
+                " convert never works on the original. Keep it dense, and make it sparse in the"
+                " forward."
             )
     culprits = [path for path, inner in model.named_modules() if path and not _is_copyable(inner)]
     where = f" The cause lies in {culprits[-1]!r}." if culprits else ""
     return (
-        f"{type(model).__name__} cannot be copied, and convert never works on the original: {reason}.{where} Where a forward leaves "
-        "tensors in objects of its own, run it within torch.no_grad(), or clear them first; locks, files and generators belong outside "
-        "the model."
+        f"{type(model).__name__} cannot be copied, and convert never works on the original:"
+        f" {reason}.{where} Where a forward leaves tensors in objects of its own, run it within"
+        " torch.no_grad(), or clear them first; locks, files and generators belong outside the"
+        " model."
     )
 
 

@@ -1,11 +1,16 @@
-"""Find stages: runs of like blocks with one output shape, from the fx graph and the module tree together.
+"""Find stages: runs of like blocks with one output shape, from the fx graph and the module tree
+together.
 
 1. Blocks are found by `blocks`: module calls that repeat.
-2. Blocks whose output is the next one's input form chains; weightless glue between them joins the block before it.
-3. A stage is a run of blocks in a chain with equal input and output shape. Its entry v0 is the output that feeds the run.
-4. Where no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the run is one stage with adapters.
+2. Blocks whose output is the next one's input form chains; weightless glue between them joins the
+   block before it.
+3. A stage is a run of blocks in a chain with equal input and output shape. Its entry v0 is the
+   output that feeds the run.
+4. Where no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the
+   run is one stage with adapters.
 5. Growing concats (DenseNet) are stages of their own kind.
-6. Where all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm and activation is a block.
+6. Where all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm
+   and activation is a block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,26 +66,34 @@ class Discovery:
     """(module path, MACs, reason) of what belongs to no stage."""
 
 
-def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]] | None = None) -> Discovery:
+def discover(
+    trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]] | None = None
+) -> Discovery:
     """Find the stages of a traced backbone.
 
     Args:
         trace: the flat graph with its module calls.
         profile: shapes and MACs of its nodes.
-        stages: overrides discovery: per stage name, the module paths of its blocks in order. A first block that changes the shape
-            is the stage's entry.
+        stages: overrides discovery: per stage name, the module paths of its blocks in order. A
+            first block that changes the shape is the stage's entry.
 
     Raises:
-        DiscoveryError: a path in `stages` is not a single-entry, single-exit call, the blocks do not follow each other, or two stages
-            share a module.
+        DiscoveryError: a path in `stages` is not a single-entry, single-exit call, the blocks do
+            not follow each other, or two stages share a module.
     """
     flow = Flow(trace, profile)
     calls = module_calls(flow.order)
-    regions = {key: region for key, call in calls.items() if (region := call_region(flow, call)) is not None}
+    regions = {
+        key: region
+        for key, call in calls.items()
+        if (region := call_region(flow, call)) is not None
+    }
     total = sum(profile.macs.values())
     if stages is not None:
         found = _asked_stages(flow, calls, regions, stages)
-        return Discovery(stages=tuple(found), total_macs=total, static=_static(flow, calls, found, None))
+        return Discovery(
+            stages=tuple(found), total_macs=total, static=_static(flow, calls, found, None)
+        )
     blocks = repeated_blocks(flow, calls, regions)
     growths = [_growth_stage(flow, growth) for growth in find_growths(flow)]
     grown = {name for growth in growths for block in growth.blocks for name in block.fx_nodes}
@@ -91,12 +104,19 @@ def discover(trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]]
         units = [unit for unit in conv_units(flow) if not taken.intersection(unit.fx_nodes)]
         found += [stage for chain in _chains(flow, units) for stage in _stages(flow, chain)]
         blocks += units
-    return Discovery(stages=tuple(_in_order(flow, found)), total_macs=total, static=_static(flow, calls, found, blocks))
+    return Discovery(
+        stages=tuple(_in_order(flow, found)),
+        total_macs=total,
+        static=_static(flow, calls, found, blocks),
+    )
 
 
 def _in_order(flow: Flow, found: Sequence[FoundStage]) -> list[FoundStage]:
     """Stages in the order the backbone runs them: lowering rewires one after the other."""
-    return sorted(found, key=lambda stage: min(flow.order[flow.by_name[name]] for name in stage.blocks[0].fx_nodes))
+    return sorted(
+        found,
+        key=lambda stage: min(flow.order[flow.by_name[name]] for name in stage.blocks[0].fx_nodes),
+    )
 
 
 def _chains(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
@@ -112,7 +132,11 @@ def _chains(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
     for after, before in previous.items():
         following.setdefault(before, []).append(after)
     chains: list[list[Region]] = []
-    starts = [output for output in by_output if output not in previous or len(following[previous[output]]) > 1]
+    starts = [
+        output
+        for output in by_output
+        if output not in previous or len(following[previous[output]]) > 1
+    ]
     for first in sorted(starts, key=lambda name: flow.order[flow.by_name[name]]):
         chain = [by_output[first]]
         while len(onward := following.get(chain[-1].output, [])) == 1:
@@ -185,56 +209,105 @@ def _growth_stage(flow: Flow, growth: tuple[str, tuple[Region, ...], str, int]) 
 
 
 def _asked_stages(
-    flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region], stages: Mapping[str, Sequence[str]]
+    flow: Flow,
+    calls: Mapping[str, Call],
+    regions: Mapping[str, Region],
+    stages: Mapping[str, Sequence[str]],
 ) -> list[FoundStage]:
     if not isinstance(stages, Mapping):
-        raise DiscoveryError(f"stages={stages!r} is not a mapping; write {{'layer1': ['layer1.1', 'layer1.2']}}.")
+        raise DiscoveryError(
+            f"stages={stages!r} is not a mapping; write {{'layer1': ['layer1.1', 'layer1.2']}}."
+        )
     found: list[FoundStage] = []
     owner: dict[str, tuple[str, str]] = {}
     for name, paths in stages.items():
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-            raise DiscoveryError(f"stage {name!r} is not an identifier; stage names become code, use letters, digits, _.")
-        if isinstance(paths, str) or not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
-            raise DiscoveryError(f"stage {name!r}: {paths!r} is not a list of module paths; write ['{name}.0', '{name}.1'].")
+            raise DiscoveryError(
+                f"stage {name!r} is not an identifier; stage names become code, use letters,"
+                " digits, _."
+            )
+        if (
+            isinstance(paths, str)
+            or not isinstance(paths, Sequence)
+            or not all(isinstance(path, str) for path in paths)
+        ):
+            raise DiscoveryError(
+                f"stage {name!r}: {paths!r} is not a list of module paths; write ['{name}.0',"
+                f" '{name}.1']."
+            )
         found.append(_asked_stage(flow, calls, regions, name, paths))
         for block in _members(found[-1]):
             for taken in block.fx_nodes:
                 other, path = owner.setdefault(taken, (name, block.path))
                 if (other, path) != (name, block.path):
                     raise DiscoveryError(
-                        f"stages {other!r} and {name!r} share {block.path!r} (the first has {path!r}); a module belongs to one block."
+                        f"stages {other!r} and {name!r} share {block.path!r} (the first has"
+                        f" {path!r}); a module belongs to one block."
                         if other != name
-                        else f"stage {name!r}: {path!r} and {block.path!r} share ops; a module belongs to one block."
+                        else (
+                            f"stage {name!r}: {path!r} and {block.path!r} share ops; a module"
+                            " belongs to one block."
+                        )
                     )
     return _in_order(flow, found)
 
 
 def _asked_stage(
-    flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region], name: str, paths: Sequence[str]
+    flow: Flow,
+    calls: Mapping[str, Call],
+    regions: Mapping[str, Region],
+    name: str,
+    paths: Sequence[str],
 ) -> FoundStage:
     if not paths:
-        raise DiscoveryError(f"stage {name!r} lists no blocks; name the module paths of its blocks in order.")
+        raise DiscoveryError(
+            f"stage {name!r} lists no blocks; name the module paths of its blocks in order."
+        )
     asked: list[Region] = []
     for path in paths:
         keys = [key for key, call in calls.items() if call.path == path]
         if not keys:
-            raise DiscoveryError(f"stage {name!r}: {path!r} is not a module that the backbone calls; see `named_modules()`.")
+            raise DiscoveryError(
+                f"stage {name!r}: {path!r} is not a module that the backbone calls; see"
+                " `named_modules()`."
+            )
         region = regions.get(keys[0]) or flow.region(calls[keys[0]].fx_nodes, path, path)
         if len(keys) > 1 or region is None:
-            why = "is called more than once" if len(keys) > 1 else "has no single input and output with the batch first"
-            raise DiscoveryError(f"stage {name!r}: {path!r} {why}; a block takes one feature map and gives one, once.")
+            why = (
+                "is called more than once"
+                if len(keys) > 1
+                else "has no single input and output with the batch first"
+            )
+            raise DiscoveryError(
+                f"stage {name!r}: {path!r} {why}; a block takes one feature map and gives one,"
+                " once."
+            )
         asked.append(region)
     chains = _chains(flow, asked)
     if len(chains) != 1 or [block.path for block in chains[0]] != list(paths):
-        raise DiscoveryError(f"stage {name!r}: the blocks {list(paths)} do not feed each other in this order.")
+        raise DiscoveryError(
+            f"stage {name!r}: the blocks {list(paths)} do not feed each other in this order."
+        )
     shapes = [block.shape for block in chains[0]]
-    taps = [a.path for a, b in zip(chains[0], chains[0][1:], strict=False) if _is_tapped(flow, a, b)]
+    taps = [
+        a.path for a, b in zip(chains[0], chains[0][1:], strict=False) if _is_tapped(flow, a, b)
+    ]
     if len(set(shapes)) > 1 or taps[(chains[0][0].input_shape != shapes[0]) :]:
-        why = f"have outputs of shapes {sorted(set(shapes))}" if len(set(shapes)) > 1 else f"are read elsewhere too: {taps}"
-        raise DiscoveryError(f"stage {name!r}: its blocks {why}; the blocks of a stage share one shape and one chain.")
+        why = (
+            f"have outputs of shapes {sorted(set(shapes))}"
+            if len(set(shapes)) > 1
+            else f"are read elsewhere too: {taps}"
+        )
+        raise DiscoveryError(
+            f"stage {name!r}: its blocks {why}; the blocks of a stage share one shape and one"
+            " chain."
+        )
     found = _stage(flow, chains[0], kind="add")
     if not found:
-        raise DiscoveryError(f"stage {name!r}: {paths[0]!r} changes the shape, so it is the entry and no block is left.")
+        raise DiscoveryError(
+            f"stage {name!r}: {paths[0]!r} changes the shape, so it is the entry and no block is"
+            " left."
+        )
     return replace(found[0], path=name)
 
 
@@ -242,8 +315,13 @@ def _same_grid(before: Region, after: Region) -> bool:
     """True where `after` keeps everything but perhaps the number of channels."""
     return (
         len(before.shape) == len(after.shape)
-        and sum(a != b for a, b in zip(before.shape, after.shape, strict=True)) <= (len(before.shape) > 1)
-        and (len(before.shape) != 3 or before.shape[1:] == after.shape[1:] or before.shape[:2] == after.shape[:2])
+        and sum(a != b for a, b in zip(before.shape, after.shape, strict=True))
+        <= (len(before.shape) > 1)
+        and (
+            len(before.shape) != 3
+            or before.shape[1:] == after.shape[1:]
+            or before.shape[:2] == after.shape[:2]
+        )
     )
 
 
@@ -254,17 +332,25 @@ def _is_tapped(flow: Flow, before: Region, after: Region) -> bool:
 
 
 def _channel_axis(flow: Flow, block: Region) -> int:
-    """1 for NCHW, -1 for NHWC and tokens: what the first module that knows its number of channels says.
+    """1 for NCHW, -1 for NHWC and tokens: what the first module that knows its number of channels
+    says.
 
-    Modules that read the block's input come first, then (where that input goes into plain functions, as in Swin V2's attention)
-    those that read a tensor of its shape, then any whose norm or bias is as long as one axis alone (TinyViT's blocks are opaque).
+    Modules that read the block's input come first, then (where that input goes into plain
+    functions, as in Swin V2's attention) those that read a tensor of its shape, then any whose norm
+    or bias is as long as one axis alone (TinyViT's blocks are opaque).
     """
     shape = flow.shape(flow.by_name[block.input])
     if len(shape) != 3:
         return -1
-    calls = [fx_node for name in block.fx_nodes if (fx_node := flow.by_name[name]).op == "call_module"]
-    alike = [call for call in calls if any(flow.shape(source) == shape for source in flow.inputs(call))]
-    for call in sorted(alike, key=lambda call: flow.by_name[block.input] not in call.all_input_nodes):
+    calls = [
+        fx_node for name in block.fx_nodes if (fx_node := flow.by_name[name]).op == "call_module"
+    ]
+    alike = [
+        call for call in calls if any(flow.shape(source) == shape for source in flow.inputs(call))
+    ]
+    for call in sorted(
+        alike, key=lambda call: flow.by_name[block.input] not in call.all_input_nodes
+    ):
         module = flow.module.get_submodule(str(call.target))
         if isinstance(module, nn.Linear) or type(module) is nn.LayerNorm:
             return -1
@@ -272,7 +358,11 @@ def _channel_axis(flow: Flow, block: Region) -> int:
             return 1
     for call in (*alike, *calls):
         for module in flow.module.get_submodule(str(call.target)).modules():
-            sizes = {parameter.shape[0] for parameter in module.parameters(recurse=False) if parameter.ndim == 1}
+            sizes = {
+                parameter.shape[0]
+                for parameter in module.parameters(recurse=False)
+                if parameter.ndim == 1
+            }
             if shape[0] != shape[-1] and sizes in ({shape[0]}, {shape[-1]}):
                 return 1 if sizes == {shape[0]} else -1
     return 1
@@ -293,9 +383,14 @@ def _members(stage: FoundStage) -> tuple[Region, ...]:
 
 
 def _static(
-    flow: Flow, calls: Mapping[str, Call], found: Sequence[FoundStage], blocks: Sequence[Region] | None
+    flow: Flow,
+    calls: Mapping[str, Call],
+    found: Sequence[FoundStage],
+    blocks: Sequence[Region] | None,
 ) -> tuple[tuple[str, int, str], ...]:
-    """MACs outside every stage, by the coarsest module that holds no stage, largest first. `blocks` is None where the caller chose."""
+    """MACs outside every stage, by the coarsest module that holds no stage, largest first. `blocks`
+    is None where the caller chose.
+    """
     taken = {name for stage in found for block in _members(stage) for name in block.fx_nodes}
     lonely = {name: block.path for block in blocks or () for name in block.fx_nodes}
     macs: dict[tuple[str, str], int] = {}
@@ -304,20 +399,31 @@ def _static(
         if not count or fx_node.name in taken:
             continue
         keys = list(fx_node.meta.get("nn_module_stack") or {})
-        free = [key for key in keys if not any(inner.name in taken for inner in calls[key].fx_nodes)]
+        free = [
+            key for key in keys if not any(inner.name in taken for inner in calls[key].fx_nodes)
+        ]
         if fx_node.name in lonely:
             place, reason = lonely[fx_node.name], "the only block at its shape"
         else:
             place = calls[free[0]].path if free else module_path(fx_node)
             reason = "not named in `stages`" if blocks is None else _why_no_block(flow, fx_node)
         if fx_node.name in flow.profile.unroutable:
-            reason = f"its features are {flow.profile.unroutable[fx_node.name]}, and gates weigh real floating-point features alone"
+            reason = (
+                f"its features are {flow.profile.unroutable[fx_node.name]}, and gates weigh real"
+                " floating-point features alone"
+            )
         macs[place, reason] = macs.get((place, reason), 0) + count
-    return tuple((path, count, reason) for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1]))
+    return tuple(
+        (path, count, reason)
+        for (path, reason), count in sorted(macs.items(), key=lambda item: -item[1])
+    )
 
 
 def _why_no_block(flow: Flow, fx_node: fx.Node) -> str:
     shape = flow.profile.shapes.get(fx_node.name)
     if shape is not None and len(shape) == 4 and shape[0] > TRACED_BATCH:
-        return f"it runs on {shape[0] // TRACED_BATCH} parts of each image in the batch, and routes would be an image's own"
+        return (
+            f"it runs on {shape[0] // TRACED_BATCH} parts of each image in the batch, and routes"
+            " would be an image's own"
+        )
     return "part of no repeated block with one input and one output"

@@ -1,7 +1,8 @@
-"""Growing concats (DenseNet): layer j reads the concat of everything before it and adds one operand.
+"""Growing concats (DenseNet): layer j reads the concat of everything before it and adds one
+operand.
 
-Every operand of the growing concat is an edge: with all of them open the stage is the backbone, and the operand of a closed edge is
-zeros. So a growth stage is the complete graph by nature.
+Every operand of the growing concat is an edge: with all of them open the stage is the backbone, and
+the operand of a closed edge is zeros. So a growth stage is the complete graph by nature.
 """
 
 import torch
@@ -13,14 +14,22 @@ MIN_LAYERS = 2
 
 
 def find_growths(flow: Flow) -> list[tuple[str, tuple[Region, ...], str, int]]:
-    """All growing concats as (entry fx node, layers in order, last concat's fx node, channel axis)."""
-    concats = [fx_node for fx_node in flow.order if _is_concat(fx_node) and fx_node in flow.activations]
+    """All growing concats as (entry fx node, layers in order, last concat's fx node, channel
+    axis).
+    """
+    concats = [
+        fx_node for fx_node in flow.order if _is_concat(fx_node) and fx_node in flow.activations
+    ]
     operands = {concat: _operands(concat, concats) for concat in concats}
     found: list[tuple[str, tuple[Region, ...], str, int]] = []
     taken: set[fx.Node] = set()
     for last in sorted(concats, key=lambda concat: -len(operands[concat])):
         entry, *layers = operands[last]
-        if last in taken or len(layers) < MIN_LAYERS or len(set(operands[last])) != len(operands[last]):
+        if (
+            last in taken
+            or len(layers) < MIN_LAYERS
+            or len(set(operands[last])) != len(operands[last])
+        ):
             continue
         regions: list[Region] = []
         for index, output in enumerate(layers, start=1):
@@ -32,7 +41,9 @@ def find_growths(flow: Flow) -> list[tuple[str, tuple[Region, ...], str, int]]:
         if len(regions) == len(layers):
             axis = 1 if last.args[1:] in ((1,), ()) and last.kwargs.get("dim", 1) == 1 else -1
             found.append((entry.name, tuple(regions), last.name, axis))
-            taken.update(concat for concat in concats if set(operands[concat]) <= set(operands[last]))
+            taken.update(
+                concat for concat in concats if set(operands[concat]) <= set(operands[last])
+            )
     return found
 
 
@@ -52,7 +63,9 @@ def _operands(concat: fx.Node, concats: list[fx.Node]) -> list[fx.Node]:
 
 
 def _layer(flow: Flow, sources: list[fx.Node], output: fx.Node) -> Region | None:
-    """The region from one of `sources` to `output`, if everything that feeds `output` starts there."""
+    """The region from one of `sources` to `output`, if everything that feeds `output` starts
+    there.
+    """
     for source in sources:
         members, open_ends = set[fx.Node](), [output]
         while open_ends:

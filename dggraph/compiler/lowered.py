@@ -1,4 +1,6 @@
-"""The module that lowering makes: it runs the lowered graph and owns the backbone's module tree, under the backbone's own names."""
+"""The module that lowering makes: it runs the lowered graph and owns the backbone's module tree,
+under the backbone's own names.
+"""
 
 import copy
 from typing import Any
@@ -11,7 +13,9 @@ from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
 from dggraph.errors import BackboneOnlyError, LoweringError
 
 OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-"""Where `nn.Module` keeps what it owns. Two modules that hold the same four objects own the same tree."""
+"""Where `nn.Module` keeps what it owns. Two modules that hold the same four objects own the same
+tree.
+"""
 
 
 ROUTING = "dg_"
@@ -19,7 +23,9 @@ ROUTING = "dg_"
 
 
 class StageRouting(nn.Module):
-    """The routers and gates of one stage, `router_i` and `gate_i` of vertex i, and the stage's `threshold`. A container."""
+    """The routers and gates of one stage, `router_i` and `gate_i` of vertex i, and the stage's
+    `threshold`. A container.
+    """
 
     threshold: torch.Tensor
 
@@ -37,16 +43,19 @@ class StageRouting(nn.Module):
 
     def forward(self, *_inputs: Any) -> Any:
         raise BackboneOnlyError(
-            "a converted network cannot be run child by child: its routers stand between its blocks. Slice the backbone first, for example "
-            "nn.Sequential(*list(backbone.children())[:-2]), and convert that; a backbone of a detector is converted in place by "
-            "dggraph.convert_backbone_."
+            "a converted network cannot be run child by child: its routers stand between its"
+            " blocks. Slice the backbone first, for example"
+            " nn.Sequential(*list(backbone.children())[:-2]), and convert that; a backbone of a"
+            " detector is converted in place by dggraph.convert_backbone_."
         )
 
 
 class LoweredModule(fx.GraphModule):
-    """A GraphModule that owns the backbone's module tree as it was, used or not: original state-dict keys stand.
+    """A GraphModule that owns the backbone's module tree as it was, used or not: original
+    state-dict keys stand.
 
-    Routing comes first among its children, so that the last children and parameters are those of the backbone.
+    Routing comes first among its children, so that the last children and parameters are those of
+    the backbone.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "LoweredModule") -> None:
@@ -54,16 +63,24 @@ class LoweredModule(fx.GraphModule):
         read_taken_names_(graph)
         self.graph = graph
         adopt_(self, root)
-        is_rest = {name: not isinstance(child, StageRouting) for name, child in self._modules.items()}
-        self.__dict__["_modules"] = {name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)}
+        is_rest = {
+            name: not isinstance(child, StageRouting) for name, child in self._modules.items()
+        }
+        self.__dict__["_modules"] = {
+            name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)
+        }
         watch_(self)
 
     def __getattr__(self, name: str) -> Any:
         computed = vars(self)["_modules"].get("parametrizations", ())
-        return computed[name]() if name in computed else super().__getattr__(name)  # that of a parameter which the root owns
+        return (
+            computed[name]() if name in computed else super().__getattr__(name)
+        )  # that of a parameter which the root owns
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found too."""
+        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found
+        too.
+        """
         first, _, rest = target.partition(".")
         if not shadows_graph_module(first):
             return super().get_submodule(target)
@@ -74,7 +91,9 @@ class LoweredModule(fx.GraphModule):
 
     @property
     def dg_self(self) -> "LoweredModule":
-        """Itself, as the graph reads it to keep what the backbone's own forward keeps on the backbone."""
+        """Itself, as the graph reads it to keep what the backbone's own forward keeps on the
+        backbone.
+        """
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoweredModule":
@@ -86,8 +105,9 @@ class LoweredModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         raise LoweringError(
-            "a lowered network is never pickled: torch regenerates its code on loading and may change in-place ops "
-            "(pytorch #198077). Use dggraph.save(net, folder), or its state_dict()."
+            "a lowered network is never pickled: torch regenerates its code on loading and may"
+            " change in-place ops (pytorch #198077). Use dggraph.save(net, folder), or its"
+            " state_dict()."
         )
 
 
@@ -104,7 +124,9 @@ def routing_of(lowered: nn.Module, stage: str) -> StageRouting:
 
 
 def adopt_(owner: nn.Module, module: nn.Module) -> None:
-    """Make `owner` hold the children, parameters and buffers of `module`, shared and under the same names."""
+    """Make `owner` hold the children, parameters and buffers of `module`, shared and under the same
+    names.
+    """
     for name in OWNED:
         vars(owner)[name] = copy.copy(vars(module)[name])
     for name, value in vars(module).items():

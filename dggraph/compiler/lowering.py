@@ -1,12 +1,15 @@
-"""Lower a wired graph into one flat `fx.GraphModule`: ops stay where they are, only the inputs of blocks are rewired.
+"""Lower a wired graph into one flat `fx.GraphModule`: ops stay where they are, only the inputs of
+blocks are rewired.
 
 In front of block j, the pass puts, in this order:
-1. `share`, node j-1 as later nodes read it; with `node` routers its router and gate, which give its adjacency row;
-2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold and dead sources; `is_live`;
-3. `aggregate` (or `concatenate`), the block's new input.
-`out` is the same without a block, and `open_output` sees that something reaches it. A `stage` router decides all edges at the stage's
-entry, so `settle` stands in for step 2 once. The module returns the backbone's output and, per stage, the edge weights after and before
-the threshold, in the graph's edge order.
+1. `share`, node j-1 as later nodes read it; with `node` routers its router and gate, which give its
+   adjacency row;
+2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold
+   and dead sources; `is_live`;
+3. `aggregate` (or `concatenate`), the block's new input. `out` is the same without a block, and
+`open_output` sees that something reaches it. A `stage` router decides all edges at the stage's
+entry, so `settle` stands in for step 2 once. The module returns the backbone's output and, per
+stage, the edge weights after and before the threshold, in the graph's edge order.
 """
 
 import copy
@@ -23,7 +26,15 @@ from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_, routing_name
-from dggraph.compiler.planning import EFFECT, BlockPlan, StagePlan, dense_where_read, mark_needed, plan_block, why_dense
+from dggraph.compiler.planning import (
+    EFFECT,
+    BlockPlan,
+    StagePlan,
+    dense_where_read,
+    mark_needed,
+    plan_block,
+    why_dense,
+)
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.compiler.returns import restore_structure
@@ -54,12 +65,16 @@ class Deciders:
     threshold: float
 
 
-def lower(flow: Flow, returned: Any, found: Sequence[FoundStage], graph: DynamicGraph, deciders: Deciders) -> Lowered:
-    """Rewire the backbone behind `flow` into `graph`. The backbone's modules are shared with the result, not copied.
+def lower(
+    flow: Flow, returned: Any, found: Sequence[FoundStage], graph: DynamicGraph, deciders: Deciders
+) -> Lowered:
+    """Rewire the backbone behind `flow` into `graph`. The backbone's modules are shared with the
+    result, not copied.
 
     Args:
         flow: the traced backbone.
-        returned: what its forward returned, in the types it returned it in; None where that is not known.
+        returned: what its forward returned, in the types it returned it in; None where that is not
+            known.
         found: its stages, in the order of `graph.stages`.
         graph: the wired graph.
         deciders: routers, gates and threshold.
@@ -80,14 +95,23 @@ def lower(flow: Flow, returned: Any, found: Sequence[FoundStage], graph: Dynamic
     for name, stage in zip(graph.stages, found, strict=True):
         own_name, routing = routing_name(name), StageRouting(deciders.threshold)
         if hasattr(root, own_name):
-            raise LoweringError(f"the backbone already has an attribute {own_name!r}; rename it, routers are kept there.")
+            raise LoweringError(
+                f"the backbone already has an attribute {own_name!r}; rename it, routers are kept"
+                " there."
+            )
         root.add_module(own_name, routing)
-        writer = _StageWriter(flow, lowered, by_name, stage, graph, name, deciders, routing, training)
+        writer = _StageWriter(
+            flow, lowered, by_name, stage, graph, name, deciders, routing, training
+        )
         plan.append(writer.write())
         gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
     output = next(iter(reversed(lowered.nodes)))
     with lowered.inserting_before(output):
-        structure = output.args[0] if returned is None else restore_structure(lowered, returned, output.args[0])
+        structure = (
+            output.args[0]
+            if returned is None
+            else restore_structure(lowered, returned, output.args[0])
+        )
     output.args, output.type = ((structure, gates),), None
     for fx_node in flow.order:
         if is_effect(flow, fx_node) and fx_node.name in by_name:
@@ -100,17 +124,23 @@ def lower(flow: Flow, returned: Any, found: Sequence[FoundStage], graph: Dynamic
 
 
 def _write_keeps(graph: fx.Graph) -> None:
-    """Let every value that forward keeps on a module (`self.aux = y`) be kept on it: `keep` only stands for that."""
+    """Let every value that forward keeps on a module (`self.aux = y`) be kept on it: `keep` only
+    stands for that.
+    """
     for fx_node in list(graph.nodes):
         if fx_node.target is keep:
             value, path, name = fx_node.args
             with graph.inserting_before(fx_node):
-                owner = graph.create_node("get_attr", path or "dg_self", name=f"{fx_node.name}_owner")
+                owner = graph.create_node(
+                    "get_attr", path or "dg_self", name=f"{fx_node.name}_owner"
+                )
             fx_node.target, fx_node.args = setattr, (owner, name, value)
 
 
 class _StageWriter:
-    """Writes one stage. Holds what grows as the pass walks the vertices: values, rows, columns, live flags."""
+    """Writes one stage. Holds what grows as the pass walks the vertices: values, rows, columns,
+    live flags.
+    """
 
     def __init__(
         self,
@@ -125,8 +155,17 @@ class _StageWriter:
         training: fx.Node,
     ) -> None:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
-        self.graph, self.name, self.deciders, self.routing, self.training = graph, name, deciders, routing, training
-        self.vertices, self.channel_position = graph.nodes(name), graph.stages[name].channel_position
+        self.graph, self.name, self.deciders, self.routing, self.training = (
+            graph,
+            name,
+            deciders,
+            routing,
+            training,
+        )
+        self.vertices, self.channel_position = (
+            graph.nodes(name),
+            graph.stages[name].channel_position,
+        )
         self.topology = stage_topology(graph, name)
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
@@ -149,7 +188,9 @@ class _StageWriter:
             adds = identity_adds(self.flow, block) if is_lifted else ()
             if index == 1:
                 with self.lowered.inserting_before(first):
-                    self.threshold = self._node("get_attr", f"{self.prefix}.threshold", (), "threshold")
+                    self.threshold = self._node(
+                        "get_attr", f"{self.prefix}.threshold", (), "threshold"
+                    )
                     self.cache = self._call(stage_cache, (), "cache")
             with self.lowered.inserting_before(first):
                 new_input = self._write_vertex(index)
@@ -159,16 +200,35 @@ class _StageWriter:
             if adds:
                 terms = self._lift(adds, block)
                 spent.append(output)
-                inside, output = [*(fx_node for fx_node in inside if fx_node is not output), *terms[1:]], terms[-1]
+                inside, output = (
+                    [*(fx_node for fx_node in inside if fx_node is not output), *terms[1:]],
+                    terms[-1],
+                )
             self.values.append(output)
-            self.blocks.append(plan_block(self.flow, self.vertices[index].name, inside, new_input, output))
+            self.blocks.append(
+                plan_block(self.flow, self.vertices[index].name, inside, new_input, output)
+            )
         last = self.by_name[self.stage.output]
         inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
-        outside = [user for user in last.users if user.name in self.flow.by_name and user.name not in inside_stage]
+        outside = [
+            user
+            for user in last.users
+            if user.name in self.flow.by_name and user.name not in inside_stage
+        ]
         own = set(self.stage.blocks[-1].fx_nodes)
-        late = [fx_node.name for fx_node in writers(self.flow, self.flow.by_name[self.stage.output]) if fx_node.name in own]
-        finished = self.by_name[max(late, key=lambda name: self.flow.order[self.flow.by_name[name]])] if late else last
-        with self.lowered.inserting_after(finished):  # `y[mask] = z` as the block's last line: only then is y what it hands on
+        late = [
+            fx_node.name
+            for fx_node in writers(self.flow, self.flow.by_name[self.stage.output])
+            if fx_node.name in own
+        ]
+        finished = (
+            self.by_name[max(late, key=lambda name: self.flow.order[self.flow.by_name[name]])]
+            if late
+            else last
+        )
+        with self.lowered.inserting_after(
+            finished
+        ):  # `y[mask] = z` as the block's last line: only then is y what it hands on
             anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)
@@ -202,31 +262,53 @@ class _StageWriter:
         """What stands in front of vertex `index`; returns its new input."""
         incoming = self.graph.incoming(self.vertices[index].name)
         sources = self.topology.sources[self.topology.incoming(index)]
-        self.shared.append(self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}"))
-        weights = self._write_weights(index, sources) if self.deciders.scope == "node" else self._take_weights(index)
+        self.shared.append(
+            self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}")
+        )
+        weights = (
+            self._write_weights(index, sources)
+            if self.deciders.scope == "node"
+            else self._take_weights(index)
+        )
         axis = self.stage.channel_axis
         wanted = self.vertices[index - 1].shape[self.channel_position]
         features = [
-            self._call(adapt, (self.shared[source], wanted, axis), f"adapted_{source}_{index}")
-            if edge.kind == "adapter"
-            else self.shared[source]
+            (
+                self._call(adapt, (self.shared[source], wanted, axis), f"adapted_{source}_{index}")
+                if edge.kind == "adapter"
+                else self.shared[source]
+            )
             for source, edge in zip(sources, incoming, strict=True)
         ]
         if incoming[0].kind == "concat":
             return self._call(concatenate, (features, weights, axis), f"input_{index}")
-        marks = tuple(None if edge.kind == "adapter" else source for source, edge in zip(sources, incoming, strict=True))
-        return self._call(aggregate, (features, weights, self.cache, marks, index), f"input_{index}")
+        marks = tuple(
+            None if edge.kind == "adapter" else source
+            for source, edge in zip(sources, incoming, strict=True)
+        )
+        return self._call(
+            aggregate, (features, weights, self.cache, marks, index), f"input_{index}"
+        )
 
     def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
-        """With `node` routers: the row of the vertex before, then the column of this one, settled."""
+        """With `node` routers: the row of the vertex before, then the column of this one,
+        settled.
+        """
         self._write_row(index - 1, self.graph.outgoing(self.vertices[index - 1].name))
         edges = self.graph.incoming(self.vertices[index].name)
-        picks = tuple((source, self.graph.outgoing(edge.source).index(edge)) for source, edge in zip(sources, edges, strict=True))
+        picks = tuple(
+            (source, self.graph.outgoing(edge.source).index(edge))
+            for source, edge in zip(sources, edges, strict=True)
+        )
         self.raw.append(self._call(column, (self.rows, picks), f"raw_{index}"))
         live = [self.live[source] for source in sources]
-        weights = self._call(open_edges, (self.raw[-1], live, self.threshold, self.training), f"weights_{index}")
+        weights = self._call(
+            open_edges, (self.raw[-1], live, self.threshold, self.training), f"weights_{index}"
+        )
         if index == len(self.vertices) - 1:
-            weights = self._call(open_output, (weights, self.raw[-1], live, self.training), f"weights_{index}_open")
+            weights = self._call(
+                open_output, (weights, self.raw[-1], live, self.training), f"weights_{index}_open"
+            )
         else:
             self.live.append(self._call(is_live, (weights,), f"live_{index}"))
         self.weights.append(weights)
@@ -236,45 +318,78 @@ class _StageWriter:
         """With a `stage` router: this vertex' columns of what the router decided at the entry."""
         if index == 1:
             self._write_row(0, self.graph.edges(self.name))
-            self.settled = self._call(settle, (self.rows[0], self.topology, self.threshold, self.training), "weights")
+            self.settled = self._call(
+                settle, (self.rows[0], self.topology, self.threshold, self.training), "weights"
+            )
         place = self.topology.incoming(index)
-        return self._call(torch.narrow, (self.settled, 1, place.start, place.stop - place.start), f"weights_{index}")
+        return self._call(
+            torch.narrow,
+            (self.settled, 1, place.start, place.stop - place.start),
+            f"weights_{index}",
+        )
 
     def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
         """Router and gate at vertex `index`, deciding `edges`."""
         axis = self.stage.channel_axis
         num_channels = self.vertices[index].shape[self.channel_position]
-        self.routing.add_module(f"router_{index}", self.deciders.router(num_channels, len(edges), axis))
-        self.routing.add_module(f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges]))
-        logits = self._node("call_module", f"{self.prefix}.router_{index}", (self.shared[index],), f"logits_{index}")
-        self.rows.append(self._node("call_module", f"{self.prefix}.gate_{index}", (logits,), f"row_{index}"))
+        self.routing.add_module(
+            f"router_{index}", self.deciders.router(num_channels, len(edges), axis)
+        )
+        self.routing.add_module(
+            f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges])
+        )
+        logits = self._node(
+            "call_module", f"{self.prefix}.router_{index}", (self.shared[index],), f"logits_{index}"
+        )
+        self.rows.append(
+            self._node("call_module", f"{self.prefix}.gate_{index}", (logits,), f"row_{index}")
+        )
 
     def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
-        """F alone: the sum of the block's branches. Returns the first branch and the sums; the block's last add loses its readers."""
+        """F alone: the sum of the block's branches. Returns the first branch and the sums; the
+        block's last add loses its readers.
+        """
         lines = [self.flow.by_name[block.input], *adds]
-        branches = [self.by_name[branch(add, line).name] for add, line in zip(adds, lines, strict=False)]
+        branches = [
+            self.by_name[branch(add, line).name] for add, line in zip(adds, lines, strict=False)
+        ]
         last = self.by_name[block.output]
         terms = branches[:1]
         with self.lowered.inserting_before(last):
             for number, term in enumerate(branches[1:], start=1):
                 name = f"{self.prefix}_branches_{last.name}_{number}"
-                terms.append(self.lowered.create_node("call_function", torch.add, (terms[-1], term), {}, name=name))
+                terms.append(
+                    self.lowered.create_node(
+                        "call_function", torch.add, (terms[-1], term), {}, name=name
+                    )
+                )
         mark_lifted(terms, last)
         return terms
 
     def _erase(self, candidates: Sequence[fx.Node]) -> None:
-        """Remove what lost its last reader: the adds of lifted blocks, the concats of growth stages."""
-        open_ends = [*candidates, *(self.by_name[block.input] for block in reversed(self.stage.blocks))]
+        """Remove what lost its last reader: the adds of lifted blocks, the concats of growth
+        stages.
+        """
+        open_ends = [
+            *candidates,
+            *(self.by_name[block.input] for block in reversed(self.stage.blocks)),
+        ]
         for fx_node in dict.fromkeys(open_ends):
             is_rest = fx_node.op == "call_function" and fx_node.target in (torch.cat, torch.concat)
-            if not fx_node.users and (is_rest or fx_node in candidates) and fx_node.op != "placeholder":
+            if (
+                not fx_node.users
+                and (is_rest or fx_node in candidates)
+                and fx_node.op != "placeholder"
+            ):
                 self.lowered.erase_node(fx_node)
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
         return self._node("call_function", function, args, name)
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
-        self.own.append(self.lowered.create_node(op, target, args, {}, name=f"{self.prefix}_{name}"))
+        self.own.append(
+            self.lowered.create_node(op, target, args, {}, name=f"{self.prefix}_{name}")
+        )
         return self.own[-1]
 
 
@@ -282,4 +397,6 @@ def stage_topology(graph: DynamicGraph, stage: str) -> Topology:
     """The edges of `stage` as vertex indices."""
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
-    return Topology(tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges))
+    return Topology(
+        tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges)
+    )

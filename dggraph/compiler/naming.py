@@ -1,7 +1,9 @@
-"""Code for modules, parameters and buffers whose names are taken: by Python (`class`, `in`) or by every `fx.GraphModule` (`graph`, `code`).
+"""Code for modules, parameters and buffers whose names are taken: by Python (`class`, `in`) or by
+every `fx.GraphModule` (`graph`, `code`).
 
-`fx` writes `self.in_proj.class`, which is not Python, and `self.graph`, which is the fx graph and not the layer. Targets, and with them
-state-dict keys, stay as they are; only the code that reads them is written in another way.
+`fx` writes `self.in_proj.class`, which is not Python, and `self.graph`, which is the fx graph and
+not the layer. Targets, and with them state-dict keys, stay as they are; only the code that reads
+them is written in another way.
 """
 
 import keyword
@@ -22,13 +24,23 @@ def read_taken_names_(graph: fx.Graph) -> None:
     if not odd:
         return
     calls = {str(fx_node.target) for fx_node in graph.nodes if fx_node.op == "call_module"}
-    written = {_as_fx_writes(target): _readable(target, is_called=target in calls) for target in odd}
-    found = re.compile("|".join(rf"{re.escape(text)}(?![\w.])" for text in sorted(written, key=len, reverse=True)))
-    graph.on_generate_code(lambda _: lambda body: [found.sub(lambda match: written[match.group()], line) for line in body])
+    written = {
+        _as_fx_writes(target): _readable(target, is_called=target in calls) for target in odd
+    }
+    found = re.compile(
+        "|".join(rf"{re.escape(text)}(?![\w.])" for text in sorted(written, key=len, reverse=True))
+    )
+    graph.on_generate_code(
+        lambda _: (
+            lambda body: [found.sub(lambda match: written[match.group()], line) for line in body]
+        )
+    )
 
 
 def shadows_graph_module(name: str) -> bool:
-    """True where every GraphModule has an attribute `name`, which hides a child, parameter or buffer that is called so."""
+    """True where every GraphModule has an attribute `name`, which hides a child, parameter or
+    buffer that is called so.
+    """
     return name != "training" and hasattr(_EMPTY, name)
 
 

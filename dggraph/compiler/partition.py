@@ -1,7 +1,9 @@
-"""Cut a lowered graph into a program: functions for what lies outside the stages, and one function a block.
+"""Cut a lowered graph into a program: functions for what lies outside the stages, and one function
+a block.
 
-The functions take the LoweredModule as their first argument, so hooks, swapped heads and new weights count, and nothing is registered
-twice. Steps stand in an order in which every value is there before it is read.
+The functions take the LoweredModule as their first argument, so hooks, swapped heads and new
+weights count, and nothing is registered twice. Steps stand in an order in which every value is
+there before it is read.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,14 +16,23 @@ from dggraph.compiler.contexts import CONTEXTS
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.lowering import stage_topology
 from dggraph.compiler.naming import read_taken_names_
-from dggraph.compiler.planning import NEEDED, BlockPlan, ReadKind, StagePlan, batch_norms, mark_needed
+from dggraph.compiler.planning import (
+    NEEDED,
+    BlockPlan,
+    ReadKind,
+    StagePlan,
+    batch_norms,
+    mark_needed,
+)
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.liveness import Topology
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some fx nodes as a function of the LoweredModule and the values of `inputs`; it returns those of `outputs`."""
+    """Some fx nodes as a function of the LoweredModule and the values of `inputs`; it returns those
+    of `outputs`.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -62,7 +73,9 @@ class Program:
     output: Piece
     """Puts the backbone's output together."""
     dense_gates: dict[str, tuple[str, str]]
-    """Per stage that is `dense_only`: the values that are its weights after and before the threshold."""
+    """Per stage that is `dense_only`: the values that are its weights after and before the
+    threshold.
+    """
     norms: tuple[tuple[str, ...], ...]
     """Paths, split, of the batch norms in blocks that run on some images of a batch."""
     code: str
@@ -77,7 +90,11 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
     stages = [stage for stage in plan if not stage.dense_only]
     programs = {stage.name: _stage_program(by_name, graph, stage) for stage in stages}
-    members = {name for stage in stages for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))}
+    members = {
+        name
+        for stage in stages
+        for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))
+    }
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
     dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
     output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
@@ -85,18 +102,41 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
     ordered: list[list[fx.Node] | StagePlan] = [[]]
     ends = {stage.output: stage for stage in stages}
-    for fx_node in by_name.values():  # a stage runs where it ends: all that its blocks read has been computed by then
+    for fx_node in (
+        by_name.values()
+    ):  # a stage runs where it ends: all that its blocks read has been computed by then
         if fx_node.name in ends:
             ordered += [ends[fx_node.name], []]
-        elif fx_node.name not in members and NEEDED in fx_node.meta and fx_node.op not in ("placeholder", "output"):
+        elif (
+            fx_node.name not in members
+            and NEEDED in fx_node.meta
+            and fx_node.op not in ("placeholder", "output")
+        ):
             ordered[-1].append(fx_node)  # type: ignore[union-attr]
     ordered = [part for part in ordered if part]
-    called = {str(by_name[name].target) for stage in stages for block in stage.blocks for name in _modules_in(by_name, block)}
-    norms = tuple(tuple(path.split(".")) for module in sorted(called) for path in batch_norms(lowered, module))
-    return Program(_steps(ordered, programs, reads, wanted), start.name, output, dense_gates, norms, lowered.code, tuple(plan))
+    called = {
+        str(by_name[name].target)
+        for stage in stages
+        for block in stage.blocks
+        for name in _modules_in(by_name, block)
+    }
+    norms = tuple(
+        tuple(path.split(".")) for module in sorted(called) for path in batch_norms(lowered, module)
+    )
+    return Program(
+        _steps(ordered, programs, reads, wanted),
+        start.name,
+        output,
+        dense_gates,
+        norms,
+        lowered.code,
+        tuple(plan),
+    )
 
 
-def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()) -> Piece:
+def piece(
+    fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()
+) -> Piece:
     """`fx_nodes` as a function.
 
     Args:
@@ -106,7 +146,10 @@ def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[f
     """
     graph, twins = fx.Graph(), dict[fx.Node, fx.Node]()
     inside = set(fx_nodes)
-    reads = [*first, *(read for fx_node in fx_nodes for read in fx_node.all_input_nodes if read not in inside)]
+    reads = [
+        *first,
+        *(read for fx_node in fx_nodes for read in fx_node.all_input_nodes if read not in inside),
+    ]
     values = [read for read in dict.fromkeys(reads) if read.op != "get_attr"]
     for read in values:
         twins[read] = graph.placeholder(read.name)
@@ -119,13 +162,25 @@ def piece(fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[f
 
 
 def _modules_in(by_name: dict[str, fx.Node], block: BlockPlan) -> list[str]:
-    """The fx nodes that read a module of `block`: calls, and what `contexts` reads to call in a context of its own."""
+    """The fx nodes that read a module of `block`: calls, and what `contexts` reads to call in a
+    context of its own.
+    """
     calls = [by_name[name] for name in block.fx_nodes]
-    owners = [source for call in calls if CONTEXTS in call.meta for source in call.all_input_nodes if source.op == "get_attr"]
-    return [fx_node.name for fx_node in (*calls, *owners) if fx_node.op in ("call_module", "get_attr")]
+    owners = [
+        source
+        for call in calls
+        if CONTEXTS in call.meta
+        for source in call.all_input_nodes
+        if source.op == "get_attr"
+    ]
+    return [
+        fx_node.name for fx_node in (*calls, *owners) if fx_node.op in ("call_module", "get_attr")
+    ]
 
 
-def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: StagePlan) -> StageProgram:
+def _stage_program(
+    by_name: dict[str, fx.Node], graph: DynamicGraph, stage: StagePlan
+) -> StageProgram:
     position = graph.stages[stage.name].channel_position
     shapes = [node.shape for node in graph.nodes(stage.name)]
     return StageProgram(
@@ -139,14 +194,21 @@ def _stage_program(by_name: dict[str, fx.Node], graph: DynamicGraph, stage: Stag
 
 
 def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> BlockProgram:
-    alone = piece([by_name[name] for name in block.fx_nodes], (block.output,), first=[by_name[block.input]])
+    alone = piece(
+        [by_name[name] for name in block.fx_nodes], (block.output,), first=[by_name[block.input]]
+    )
     kinds = {read.fx_node: read.kind for read in block.reads}
-    return BlockProgram(alone, block.writes_input, tuple((name, kinds[name]) for name in alone.inputs[1:]))
+    return BlockProgram(
+        alone, block.writes_input, tuple((name, kinds[name]) for name in alone.inputs[1:])
+    )
 
 
 def _reads(stage: StagePlan, by_name: dict[str, fx.Node]) -> set[str]:
     """What a stage needs from outside, `get_attr`s apart."""
-    names = {stage.entry, *(read.fx_node for block in stage.blocks for read in block.reads if read.kind != "rows")}
+    names = {
+        stage.entry,
+        *(read.fx_node for block in stage.blocks for read in block.reads if read.kind != "rows"),
+    }
     return {name for name in names if by_name[name].op != "get_attr"}
 
 
@@ -172,9 +234,14 @@ def _function(graph: fx.Graph) -> Callable[..., Any]:
 
 
 def _steps(
-    ordered: Sequence["list[fx.Node] | StagePlan"], programs: dict[str, StageProgram], reads: dict[str, set[str]], wanted: list[str]
+    ordered: Sequence["list[fx.Node] | StagePlan"],
+    programs: dict[str, StageProgram],
+    reads: dict[str, set[str]],
+    wanted: list[str],
 ) -> tuple[tuple[Piece | StageProgram, tuple[str, ...]], ...]:
-    """Pieces for the segments, walked backward so that each knows which of its values are read later, and which are done with."""
+    """Pieces for the segments, walked backward so that each knows which of its values are read
+    later, and which are done with.
+    """
     needed = set(wanted)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
     for part in reversed(ordered):

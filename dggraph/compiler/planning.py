@@ -1,4 +1,6 @@
-"""The plan: what an executor must know to run a stage's blocks alone, on some rows of the batch. All by fx names of the lowered graph."""
+"""The plan: what an executor must know to run a stage's blocks alone, on some rows of the batch.
+All by fx names of the lowered graph.
+"""
 
 import operator
 from collections.abc import Sequence
@@ -6,14 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # private, torch 2.10 to 2.15: what all batch norms share
+from torch.nn.modules.batchnorm import (
+    _BatchNorm,
+)  # private, torch 2.10 to 2.15: what all batch norms share
 
 from dggraph.compiler.aliasing import may_overwrite, outlasts
 from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Flow
 
 EFFECT, NEEDED = "dg_effect", "dg_needed"
-"""Keys of an fx node's `meta`: it counts even where nobody reads its value; it leads to the output or to such a node."""
+"""Keys of an fx node's `meta`: it counts even where nobody reads its value; it leads to the output
+or to such a node.
+"""
 
 ReadKind = Literal["constant", "rows", "batched", "unknown"]
 
@@ -24,8 +30,10 @@ class Read:
 
     fx_node: str
     kind: ReadKind
-    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with the block's own. `unknown`:
-    something that may depend on the batch size in another way; such a block runs on whole batches only."""
+    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with
+    the block's own. `unknown`: something that may depend on the batch size in another way; such a
+    block runs on whole batches only.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,9 @@ class StagePlan:
     """Why the stage's blocks cannot run on some rows of the batch; empty where they can."""
 
 
-def plan_block(flow: Flow, node: str, inside: Sequence[fx.Node], new_input: fx.Node, output: fx.Node) -> BlockPlan:
+def plan_block(
+    flow: Flow, node: str, inside: Sequence[fx.Node], new_input: fx.Node, output: fx.Node
+) -> BlockPlan:
     """The plan of one block of the lowered graph, `inside` being its fx nodes."""
     members = set(inside)
     reads = {
@@ -81,12 +91,19 @@ def plan_block(flow: Flow, node: str, inside: Sequence[fx.Node], new_input: fx.N
     )
 
 
-def why_dense(flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node], own: Sequence[fx.Node]) -> str:
-    """Why a stage cannot run on some rows of the batch; empty where nothing in it forbids that. `values` are what v0 .. vN hand on."""
+def why_dense(
+    flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node], own: Sequence[fx.Node]
+) -> str:
+    """Why a stage cannot run on some rows of the batch; empty where nothing in it forbids that.
+    `values` are what v0 .. vN hand on.
+    """
     for block in blocks:
         for read in block.reads:
             if read.kind == "unknown":
-                return f"{block.node} reads {read.fx_node}, which is computed outside it and may depend on the batch size"
+                return (
+                    f"{block.node} reads {read.fx_node}, which is computed outside it and may"
+                    " depend on the batch size"
+                )
         for name in block.fx_nodes:
             fx_node = flow.by_name.get(name)
             if fx_node is None:
@@ -104,7 +121,9 @@ def why_dense(flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node]
 
 
 def batch_norms(root: nn.Module, path: str) -> list[str]:
-    """Paths of the batch norms in the module at `path`, which may be one itself. Empty where there is no module."""
+    """Paths of the batch norms in the module at `path`, which may be one itself. Empty where the
+    path leads to none.
+    """
     try:
         module = root.get_submodule(path)
     except AttributeError:  # a weight
@@ -114,21 +133,33 @@ def batch_norms(root: nn.Module, path: str) -> list[str]:
 
 
 def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
-    """`stage`, dense only where what its blocks compute inside is read from outside, by something that counts."""
+    """`stage`, dense only where what its blocks compute inside is read from outside, by something
+    that counts.
+    """
     handed_on = {stage.output, stage.weights, stage.raw}
     inside = {*stage.own}.union(*(block.fx_nodes for block in stage.blocks))
     for fx_node in graph.nodes:
         if fx_node.name in inside and fx_node.name not in handed_on and fx_node.op != "get_attr":
             for user in fx_node.users:
                 if user.name not in inside and NEEDED in user.meta:
-                    return replace(stage, dense_only=f"{user.name} reads {fx_node.name}, a value inside it, from outside the stage")
+                    return replace(
+                        stage,
+                        dense_only=(
+                            f"{user.name} reads {fx_node.name}, a value inside it, from outside the"
+                            " stage"
+                        ),
+                    )
     return stage
 
 
 def mark_needed(graph: fx.Graph) -> None:
     """Mark every op whose value reaches the output or an op that counts by itself."""
     for fx_node in reversed(graph.nodes):
-        if fx_node.op in ("output", "placeholder") or EFFECT in fx_node.meta or any(NEEDED in user.meta for user in fx_node.users):
+        if (
+            fx_node.op in ("output", "placeholder")
+            or EFFECT in fx_node.meta
+            or any(NEEDED in user.meta for user in fx_node.users)
+        ):
             fx_node.meta[NEEDED] = True
         else:
             fx_node.meta.pop(NEEDED, None)
@@ -150,20 +181,34 @@ def _kind_of(flow: Flow, read: fx.Node) -> ReadKind:
 def _varies(flow: Flow, fx_node: fx.Node) -> bool:
     """True where a value that is computed without the images may depend on how many there are."""
     if fx_node.name in flow.profile.shapes:
-        return any(_varies(flow, source) for source in fx_node.all_input_nodes if source not in flow.activations)
+        return any(
+            _varies(flow, source)
+            for source in fx_node.all_input_nodes
+            if source not in flow.activations
+        )
     return fx_node.op != "get_attr" and _size_kind(fx_node) != "constant"
 
 
 def _size_kind(fx_node: fx.Node) -> ReadKind:
-    """What a number computed from shapes says of the batch: nothing (`constant`), its size (`rows`), or who knows."""
+    """What a number computed from shapes says of the batch: nothing (`constant`), its size
+    (`rows`), or who knows.
+    """
     is_size = fx_node.op == "call_method" and fx_node.target == "size"
     axis: Any = fx_node.args[1] if is_size and len(fx_node.args) == 2 else None
-    if fx_node.op == "call_function" and fx_node.target is operator.getitem and _is_shape(fx_node.args[0]):
+    if (
+        fx_node.op == "call_function"
+        and fx_node.target is operator.getitem
+        and _is_shape(fx_node.args[0])
+    ):
         axis = fx_node.args[1]
     if isinstance(axis, int):
         return "rows" if axis == 0 else "constant" if axis > 0 or axis == -1 else "unknown"
     if fx_node.op == "call_function" and fx_node.all_input_nodes and fx_node.target is not getattr:
-        return "constant" if all(_size_kind(source) == "constant" for source in fx_node.all_input_nodes) else "unknown"
+        return (
+            "constant"
+            if all(_size_kind(source) == "constant" for source in fx_node.all_input_nodes)
+            else "unknown"
+        )
     return "unknown"
 
 
@@ -171,4 +216,6 @@ def _is_shape(value: Any) -> bool:
     if not isinstance(value, fx.Node):
         return False
     by_method = value.op == "call_method" and value.target == "size" and len(value.args) == 1
-    return by_method or (value.op == "call_function" and value.target is getattr and str(value.args[1]) == "shape")
+    return by_method or (
+        value.op == "call_function" and value.target is getattr and str(value.args[1]) == "shape"
+    )

@@ -1,6 +1,8 @@
-"""Shapes and multiply-accumulates of every fx node, by running the graph on fake tensors: no memory, no arithmetic.
+"""Shapes and multiply-accumulates of every fx node, by running the graph on fake tensors: no
+memory, no arithmetic.
 
-MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two FLOPs a MAC), quantised ones included.
+MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two
+FLOPs a MAC), quantised ones included.
 """
 
 import copy
@@ -25,8 +27,9 @@ from dggraph.errors import InputError
 
 TRACED_BATCH = 2
 TIED_IMAGES = (
-    "Its forward ties the images of a batch together, as where the frames of clips are folded into it (B * T), but each image is to take its "
-    "own path. Convert the image backbone inside, and fold, shift and pool frames around the converted network."
+    "Its forward ties the images of a batch together, as where the frames of clips are folded into"
+    " it (B * T), but each image is to take its own path. Convert the image backbone inside, and"
+    " fold, shift and pool frames around the converted network."
 )
 CLIPS_BATCH = 480
 """A multiple of most clip lengths, for a forward that wants one."""
@@ -67,19 +70,23 @@ def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Excepti
     wanted = tuple(_repeated(example, TRACED_BATCH).shape)
     if _runs_itself(module, example):
         return (
-            f"the backbone runs on an input of shape {wanted}, but not as it was traced: {reason}. Its Python went another way while it was "
-            "traced, as `type(x) is torch.Tensor`, or an error that it catches, can make it. Ask isinstance(x, torch.Tensor), or move that "
-            "part into a module of its own and pass its class in `leaves=`."
+            f"the backbone runs on an input of shape {wanted}, but not as it was traced: {reason}."
+            " Its Python went another way while it was traced, as `type(x) is torch.Tensor`, or an"
+            " error that it catches, can make it. Ask isinstance(x, torch.Tensor), or move that"
+            " part into a module of its own and pass its class in `leaves=`."
         )
     for size in (len(example), CLIPS_BATCH):
         try:
             _run_fake(module, graph, example, size)
         except Exception:
             continue
-        return f"the backbone runs on a batch of {size}, but not of {TRACED_BATCH}: {reason}. {TIED_IMAGES}"
+        return (
+            f"the backbone runs on a batch of {size}, but not of {TRACED_BATCH}: {reason}."
+            f" {TIED_IMAGES}"
+        )
     return (
-        f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input` (or --input-size) of the shape it was "
-        "made for."
+        f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input`"
+        " (or --input-size) of the shape it was made for."
     )
 
 
@@ -113,9 +120,16 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Buffers, and what modules keep on themselves (ConViT an index tensor, transformers hooks), are after this context as before it."""
+    """Buffers, and what modules keep on themselves (ConViT an index tensor, transformers hooks),
+    are after this context as before it.
+    """
     attributes = {inner: dict(vars(inner)) for inner in module.modules()}
-    contents = [(held, copy.copy(held)) for named in attributes.values() for held in named.values() if type(held) in _CONTAINERS]
+    contents = [
+        (held, copy.copy(held))
+        for named in attributes.values()
+        for held in named.values()
+        if type(held) in _CONTAINERS
+    ]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
@@ -123,19 +137,28 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         for inner, before in attributes.items():
             vars(inner).clear()
             vars(inner).update(before)
-        for held, before in contents:  # the very same objects: a converted network shares dicts with its lowered module
+        for (
+            held,
+            before,
+        ) in (
+            contents
+        ):  # the very same objects: a converted network shares dicts with its lowered module
             held.clear()
             held.extend(before) if isinstance(held, list) else held.update(before)
         with torch.no_grad():
             for buffer, value in values:
-                if buffer.shape != value.shape:  # an observer's, which are empty until it has seen something
+                if (
+                    buffer.shape != value.shape
+                ):  # an observer's, which are empty until it has seen something
                     buffer.resize_(value.shape)
                 buffer.copy_(value)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What fails on fake tensors is tried again or told in one error; torch would log its traceback besides."""
+    """What fails on fake tensors is tried again or told in one error; torch would log its traceback
+    besides.
+    """
     logger = logging.getLogger(FakeTensorMode.__module__)
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -146,7 +169,9 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _held(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: views of one would, even within `no_grad`, and the counter looks for their history."""
+    """No parameter asks for a gradient: views of one would, even within `no_grad`, and the counter
+    looks for their history.
+    """
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)

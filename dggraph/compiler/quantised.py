@@ -1,4 +1,6 @@
-"""Floating-point operations of quantised layers, in the form that `torch.utils.flop_counter` takes: it knows none and would count 0."""
+"""Floating-point operations of quantised layers, in the form that `torch.utils.flop_counter` takes:
+it knows none and would count 0.
+"""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -6,9 +8,17 @@ from typing import Any
 
 import torch
 
-_LINEARS = ("linear_dynamic", "linear_relu_dynamic", "linear_dynamic_fp16", "linear_relu_dynamic_fp16", "linear", "linear_relu")
+_LINEARS = (
+    "linear_dynamic",
+    "linear_relu_dynamic",
+    "linear_dynamic_fp16",
+    "linear_relu_dynamic_fp16",
+    "linear",
+    "linear_relu",
+)
 _CONVOLUTIONS = (
-    *(f"conv{axes}d{rest}" for axes in (1, 2, 3) for rest in ("", "_relu", "_dynamic")), "conv2d_add", "conv2d_add_relu",
+    *(f"conv{axes}d{rest}" for axes in (1, 2, 3) for rest in ("", "_relu", "_dynamic")),
+    "conv2d_add", "conv2d_add_relu",
 )  # fmt: skip
 _PRODUCTS = ("_int_mm", "_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu")
 

@@ -1,7 +1,9 @@
-"""Regions: sets of fx nodes with one tensor going in and one coming out, the raw material of blocks.
+"""Regions: sets of fx nodes with one tensor going in and one coming out, the raw material of
+blocks.
 
-Only activations count as going in or out: tensors with the batch in dimension 0 that depend on the input. Sizes, constants and
-weights may cross a region's border freely, because lowering moves no op.
+Only activations count as going in or out: tensors with the batch in dimension 0 that depend on the
+input. Sizes, constants and weights may cross a region's border freely, because lowering moves no
+op.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -22,7 +24,9 @@ class Region:
     path: str
     """Module path in the backbone."""
     signature: Any
-    """What makes two regions alike: the module's class, for a `Sequential` the classes of its children."""
+    """What makes two regions alike: the module's class, for a `Sequential` the classes of its
+    children.
+    """
     input: str
     """Name of the fx node outside whose value goes in."""
     output: str
@@ -50,7 +54,9 @@ class Flow:
         self.activations: set[fx.Node] = set()
         tainted: set[fx.Node] = set()
         for fx_node in trace.graph.nodes:
-            if fx_node.op == "placeholder" or (fx_node.op != "output" and tainted.intersection(fx_node.all_input_nodes)):
+            if fx_node.op == "placeholder" or (
+                fx_node.op != "output" and tainted.intersection(fx_node.all_input_nodes)
+            ):
                 shape = profile.shapes.get(fx_node.name)
                 if shape is not None or fx_node.name in profile.bundles:
                     tainted.add(fx_node)
@@ -58,16 +64,22 @@ class Flow:
                     self.activations.add(fx_node)
 
     def inputs(self, fx_node: fx.Node) -> list[fx.Node]:
-        """Activations that `fx_node` reads; tuples of tensors are looked through, sizes do not count."""
+        """Activations that `fx_node` reads; tuples of tensors are looked through, sizes do not
+        count.
+        """
         found: list[fx.Node] = []
         for source in fx_node.all_input_nodes:
             found += self.inputs(source) if source.name in self.profile.bundles else [source]
         return [source for source in found if source in self.activations]
 
     def readers(self, fx_node: fx.Node) -> list[fx.Node]:
-        """Activations (and the output) that are computed from `fx_node` directly; sizes read from it do not count."""
+        """Activations (and the output) that are computed from `fx_node` directly; sizes read from
+        it do not count.
+        """
         return [
-            user for user in fx_node.users if user.op == "output" or user in self.activations or user.name in self.profile.bundles
+            user
+            for user in fx_node.users
+            if user.op == "output" or user in self.activations or user.name in self.profile.bundles
         ]
 
     def shape(self, fx_node: fx.Node) -> tuple[int, ...]:
@@ -75,9 +87,15 @@ class Flow:
         return self.profile.shapes[fx_node.name][1:]
 
     def has_batch(self, fx_node: fx.Node) -> bool:
-        """True for features: batch first, at least one more axis besides the channels, real numbers that a gate can weigh."""
+        """True for features: batch first, at least one more axis besides the channels, real numbers
+        that a gate can weigh.
+        """
         shape = self.profile.shapes[fx_node.name]
-        return len(shape) >= 3 and shape[0] == TRACED_BATCH and fx_node.name not in self.profile.unroutable
+        return (
+            len(shape) >= 3
+            and shape[0] == TRACED_BATCH
+            and fx_node.name not in self.profile.unroutable
+        )
 
     def num_mac_ops(self, fx_node: fx.Node) -> int:
         """1 for a convolution or product; an opaque module counts the weight matrices inside."""
@@ -93,12 +111,20 @@ class Flow:
         members = sorted(fx_nodes, key=self.order.__getitem__)
         inside = set(members)
         active = [fx_node for fx_node in members if fx_node in self.activations]
-        entries = {source for fx_node in active for source in self.inputs(fx_node) if source not in inside}
-        exits = {fx_node for fx_node in active if any(reader not in inside for reader in self.readers(fx_node))}
+        entries = {
+            source for fx_node in active for source in self.inputs(fx_node) if source not in inside
+        }
+        exits = {
+            fx_node
+            for fx_node in active
+            if any(reader not in inside for reader in self.readers(fx_node))
+        }
         if len(entries) != 1 or len(exits) != 1:
             return None
         (entry,), (exit,) = entries, exits
-        if not self.has_batch(entry) or not self.has_batch(exit) or not has_gradient(exit):  # without gradients no router learns
+        if (
+            not self.has_batch(entry) or not self.has_batch(exit) or not has_gradient(exit)
+        ):  # without gradients no router learns
             return None
         return Region(
             path=path,
@@ -113,9 +139,15 @@ class Flow:
         )
 
     def is_glue(self, fx_node: fx.Node, *, weighted: bool) -> bool:
-        """True for an op without MACs that keeps the shape and alone reads its one input; `weighted` admits norms."""
+        """True for an op without MACs that keeps the shape and alone reads its one input;
+        `weighted` admits norms.
+        """
         sources = self.inputs(fx_node)
-        if fx_node not in self.activations or len(sources) != 1 or self.profile.macs.get(fx_node.name):
+        if (
+            fx_node not in self.activations
+            or len(sources) != 1
+            or self.profile.macs.get(fx_node.name)
+        ):
             return False
         if fx_node.op == "placeholder" or self.shape(sources[0]) != self.shape(fx_node):
             return False
@@ -164,12 +196,17 @@ def module_calls(fx_nodes: Collection[fx.Node]) -> dict[str, Call]:
         for depth, key in enumerate(keys):
             members.setdefault(key, []).append(fx_node)
             facts.setdefault(key, (stack[key][0], keys[:depth]))
-    calls = [Call(key, facts[key][0], len(facts[key][1]), facts[key][1], tuple(found)) for key, found in members.items()]
+    calls = [
+        Call(key, facts[key][0], len(facts[key][1]), facts[key][1], tuple(found))
+        for key, found in members.items()
+    ]
     return {call.key: call for call in sorted(calls, key=lambda call: call.depth)}
 
 
 def module_path(fx_node: fx.Node) -> str:
-    """Path of the module that `fx_node` calls, or in whose forward it stands; its own name outside of all modules."""
+    """Path of the module that `fx_node` calls, or in whose forward it stands; its own name outside
+    of all modules.
+    """
     if fx_node.op == "call_module":
         return str(fx_node.target)
     stack = list((fx_node.meta.get("nn_module_stack") or {}).values())

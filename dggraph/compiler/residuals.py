@@ -1,7 +1,8 @@
-"""Identity residuals, found by structure and never by values: a zero-initialised branch makes any rewrite look exact.
+"""Identity residuals, found by structure and never by values: a zero-initialised branch makes any
+rewrite look exact.
 
-A block whose output is `x + F(x)` can be lifted: it becomes F alone and its identity skip becomes edges. The static network is
-then exactly the complete graph with every weight 1.
+A block whose output is `x + F(x)` can be lifted: it becomes F alone and its identity skip becomes
+edges. The static network is then exactly the complete graph with every weight 1.
 """
 
 import operator
@@ -19,8 +20,9 @@ _ADD_METHODS = {"add", "add_"}
 def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
     """The residual adds that lead from the block's input straight to its output, first one first.
 
-    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled (`alpha`), where the branch is of another
-    shape and only broadcasts (x + g(pool(x))), or where an op inside overwrites the sum, or a tensor that the identity still needs.
+    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled
+    (`alpha`), where the branch is of another shape and only broadcasts (x + g(pool(x))), or where
+    an op inside overwrites the sum, or a tensor that the identity still needs.
     """
     source, current = flow.by_name[region.input], flow.by_name[region.output]
     inside = {flow.by_name[name] for name in region.fx_nodes}
@@ -28,16 +30,31 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
     while current is not source:
         if current not in inside or not _is_add(current):
             return ()
-        candidates = [operand for operand in current.args if operand is source or _leads_to(operand, source, inside)]
+        candidates = [
+            operand
+            for operand in current.args
+            if operand is source or _leads_to(operand, source, inside)
+        ]
         if len(candidates) != 1 or len(set(current.args)) != 2:
             return ()
-        if len({flow.profile.shapes.get(fx_node.name) for fx_node in (current, *current.all_input_nodes)}) != 1:
+        if (
+            len(
+                {
+                    flow.profile.shapes.get(fx_node.name)
+                    for fx_node in (current, *current.all_input_nodes)
+                }
+            )
+            != 1
+        ):
             return ()
         adds.append(current)
         (current,) = candidates
     ends = {fx_node.name for fx_node in adds}
     for carried in (source, *adds):
-        if any(writer in inside and overwritten(flow, writer) for writer in writers(flow, carried, apart_from=ends)):
+        if any(
+            writer in inside and overwritten(flow, writer)
+            for writer in writers(flow, carried, apart_from=ends)
+        ):
             return ()
     return tuple(reversed(adds))
 
@@ -51,7 +68,12 @@ def _is_add(fx_node: fx.Node) -> bool:
     is_add = (fx_node.op == "call_function" and fx_node.target in _ADDS) or (
         fx_node.op == "call_method" and fx_node.target in _ADD_METHODS
     )
-    return is_add and not fx_node.kwargs and len(fx_node.args) == 2 and all(isinstance(arg, fx.Node) for arg in fx_node.args)
+    return (
+        is_add
+        and not fx_node.kwargs
+        and len(fx_node.args) == 2
+        and all(isinstance(arg, fx.Node) for arg in fx_node.args)
+    )
 
 
 def _leads_to(operand: object, source: fx.Node, inside: set[fx.Node]) -> bool:

@@ -1,7 +1,8 @@
-"""The types a backbone returns its tensors in: model outputs, mappings and sequences of any class, dataclasses, named tuples.
+"""The types a backbone returns its tensors in: model outputs, mappings and sequences of any class,
+dataclasses, named tuples.
 
-Plain fx knows dicts, lists, tuples and named tuples. What it is shown is that, `plain`; `restore_structure` writes the ops that build what
-forward returned out of it.
+Plain fx knows dicts, lists, tuples and named tuples. What it is shown is that, `plain`;
+`restore_structure` writes the ops that build what forward returned out of it.
 """
 
 import dataclasses
@@ -16,23 +17,34 @@ _KEYS = (str, int, float, bool, tuple, type(None))
 
 
 def plain(returned: Any) -> Any:
-    """`returned` in types that fx can write down: mappings as dicts, or as lists of their values where a key has no source text."""
+    """`returned` in types that fx can write down: mappings as dicts, or as lists of their values
+    where a key has no source text.
+    """
     if isinstance(returned, Mapping):
         if all(type(key) in _KEYS for key in returned):
             return {key: plain(part) for key, part in returned.items()}
         return [plain(part) for part in returned.values()]
-    if dataclasses.is_dataclass(returned) and not all(field.init for field in dataclasses.fields(returned)):
+    if dataclasses.is_dataclass(returned) and not all(
+        field.init for field in dataclasses.fields(returned)
+    ):
         return {name: plain(getattr(returned, name)) for name in _arguments(returned)}
     if isinstance(returned, SimpleNamespace):
         return {name: plain(part) for name, part in vars(returned).items()}
     if isinstance(returned, list | tuple):
         parts = [plain(part) for part in returned]
-        return type(returned)(*parts) if hasattr(returned, "_fields") else tuple(parts) if isinstance(returned, tuple) else parts
+        return (
+            type(returned)(*parts)
+            if hasattr(returned, "_fields")
+            else tuple(parts)
+            if isinstance(returned, tuple)
+            else parts
+        )
     return returned
 
 
 def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
-    """`written`, an argument of `graph`, in the types of `returned`; ops that build them are added where `graph` stands.
+    """`written`, an argument of `graph`, in the types of `returned`; ops that build them are added
+    where `graph` stands.
 
     Args:
         graph: gets the ops.
@@ -43,24 +55,42 @@ def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
         if written.target is type(returned) and dataclasses.is_dataclass(returned):
             with graph.inserting_before(written):
                 names = [name for name in _arguments(returned) if name in written.kwargs]
-                parts = {name: restore_structure(graph, getattr(returned, name), written.kwargs[name]) for name in names}
+                parts = {
+                    name: restore_structure(graph, getattr(returned, name), written.kwargs[name])
+                    for name in names
+                }
             written.kwargs = parts
         return written
     if dataclasses.is_dataclass(returned) and isinstance(written, Mapping):
-        parts = {name: restore_structure(graph, getattr(returned, name), part) for name, part in written.items()}
-        return graph.call_function(type(returned), (), {name: parts.get(name) for name in _arguments(returned)})
+        parts = {
+            name: restore_structure(graph, getattr(returned, name), part)
+            for name, part in written.items()
+        }
+        return graph.call_function(
+            type(returned), (), {name: parts.get(name) for name in _arguments(returned)}
+        )
     if isinstance(returned, SimpleNamespace):
         return graph.call_function(
-            SimpleNamespace, (), {name: restore_structure(graph, part, written[name]) for name, part in vars(returned).items()}
+            SimpleNamespace,
+            (),
+            {
+                name: restore_structure(graph, part, written[name])
+                for name, part in vars(returned).items()
+            },
         )
     if isinstance(returned, Mapping):
         values = list(written.values() if isinstance(written, Mapping) else written)
-        restored = [restore_structure(graph, one, part) for one, part in zip(returned.values(), values, strict=True)]
+        restored = [
+            restore_structure(graph, one, part)
+            for one, part in zip(returned.values(), values, strict=True)
+        ]
         if type(returned) is dict and isinstance(written, Mapping):
             return dict(zip(written, restored, strict=True))
         return graph.call_function(_refill(returned), (restored,))
     if isinstance(written, list | tuple) and isinstance(returned, list | tuple):
-        restored = [restore_structure(graph, one, part) for one, part in zip(returned, written, strict=True)]
+        restored = [
+            restore_structure(graph, one, part) for one, part in zip(returned, written, strict=True)
+        ]
         if hasattr(written, "_fields"):
             return type(written)(*restored)
         if type(returned) in (list, tuple):
@@ -70,7 +100,9 @@ def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
 
 
 def _arguments(returned: Any) -> list[str]:
-    """What the dataclass of `returned` is built from; a ModelOutput's entries may have gone since."""
+    """What the dataclass of `returned` is built from; a ModelOutput's entries may have gone
+    since.
+    """
     return [field.name for field in dataclasses.fields(returned) if field.init]
 
 

@@ -1,4 +1,6 @@
-"""From discovery to the static `DynamicGraph`: names, nodes, the edges the backbone already has, and which stages are lifted."""
+"""From discovery to the static `DynamicGraph`: names, nodes, the edges the backbone already has,
+and which stages are lifted.
+"""
 
 import re
 from collections.abc import Sequence
@@ -13,10 +15,13 @@ from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph, NodeKind, R
 ResidualChoice = Literal["auto", "keep", "lift"]
 
 
-def build_graph(name: str, found: Sequence[FoundStage], residuals: Sequence[Residual]) -> DynamicGraph:
+def build_graph(
+    name: str, found: Sequence[FoundStage], residuals: Sequence[Residual]
+) -> DynamicGraph:
     """The graph of the backbone itself: every edge is static.
 
-    A kept stage is a chain; a lifted or concat stage is complete, since its skips or operands are the edges.
+    A kept stage is a chain; a lifted or concat stage is complete, since its skips or operands are
+    the edges.
     """
     stages: list[Stage] = []
     nodes: list[BlockNode] = []
@@ -27,32 +32,58 @@ def build_graph(name: str, found: Sequence[FoundStage], residuals: Sequence[Resi
         entry = stage.entry_block
         entry_name = _identifier(entry.path) if entry is not None else f"{stage_name}_in"
         vertices: list[tuple[str, NodeKind, tuple[int, ...], int, str]] = [
-            (entry_name, "entry", stage.entry_shape, entry.macs if entry else 0, entry.path if entry else stage.entry),
-            *((_identifier(block.path), "block", block.shape, block.macs, block.path) for block in stage.blocks),
+            (
+                entry_name,
+                "entry",
+                stage.entry_shape,
+                entry.macs if entry else 0,
+                entry.path if entry else stage.entry,
+            ),
+            *(
+                (_identifier(block.path), "block", block.shape, block.macs, block.path)
+                for block in stage.blocks
+            ),
             (f"{stage_name}_out", "out", stage.output_shape, 0, ""),
         ]
         names: list[str] = []
         for node_name, kind, shape, macs, path in vertices:
             names.append(_unique(node_name, taken))
-            nodes.append(BlockNode(name=names[-1], stage=stage_name, kind=kind, shape=shape, macs=macs, module_path=path))
+            nodes.append(
+                BlockNode(
+                    name=names[-1],
+                    stage=stage_name,
+                    kind=kind,
+                    shape=shape,
+                    macs=macs,
+                    module_path=path,
+                )
+            )
         is_complete = residual == "lift" or stage.kind == "concat"
         for target in range(1, len(names)):
             for source in range(0 if is_complete else target - 1, target):
                 kind_of_edge = "concat" if stage.kind == "concat" else "add"
                 edges.append(
-                    CandidateEdge(source=names[source], target=names[target], is_static=True, kind=kind_of_edge)  # type: ignore[arg-type]
+                    CandidateEdge(
+                        source=names[source],
+                        target=names[target],
+                        is_static=True,
+                        kind=kind_of_edge,  # type: ignore[arg-type]
+                    )
                 )
     return DynamicGraph(name, stages=stages, nodes=nodes, edges=edges)
 
 
-def choose_residuals(flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool) -> tuple[str, ...]:
+def choose_residuals(
+    flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool
+) -> tuple[str, ...]:
     """Per stage, why its residuals are kept; empty where it is lifted.
 
-    `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the wiring is complete. `lift` takes
-    several adds a block too.
+    `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the
+    wiring is complete. `lift` takes several adds a block too.
 
     Raises:
-        WiringError: `lift` under a wiring that is not complete; the lifted skips are all the edges there are.
+        WiringError: `lift` under a wiring that is not complete; the lifted skips are all the edges
+            there are.
     """
     if choice == "lift" and not is_complete:
         raise WiringError(
@@ -77,7 +108,9 @@ def _why_kept(flow: Flow, stage: FoundStage, choice: ResidualChoice, is_complete
 
 
 def stage_names(found: Sequence[FoundStage]) -> list[str]:
-    """The path that a stage's blocks share; its first block's where that is empty or shared by two stages."""
+    """The path that a stage's blocks share; its first block's where that is empty or shared by two
+    stages.
+    """
     paths = [stage.path for stage in found]
     taken: set[str] = set()
     names: list[str] = []

@@ -1,7 +1,8 @@
 """What is set for all of torch around a conversion, and must not leak into what conversion makes.
 
-Notebooks convert within `torch.inference_mode()`, under autocast, or after `torch.set_default_device("cuda")`. Routers made so would be
-tensors that can never be trained, or stand on another device than the backbone; and a trace would write that device into its graph.
+Notebooks convert within `torch.inference_mode()`, under autocast, or after
+`torch.set_default_device("cuda")`. Routers made so would be tensors that can never be trained, or
+stand on another device than the backbone; and a trace would write that device into its graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def ordinary_surroundings(device: torch.device) -> Iterator[None]:
-    """Within this context tensors can be trained, are made on `device`, and keep the type that the code asks for."""
+    """Within this context tensors can be trained, are made on `device`, and keep the type that the
+    code asks for.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in dict.fromkeys(("cpu", device.type)):
@@ -27,10 +30,16 @@ def ordinary_surroundings(device: torch.device) -> Iterator[None]:
 
 
 class _ProxiesPassBy(TorchFunctionMode):
-    """A call on traced values is recorded as it is written: a default device would write itself into the graph."""
+    """A call on traced values is recorded as it is written: a default device would write itself
+    into the graph.
+    """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if any(issubclass(kind, fx.Proxy) for kind in types):
             return fx.Proxy.__torch_function__(func, types, args, kwargs or {})

@@ -1,7 +1,9 @@
-"""`self.training` while a backbone is traced in eval mode: a false number that knows whose flag it is, and who asked.
+"""`self.training` while a backbone is traced in eval mode: a false number that knows whose flag it
+is, and who asked.
 
-Handed on to an op the flag is followed: the graph reads the module's own. Where Python decides by it (`if self.training:`), one branch is
-traced, and the other would be lost in silence; so each such question is noted, and tracing looks what the other answer would have led to.
+Handed on to an op the flag is followed: the graph reads the module's own. Where Python decides by
+it (`if self.training:`), one branch is traced, and the other would be lost in silence; so each such
+question is noted, and tracing looks what the other answer would have led to.
 """
 
 import types
@@ -13,7 +15,9 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 Owner = type[nn.Module] | types.FunctionType
-"""What decides by a flag: the class of the module whose flag it is, or a plain function that it was handed to."""
+"""What decides by a flag: the class of the module whose flag it is, or a plain function that it was
+handed to.
+"""
 
 
 @dataclass(slots=True)
@@ -95,7 +99,11 @@ def _holds_alike(module: nn.Module) -> bool:
     """True where a container in `module` has two children of one class that is none of torch's."""
     for inner in module.modules():
         if isinstance(inner, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            kinds = [type(child) for child in inner.children() if not type(child).__module__.startswith("torch.nn.")]
+            kinds = [
+                type(child)
+                for child in inner.children()
+                if not type(child).__module__.startswith("torch.nn.")
+            ]
             if len(kinds) > len(set(kinds)):
                 return True
     return False

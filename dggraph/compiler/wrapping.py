@@ -1,7 +1,9 @@
-"""Functions that a trace calls as a whole: what they are called with is recorded, what they do is not looked into.
+"""Functions that a trace calls as a whole: what they are called with is recorded, what they do is
+not looked into.
 
-`torch.arange(x.shape[1])`, `np.prod(x.shape[1:])` and scripted functions see no traced value coming; helpers of other libraries (einops,
-timm) whose Python depends on sizes run with the real ones instead.
+`torch.arange(x.shape[1])`, `np.prod(x.shape[1:])` and scripted functions see no traced value
+coming; helpers of other libraries (einops, timm) whose Python depends on sizes run with the real
+ones instead.
 """
 
 import functools
@@ -16,15 +18,19 @@ import torch
 from torch import fx
 
 FACTORIES: tuple[Callable[..., Any], ...] = (
-    torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.logspace, torch.eye, torch.rand, torch.randn,
-    torch.randint, torch.randperm, torch.tensor, torch.as_tensor, torch.tril_indices, torch.triu_indices, torch.finfo, torch.iinfo,
+    torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.linspace, torch.logspace,
+    torch.eye, torch.rand, torch.randn,
+    torch.randint, torch.randperm, torch.tensor, torch.as_tensor, torch.tril_indices,
+    torch.triu_indices, torch.finfo, torch.iinfo,
     np.prod, np.sum, np.mean, np.sqrt, np.ceil, np.floor, np.log, np.log2, np.round,
 )  # fmt: skip
 
 
 @contextmanager
 def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
-    """Within this context a call of one of `functions` with a traced value is a node, wherever the function was imported to."""
+    """Within this context a call of one of `functions` with a traced value is a node, wherever the
+    function was imported to.
+    """
     wrapped = [(function.__name__, function, _recorded(function)) for function in functions]
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -48,7 +54,9 @@ def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
 
 @functools.cache
 def scripted_op(function: Any) -> Callable[..., Any]:
-    """`function`, a torch.jit.ScriptFunction, as the target of an fx node, the same one each time."""
+    """`function`, a torch.jit.ScriptFunction, as the target of an fx node, the same one each
+    time.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -61,7 +69,14 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def record(*args: Any, **kwargs: Any) -> Any:
         traced: list[fx.Proxy] = []
-        fx.node.map_aggregate((args, kwargs), lambda value: traced.append(value) if isinstance(value, fx.Proxy) else None)
-        return traced[0].tracer.create_proxy("call_function", function, args, kwargs) if traced else function(*args, **kwargs)
+        fx.node.map_aggregate(
+            (args, kwargs),
+            lambda value: traced.append(value) if isinstance(value, fx.Proxy) else None,
+        )
+        return (
+            traced[0].tracer.create_proxy("call_function", function, args, kwargs)
+            if traced
+            else function(*args, **kwargs)
+        )
 
     return record

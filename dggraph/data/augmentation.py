@@ -1,7 +1,9 @@
-"""From a picture to what the network reads, at random for training, always the same for evaluation; and batches mixed with themselves.
+"""From a picture to what the network reads, at random for training, always the same for evaluation;
+and batches mixed with themselves.
 
-Everything random is drawn from torch's generator, so `order.SeededDataset` gives each sample again. A picture is a PIL image or a uint8
-tensor (1 or C, H, W). What small pictures need (shift, flip, normalise) is done in numpy: one call of a torch transform costs as much.
+Everything random is drawn from torch's generator, so `order.SeededDataset` gives each sample again.
+A picture is a PIL image or a uint8 tensor (1 or C, H, W). What small pictures need (shift, flip,
+normalise) is done in numpy: one call of a torch transform costs as much.
 
 Shape suffixes: B instances, C channels, H height, W width, K classes, 1 an axis of length one.
 """
@@ -57,8 +59,9 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
 def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Transform:
     """Crop, flip, colour, normalise and erase at random: (C, H, W) float32.
 
-    With `crop_padding` a picture is fitted as for evaluation and then shifted by up to so many pixels each way, black moving in; without, it
-    is a random resized crop. Of `crop_padding = 0`, `hflip = 0` and nothing else it is `evaluation_transform`.
+    With `crop_padding` a picture is fitted as for evaluation and then shifted by up to so many
+    pixels each way, black moving in; without, it is a random resized crop. Of `crop_padding = 0`,
+    `hflip = 0` and nothing else it is `evaluation_transform`.
 
     Raises:
         InputError: mean and std do not fit the channels, or nothing of a picture would be left.
@@ -68,20 +71,37 @@ def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Tr
     if augmentation.crop_padding is None:
         steps.append(partial(_in_channels, num_channels=preprocess.input_size[0]))
         mode = InterpolationMode(preprocess.interpolation)
-        crop = v2.RandomResizedCrop((height, width), augmentation.scale, augmentation.ratio, mode, antialias=preprocess.antialias)
+        crop = v2.RandomResizedCrop(
+            (height, width),
+            augmentation.scale,
+            augmentation.ratio,
+            mode,
+            antialias=preprocess.antialias,
+        )
         steps += [crop, v2.RandomHorizontalFlip(augmentation.hflip)]
     else:
         if augmentation.crop_padding >= min(height, width):
             raise InputError(
-                f"crop_padding = {augmentation.crop_padding} shifts images of {width}x{height} pixels out of sight; make it smaller."
+                f"crop_padding = {augmentation.crop_padding} shifts images of {width}x{height}"
+                " pixels out of sight; make it smaller."
             )
         steps.append(partial(_fit, preprocess=preprocess))
         if augmentation.crop_padding or augmentation.hflip:
-            steps.append(partial(_shift_and_flip, padding=augmentation.crop_padding, hflip=augmentation.hflip))
+            steps.append(
+                partial(
+                    _shift_and_flip, padding=augmentation.crop_padding, hflip=augmentation.hflip
+                )
+            )
     if augmentation.color_jitter:
-        steps.append(v2.ColorJitter(augmentation.color_jitter, augmentation.color_jitter, augmentation.color_jitter))
+        steps.append(
+            v2.ColorJitter(
+                augmentation.color_jitter, augmentation.color_jitter, augmentation.color_jitter
+            )
+        )
     if augmentation.randaugment is not None:
-        steps.append(v2.RandAugment(*augmentation.randaugment, interpolation=InterpolationMode.BILINEAR))
+        steps.append(
+            v2.RandAugment(*augmentation.randaugment, interpolation=InterpolationMode.BILINEAR)
+        )
     steps.append(_normaliser(preprocess))
     if augmentation.reprob:
         steps.append(v2.RandomErasing(augmentation.reprob))
@@ -89,7 +109,14 @@ def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Tr
 
 
 def mix(
-    images_BCHW: Tensor, labels_B: Tensor, num_classes: int, *, mixup: float, cutmix: float, smoothing: float, seed: int
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    num_classes: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    smoothing: float,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """MixUp or CutMix of a batch with itself, rolled by one, and label smoothing.
 
@@ -103,8 +130,9 @@ def mix(
         seed: of the draw; torch's generator is left as it was.
 
     Returns:
-        Images, and labels as they came where nothing is mixed or smoothed, else targets (B, K) float32 that sum to 1: with m the share
-        of an image's own pixels or weight and s the smoothing, `(1 - s) * (m * own + (1 - m) * other) + s / K`.
+        Images, and labels as they came where nothing is mixed or smoothed, else targets (B, K)
+        float32 that sum to 1: with m the share of an image's own pixels or weight and s the
+        smoothing, `(1 - s) * (m * own + (1 - m) * other) + s / K`.
 
     Raises:
         InputError: a label is not an output of the network.
@@ -112,11 +140,16 @@ def mix(
     if not (mixup or cutmix or smoothing):
         return images_BCHW, labels_B
     if int(labels_B.min()) < 0 or int(labels_B.max()) >= num_classes:
-        raise InputError(f"a label is {int(labels_B.max())}, but the network has {num_classes} outputs; set num_classes.")
+        raise InputError(
+            f"a label is {int(labels_B.max())}, but the network has {num_classes} outputs; set"
+            " num_classes."
+        )
     targets_BK = nn.functional.one_hot(labels_B, num_classes).float()
     if mixup or cutmix:
         before = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset GPUs too, and takes 0.2 ms
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would reset GPUs too, and takes 0.2 ms
         try:
             is_cutmix = bool(cutmix) and (not mixup or float(torch.rand(())) < 0.5)
             mixer = v2.CutMix(alpha=cutmix) if is_cutmix else v2.MixUp(alpha=mixup)
@@ -134,7 +167,9 @@ def _in_turn(steps: Sequence[Callable[..., Any]], picture: Picture) -> Tensor:
 
 
 def _fit(picture: Picture, *, preprocess: Preprocess) -> Tensor:
-    """Resized and cropped as for evaluation, uint8; a tensor that has the size already is left alone."""
+    """Resized and cropped as for evaluation, uint8; a tensor that has the size already is left
+    alone.
+    """
     height, width = preprocess.input_size[1:]
     if isinstance(picture, Tensor):
         if picture.shape[1:] == (height, width) and resized_side(preprocess) == min(height, width):
@@ -153,7 +188,9 @@ def _in_channels(picture: Picture, *, num_channels: int) -> Picture:
 
 
 def _shift_and_flip(pixels_CHW: Tensor, *, padding: int, hflip: float) -> Tensor:
-    """A random crop of the picture padded with black, then a flip: what v2's Pad, RandomCrop and RandomHorizontalFlip give."""
+    """A random crop of the picture padded with black, then a flip: what v2's Pad, RandomCrop and
+    RandomHorizontalFlip give.
+    """
     down, right, flip = torch.rand(3).tolist()
     top, left = int(down * (2 * padding + 1)) - padding, int(right * (2 * padding + 1)) - padding
     source = pixels_CHW.numpy()
@@ -170,23 +207,36 @@ def _normaliser(preprocess: Preprocess) -> Callable[[Picture], Tensor]:
     channels = preprocess.input_size[0]
     if channels not in (1, 3):
         raise InputError(
-            f"the network reads {channels} channels; images have 3, or 1 in grey. Name a dataset function of your own."
+            f"the network reads {channels} channels; images have 3, or 1 in grey. Name a dataset"
+            " function of your own."
         )
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) != channels:
             raise InputError(
-                f"{name} = {values} has {len(values)} numbers, but the network reads {channels} channels; give one for each."
+                f"{name} = {values} has {len(values)} numbers, but the network reads {channels}"
+                " channels; give one for each."
             )
     if min(preprocess.std) <= 0:
-        raise InputError(f"std = {preprocess.std}: pixels are divided by it, so each must be larger than 0.")
-    mean_C11, std_C11 = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+        raise InputError(
+            f"std = {preprocess.std}: pixels are divided by it, so each must be larger than 0."
+        )
+    mean_C11, std_C11 = (
+        np.array(values, np.float32).reshape(-1, 1, 1)
+        for values in (preprocess.mean, preprocess.std)
+    )
     return partial(_normalise, mean_C11=mean_C11, std_C11=std_C11)
 
 
-def _normalise(picture: Picture, *, mean_C11: NDArray[np.float32], std_C11: NDArray[np.float32]) -> Tensor:
-    """Scale, subtract, divide, in the order and precision of `preprocess_image`; a grey picture becomes as many channels as there are means."""
+def _normalise(
+    picture: Picture, *, mean_C11: NDArray[np.float32], std_C11: NDArray[np.float32]
+) -> Tensor:
+    """Scale, subtract, divide, in the order and precision of `preprocess_image`; a grey picture
+    becomes as many channels as there are means.
+    """
     pixels = picture if isinstance(picture, Tensor) else functional.pil_to_tensor(picture)
-    scaled = pixels.numpy().astype(np.float32, order="C")  # an image file has its channels last: five times slower
+    scaled = pixels.numpy().astype(
+        np.float32, order="C"
+    )  # an image file has its channels last: five times slower
     scaled /= 255
     normalised = scaled - mean_C11
     normalised /= std_C11

@@ -1,4 +1,6 @@
-"""Names of classes as archives, checkpoints and reports hold them: text that any JSON reader takes."""
+"""Names of classes as archives, checkpoints and reports hold them: text that any JSON reader
+takes.
+"""
 
 import operator
 import os
@@ -9,7 +11,8 @@ from dggraph.errors import InputError
 
 
 def as_text(names: Iterable[object]) -> tuple[str, ...]:
-    """`names` as text: numbers as they are printed, bytes and names of files that are not UTF-8 with `\\xe9` where they are none.
+    """`names` as text: numbers as they are printed, bytes and names of files that are not UTF-8
+    with `\\xe9` where they are none.
 
     Letters with accents are put together (NFC): "é" of one disk and "é" of another are one class.
 
@@ -32,7 +35,10 @@ def tell_changed(names: Iterable[object], texts: Iterable[str]) -> list[str]:
     if not changed:
         return []
     name, text = changed[0]
-    return [f"names of {len(changed)} classes are not text in UTF-8, and were made so: {name!r} is called {text!r}"]
+    return [
+        f"names of {len(changed)} classes are not text in UTF-8, and were made so: {name!r} is"
+        f" called {text!r}"
+    ]
 
 
 def _as_text(name: object, label: int) -> str:
@@ -48,6 +54,6 @@ def _as_text(name: object, label: int) -> str:
         return str(operator.index(name))  # type: ignore[arg-type]
     except TypeError:
         raise InputError(
-            f"class {label} is called {name!r}, a {type(name).__name__}, which is not text. Name the classes of the data set, for example "
-            "('cat', 'dog')."
+            f"class {label} is called {name!r}, a {type(name).__name__}, which is not text. Name"
+            " the classes of the data set, for example ('cat', 'dog')."
         ) from None

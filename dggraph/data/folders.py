@@ -1,4 +1,6 @@
-"""Folders of images as training and evaluation read them: listed, looked at before any work, bad images left out where that is asked for."""
+"""Folders of images as training and evaluation read them: listed, looked at before any work, bad
+images left out where that is asked for.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ from dggraph.views.escaping import plural
 
 OnBadImage = Literal["error", "skip"]
 MAX_INSPECTED = 50_000
-"""Files of one part whose ends are looked at before training, evenly spread: less than a minute. Others are found bad when their turn comes."""
+"""Files of one part whose ends are looked at before training, evenly spread: less than a minute.
+Others are found bad when their turn comes.
+"""
 SHOWN = 3
 
 
@@ -39,8 +43,9 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
 
     Args:
         folder: with a sub-folder for each class, or with images.
-        on_bad: `error` looks at the header and the end of up to 50,000 files, and raises for those that cannot be read; `skip` reads every
-            file whole, which takes as long as an epoch without training, and leaves bad ones out.
+        on_bad: `error` looks at the header and the end of up to 50,000 files, and raises for those
+            that cannot be read; `skip` reads every file whole, which takes as long as an epoch
+            without training, and leaves bad ones out.
 
     Raises:
         InputError: as for `open_image_set`; images that cannot be read, by name; or none is left.
@@ -49,9 +54,15 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
     items = tuple(found.items())
     bad, num_inspected = _find_bad(items, on_bad)
     if len(bad) == len(items):
-        raise InputError(f"none of the {plural(len(items), 'image')} in {str(folder)!r} can be read: {next(iter(bad.values()))}")
+        raise InputError(
+            f"none of the {plural(len(items), 'image')} in {str(folder)!r} can be read:"
+            f" {next(iter(bad.values()))}"
+        )
     if bad and on_bad == "error":
-        refuse_bad([str(error) for error in bad.values()], f"{plural(len(items), 'image')} in {str(folder)!r}")
+        refuse_bad(
+            [str(error) for error in bad.values()],
+            f"{plural(len(items), 'image')} in {str(folder)!r}",
+        )
     kept = tuple(item for item in items if item.index not in bad)
     skipped = tuple(str(error) for error in bad.values())
     with_images = {item.label for item in kept}
@@ -60,8 +71,15 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
     if bad:
         notes.append(f"{plural(len(bad), 'image')} that cannot be read left out")
     if num_inspected < len(items):
-        notes.append(f"{num_inspected} of {len(items)} image files were looked at before their turn")
-    facts = {"folder": str(folder), "images": len(kept), "ignored": dict(found.ignored), "unreadable": len(bad)}
+        notes.append(
+            f"{num_inspected} of {len(items)} image files were looked at before their turn"
+        )
+    facts = {
+        "folder": str(folder),
+        "images": len(kept),
+        "ignored": dict(found.ignored),
+        "unreadable": len(bad),
+    }
     return ReadFolder(
         items=kept,
         classes=found.classes,
@@ -77,21 +95,27 @@ def refuse_bad(errors: Sequence[str], of_what: str) -> None:
     Raises:
         InputError: always; with the first of `errors`, and the way out.
     """
-    shown, more = " ".join(errors[:SHOWN]), f" And {len(errors) - SHOWN} more." if len(errors) > SHOWN else ""
+    shown, more = (
+        " ".join(errors[:SHOWN]),
+        f" And {len(errors) - SHOWN} more." if len(errors) > SHOWN else "",
+    )
     raise InputError(
-        f"{shown}{more} That is {len(errors)} of {of_what}. Mend or remove them, or leave them out with on_bad_image = 'skip' "
-        "(--on-bad-image skip)."
+        f"{shown}{more} That is {len(errors)} of {of_what}. Mend or remove them, or leave them out"
+        " with on_bad_image = 'skip' (--on-bad-image skip)."
     )
 
 
 @contextmanager
 def telling_way_out() -> Iterator[None]:
-    """Within this context an image is read in its turn, which may be damaged where nobody looked before."""
+    """Within this context an image is read in its turn, which may be damaged where nobody looked
+    before.
+    """
     try:
         yield
     except InputError as error:
         raise InputError(
-            f"{error} on_bad_image = 'skip' (--on-bad-image skip) finds such before training, and leaves them out."
+            f"{error} on_bad_image = 'skip' (--on-bad-image skip) finds such before training, and"
+            " leaves them out."
         ) from error
 
 
@@ -103,17 +127,24 @@ def refuse_empty(folder: Path, found: ReadFolder) -> None:
     if found.empty:
         ignored = f" ({'; '.join(found.notes)})" if found.facts["ignored"] else ""
         raise InputError(
-            f"{folder}: there are no images for the classes {list_some(found.empty)}{ignored}. Put images there, or remove the folders."
+            f"{folder}: there are no images for the classes {list_some(found.empty)}{ignored}. Put"
+            " images there, or remove the folders."
         )
 
 
 def _find_bad(items: Sequence[Item], on_bad: OnBadImage) -> tuple[dict[int, InputError], int]:
-    """Errors by place, and how many files were looked at; images inside another file were checked with it."""
+    """Errors by place, and how many files were looked at; images inside another file were checked
+    with it.
+    """
     files = [item for item in items if item.file is not None]
     is_taken = evenly_spaced(len(files), MAX_INSPECTED if on_bad == "error" else None)
     taken = [item for place, item in enumerate(files) if is_taken(place)]
     found: list[ImageFacts | InputError] = inspect_images(
         [item.file or "" for item in taken], "whole" if on_bad == "skip" else "ends"
     )
-    bad = {item.index: one for item, one in zip(taken, found, strict=True) if isinstance(one, InputError)}
+    bad = {
+        item.index: one
+        for item, one in zip(taken, found, strict=True)
+        if isinstance(one, InputError)
+    }
     return bad, len(taken) + len(items) - len(files)

@@ -1,6 +1,7 @@
 """Files in MNIST's format (idx): big-endian sizes, then bytes; packed by gzip or not.
 
-A file is read to its end before anything in it is used: there is neither too little nor too much in it, and gzip's checksum holds.
+A file is read to its end before anything in it is used: there is neither too little nor too much in
+it, and gzip's checksum holds.
 """
 
 import gzip
@@ -73,19 +74,29 @@ def _shape(file: Path, stream: BufferedIOBase, num_axes: int) -> tuple[int, ...]
     head = stream.read(4 * (num_axes + 1))
     magic, *shape = struct.unpack(f">{num_axes + 1}I", head.ljust(4 * (num_axes + 1), b"\0"))
     if magic != MAGIC + num_axes:
-        raise InputError(f"{file} begins with {magic:#x}, not {MAGIC + num_axes:#x}; it is no such file of MNIST's format.")
+        raise InputError(
+            f"{file} begins with {magic:#x}, not {MAGIC + num_axes:#x}; it is no such file of"
+            " MNIST's format."
+        )
     if len(head) < 4 * (num_axes + 1):
-        raise InputError(f"{file} ends too early, within its first {4 * (num_axes + 1)} bytes. Copy it again.")
+        raise InputError(
+            f"{file} ends too early, within its first {4 * (num_axes + 1)} bytes. Copy it again."
+        )
     if math.prod(shape[1:]) > MAX_PIXELS:
         sides = " x ".join(str(side) for side in shape[1:])
-        raise InputError(f"{file} says that its images are {sides} pixels; the limit is {MAX_PIXELS}.")
+        raise InputError(
+            f"{file} says that its images are {sides} pixels; the limit is {MAX_PIXELS}."
+        )
     return tuple(shape)
 
 
 def _refuse_other_length(file: Path, shape: tuple[int, ...], length: int) -> None:
     if length != math.prod(shape):
         what = "ends too early" if length < math.prod(shape) else "goes on behind its end"
-        raise InputError(f"{file} {what}: it says that it holds {list(shape)} numbers, but has {length}. Copy it again.")
+        raise InputError(
+            f"{file} {what}: it says that it holds {list(shape)} numbers, but has {length}. Copy it"
+            " again."
+        )
 
 
 @contextmanager

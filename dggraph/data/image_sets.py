@@ -1,6 +1,8 @@
-"""Sets of images, read one at a time: a folder of images, a folder with one sub-folder a class, or files in MNIST's format.
+"""Sets of images, read one at a time: a folder of images, a folder with one sub-folder a class, or
+files in MNIST's format.
 
-Names are read twice, once to count and fingerprint the set and once to use it, and only those of one class are held at a time.
+Names are read twice, once to count and fingerprint the set and once to use it, and only those of
+one class are held at a time.
 """
 
 import os
@@ -75,10 +77,12 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
     """Find out what is at `path`.
 
     Args:
-        path: a folder of images; a folder whose sub-folders are classes; an images file in MNIST's format (idx3-ubyte, with or
-            without .gz), whose labels file lies beside it; or a folder with such files, of which the test part is read.
-        labels: class names for MNIST's format, which has numbers; where their number is another one, and by default, `class 0` and so on.
-            A folder whose name is one of them, composed otherwise (NFC, NFD), is called as it is here.
+        path: a folder of images; a folder whose sub-folders are classes; an images file in MNIST's
+            format (idx3-ubyte, with or without .gz), whose labels file lies beside it; or a folder
+            with such files, of which the test part is read.
+        labels: class names for MNIST's format, which has numbers; where their number is another
+            one, and by default, `class 0` and so on. A folder whose name is one of them, composed
+            otherwise (NFC, NFD), is called as it is here.
 
     Raises:
         InputError: nothing there that can be read; says what was found.
@@ -92,13 +96,23 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
     """
     place = Path(os.fsdecode(path))
     if place.is_dir():
-        found = [file for part in PARTS for file in sorted(place.glob(f"{part}-images-idx3-ubyte*")) if file.is_file()]
+        found = [
+            file
+            for part in PARTS
+            for file in sorted(place.glob(f"{part}-images-idx3-ubyte*"))
+            if file.is_file()
+        ]
         return _open_idx(found[0], labels) if found else _open_folder(place, labels or ())
     if place.is_file() and "-images-idx3" in place.name:
         return _open_idx(place, labels)
-    what = "a file, but no images file in MNIST's format (NAME-images-idx3-ubyte.gz)" if place.is_file() else "not there"
+    what = (
+        "a file, but no images file in MNIST's format (NAME-images-idx3-ubyte.gz)"
+        if place.is_file()
+        else "not there"
+    )
     raise InputError(
-        f"{str(place)!r} is {what}. Give a folder of images, a folder with a sub-folder for each class, or MNIST's files."
+        f"{str(place)!r} is {what}. Give a folder of images, a folder with a sub-folder for each"
+        " class, or MNIST's files."
     )
 
 
@@ -125,16 +139,21 @@ def _open_folder(folder: Path, labels: Sequence[str]) -> ImageSet:
         for inner in names:
             place = os.path.join(name, inner)
             facts = _facts(folder / place)
-            digest.update(f"{place}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            digest.update(
+                f"{place}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape")
+            )
     classes = [name for name in kept if name]
     if loose and classes:
         raise InputError(
-            f"{str(folder)!r} has images beside folders of images ({loose[0]!r} and {classes[0]!r}), so classes are unclear. Move one or "
-            "the other."
+            f"{str(folder)!r} has images beside folders of images ({loose[0]!r} and"
+            f" {classes[0]!r}), so classes are unclear. Move one or the other."
         )
     if not number:
         told = f" {say_ignored(ignored)}." if ignored else ""
-        raise InputError(f"{str(folder)!r} has no images: no files ending in {', '.join(sorted(SUFFIXES))}.{told}")
+        raise InputError(
+            f"{str(folder)!r} has no images: no files ending in"
+            f" {', '.join(sorted(SUFFIXES))}.{told}"
+        )
     return ImageSet(
         name=folder.resolve().name or str(folder),
         classes=_called(folder, classes, labels),
@@ -159,7 +178,11 @@ def _members(folder: Path, name: str) -> tuple[list[str], Counter[str]]:
 
 def _folder_items(folder: Path, classes: Sequence[str]) -> Iterator[Item]:
     places = (
-        ((os.path.join(name, inner), label) for label, name in enumerate(classes) for inner in _members(folder, name)[0])
+        (
+            (os.path.join(name, inner), label)
+            for label, name in enumerate(classes)
+            for inner in _members(folder, name)[0]
+        )
         if classes
         else ((name, None) for name in scan(folder)[0])
     )
@@ -169,13 +192,16 @@ def _folder_items(folder: Path, classes: Sequence[str]) -> Iterator[Item]:
 
 
 def _called(folder: Path, names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes: macOS decomposes letters (NFD) that others compose, and the class stays the same."""
+    """Names of classes: macOS decomposes letters (NFD) that others compose, and the class stays the
+    same.
+    """
     known = {composed(label): label for label in labels}
     called = Counter(composed(name) for name in names)
     twice = next((name for name, number in called.items() if number > 1), None)
     if twice is not None:
         raise InputError(
-            f"two folders in {str(folder)!r} are called {twice!r}, in letters composed differently. Put them together."
+            f"two folders in {str(folder)!r} are called {twice!r}, in letters composed differently."
+            " Put them together."
         )
     return tuple(known.get(name, name) for name in called)
 
@@ -190,18 +216,30 @@ def _open_idx(file: Path, labels: Sequence[str] | None) -> ImageSet:
     digest = blake2b(digest_size=16)
     number, height, width = shape = check_idx(file, 3)
     if not number * height * width:
-        raise InputError(f"{file} has {number} images of {width}x{height} pixels, so there is nothing to look at.")
+        raise InputError(
+            f"{file} has {number} images of {width}x{height} pixels, so there is nothing to"
+            " look at."
+        )
     classes: tuple[str, ...] = ()
     if beside.is_file():
         labels_N = read_idx(beside, 1)
         if len(labels_N) != number:
-            raise InputError(f"{str(beside)!r} has {len(labels_N)} labels for {number} images; the files do not belong together.")
+            raise InputError(
+                f"{str(beside)!r} has {len(labels_N)} labels for {number} images; the files do not"
+                " belong together."
+            )
         num_classes = int(labels_N.max()) + 1 if number else 0
         fits = labels is not None and len(labels) == num_classes
-        classes = tuple(labels or ()) if fits else tuple(f"class {index}" for index in range(num_classes))
+        classes = (
+            tuple(labels or ()) if fits else tuple(f"class {index}" for index in range(num_classes))
+        )
     for part in (file, beside):
         if part.is_file():
-            digest.update(f"{part.name}\0{part.stat().st_size}\0{part.stat().st_mtime_ns}\0".encode(errors="surrogateescape"))
+            digest.update(
+                f"{part.name}\0{part.stat().st_size}\0{part.stat().st_mtime_ns}\0".encode(
+                    errors="surrogateescape"
+                )
+            )
     return ImageSet(
         name=f"{file.resolve().parent.name} {file.name.partition('-')[0]}",
         classes=classes,

@@ -1,4 +1,6 @@
-"""Which files of a folder are images: one answer for training, evaluation, the atlas and paths. What is left out is counted by reason."""
+"""Which files of a folder are images: one answer for training, evaluation, the atlas and paths.
+What is left out is counted by reason.
+"""
 
 import os
 from collections import Counter, deque
@@ -8,12 +10,38 @@ from pathlib import Path
 from dggraph.errors import InputError
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    }
     | {".avif", ".jp2", ".j2k"}
 )
 """Suffixes of the formats in `preprocessing.FORMATS`, in any case."""
 OF_SYSTEMS = frozenset(
-    {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "@recycle", "@__thumb", "#recycle", "#snapshot"}
+    {
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "__macosx",
+        "@eadir",
+        "@recycle",
+        "@__thumb",
+        "#recycle",
+        "#snapshot",
+    }
     | {"$recycle.bin", "system volume information", "lost+found"}
 )
 """What systems and drives leave in folders, in small letters: hidden, though no dot says so."""
@@ -26,15 +54,17 @@ MAX_SUFFIX = 6
 def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Counter[str]]:
     """Images in `folder` at any depth, in torchvision's order: by folder, then by name.
 
-    Links to folders are followed, but each folder is read once, so a link to a folder above it, or to one beside it, ends there. A link to a
-    file that is gone counts as an image, which cannot be read.
+    Links to folders are followed, but each folder is read once, so a link to a folder above it, or
+    to one beside it, ends there. A link to a file that is gone counts as an image, which cannot be
+    read.
 
     Args:
         folder: where to look.
         above: folders that are read by others, for example the one with all classes.
 
     Returns:
-        Names within `folder`, and how many entries were left out, by reason: `HIDDEN` and so on, or the suffix.
+        Names within `folder`, and how many entries were left out, by reason: `HIDDEN` and so on, or
+        the suffix.
 
     Raises:
         InputError: a folder cannot be read; names it.
@@ -44,7 +74,9 @@ def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Co
     ignored: Counter[str] = Counter()
     folders, links = deque([""]), deque[str]()
     while folders or links:
-        within = (folders or links).popleft()  # links last: of a folder and a link to it, the folder is read
+        within = (
+            folders or links
+        ).popleft()  # links last: of a folder and a link to it, the folder is read
         identity = _identity(folder / within)
         if identity in seen:
             ignored[REPEATED] += 1
@@ -59,7 +91,8 @@ def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Co
 
 
 def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
-    """Images, folders, and the number of other entries by reason, of `folder` alone; names are sorted.
+    """Images, folders, and the number of other entries by reason, of `folder` alone; names are
+    sorted.
 
     Raises:
         InputError: it cannot be read.
@@ -76,9 +109,13 @@ def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
             elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES:
                 files.append(entry.name)
             else:
-                ignored[suffix if suffix[1:].isalpha() and len(suffix) <= MAX_SUFFIX else NO_SUFFIX] += 1
+                ignored[
+                    suffix if suffix[1:].isalpha() and len(suffix) <= MAX_SUFFIX else NO_SUFFIX
+                ] += 1
     except OSError as error:
-        raise InputError(f"cannot read the folder {str(folder)!r}: {error.strerror or error}.") from error
+        raise InputError(
+            f"cannot read the folder {str(folder)!r}: {error.strerror or error}."
+        ) from error
     return sorted(files), sorted(folders), ignored
 
 
@@ -89,18 +126,33 @@ def is_hidden(name: str) -> bool:
 
 def num_files(ignored: Mapping[str, int]) -> int:
     """How many of what was left out are files."""
-    return sum(number for reason, number in ignored.items() if reason not in (HIDDEN_FOLDERS, REPEATED))
+    return sum(
+        number for reason, number in ignored.items() if reason not in (HIDDEN_FOLDERS, REPEATED)
+    )
 
 
 def say_ignored(ignored: Mapping[str, int]) -> str:
-    """For example `3 files ignored: 1 hidden, 2 without an image's suffix (.txt)`; empty where nothing was left out."""
+    """For example `3 files ignored: 1 hidden, 2 without an image's suffix (.txt)`; empty where
+    nothing was left out.
+    """
     suffixes = sorted(reason for reason in ignored if reason.startswith(".") or reason == NO_SUFFIX)
     files = [f"{ignored[reason]} {reason}" for reason in (HIDDEN, NO_FILE) if ignored.get(reason)]
     if suffixes:
-        files.append(f"{sum(ignored[one] for one in suffixes)} without an image's suffix ({', '.join(suffixes)})")
-    others = [f"{ignored[reason]} {reason}" for reason in (HIDDEN_FOLDERS, REPEATED) if ignored.get(reason)]
+        files.append(
+            f"{sum(ignored[one] for one in suffixes)} without an image's suffix"
+            f" ({', '.join(suffixes)})"
+        )
+    others = [
+        f"{ignored[reason]} {reason}"
+        for reason in (HIDDEN_FOLDERS, REPEATED)
+        if ignored.get(reason)
+    ]
     number = num_files(ignored)
-    told = [f"{number} {'file' if number == 1 else 'files'} ignored: {', '.join(files)}"] if files else []
+    told = (
+        [f"{number} {'file' if number == 1 else 'files'} ignored: {', '.join(files)}"]
+        if files
+        else []
+    )
     return "; ".join(told + ([f"ignored: {', '.join(others)}"] if others else []))
 
 
@@ -109,5 +161,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         facts = folder.stat()
     except OSError as error:
-        raise InputError(f"cannot read the folder {str(folder)!r}: {error.strerror or error}.") from error
+        raise InputError(
+            f"cannot read the folder {str(folder)!r}: {error.strerror or error}."
+        ) from error
     return facts.st_dev, facts.st_ino

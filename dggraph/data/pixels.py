@@ -1,4 +1,5 @@
-"""Small data sets as pixels in memory: MNIST's format, read by `idx`, and CIFAR, read by torchvision. Nothing is downloaded.
+"""Small data sets as pixels in memory: MNIST's format, read by `idx`, and CIFAR, read by
+torchvision. Nothing is downloaded.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -15,7 +16,18 @@ from torchvision import datasets
 from dggraph.data.idx import read_idx
 from dggraph.errors import InputError
 
-FASHION_CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -49,27 +61,44 @@ def read_pixels(name: str, folder: Path | None) -> PixelSet:
     return SMALL_SETS[name](name, folder)
 
 
-def _mnist(name: str, folder: Path | None, *, usual: Path | None, home: str, classes: tuple[str, ...]) -> PixelSet:
+def _mnist(
+    name: str, folder: Path | None, *, usual: Path | None, home: str, classes: tuple[str, ...]
+) -> PixelSet:
     place = folder or usual
     if place is None:
-        raise InputError(f"{name} needs data_dir: a folder with the four idx files, or with {home}/raw, which has them.")
+        raise InputError(
+            f"{name} needs data_dir: a folder with the four idx files, or with {home}/raw, which"
+            " has them."
+        )
     here = (place, place / home / "raw")
     parts = []
     for part in ("train", "t10k"):
-        names = [one / f"{part}-images-idx3-ubyte{suffix}" for one in here for suffix in (".gz", "")]
+        names = [
+            one / f"{part}-images-idx3-ubyte{suffix}" for one in here for suffix in (".gz", "")
+        ]
         file = next((one for one in names if one.is_file()), None)
         if file is None:
-            packed = "" if usual is None else "`apt-get install dataset-fashion-mnist` brings the first; "
+            packed = (
+                ""
+                if usual is None
+                else "`apt-get install dataset-fashion-mnist` brings the first; "
+            )
             raise InputError(
-                f"{name} is not there: no {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz in {here[0]} or {here[1]}. "
-                f"{packed}torchvision.datasets.{home}(DATA_DIR, download=True) brings the second. Name the folder as data_dir."
+                f"{name} is not there: no {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz"
+                f" in {here[0]} or {here[1]}. {packed}torchvision.datasets.{home}(DATA_DIR,"
+                " download=True) brings the second. Name the folder as data_dir."
             )
         beside = file.with_name(file.name.replace("-images-idx3", "-labels-idx1"))
         images_NHW, labels_N = read_idx(file, 3), read_idx(beside, 1)
         if len(labels_N) != len(images_NHW) or not images_NHW.size:
-            raise InputError(f"{beside} has {len(labels_N)} labels for {len(images_NHW)} images; the files do not belong together.")
+            raise InputError(
+                f"{beside} has {len(labels_N)} labels for {len(images_NHW)} images; the files do"
+                " not belong together."
+            )
         if labels_N.max() >= len(classes):
-            raise InputError(f"{beside} has a label {labels_N.max()}, but {name} has {len(classes)} classes.")
+            raise InputError(
+                f"{beside} has a label {labels_N.max()}, but {name} has {len(classes)} classes."
+            )
         parts.append(Pixels(images_NHW[..., None], labels_N.tolist()))
     return PixelSet(parts[0], parts[1], classes)
 
@@ -79,18 +108,23 @@ def _cifar(name: str, folder: Path | None, *, home: str) -> PixelSet:
         raise InputError(f"{name} needs data_dir: a folder with the folder {home}.")
     builder = getattr(datasets, name.upper())
     try:
-        train, test = (builder(str(folder), train=is_train, download=False) for is_train in (True, False))
+        train, test = (
+            builder(str(folder), train=is_train, download=False) for is_train in (True, False)
+        )
     except RuntimeError as error:  # a file is missing, or its digest is another
         raise InputError(
-            f"{name} is not there, or damaged: {folder / home} must hold the files of its python version. "
-            f"torchvision.datasets.{name.upper()}({str(folder)!r}, download=True) brings them."
+            f"{name} is not there, or damaged: {folder / home} must hold the files of its python"
+            f" version. torchvision.datasets.{name.upper()}({str(folder)!r}, download=True) brings"
+            " them."
         ) from error
     parts = [Pixels(one.data, list(one.targets)) for one in (train, test)]
     return PixelSet(parts[0], parts[1], tuple(train.classes))
 
 
 SMALL_SETS: dict[str, Callable[[str, Path | None], PixelSet]] = {
-    "fashion_mnist": partial(_mnist, usual=DEBIAN_FASHION_MNIST, home="FashionMNIST", classes=FASHION_CLASSES),
+    "fashion_mnist": partial(
+        _mnist, usual=DEBIAN_FASHION_MNIST, home="FashionMNIST", classes=FASHION_CLASSES
+    ),
     "mnist": partial(_mnist, usual=None, home="MNIST", classes=tuple("0123456789")),
     "cifar10": partial(_cifar, home="cifar-10-batches-py"),
     "cifar100": partial(_cifar, home="cifar-100-python"),

@@ -1,7 +1,9 @@
-"""Which sample comes when, and with which random numbers, as functions of a seed: nothing to store, nothing to restore.
+"""Which sample comes when, and with which random numbers, as functions of a seed: nothing to store,
+nothing to restore.
 
-A run that stops after any step and goes on from there sees the same samples, augmented the same way, whatever the number of loader workers or
-processes. Order: a permutation of f(seed, epoch). Augmentation: torch's generator seeded by f(seed, epoch, index) around each sample.
+A run that stops after any step and goes on from there sees the same samples, augmented the same
+way, whatever the number of loader workers or processes. Order: a permutation of f(seed, epoch).
+Augmentation: torch's generator seeded by f(seed, epoch, index) around each sample.
 """
 
 from collections import Counter
@@ -24,16 +26,21 @@ def seed_of(*parts: int) -> int:
 
 def permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of `epoch`, (num_samples,) int64."""
-    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed_of(seed, epoch)))
+    return torch.randperm(
+        num_samples, generator=torch.Generator().manual_seed(seed_of(seed, epoch))
+    )
 
 
 class EpochBatches(Sampler[list[Place]]):
-    """The batches of one process in one epoch; the last samples that fill no global batch wait for another epoch's order.
+    """The batches of one process in one epoch; the last samples that fill no global batch wait for
+    another epoch's order.
 
     Args:
-        groups: of each sample of the data set; a global batch has samples of one group, for example images that are all wide.
-        batch_size: of one process; a global batch is `batch_size * world_size` neighbours in the epoch's order of their group, so one
-            process with that batch size sees the same global batches.
+        groups: of each sample of the data set; a global batch has samples of one group, for example
+            images that are all wide.
+        batch_size: of one process; a global batch is `batch_size * world_size` neighbours in the
+            epoch's order of their group, so one process with that batch size sees the same global
+            batches.
         seed: of the run.
         epoch: counts from 0.
         rank: of this process.
@@ -42,13 +49,26 @@ class EpochBatches(Sampler[list[Place]]):
     """
 
     def __init__(
-        self, groups: Sequence[int], batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, first: int = 0
+        self,
+        groups: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first: int = 0,
     ) -> None:
         self.groups, self.seed, self.epoch, self.first = groups, seed, epoch, first
-        self.mine, self.global_size = slice(rank * batch_size, (rank + 1) * batch_size), batch_size * world_size
+        self.mine, self.global_size = (
+            slice(rank * batch_size, (rank + 1) * batch_size),
+            batch_size * world_size,
+        )
 
     def __len__(self) -> int:
-        return sum(count // self.global_size for count in Counter(self.groups).values()) - self.first
+        return (
+            sum(count // self.global_size for count in Counter(self.groups).values()) - self.first
+        )
 
     def __iter__(self) -> Iterator[list[Place]]:
         waiting: dict[int, list[int]] = {group: [] for group in self.groups}
@@ -64,7 +84,8 @@ class EpochBatches(Sampler[list[Place]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """`dataset`, asked for (epoch, index), with torch's generator seeded for each sample and put back afterwards.
+    """`dataset`, asked for (epoch, index), with torch's generator seeded for each sample and put
+    back afterwards.
 
     What draws from `random` or numpy instead is not reproduced.
     """
@@ -75,7 +96,9 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, place: Place) -> Any:
         epoch, index = place
         before = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))  # torch.manual_seed would reseed GPUs too
+        torch.default_generator.manual_seed(
+            seed_of(self.seed, epoch, index)
+        )  # torch.manual_seed would reseed GPUs too
         try:
             return self.dataset[index]
         finally:

@@ -1,4 +1,6 @@
-"""The images that a network is judged on: the validation part of a data set, or a folder of images, with labels as the network means them."""
+"""The images that a network is judged on: the validation part of a data set, or a folder of images,
+with labels as the network means them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,12 +48,17 @@ class _Relabelled(Dataset[tuple[Tensor, int]]):
 
 
 def open_validation(
-    net: DynamicNetwork, source: Source, *, preprocess: Preprocess | None = None, limit: int | None = None
+    net: DynamicNetwork,
+    source: Source,
+    *,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
 ) -> ValidationData:
     """The validation part of `source.dataset`.
 
-    `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val` or `data_dir` itself is read, a folder
-    with a sub-folder for each class, or of images without classes.
+    `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val`
+    or `data_dir` itself is read, a folder with a sub-folder for each class, or of images without
+    classes.
 
     Args:
         net: what will be judged; its labels say which output a class is.
@@ -60,8 +67,8 @@ def open_validation(
         limit: at most so many images, evenly spread.
 
     Raises:
-        InputError: as for `open_data`; or the network does not say how images become its input; or it names its outputs, and a class of
-            the set is not among them.
+        InputError: as for `open_data`; or the network does not say how images become its input; or
+            it names its outputs, and a class of the set is not among them.
     """
     preprocess = require_preprocess(preprocess or net.preprocess)
     data = _open(source, preprocess)
@@ -69,21 +76,35 @@ def open_validation(
     data = _as_named(data, None if net.labels is None else as_text(net.labels), source.dataset)
     num_images = len(data.images)  # type: ignore[arg-type]
     is_taken = evenly_spaced(num_images, limit)
-    return replace(data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)]))
+    return replace(
+        data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)])
+    )
 
 
 def _open(source: Source, preprocess: Preprocess) -> ValidationData:
     folder = source.data_dir
-    if source.dataset == "imagefolder" and folder is not None and folder.is_dir() and not (folder / "train").is_dir():
+    if (
+        source.dataset == "imagefolder"
+        and folder is not None
+        and folder.is_dir()
+        and not (folder / "train").is_dir()
+    ):
         names = (*(folder / name for name in VALIDATION_FOLDERS), folder)
         found = read_folder(next(name for name in names if name.is_dir()), source.on_bad_image)
-        return ValidationData(FileDataset(found.items, evaluation_transform(preprocess)), found.classes, found.skipped, found.notes)
+        return ValidationData(
+            FileDataset(found.items, evaluation_transform(preprocess)),
+            found.classes,
+            found.skipped,
+            found.notes,
+        )
     data = open_data(source, preprocess, Augmentation())
     return ValidationData(data.validation, data.classes, data.skipped, data.notes)
 
 
 def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) -> ValidationData:
-    """Labels are places of outputs: by name where the network knows the classes' names, by place where it knows none of them."""
+    """Labels are places of outputs: by name where the network knows the classes' names, by place
+    where it knows none of them.
+    """
     classes = data.classes
     if not classes or labels is None or tuple(labels) == classes:
         return data
@@ -95,6 +116,7 @@ def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) 
     if len(labels) == len(classes) and not set(known) & {composed(name) for name in classes}:
         return data
     raise InputError(
-        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which {strangers[0]!r} is not to be found "
-        "once, so which output is which class is not known. Name the folders as the network's labels, or judge it on its own classes."
+        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which"
+        f" {strangers[0]!r} is not to be found once, so which output is which class is not known."
+        " Name the folders as the network's labels, or judge it on its own classes."
     )

@@ -1,4 +1,6 @@
-"""COCO's average precision of predicted boxes, by faster-coco-eval; and predictions as COCO's JSON."""
+"""COCO's average precision of predicted boxes, by faster-coco-eval; and predictions as COCO's
+JSON.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,23 +62,37 @@ def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet
     library = require_library()
     truth = library.COCO(
         {
-            "images": [{"id": image.image_id, "width": image.width, "height": image.height} for image in expected.images],
-            "categories": [{"id": label, "name": name} for label, name in enumerate(expected.classes, 1)],
+            "images": [
+                {"id": image.image_id, "width": image.width, "height": image.height}
+                for image in expected.images
+            ],
+            "categories": [
+                {"id": label, "name": name} for label, name in enumerate(expected.classes, 1)
+            ],
             "annotations": list(_numbered(expected.images)),
         }
     )
     unknown = sorted(set(found) - {image.image_id for image in expected.images})
     if unknown:
-        raise InputError(f"there are predictions for image {unknown[0]}, which {expected.name} does not have.")
+        raise InputError(
+            f"there are predictions for image {unknown[0]}, which {expected.name} does not have."
+        )
     predicted = [
-        {"image_id": image_id, "category_id": one.label + 1, "bbox": _size(one.corners), "score": one.score}
+        {
+            "image_id": image_id,
+            "category_id": one.label + 1,
+            "bbox": _size(one.corners),
+            "score": one.score,
+        }
         for image_id, detections in found.items()
         for one in _checked(detections, expected)
     ]
     judge = library.COCOeval_faster(truth, truth.loadRes(predicted), "bbox")
     judge.evaluate()
     judge.accumulate()
-    precision_TRKAM: np.ndarray[Any, Any] = judge.eval["precision"]  # overlaps, recalls, classes, areas, numbers of predictions
+    precision_TRKAM: np.ndarray[Any, Any] = judge.eval[
+        "precision"
+    ]  # overlaps, recalls, classes, areas, numbers of predictions
 
     def mean(overlaps: slice, classes: slice, area: int) -> float | None:
         values = precision_TRKAM[overlaps, :, classes, area, -1]
@@ -90,14 +106,26 @@ def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet
         small=mean(every, every, 1),
         medium=mean(every, every, 2),
         large=mean(every, every, 3),
-        per_class={name: mean(every, slice(label, label + 1), 0) for label, name in enumerate(expected.classes)},
+        per_class={
+            name: mean(every, slice(label, label + 1), 0)
+            for label, name in enumerate(expected.classes)
+        },
     )
 
 
-def write_predictions(file: Path, found: Mapping[int, Sequence[Detection]], expected: BoxSet) -> None:
-    """Write a list as COCO's servers take it, with the image and category ids of the annotations. Whole or not at all."""
+def write_predictions(
+    file: Path, found: Mapping[int, Sequence[Detection]], expected: BoxSet
+) -> None:
+    """Write a list as COCO's servers take it, with the image and category ids of the annotations.
+    Whole or not at all.
+    """
     rows = [
-        {"image_id": image_id, "category_id": expected.category_ids[one.label], "bbox": _size(one.corners), "score": one.score}
+        {
+            "image_id": image_id,
+            "category_id": expected.category_ids[one.label],
+            "bbox": _size(one.corners),
+            "score": one.score,
+        }
         for image_id, detections in found.items()
         for one in detections
     ]
@@ -113,7 +141,9 @@ def require_library() -> Any:
     try:
         return import_module("faster_coco_eval")
     except ImportError as error:
-        raise MissingExtraError("average precision needs faster-coco-eval: pip install 'dggraph[detection]'.") from error
+        raise MissingExtraError(
+            "average precision needs faster-coco-eval: pip install 'dggraph[detection]'."
+        ) from error
 
 
 def _numbered(images: Iterable[BoxImage]) -> Iterable[dict[str, Any]]:
@@ -123,7 +153,8 @@ def _numbered(images: Iterable[BoxImage]) -> Iterable[dict[str, Any]]:
         for box in image.boxes:
             number += 1
             yield {
-                "id": number, "image_id": image.image_id, "category_id": box.label + 1, "bbox": _size(box.corners), "area": box.area,
+                "id": number, "image_id": image.image_id, "category_id": box.label + 1, "bbox":
+                _size(box.corners), "area": box.area,
                 "iscrowd": int(box.is_crowd),
             }  # fmt: skip
 
@@ -136,7 +167,13 @@ def _size(corners: tuple[float, float, float, float]) -> list[float]:
 def _checked(detections: Sequence[Detection], expected: BoxSet) -> Sequence[Detection]:
     for one in detections:
         if not 0 <= one.label < len(expected.classes):
-            raise InputError(f"a prediction has class {one.label}, but {expected.name} has {len(expected.classes)}.")
+            raise InputError(
+                f"a prediction has class {one.label}, but {expected.name} has"
+                f" {len(expected.classes)}."
+            )
         if not np.isfinite([*one.corners, one.score]).all():
-            raise InputError(f"a prediction is not finite: box {one.corners}, score {one.score}. Look for NaN in the network.")
+            raise InputError(
+                f"a prediction is not finite: box {one.corners}, score {one.score}. Look for NaN in"
+                " the network."
+            )
     return detections

@@ -1,4 +1,5 @@
-"""Images with boxes: the sets that a configuration names, and samples as torchvision's detectors take them, tensors and targets.
+"""Images with boxes: the sets that a configuration names, and samples as torchvision's detectors
+take them, tensors and targets.
 
 Pixels are float32 in [0, 1]: detectors normalise and resize by themselves.
 """
@@ -30,15 +31,17 @@ Target = dict[str, Tensor]
 class BoxDataset(Dataset[tuple[Tensor, Target]]):
     """(image (3, H, W), target) by index.
 
-    A target has `boxes` (N, 4) float32 as corners in pixels, `labels` (N,) int64 from 1, since 0 is torchvision's background, and `image_id`.
-    Crowds and boxes with a side under a pixel are left out: detectors cannot learn from them.
+    A target has `boxes` (N, 4) float32 as corners in pixels, `labels` (N,) int64 from 1, since 0 is
+    torchvision's background, and `image_id`. Crowds and boxes with a side under a pixel are left
+    out: detectors cannot learn from them.
 
     Args:
         images: of a `BoxSet`; for training its `learnable` ones.
         flip: probability of a horizontal flip.
 
     Raises:
-        InputError: (when asked for an image) it cannot be read, or has another size than its annotations say.
+        InputError: (when asked for an image) it cannot be read, or has another size than its
+            annotations say.
     """
 
     def __init__(self, images: Sequence[BoxImage], *, flip: float = 0.0) -> None:
@@ -79,26 +82,33 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], lis
 def open_boxes(source: Source) -> tuple[BoxSet, BoxSet]:
     """The training and validation sets that `source.dataset` names, in `source.data_dir`.
 
-    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in folders called like the files' last words
-    (`train2017`), there or in `images`; `voc` reads `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
-    `package.module:function` is imported and called with `source.argument`, and returns two `BoxSet`.
+    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in
+    folders called like the files' last words (`train2017`), there or in `images`; `voc` reads
+    `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
+    `package.module:function` is imported and called with `source.argument`, and returns two
+    `BoxSet`.
 
     Raises:
-        InputError: the set is not there, or is bad as `read_coco` says; or the two parts have different classes, or more than num_classes.
+        InputError: the set is not there, or is bad as `read_coco` says; or the two parts have
+            different classes, or more than num_classes.
     """
     training, validation = _open_part(source, "train"), open_validation_boxes(source)
     if training.classes != validation.classes:
         strangers = sorted(set(training.classes) ^ set(validation.classes))
         raise InputError(
-            f"{training.name} and {validation.name} have different categories, for example {strangers[:3]}; a label is a place among them."
+            f"{training.name} and {validation.name} have different categories, for example"
+            f" {strangers[:3]}; a label is a place among them."
         )
     if source.num_classes not in (None, len(training.classes)):
         raise InputError(
-            f"{training.name} has {len(training.classes)} categories, but num_classes = {source.num_classes}. The background is not counted; "
-            "leave num_classes out."
+            f"{training.name} has {len(training.classes)} categories, but num_classes ="
+            f" {source.num_classes}. The background is not counted; leave num_classes out."
         )
     if not training.learnable:
-        raise InputError(f"{training.name} has no boxes to learn from on {len(training.images)} images. {training.notes[0]}.")
+        raise InputError(
+            f"{training.name} has no boxes to learn from on {len(training.images)} images."
+            f" {training.notes[0]}."
+        )
     return training, validation
 
 
@@ -110,7 +120,10 @@ def open_validation_boxes(source: Source) -> BoxSet:
     """
     found = _open_part(source, "val")
     if not any(not box.is_crowd for image in found.images for box in image.boxes):
-        raise InputError(f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be found.")
+        raise InputError(
+            f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be"
+            " found."
+        )
     return found
 
 
@@ -123,14 +136,23 @@ def _open_part(source: Source, part: str) -> BoxSet:
             raise
         except Exception as error:  # whatever a user's function raises
             raise InputError(
-                f"{source.dataset} failed when it was called with the configuration: {type(error).__name__}: {error}."
+                f"{source.dataset} failed when it was called with the configuration:"
+                f" {type(error).__name__}: {error}."
             ) from error
-        if not (isinstance(sets, tuple) and len(sets) == 2 and all(isinstance(one, BoxSet) for one in sets)):
-            raise InputError(f"{source.dataset} is not a set of boxes: it must return two BoxSet, for training and validation.")
+        if not (
+            isinstance(sets, tuple)
+            and len(sets) == 2
+            and all(isinstance(one, BoxSet) for one in sets)
+        ):
+            raise InputError(
+                f"{source.dataset} is not a set of boxes: it must return two BoxSet, for training"
+                " and validation."
+            )
         return _compared(refuse_bad_boxes(sets[part == "val"]), source)
     if source.dataset not in READERS:
         raise InputError(
-            f"there is no dataset {source.dataset!r} of boxes. There are {', '.join(READERS)}, and package.module:function."
+            f"there is no dataset {source.dataset!r} of boxes. There are {', '.join(READERS)}, and"
+            " package.module:function."
         )
     if source.data_dir is None:
         raise InputError(f"{source.dataset} needs data_dir, the folder that it is in.")
@@ -138,7 +160,9 @@ def _open_part(source: Source, part: str) -> BoxSet:
 
 
 def _compared(found: BoxSet, source: Source) -> BoxSet:
-    """Bad images are left out with either key; `on_bad_image` reads all of them whole to find them."""
+    """Bad images are left out with either key; `on_bad_image` reads all of them whole to find
+    them.
+    """
     is_skipped = "skip" in (source.on_bad_box, source.on_bad_image)
     depth: Depth = "whole" if source.on_bad_image == "skip" else "ends"
     return compare_images(found, on_bad="skip" if is_skipped else "error", depth=depth)
@@ -147,25 +171,45 @@ def _compared(found: BoxSet, source: Source) -> BoxSet:
 def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
     if len(files) != 1:
-        found = f"{len(files)} of them: {', '.join(file.name for file in files)}" if files else "none"
+        found = (
+            f"{len(files)} of them: {', '.join(file.name for file in files)}" if files else "none"
+        )
         raise InputError(
-            f"coco needs one file {folder / 'annotations'}/instances_{part}*.json, for example instances_{part}2017.json; there is {found}."
+            f"coco needs one file {folder / 'annotations'}/instances_{part}*.json, for example"
+            f" instances_{part}2017.json; there is {found}."
         )
     name = files[0].stem.removeprefix("instances_")
-    images = next((place for place in (folder / name, folder / "images" / name) if place.is_dir()), None)
+    images = next(
+        (place for place in (folder / name, folder / "images" / name) if place.is_dir()), None
+    )
     if images is None:
-        raise InputError(f"there is no folder {folder / name} with the images of {files[0].name}, nor {folder / 'images' / name}.")
+        raise InputError(
+            f"there is no folder {folder / name} with the images of {files[0].name}, nor"
+            f" {folder / 'images' / name}."
+        )
     return read_coco(files[0], images, on_bad=on_bad)
 
 
 def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     file = folder / "ImageSets" / "Main" / f"{part}.txt"
     listed = read_list(file, folder / "Annotations")
-    strangers = [f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers]
+    strangers = [
+        f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers
+    ]
     if strangers and on_bad == "error":
-        raise InputError(f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out with 'skip'.")
-    whole = read_voc(folder / "Annotations", folder / "JPEGImages", stems=listed.stems, on_bad=on_bad)
-    return replace(whole, name=file.name, skipped=(*whole.skipped, *strangers), counts={**whole.counts, **listed.counts})
+        raise InputError(
+            f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out"
+            " with 'skip'."
+        )
+    whole = read_voc(
+        folder / "Annotations", folder / "JPEGImages", stems=listed.stems, on_bad=on_bad
+    )
+    return replace(
+        whole,
+        name=file.name,
+        skipped=(*whole.skipped, *strangers),
+        counts={**whole.counts, **listed.counts},
+    )
 
 
 READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}

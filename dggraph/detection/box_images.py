@@ -1,7 +1,9 @@
-"""Image files beside their annotations: whether they can be read, have the size that boxes were drawn on, and lie or stand as then.
+"""Image files beside their annotations: whether they can be read, have the size that boxes were
+drawn on, and lie or stand as then.
 
-Cameras store many photos lying and say in EXIF how to turn them. Some tools draw boxes on the image as it is stored, others on the upright
-one; the size in the annotations tells which, unless a turn keeps it.
+Cameras store many photos lying and say in EXIF how to turn them. Some tools draw boxes on the image
+as it is stored, others on the upright one; the size in the annotations tells which, unless a turn
+keeps it.
 """
 
 from dataclasses import replace
@@ -17,7 +19,10 @@ from dggraph.models.image_files import Depth, ImageFacts, inspect_images
 from dggraph.models.preprocessing import open_image
 
 UPRIGHT = "images turned upright by EXIF, as their boxes were drawn"
-UNDECIDED = "images whose EXIF turn keeps their size, so that it is unclear whether boxes were drawn before or after it; "
+UNDECIDED = (
+    "images whose EXIF turn keeps their size, so that it is unclear whether boxes were drawn before"
+    " or after it; "
+)
 AS_OTHERS, AS_STORED = "taken as the others of the set, upright", "taken as stored"
 
 
@@ -26,18 +31,28 @@ def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
 
     Args:
         found: with sizes as its annotations say.
-        on_bad: `skip` leaves out images that cannot be read or have another size, and says so in `BoxSet.skipped`.
-        depth: as for `inspect_image`; with `ends` at most 50,000 files are looked at, evenly spread.
+        on_bad: `skip` leaves out images that cannot be read or have another size, and says so in
+            `BoxSet.skipped`.
+        depth: as for `inspect_image`; with `ends` at most 50,000 files are looked at, evenly
+            spread.
 
     Returns:
-        `found` without them, and with `BoxImage.is_upright` where boxes were drawn on the upright image.
+        `found` without them, and with `BoxImage.is_upright` where boxes were drawn on the upright
+        image.
 
     Raises:
-        InputError: with `on_bad="error"`, images that cannot be read or have another size; names the first ones.
+        InputError: with `on_bad="error"`, images that cannot be read or have another size; names
+            the first ones.
     """
     is_taken = evenly_spaced(len(found.images), MAX_INSPECTED if depth == "ends" else None)
     taken = [image for place, image in enumerate(found.images) if is_taken(place)]
-    facts = dict(zip((image.image_id for image in taken), inspect_images([image.file for image in taken], depth), strict=True))
+    facts = dict(
+        zip(
+            (image.image_id for image in taken),
+            inspect_images([image.file for image in taken], depth),
+            strict=True,
+        )
+    )
     problems: dict[int, str] = {}
     upright, stored, undecided = set[int](), set[int](), set[int]()
     for image in taken:
@@ -47,12 +62,23 @@ def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
         elif size not in (fact.size, fact.upright_size):
             problems[image.image_id] = _other_size(image, fact)
         elif fact.orientation > 1:
-            (undecided if fact.size == fact.upright_size else stored if size == fact.size else upright).add(image.image_id)
+            (
+                undecided
+                if fact.size == fact.upright_size
+                else stored
+                if size == fact.size
+                else upright
+            ).add(image.image_id)
     if problems and on_bad == "error":
         refuse_bad(list(problems.values()), f"{len(taken)} images of {found.name}")
     as_others = bool(upright) and not stored
-    counts = {UPRIGHT: len(upright), UNDECIDED + (AS_OTHERS if as_others else AS_STORED): len(undecided)}
-    counts["images looked at before their turn"] = len(taken) if len(taken) < len(found.images) else 0
+    counts = {
+        UPRIGHT: len(upright),
+        UNDECIDED + (AS_OTHERS if as_others else AS_STORED): len(undecided),
+    }
+    counts["images looked at before their turn"] = (
+        len(taken) if len(taken) < len(found.images) else 0
+    )
     turned = upright | (undecided if as_others else set())
     return replace(
         found,
@@ -82,11 +108,18 @@ def open_drawn_on(entry: BoxImage) -> Image.Image:
 
 
 def _other_size(entry: BoxImage, fact: ImageFacts) -> str:
-    upright = "" if fact.orientation == 1 else f" (turned by EXIF {fact.upright_size[0]} x {fact.upright_size[1]})"
+    upright = (
+        ""
+        if fact.orientation == 1
+        else f" (turned by EXIF {fact.upright_size[0]} x {fact.upright_size[1]})"
+    )
     hint = "fetch the images that belong to them."
     if (entry.height, entry.width) == fact.size:
-        hint = "perhaps a camera's rotation (EXIF) was applied to one of them and is lost. Turn the image, or fetch the right one."
+        hint = (
+            "perhaps a camera's rotation (EXIF) was applied to one of them and is lost. Turn the"
+            " image, or fetch the right one."
+        )
     return (
-        f"{str(entry.file)!r} is {fact.width} x {fact.height} pixels{upright}, but its annotations were drawn on {entry.width} x "
-        f"{entry.height}. Boxes would be in the wrong places: {hint}"
+        f"{str(entry.file)!r} is {fact.width} x {fact.height} pixels{upright}, but its annotations"
+        f" were drawn on {entry.width} x {entry.height}. Boxes would be in the wrong places: {hint}"
     )

@@ -1,7 +1,9 @@
-"""Images with boxes: what a set is, once it has been read, and what is checked of one that was made by somebody's own function.
+"""Images with boxes: what a set is, once it has been read, and what is checked of one that was made
+by somebody's own function.
 
-Boxes are (left, top, right, bottom) in pixels, from 0. Classes count from 0 in the order of their COCO ids; identifiers of annotations
-are not kept, since files in the wild begin them at 0, which COCO's evaluation takes for "no match".
+Boxes are (left, top, right, bottom) in pixels, from 0. Classes count from 0 in the order of their
+COCO ids; identifiers of annotations are not kept, since files in the wild begin them at 0, which
+COCO's evaluation takes for "no match".
 """
 
 import math
@@ -29,7 +31,9 @@ class Box:
     label: int
     """Index into `BoxSet.classes`."""
     area: float
-    """Area of its mask where there is one, else of the box; decides between small, medium and large."""
+    """Area of its mask where there is one, else of the box; decides between small, medium and
+    large.
+    """
     is_crowd: bool = False
     """Stands for many objects: neither learned nor counted as missed."""
 
@@ -58,7 +62,9 @@ class BoxImage:
     height: int
     boxes: tuple[Box, ...]
     is_upright: bool = False
-    """They were drawn on the image turned as its EXIF data say, not on the image as it is stored."""
+    """They were drawn on the image turned as its EXIF data say, not on the image as it is
+    stored.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,26 +85,41 @@ class BoxSet:
 
     @property
     def learnable(self) -> tuple[BoxImage, ...]:
-        """Images with at least one box that can be learned: without one there is nothing to learn a place from."""
+        """Images with at least one box that can be learned: without one there is nothing to learn a
+        place from.
+        """
         return tuple(image for image in self.images if any(box.is_learnable for box in image.boxes))
 
     @property
     def facts(self) -> dict[str, Any]:
         """What was read and what was left out, in numbers, as JSON."""
         boxes = [box for image in self.images for box in image.boxes]
-        facts: dict[str, Any] = {"name": self.name, "images": len(self.images), "images to learn from": len(self.learnable)}
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "images": len(self.images),
+            "images to learn from": len(self.learnable),
+        }
         facts |= {"boxes": len(boxes), "crowds": sum(box.is_crowd for box in boxes)}
-        facts |= {"under a pixel": sum(box.is_tiny for box in boxes), "cut at the edge": self.num_clipped}
+        facts |= {
+            "under a pixel": sum(box.is_tiny for box in boxes),
+            "cut at the edge": self.num_clipped,
+        }
         return facts | {"left out": len(self.skipped)} | dict(self.counts)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The same as a sentence."""
         facts = self.facts
-        words = {"crowds": "crowds", "under a pixel": "with a side under a pixel, judged but not learned"}
+        words = {
+            "crowds": "crowds",
+            "under a pixel": "with a side under a pixel, judged but not learned",
+        }
         words |= {"cut at the edge": "cut at the edge of their image"}
         of_boxes = [f"{facts[key]} {what}" for key, what in words.items() if facts[key]]
-        told = f"{self.name}: {plural(facts['images'], 'image')}, {facts['boxes']} {'box' if facts['boxes'] == 1 else 'boxes'}"
+        told = (
+            f"{self.name}: {plural(facts['images'], 'image')}, {facts['boxes']}"
+            f" {'box' if facts['boxes'] == 1 else 'boxes'}"
+        )
         others = [f"{len(self.skipped)} bad entries left out"] if self.skipped else []
         others += [f"{number} {what}" for what, number in self.counts.items()]
         return ("; ".join([", ".join([told, *of_boxes]), *others]),)
@@ -108,20 +129,34 @@ def refuse_bad_boxes(found: BoxSet) -> BoxSet:
     """`found`, which somebody's own function made, where everything in it makes sense.
 
     Raises:
-        InputError: an image id is used twice, or beyond 2**63; a box has no class, or is not within its image; names image and box.
+        InputError: an image id is used twice, or beyond 2**63; a box has no class, or is not within
+            its image; names image and box.
     """
-    twice, number = next(iter(Counter(image.image_id for image in found.images).most_common(1)), (0, 0))
+    twice, number = next(
+        iter(Counter(image.image_id for image in found.images).most_common(1)), (0, 0)
+    )
     if number > 1:
-        raise InputError(f"{found.name} has {number} images with the id {twice}; give each its own.")
+        raise InputError(
+            f"{found.name} has {number} images with the id {twice}; give each its own."
+        )
     for image in found.images:
         if abs(image.image_id) > MAX_ID:
-            raise InputError(f"{found.name}: image {image.name!r} has the id {image.image_id}, beyond {MAX_ID}. Number them anew.")
+            raise InputError(
+                f"{found.name}: image {image.name!r} has the id {image.image_id}, beyond {MAX_ID}."
+                " Number them anew."
+            )
         for box in image.boxes:
             left, top, right, bottom = box.corners
             is_inside = 0 <= left < right <= image.width and 0 <= top < bottom <= image.height
-            if not (all(math.isfinite(side) for side in box.corners) and is_inside and 0 <= box.label < len(found.classes)):
+            if not (
+                all(math.isfinite(side) for side in box.corners)
+                and is_inside
+                and 0 <= box.label < len(found.classes)
+            ):
                 raise InputError(
-                    f"{found.name}: image {image.name!r} of {image.width} x {image.height} has a box {box.corners} with label {box.label}; it "
-                    f"must be left, top, right, bottom within the image, and the label one of the {len(found.classes)} classes'."
+                    f"{found.name}: image {image.name!r} of {image.width} x {image.height} has a"
+                    f" box {box.corners} with label {box.label}; it must be left, top, right,"
+                    f" bottom within the image, and the label one of the {len(found.classes)}"
+                    " classes'."
                 )
     return found

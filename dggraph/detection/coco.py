@@ -6,7 +6,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dggraph.detection.box_entries import Findings, OnBadBox, as_area, as_flag, as_whole, corners_of, file_of, label_of, other_place
+from dggraph.detection.box_entries import (
+    Findings,
+    OnBadBox,
+    as_area,
+    as_flag,
+    as_whole,
+    corners_of,
+    file_of,
+    label_of,
+    other_place,
+)
 from dggraph.detection.box_sets import MAX_ID, Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 
@@ -14,18 +24,22 @@ from dggraph.errors import InputError
 def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") -> BoxSet:
     """Read a COCO file of object boxes.
 
-    Ids and sizes may be written as text or as 3.0, and `iscrowd` as text, false or null, or be missing; such are counted in `BoxSet.counts`.
+    Ids and sizes may be written as text or as 3.0, and `iscrowd` as text, false or null, or be
+    missing; such are counted in `BoxSet.counts`.
 
     Args:
         annotations: for example `annotations/instances_val2017.json`.
         images: the folder that its file names begin in, for example `val2017`.
-        on_bad: `skip` leaves out bad images and annotations and says so in `BoxSet.skipped`; `error` raises for the first ones.
+        on_bad: `skip` leaves out bad images and annotations and says so in `BoxSet.skipped`;
+            `error` raises for the first ones.
 
     Raises:
-        InputError: the file is not a COCO file, its categories are ambiguous, or its boxes are fractions or corners; with `on_bad="error"` also
-            an image that is missing, listed twice or without a size, or an annotation of an unknown image or category, with the id of
-            another one, whose `iscrowd` is neither 0 nor 1, or whose box is not four finite numbers, is empty, within one pixel or outside
-            its image. Names the file and the annotation.
+        InputError: the file is not a COCO file, its categories are ambiguous, or its boxes are
+            fractions or corners; with `on_bad="error"` also an image that is missing, listed twice
+            or without a size, or an annotation of an unknown image or category, with the id of
+            another one, whose `iscrowd` is neither 0 nor 1, or whose box is not four finite
+            numbers, is empty, within one pixel or outside its image. Names the file and the
+            annotation.
 
     Example:
         >>> import json
@@ -50,17 +64,29 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
         found = _image(entry, number, images, entries, findings)
         if found is not None:
             entries[found[0]] = found[1:]
-        elif isinstance(entry, dict) and (image_id := as_whole(entry.get("id"), Findings(on_bad))) is not None:
+        elif (
+            isinstance(entry, dict)
+            and (image_id := as_whole(entry.get("id"), Findings(on_bad))) is not None
+        ):
             left_out.add(image_id)
     boxes: dict[int, list[Box]] = {image_id: [] for image_id in entries}
     seen: set[str] = set()
     for number, entry in enumerate(content["annotations"]):
-        of_image = _annotation(entry, number, entries, left_out - set(entries), place, seen, findings)
+        of_image = _annotation(
+            entry, number, entries, left_out - set(entries), place, seen, findings
+        )
         if of_image is not None:
             boxes[of_image[0]].append(of_image[1])
     findings.settle(str(annotations))
     found_images = tuple(
-        BoxImage(name=name, file=file, image_id=image_id, width=width, height=height, boxes=tuple(boxes[image_id]))
+        BoxImage(
+            name=name,
+            file=file,
+            image_id=image_id,
+            width=width,
+            height=height,
+            boxes=tuple(boxes[image_id]),
+        )
         for image_id, (name, file, width, height) in entries.items()
     )
     return BoxSet(
@@ -78,31 +104,48 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}. Give COCO's annotations, a JSON file.") from error
+        raise InputError(
+            f"cannot read {file}: {error.strerror or error}. Give COCO's annotations, a JSON file."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON: {error}. It may have been cut off; fetch it again.") from error
+        raise InputError(
+            f"{file} is not JSON: {error}. It may have been cut off; fetch it again."
+        ) from error
     keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    missing = [
+        key
+        for key in keys
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
     if missing:
         raise InputError(
-            f"{file} has no list {missing[0]!r}, so it is not a COCO file of object boxes, which has {', '.join(keys)}."
+            f"{file} has no list {missing[0]!r}, so it is not a COCO file of object boxes, which"
+            f" has {', '.join(keys)}."
         )
     return dict(content)
 
 
-def _categories(file: Path, entries: list[Any], findings: Findings) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _categories(
+    file: Path, entries: list[Any], findings: Findings
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     found: list[tuple[int, str]] = []
     for entry in entries:
         number = as_whole(entry.get("id"), findings) if isinstance(entry, dict) else None
         if number is None or not isinstance(entry.get("name"), str):
-            raise InputError(f"{file}: a category is {entry!r}; it needs a whole number as id and a name.")
+            raise InputError(
+                f"{file}: a category is {entry!r}; it needs a whole number as id and a name."
+            )
         found.append((number, entry["name"]))
     found.sort(key=lambda pair: pair[0])
-    for key, values in (("id", [number for number, _ in found]), ("name", [name for _, name in found])):
+    for key, values in (
+        ("id", [number for number, _ in found]),
+        ("name", [name for _, name in found]),
+    ):
         value, count = next(iter(Counter[Any](values).most_common(1)), (None, 0))
         if count > 1:
             raise InputError(
-                f"{file}: {count} categories have the {key} {value!r}, so it is unclear which one is meant. Number them anew."
+                f"{file}: {count} categories have the {key} {value!r}, so it is unclear which one"
+                " is meant. Number them anew."
             )
     if not found:
         raise InputError(f"{file} lists no categories, so there is nothing to detect.")
@@ -115,8 +158,16 @@ def _image(
     what = f"image {label_of(entry, number)}"
     image_id = as_whole(entry.get("id"), findings) if isinstance(entry, dict) else None
     if image_id is None or not isinstance(entry.get("file_name"), str):
-        too_large = isinstance(entry, dict) and isinstance(entry.get("id"), int) and abs(entry["id"]) > MAX_ID
-        findings.note(f"{what} has an id beyond {MAX_ID}" if too_large else f"{what} lacks a whole number as id or a file_name")
+        too_large = (
+            isinstance(entry, dict)
+            and isinstance(entry.get("id"), int)
+            and abs(entry["id"]) > MAX_ID
+        )
+        findings.note(
+            f"{what} has an id beyond {MAX_ID}"
+            if too_large
+            else f"{what} lacks a whole number as id or a file_name"
+        )
         return None
     name, sides = entry["file_name"], (entry.get("width"), entry.get("height"))
     if image_id in known:
@@ -147,7 +198,10 @@ def _annotation(
     if not isinstance(entry, dict):
         findings.note(f"{what} is not an object")
         return None
-    image_id, key = as_whole(entry.get("image_id"), findings), repr(entry.get("id", f"at place {number}"))
+    image_id, key = (
+        as_whole(entry.get("image_id"), findings),
+        repr(entry.get("id", f"at place {number}")),
+    )
     if image_id in left_out:
         return None
     if image_id is None or image_id not in images:
@@ -167,9 +221,14 @@ def _annotation(
     if is_crowd is None:
         findings.note(f"{what} has iscrowd {entry['iscrowd']!r}, which is neither 0 nor 1")
         return None
-    corners = corners_of(entry.get("bbox"), "xywh", (width, height), what, findings, area=entry.get("area"))
+    corners = corners_of(
+        entry.get("bbox"), "xywh", (width, height), what, findings, area=entry.get("area")
+    )
     if corners is None:
         return None
     return image_id, Box(
-        corners=corners, label=place[category], area=as_area(entry.get("area"), corners, findings), is_crowd=is_crowd
+        corners=corners,
+        label=place[category],
+        area=as_area(entry.get("area"), corners, findings),
+        is_crowd=is_crowd,
     )

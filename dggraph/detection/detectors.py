@@ -14,23 +14,29 @@ FoundBox = tuple[tuple[float, float, float, float], int, float]
 """Corners in pixels, label from 0, score."""
 
 
-def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **options: Any) -> DynamicNetwork:
+def convert_backbone_(
+    model: nn.Module, example_input: Tensor | None = None, **options: Any
+) -> DynamicNetwork:
     """Convert the part of `model` that extracts features, and put the dynamic network in its place.
 
-    That is `model.backbone.body` where a feature pyramid follows it, as in torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet
-    and FCOS; otherwise `model.backbone`, as in SSDLite, DeepLabV3, FCN and LR-ASPP. Names, strides and channels of the features, frozen norms
-    and what `model` expects of its backbone stay, and before training its outputs are the same to the bit, at any image size.
+    That is `model.backbone.body` where a feature pyramid follows it, as in torchvision's Faster
+    R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet and FCOS; otherwise `model.backbone`, as in
+    SSDLite, DeepLabV3, FCN and LR-ASPP. Names, strides and channels of the features, frozen norms
+    and what `model` expects of its backbone stay, and before training its outputs are the same to
+    the bit, at any image size.
 
     Args:
         model: a detection or segmentation model; changed in place.
-        example_input: (1 or more, C, H, W), for tracing and counting MACs; by default 256 x 256 pixels.
+        example_input: (1 or more, C, H, W), for tracing and counting MACs; by default 256 x 256
+            pixels.
         options: of `convert`.
 
     Returns:
         The network that is in `model` now, for its graph, report, executor and `collecting_gates`.
 
     Raises:
-        InputError: `model` has no backbone, or one that is dynamic already; or as for `convert`, which also says what else may be wrong.
+        InputError: `model` has no backbone, or one that is dynamic already; or as for `convert`,
+            which also says what else may be wrong.
 
     Example:
         >>> import dggraph, torchvision
@@ -42,12 +48,15 @@ def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **o
     owner, name = _place(model)
     body: nn.Module = getattr(owner, name)
     if isinstance(body, DynamicNetwork):
-        raise InputError(f"the backbone of this {type(model).__name__} is dynamic already; convert a static one.")
+        raise InputError(
+            f"the backbone of this {type(model).__name__} is dynamic already; convert a static one."
+        )
     if example_input is None:
         weight = next((p for p in body.parameters() if p.ndim == 4), None)
         if weight is None:
             raise InputError(
-                f"{type(body).__name__} has no convolution to tell the channels of its images from; pass example_input."
+                f"{type(body).__name__} has no convolution to tell the channels of its images from;"
+                " pass example_input."
             )
         example_input = torch.zeros((1, weight.shape[1], EXAMPLE_SIDE, EXAMPLE_SIDE))
     net = convert(body, example_input, **options)
@@ -56,17 +65,25 @@ def convert_backbone_(model: nn.Module, example_input: Tensor | None = None, **o
 
 
 def read_boxes(output: object) -> list[FoundBox]:
-    """What a detector of torchvision's kind found on one image. Label 0, the background, which RetinaNet and FCOS may answer too, is left out.
+    """What a detector of torchvision's kind found on one image. Label 0, the background, which
+    RetinaNet and FCOS may answer too, is left out.
 
     Raises:
         InputError: it is something else.
     """
     if not isinstance(output, dict) or not {"boxes", "labels", "scores"} <= output.keys():
         raise InputError(
-            f"the model gave {type(output).__name__} for an image; a detector gives a dict with boxes, labels and scores, as torchvision's do."
+            f"the model gave {type(output).__name__} for an image; a detector gives a dict with"
+            " boxes, labels and scores, as torchvision's do."
         )
-    boxes, labels, scores = (output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores"))
-    return [(tuple(box), int(label) - 1, score) for box, label, score in zip(boxes, labels, scores, strict=True) if int(label) > 0]
+    boxes, labels, scores = (
+        output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores")
+    )
+    return [
+        (tuple(box), int(label) - 1, score)
+        for box, label, score in zip(boxes, labels, scores, strict=True)
+        if int(label) > 0
+    ]
 
 
 def _place(model: nn.Module) -> tuple[nn.Module, str]:
@@ -74,7 +91,11 @@ def _place(model: nn.Module) -> tuple[nn.Module, str]:
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise InputError(
-            f"{type(model).__name__} has no module `backbone`. Convert its feature extractor yourself: "
-            "model.features = dggraph.convert(model.features, example_input)."
+            f"{type(model).__name__} has no module `backbone`. Convert its feature extractor"
+            " yourself: model.features = dggraph.convert(model.features, example_input)."
         )
-    return (backbone, "body") if isinstance(getattr(backbone, "body", None), nn.Module) else (model, "backbone")
+    return (
+        (backbone, "body")
+        if isinstance(getattr(backbone, "body", None), nn.Module)
+        else (model, "backbone")
+    )

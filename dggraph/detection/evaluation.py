@@ -1,4 +1,6 @@
-"""What a detector finds on each image of a set, how precise that is, and what its backbone spends there."""
+"""What a detector finds on each image of a set, how precise that is, and what its backbone spends
+there.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,9 @@ class Found:
 
     detections: dict[int, list[Detection]]
     kept: dict[int, float]
-    """MACs of the backbone's path over the static backbone's, as they are at the traced size; empty where the backbone is static."""
+    """MACs of the backbone's path over the static backbone's, as they are at the traced size; empty
+    where the backbone is static.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,17 @@ def evaluate_boxes(found: Found, expected: BoxSet) -> DetectionEvaluation:
     """
     shares = found.kept.values()
     mean = sum(shares) / len(shares) if shares else None
-    return DetectionEvaluation(num_images=len(expected.images), precision=average_precision(found.detections, expected), kept=mean)
+    return DetectionEvaluation(
+        num_images=len(expected.images),
+        precision=average_precision(found.detections, expected),
+        kept=mean,
+    )
 
 
 def by_category(found: Found, expected: BoxSet) -> Found:
-    """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones have. Ids not in `expected` are dropped."""
+    """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones
+    have. Ids not in `expected` are dropped.
+    """
     place = {number - 1: label for label, number in enumerate(expected.category_ids)}
     renumbered = {
         image_id: [replace(one, label=place[one.label]) for one in detections if one.label in place]
@@ -68,11 +78,15 @@ def by_category(found: Found, expected: BoxSet) -> Found:
     return replace(found, detections=renumbered)
 
 
-def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, workers: int = 0) -> Found:
-    """What `model` finds, by its own score threshold. The processes share the work, and all get all of it.
+def detect(
+    model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, workers: int = 0
+) -> Found:
+    """What `model` finds, by its own score threshold. The processes share the work, and all get all
+    of it.
 
     Args:
-        model: a torchvision detector, its backbone dynamic (`convert_backbone_`) or not; its mode is restored.
+        model: a torchvision detector, its backbone dynamic (`convert_backbone_`) or not; its mode
+            is restored.
         dataset: the images.
         batch_size: images at a time.
         workers: loader processes.
@@ -84,22 +98,36 @@ def detect(model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, worker
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     mine: list[tuple[int, list[Detection], float | None]] = []
     with evaluating(model):
-        for images, targets in load_batches(dataset, own_batches(len(dataset), batch_size), workers=workers, collate=collate):
+        for images, targets in load_batches(
+            dataset, own_batches(len(dataset), batch_size), workers=workers, collate=collate
+        ):
             outputs, shares = _run(model, net, [image.to(device) for image in images])
             for target, output, share in zip(targets, outputs, shares, strict=True):
-                detections = [Detection(corners=corners, label=label, score=score) for corners, label, score in read_boxes(output)]
+                detections = [
+                    Detection(corners=corners, label=label, score=score)
+                    for corners, label, score in read_boxes(output)
+                ]
                 mine.append((int(target["image_id"]), detections, share))
-    every = [item for part in processes.all_gather_objects(mine) if isinstance(part, list) for item in part]
+    every = [
+        item
+        for part in processes.all_gather_objects(mine)
+        if isinstance(part, list)
+        for item in part
+    ]
     return Found(
         detections={image_id: detections for image_id, detections, _ in every},
         kept={image_id: share for image_id, _, share in every if share is not None},
     )
 
 
-def _run(model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]) -> tuple[Any, Sequence[float | None]]:
+def _run(
+    model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]
+) -> tuple[Any, Sequence[float | None]]:
     """Outputs, and shares of the backbone's MACs where it was run once on these images."""
     if net is None:
         return model(images), [None] * len(images)
     with collecting_gates(net) as gates:
         outputs = model(images)
-    return outputs, (gates[0].macs() / gates[0].table.static).tolist() if len(gates) == 1 else [None] * len(images)
+    return outputs, (gates[0].macs() / gates[0].table.static).tolist() if len(gates) == 1 else [
+        None
+    ] * len(images)

@@ -1,4 +1,6 @@
-"""Sets of images with boxes: what they are (`box_sets`), and how they are read from COCO's JSON (`coco`) and VOC's XML (`voc`)."""
+"""Sets of images with boxes: what they are (`box_sets`), and how they are read from COCO's JSON
+(`coco`) and VOC's XML (`voc`).
+"""
 
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet

@@ -10,24 +10,35 @@ from torchvision.transforms import functional
 
 from dggraph.detection.detectors import read_boxes
 from dggraph.errors import InputError
-from dggraph.evaluation.recording import Prediction, Predictor, activated_paths, identify_network, on_cpu, require_stages
+from dggraph.evaluation.recording import (
+    Prediction,
+    Predictor,
+    activated_paths,
+    identify_network,
+    on_cpu,
+    require_stages,
+)
 from dggraph.graph.atlas import Detected, FoundObject
 from dggraph.network.digests import digest_state
 from dggraph.network.network import DynamicNetwork, collecting_gates
 from dggraph.system.modes import evaluating
 
 
-def make_detector_predictor(model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str) -> Predictor:
+def make_detector_predictor(
+    model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str
+) -> Predictor:
     """A predictor of a detector, which notes the path that its backbone takes.
 
     Args:
-        model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each, as torchvision's detectors do.
+        model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of
+            each, as torchvision's detectors do.
         net: its backbone, by `convert_backbone_`.
         classes: label k is `classes[k - 1]`.
         name: what to call it.
 
     Raises:
-        InputError: the backbone has no stages; (when an image is seen) the backbone does not run once on it.
+        InputError: the backbone has no stages; (when an image is seen) the backbone does not run
+            once on it.
 
     Example:
         >>> import dggraph, torchvision
@@ -44,20 +55,35 @@ def make_detector_predictor(model: nn.Module, net: DynamicNetwork, *, classes: S
     return Predictor(name=name, net=net, predict=predict, identify=identify, is_detector=True)
 
 
-def _predict_with_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image) -> Prediction:
-    pixels = functional.convert_image_dtype(functional.pil_to_tensor(image.convert("RGB")), torch.float32)
+def _predict_with_detector(
+    model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...], image: Image.Image
+) -> Prediction:
+    pixels = functional.convert_image_dtype(
+        functional.pil_to_tensor(image.convert("RGB")), torch.float32
+    )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), pixels)
     with evaluating(model):
         with collecting_gates(net) as collected:
             (output,) = model([pixels.to(parameter.device, parameter.dtype)])
         if len(collected) != 1:
-            raise InputError(f"this detector runs its backbone {len(collected)} times an image, so there is no one path to record.")
+            raise InputError(
+                f"this detector runs its backbone {len(collected)} times an image, so there is no"
+                " one path to record."
+            )
         (path,) = activated_paths(net.graph, collected[0])
     objects = tuple(
-        FoundObject(corners=corners, label=label, name=classes[label], score=score) for corners, label, score in read_boxes(output)
+        FoundObject(corners=corners, label=label, name=classes[label], score=score)
+        for corners, label, score in read_boxes(output)
     )
-    return Prediction(path=path, gates=on_cpu(collected[0]), classes=(), detected=Detected(size=image.size, objects=objects))
+    return Prediction(
+        path=path,
+        gates=on_cpu(collected[0]),
+        classes=(),
+        detected=Detected(size=image.size, objects=objects),
+    )
 
 
-def _identify_detector(model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]) -> dict[str, str]:
+def _identify_detector(
+    model: nn.Module, net: DynamicNetwork, classes: tuple[str, ...]
+) -> dict[str, str]:
     return identify_network(net) | {"detector": digest_state(repr((classes, model)), model)}

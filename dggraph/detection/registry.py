@@ -1,4 +1,6 @@
-"""MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or `package.module:function`."""
+"""MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or
+`package.module:function`.
+"""
 
 import difflib
 import os
@@ -12,11 +14,19 @@ from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.models.feature_pyramids import faster_rcnn_on, freeze_norms_
-from dggraph.models.registry import is_registered, load_model, model_names, start_from_, takes_num_classes
+from dggraph.models.registry import (
+    is_registered,
+    load_model,
+    model_names,
+    start_from_,
+    takes_num_classes,
+)
 from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
 
 LONGEST = 5 / 3
-"""Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333 to 800."""
+"""Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333
+to 800.
+"""
 OF_MORE_THAN_BOXES = ("maskrcnn", "keypointrcnn")
 
 
@@ -48,30 +58,48 @@ def load_detector(
     """Build the detector called `name`, in eval mode.
 
     Args:
-        name: `fasterrcnn_resnet50_fpn` and others of torchvision; a classifier as for `load_model`, which becomes Faster R-CNN by
-            `faster_rcnn_on`; or `package.module:function`, called with `num_classes` where it takes that, which returns either.
+        name: `fasterrcnn_resnet50_fpn` and others of torchvision; a classifier as for `load_model`,
+            which becomes Faster R-CNN by `faster_rcnn_on`; or `package.module:function`, called
+            with `num_classes` where it takes that, which returns either.
         num_classes: without the background, which torchvision counts besides.
         checkpoint: a state dict of the detector or the classifier, whichever `name` says.
-        input_size: of images as the network reads them, the shorter side in pixels; by default the detector's own.
+        input_size: of images as the network reads them, the shorter side in pixels; by default the
+            detector's own.
         max_size: the longer side at most; by default 5/3 of `input_size`.
-        is_head_new: of a checkpoint of another number of classes, leave out what depends on that number.
-        is_frozen: whether the backbone's batch norms are frozen; by default where a checkpoint of a detector comes of frozen ones, and below a
-            pyramid on a classifier that is trained: one with a checkpoint, or of a function.
+        is_head_new: of a checkpoint of another number of classes, leave out what depends on that
+            number.
+        is_frozen: whether the backbone's batch norms are frozen; by default where a checkpoint of a
+            detector comes of frozen ones, and below a pyramid on a classifier that is trained: one
+            with a checkpoint, or of a function.
 
     Raises:
-        InputError: no such model, a checkpoint that does not fit, a function that fails, or a detector that reads one size only.
+        InputError: no such model, a checkpoint that does not fit, a function that fails, or a
+            detector that reads one size only.
     """
     said: tuple[str, ...] = ()
     if name in detector_names():
-        model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes + 1)
-        weights = None if checkpoint is None else fitted(read_checkpoint(checkpoint), model.state_dict().keys())
-        if is_frozen if is_frozen is not None else weights is not None and has_frozen_norms(weights.tensors):
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=num_classes + 1
+        )
+        weights = (
+            None
+            if checkpoint is None
+            else fitted(read_checkpoint(checkpoint), model.state_dict().keys())
+        )
+        if (
+            is_frozen
+            if is_frozen is not None
+            else weights is not None and has_frozen_norms(weights.tensors)
+        ):
             freeze_norms_(model.get_submodule("backbone"))
         if weights is not None:
-            said = load_checkpoint_(model, weights, replaceable=_of_classes(name) if is_head_new else ())
+            said = load_checkpoint_(
+                model, weights, replaceable=_of_classes(name) if is_head_new else ()
+            )
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
-            f"{name} learns more than boxes, which is all that these data sets have. Choose fasterrcnn_{name.partition('_')[2]}."
+            f"{name} learns more than boxes, which is all that these data sets have. Choose"
+            f" fasterrcnn_{name.partition('_')[2]}."
         )
     elif is_registered(name) and name not in model_names():
         close = difflib.get_close_matches(name, (*detector_names(), *model_names()), n=3)
@@ -83,12 +111,20 @@ def load_detector(
         raise InputError(f"there is no model {name!r}. {hint}")
     else:
         number = num_classes if not is_registered(name) and takes_num_classes(name) else None
-        loaded = load_model(name, num_classes=number, checkpoint=None if is_head_new else checkpoint)
-        said = start_from_(loaded, checkpoint) if is_head_new and checkpoint is not None else loaded.said
+        loaded = load_model(
+            name, num_classes=number, checkpoint=None if is_head_new else checkpoint
+        )
+        said = (
+            start_from_(loaded, checkpoint)
+            if is_head_new and checkpoint is not None
+            else loaded.said
+        )
         model = loaded.model
         if not is_detector(model):
             is_trained = checkpoint is not None or not is_registered(name)
-            model = faster_rcnn_on(model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen)
+            model = faster_rcnn_on(
+                model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen
+            )
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
     model.eval()
@@ -96,20 +132,28 @@ def load_detector(
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:
-    """Whether the state dict of a detector is of one with a frozen backbone: `FrozenBatchNorm2d` counts no batches."""
-    return not any(name.startswith("backbone.") and name.endswith(".num_batches_tracked") for name in state)
+    """Whether the state dict of a detector is of one with a frozen backbone: `FrozenBatchNorm2d`
+    counts no batches.
+    """
+    return not any(
+        name.startswith("backbone.") and name.endswith(".num_batches_tracked") for name in state
+    )
 
 
 def is_detector(model: nn.Module) -> bool:
     """Whether it is built as torchvision's are: what resizes images, a backbone, and more."""
-    return isinstance(getattr(model, "backbone", None), nn.Module) and isinstance(getattr(model, "transform", None), nn.Module)
+    return isinstance(getattr(model, "backbone", None), nn.Module) and isinstance(
+        getattr(model, "transform", None), nn.Module
+    )
 
 
 def _of_classes(name: str) -> set[str]:
     """Names of the tensors whose shape depends on the number of classes."""
     with torch.device("meta"):
         one, other = (
-            torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=number).state_dict()
+            torchvision.models.get_model(
+                name, weights=None, weights_backbone=None, num_classes=number
+            ).state_dict()
             for number in (2, 3)
         )
     return {key for key, tensor in one.items() if tensor.shape != other[key].shape}
@@ -118,7 +162,10 @@ def _of_classes(name: str) -> set[str]:
 def _resize_(model: Any, name: str, input_size: int | None, max_size: int | None) -> None:
     transform = model.transform
     if getattr(transform, "fixed_size", None) is not None:
-        raise InputError(f"{name} reads images of {transform.fixed_size} pixels only. Leave input_size and max_size out.")
+        raise InputError(
+            f"{name} reads images of {transform.fixed_size} pixels only. Leave input_size and"
+            " max_size out."
+        )
     if input_size is not None:
         transform.min_size, transform.max_size = (input_size,), round(LONGEST * input_size)
     if max_size is not None:

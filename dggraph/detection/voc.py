@@ -9,7 +9,15 @@ from unicodedata import normalize
 from xml.etree import ElementTree
 
 from dggraph.data.listing import is_hidden, scan
-from dggraph.detection.box_entries import Findings, OnBadBox, as_flag, as_whole, corners_of, file_of, other_place
+from dggraph.detection.box_entries import (
+    Findings,
+    OnBadBox,
+    as_flag,
+    as_whole,
+    corners_of,
+    file_of,
+    other_place,
+)
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 
@@ -27,20 +35,24 @@ def read_voc(
     stems: Sequence[str] | None = None,
     on_bad: OnBadBox = "error",
 ) -> BoxSet:
-    """Read a folder of VOC XML files. Objects marked `difficult` count as crowds: neither learned nor missed.
+    """Read a folder of VOC XML files. Objects marked `difficult` count as crowds: neither learned
+    nor missed.
 
-    An image is the file that `<filename>` names; where there is none, the one with its stem and any image's suffix, which is counted in
-    `BoxSet.counts`; without a `<filename>` the one with the stem of the XML file.
+    An image is the file that `<filename>` names; where there is none, the one with its stem and any
+    image's suffix, which is counted in `BoxSet.counts`; without a `<filename>` the one with the
+    stem of the XML file.
 
     Args:
         annotations: the folder `Annotations`.
         images: the folder `JPEGImages`.
         classes: names in order; by default those found in the whole folder, sorted.
-        stems: names of the XML files to read, without suffix; by default all. Images come in this order.
+        stems: names of the XML files to read, without suffix; by default all. Images come in this
+            order.
         on_bad: as for `read_coco`.
 
     Raises:
-        InputError: there is no XML file; or as for `read_coco`; or names lead to several images, or to none.
+        InputError: there is no XML file; or as for `read_coco`; or names lead to several images, or
+            to none.
 
     Example:
         >>> from pathlib import Path
@@ -82,7 +94,14 @@ def read_voc(
         if boxes is not None:
             (width, height), kept = boxes
             shown = os.path.relpath(picture, images)
-            found[picture] = BoxImage(name=shown, file=picture, image_id=numbers[stem], width=width, height=height, boxes=kept)
+            found[picture] = BoxImage(
+                name=shown,
+                file=picture,
+                image_id=numbers[stem],
+                width=width,
+                height=height,
+                boxes=kept,
+            )
     findings.settle(str(annotations))
     return BoxSet(
         name=annotations.name,
@@ -110,7 +129,8 @@ class Listed:
 def read_list(file: Path, annotations: Path) -> Listed:
     """Read a list like `ImageSets/Main/train.txt`, one name a line.
 
-    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before and a suffix behind them.
+    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before
+    and a suffix behind them.
 
     Args:
         file: the list, in UTF-8, or UTF-16 with a byte-order mark.
@@ -124,7 +144,9 @@ def read_list(file: Path, annotations: Path) -> Listed:
         is_wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         lines = content.decode("utf-16" if is_wide else "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8.") from error
+        raise InputError(
+            f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8."
+        ) from error
     known = {normalize("NFC", stem): stem for stem in _xml_files(annotations, Findings("error"))}
     stems, strangers, num_flagged = list[str](), list[str](), 0
     for line in filter(None, (normalize("NFC", line.strip()) for line in lines)):
@@ -150,13 +172,18 @@ def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:
     files = {name[:-4]: annotations / name for name in names if not is_hidden(name)}
     if not files:
         raise InputError(
-            f"there is no XML file in {annotations}. VOC's annotations are a file an image, in the folder Annotations."
+            f"there is no XML file in {annotations}. VOC's annotations are a file an image, in the"
+            " folder Annotations."
         )
     return files
 
 
 def _classes(roots: Collection[ElementTree.Element]) -> tuple[str, ...]:
-    return tuple(sorted({name for root in roots for one in root.iter("object") if (name := _text(one, "name"))}))
+    return tuple(
+        sorted(
+            {name for root in roots for one in root.iter("object") if (name := _text(one, "name"))}
+        )
+    )
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:
@@ -167,11 +194,15 @@ def _by_stem(images: Path) -> dict[str, list[Path]]:
 
 
 def _plain(name: str) -> str:
-    """A name as systems that tell neither small from large letters nor their compositions see it."""
+    """A name as systems that tell neither small from large letters nor their compositions see
+    it.
+    """
     return normalize("NFC", name).casefold()
 
 
-def _image_of(stem: str, named: str, xml: str, images: Path, places: dict[str, list[Path]], findings: Findings) -> Path | None:
+def _image_of(
+    stem: str, named: str, xml: str, images: Path, places: dict[str, list[Path]], findings: Findings
+) -> Path | None:
     """The image of an XML file; None, and a note, where that is unclear."""
     exact = file_of(images, named) if named else None
     by_xml = places.get(_plain(stem), [])
@@ -183,12 +214,19 @@ def _image_of(stem: str, named: str, xml: str, images: Path, places: dict[str, l
     choices = by_name if named else by_xml
     if not choices:
         what = named or f"{stem}.jpg"
-        hint = f", but there is {by_xml[0].name!r}: mend <filename>" if by_xml else other_place(images, what)
+        hint = (
+            f", but there is {by_xml[0].name!r}: mend <filename>"
+            if by_xml
+            else other_place(images, what)
+        )
         findings.note(f"{xml}: there is no image {what!r} in {images}{hint}")
         return None
     if len(choices) > 1 or (by_xml and choices[0] not in by_xml):
         others = sorted({file.name for file in (*choices, *by_xml)})
-        findings.note(f"{xml}: it is unclear which image is meant by its name and its <filename> {named!r}, of {', '.join(others)}")
+        findings.note(
+            f"{xml}: it is unclear which image is meant by its name and its <filename> {named!r},"
+            f" of {', '.join(others)}"
+        )
         return None
     findings.counts[OTHER_SUFFIX] += bool(named) and exact is None
     return choices[0]
@@ -198,7 +236,9 @@ def _boxes(
     root: ElementTree.Element, xml: str, image: str, classes: Sequence[str], findings: Findings
 ) -> tuple[tuple[int, int], tuple[Box, ...]] | None:
     """The size of the image and what is on it; None, and a note, where it has no size."""
-    sides = [as_whole(_text(root, f"size/{side}"), Findings("error")) for side in ("width", "height")]
+    sides = [
+        as_whole(_text(root, f"size/{side}"), Findings("error")) for side in ("width", "height")
+    ]
     if not all(sides) or min(side or 0 for side in sides) < 1:
         findings.note(f"{xml}: the size of {image!r} is not two positive whole numbers")
         return None
@@ -210,13 +250,24 @@ def _boxes(
         if label not in classes:
             findings.note(f"{what} is {label!r}, which is none of the classes")
         elif is_difficult is None:
-            findings.note(f"{what} has <difficult> {_text(one, 'difficult')!r}, which is neither 0 nor 1")
+            findings.note(
+                f"{what} has <difficult> {_text(one, 'difficult')!r}, which is neither 0 nor 1"
+            )
         else:
-            edges = [_float(_text(one, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            edges = [
+                _float(_text(one, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+            ]
             corners = corners_of(edges, "xyxy", size, what, findings)
             if corners is not None:
                 area = (corners[2] - corners[0]) * (corners[3] - corners[1])
-                boxes.append(Box(corners=corners, label=classes.index(label), area=area, is_crowd=is_difficult))
+                boxes.append(
+                    Box(
+                        corners=corners,
+                        label=classes.index(label),
+                        area=area,
+                        is_crowd=is_difficult,
+                    )
+                )
     return size, tuple(boxes)
 
 

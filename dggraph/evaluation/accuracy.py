@@ -1,4 +1,6 @@
-"""How good a network is on a labelled set, in integer counts: the same for any number of processes, since batches are dealt out whole."""
+"""How good a network is on a labelled set, in integer counts: the same for any number of processes,
+since batches are dealt out whole.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -54,13 +56,24 @@ class Accuracy:
 
     def row(self) -> dict[str, Any]:
         """For metrics: accuracies, counts, paths."""
-        counts = {"num_images": self.num_images, "top1": self.top1, "top5": self.top5, "accuracy": self.accuracy}
+        counts = {
+            "num_images": self.num_images,
+            "top1": self.top1,
+            "top5": self.top5,
+            "accuracy": self.accuracy,
+        }
         if self.kept is None:
             return counts
-        return counts | {"kept": self.kept, "num_paths": self.num_paths, "path_entropy_bits": self.path_entropy_bits}
+        return counts | {
+            "kept": self.kept,
+            "num_paths": self.num_paths,
+            "path_entropy_bits": self.path_entropy_bits,
+        }
 
 
-def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0) -> Accuracy:
+def evaluate(
+    model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0
+) -> Accuracy:
     """Run `model` over `dataset` in eval mode; modes are restored.
 
     Args:
@@ -95,16 +108,32 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
             logits = output.cpu()
             num_classes = logits.shape[1]
             if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-                raise InputError(f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set num_classes.")
+                raise InputError(
+                    f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set"
+                    " num_classes."
+                )
             best = logits.topk(min(5, num_classes), dim=1).indices
             is_right_B = best[:, 0] == labels
-            counts += torch.tensor([int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())])
-            per_class = torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
+            counts += torch.tensor(
+                [int(is_right_B.sum()), int((best == labels[:, None]).any(1).sum())]
+            )
+            per_class = (
+                torch.zeros((2, num_classes), dtype=torch.int64) if per_class is None else per_class
+            )
             per_class[0] += labels.bincount(minlength=num_classes)
             per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
-    width = max(w for w in processes.all_gather_objects(0 if per_class is None else per_class.shape[1]) if isinstance(w, int))
-    per_class = processes.all_reduce_sum(torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class)
-    counts, all_macs = processes.all_reduce_sum(counts), _joined(processes.all_gather_objects(torch.cat(macs)))
+    width = max(
+        w
+        for w in processes.all_gather_objects(0 if per_class is None else per_class.shape[1])
+        if isinstance(w, int)
+    )
+    per_class = processes.all_reduce_sum(
+        torch.zeros((2, width), dtype=torch.int64) if per_class is None else per_class
+    )
+    counts, all_macs = (
+        processes.all_reduce_sum(counts),
+        _joined(processes.all_gather_objects(torch.cat(macs))),
+    )
     merged: Counter[bytes] = Counter()
     for part in processes.all_gather_objects(paths):
         assert isinstance(part, Counter)
@@ -124,13 +153,17 @@ def evaluate(model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, 
 
 
 def own_batches(num_images: int, batch_size: int) -> list[list[int]]:
-    """The batches of this process: whole ones, in turn, so that what a batch holds does not depend on the number of processes."""
+    """The batches of this process: whole ones, in turn, so that what a batch holds does not depend
+    on the number of processes.
+    """
     starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
     return [list(range(start, min(start + batch_size, num_images))) for start in starts]
 
 
 def _joined(parts: list[object]) -> torch.Tensor:
-    """MACs of all images. They are whole numbers, below 2 ** 53 in sum, so any order gives the same mean."""
+    """MACs of all images. They are whole numbers, below 2 ** 53 in sum, so any order gives the same
+    mean.
+    """
     return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
 
 

@@ -1,9 +1,11 @@
-"""Collect an atlas: run a network, or a detector on one, over a set of images, one at a time, and count what their paths do.
+"""Collect an atlas: run a network, or a detector on one, over a set of images, one at a time, and
+count what their paths do.
 
-What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of images, and of each different path a
-few bytes, up to bounds of its own. Counts are whole numbers, so an interrupted collection that continues ends with the very same atlas.
-Several processes share out the images and tell each other what they saw; all count everything, in the order of the set, and so agree with
-one process to the last byte.
+What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of
+images, and of each different path a few bytes, up to bounds of its own. Counts are whole numbers,
+so an interrupted collection that continues ends with the very same atlas. Several processes share
+out the images and tell each other what they saw; all count everything, in the order of the set, and
+so agree with one process to the last byte.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ ROUND = 16
 """Images that each of several processes runs before they tell each other."""
 
 Observation = tuple[Instance, Gates] | str | DggraphError
-"""What became of an image: its path, with the gates on the CPU; why it was left out; or what stops the collection."""
+"""What became of an image: its path, with the gates on the CPU; why it was left out; or what stops
+the collection.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +63,21 @@ def collect_atlas(
     """Run a model over `images`.
 
     Args:
-        watched: a converted network that knows how images become its input, or a detector, from `make_detector_predictor`; modes are restored.
+        watched: a converted network that knows how images become its input, or a detector, from
+            `make_detector_predictor`; modes are restored.
         images: from `open_image_set`.
         limit: take at most this many, evenly spread.
-        num_instances: how many images to keep with their paths, besides the cheapest and the dearest.
+        num_instances: how many images to keep with their paths, besides the cheapest and the
+            dearest.
         on_bad_image: `skip` counts images that cannot be read and goes on.
-        state: a file to save counts in now and then, and to continue from; it remains when this returns. One of several processes, the
-            first, reads and writes it, and their number may change.
+        state: a file to save counts in now and then, and to continue from; it remains when this
+            returns. One of several processes, the first, reads and writes it, and their number may
+            change.
         progress: called with the number of images passed and of all.
 
     Raises:
-        InputError: an image cannot be read; there is none; the network does not say how images become its input, or has no stages;
-            `state` is of another network, set or settings.
+        InputError: an image cannot be read; there is none; the network does not say how images
+            become its input, or has no stages; `state` is of another network, set or settings.
         GateError: an edge weight is NaN; names the image.
         TrainingError: the processes have different networks, sets or settings.
 
@@ -85,12 +92,22 @@ def collect_atlas(
     predictor = as_predictor(watched)
     net = predictor.net
     total = images.num_images if limit is None else min(limit, images.num_images)
-    is_taken, is_shown = evenly_spaced(images.num_images, limit), evenly_spaced(total, num_instances)
+    is_taken, is_shown = (
+        evenly_spaced(images.num_images, limit),
+        evenly_spaced(total, num_instances),
+    )
     identity = _identify(predictor, images, limit, num_instances)
-    counts = AtlasCounts(net.graph, net.macs_table.static, images.classes, is_comparable=_is_comparable(predictor, images))
+    counts = AtlasCounts(
+        net.graph,
+        net.macs_table.static,
+        images.classes,
+        is_comparable=_is_comparable(predictor, images),
+    )
     processes.assert_same_on_all_ranks(identity | {"images": images.num_images})
     state = state if processes.rank() == 0 else None
-    (document, *_) = processes.all_gather_objects(None if state is None else read_state(state, identity))
+    document, *_ = processes.all_gather_objects(
+        None if state is None else read_state(state, identity)
+    )
     if isinstance(document, dict):
         counts.restore(document)
     start, saved = counts.next_index, monotonic()
@@ -104,7 +121,9 @@ def collect_atlas(
             if state is not None and monotonic() - saved >= SAVE_SECONDS:
                 write_state(state, identity, counts.document())
                 saved = monotonic()
-    except DggraphError:  # of an image that was not counted; after other errors the last saved state stands
+    except (
+        DggraphError
+    ):  # of an image that was not counted; after other errors the last saved state stands
         if state is not None and counts.next_index > start:
             write_state(state, identity, counts.document())
         raise
@@ -120,18 +139,27 @@ def _observe_all(
     """Every item in its turn, observed by one of the processes and told to all."""
     number = processes.world_size()
     while batch := list(islice(items, number * ROUND if number > 1 else 1)):
-        mine = [observe(predictor, item, classes, on_bad_image) for item in batch[processes.rank() :: number]]
+        mine = [
+            observe(predictor, item, classes, on_bad_image)
+            for item in batch[processes.rank() :: number]
+        ]
         told: list[Any] = processes.all_gather_objects(mine)
         for place, item in enumerate(batch):
             yield item, told[place % number][place // number]
 
 
-def observe(predictor: Predictor, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage) -> Observation:
+def observe(
+    predictor: Predictor, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage
+) -> Observation:
     """Run one image."""
     try:
         prediction = predictor.predict(item.open())
     except InputError as error:
-        return str(error) if on_bad_image == "skip" else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
+        return (
+            str(error)
+            if on_bad_image == "skip"
+            else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
+        )
     except GateError as error:
         return GateError(f"{item.name!r}: {error}")
     return _instance(item, prediction, classes), prediction.gates
@@ -166,12 +194,20 @@ def _is_comparable(predictor: Predictor, images: ImageSet) -> bool:
     if predictor.is_detector:
         return False
     labels = predictor.net.labels
-    known = labels if labels is not None else tuple(f"class {index}" for index in range(len(images.classes)))
+    known = (
+        labels
+        if labels is not None
+        else tuple(f"class {index}" for index in range(len(images.classes)))
+    )
     return bool(images.classes) and set(images.classes) <= set(known)
 
 
-def _identify(predictor: Predictor, images: ImageSet, limit: int | None, num_instances: int) -> dict[str, str]:
-    """What a state must agree with; on_bad_image may change, because until the first bad image it makes no difference."""
+def _identify(
+    predictor: Predictor, images: ImageSet, limit: int | None, num_instances: int
+) -> dict[str, str]:
+    """What a state must agree with; on_bad_image may change, because until the first bad image it
+    makes no difference.
+    """
     return {
         **predictor.identify(),
         "images": images.fingerprint,
@@ -182,7 +218,9 @@ def _identify(predictor: Predictor, images: ImageSet, limit: int | None, num_ins
 
 
 def _thumbnails(images: ImageSet, atlas: Atlas) -> dict[int, Image.Image]:
-    wanted = {instance.index for instance in atlas.instances} | {index for path in atlas.most_common for index in path.examples}
+    wanted = {instance.index for instance in atlas.instances} | {
+        index for path in atlas.most_common for index in path.examples
+    }
     side = DETECTED_PIXELS if atlas.is_of_detector else THUMBNAIL_PIXELS
     last, found = max(wanted), {}
     for item in images.items():

@@ -1,4 +1,6 @@
-"""What an atlas counts, image by image, and the way between the counts and a JSON document, so that a collection can be continued."""
+"""What an atlas counts, image by image, and the way between the counts and a JSON document, so that
+a collection can be continued.
+"""
 
 import math
 from collections import Counter
@@ -29,7 +31,9 @@ from dggraph.network.network import Gates
 
 NUM_COMMON, NUM_EXAMPLES, NUM_EXTREMES, NUM_SKIPPED = 12, 8, 5, 20
 MAX_DETAILED = 1 << 16
-"""Different paths of which edges, classes and examples are held; those first met later are only counted."""
+"""Different paths of which edges, classes and examples are held; those first met later are only
+counted.
+"""
 
 
 @dataclass(slots=True)
@@ -57,11 +61,24 @@ class AtlasCounts:
         graph: what may connect.
         static_macs: of the static network.
         classes: class names of the set.
-        is_comparable: whether those are the network's classes, so that predictions can be right or wrong.
+        is_comparable: whether those are the network's classes, so that predictions can be right or
+            wrong.
     """
 
-    def __init__(self, graph: DynamicGraph, static_macs: int, classes: tuple[str, ...], *, is_comparable: bool) -> None:
-        self.graph, self.static_macs, self.classes, self.is_comparable = graph, static_macs, classes, is_comparable
+    def __init__(
+        self,
+        graph: DynamicGraph,
+        static_macs: int,
+        classes: tuple[str, ...],
+        *,
+        is_comparable: bool,
+    ) -> None:
+        self.graph, self.static_macs, self.classes, self.is_comparable = (
+            graph,
+            static_macs,
+            classes,
+            is_comparable,
+        )
         self.health = GateHealth(graph)
         self.per_class: dict[int, _ClassCounts] = {}
         self.seen: dict[bytes, _SeenPath] = {}
@@ -94,13 +111,17 @@ class AtlasCounts:
         self.squares += path.macs**2
         self.histogram[BINS_PER_STATIC * path.macs // self.static_macs] += 1
         if label is not None:
-            counts = self.per_class.setdefault(label, _ClassCounts(np.zeros(len(open_E), dtype=np.int64)))
+            counts = self.per_class.setdefault(
+                label, _ClassCounts(np.zeros(len(open_E), dtype=np.int64))
+            )
             counts.open_E += open_E
             counts.num_images += 1
             counts.num_correct += instance.prediction == instance.label
             counts.macs += path.macs
         if key not in self.seen and len(self.seen) < MAX_DETAILED:
-            self.seen[key] = _SeenPath("".join("1" if is_open else "0" for is_open in open_E), path.macs)
+            self.seen[key] = _SeenPath(
+                "".join("1" if is_open else "0" for is_open in open_E), path.macs
+            )
         if (seen := self.seen.get(key)) is not None:
             if label is not None:
                 seen.classes[label] += 1
@@ -109,8 +130,12 @@ class AtlasCounts:
         if self.is_wanted:
             self.shown.append(instance)
             self.is_wanted = False
-        self.cheapest = sorted([*self.cheapest, instance], key=lambda one: (one.path.macs, one.index))[:NUM_EXTREMES]
-        self.dearest = sorted([*self.dearest, instance], key=lambda one: (-one.path.macs, one.index))[:NUM_EXTREMES]
+        self.cheapest = sorted(
+            [*self.cheapest, instance], key=lambda one: (one.path.macs, one.index)
+        )[:NUM_EXTREMES]
+        self.dearest = sorted(
+            [*self.dearest, instance], key=lambda one: (-one.path.macs, one.index)
+        )[:NUM_EXTREMES]
 
     def atlas(self, *, network: str, images: str, num_ignored: int) -> Atlas:
         """The counts as shares.
@@ -121,12 +146,15 @@ class AtlasCounts:
         number = self.health.num_instances
         if not number:
             raise InputError(
-                f"no image of {images!r} could be read, so there is nothing to report; {self.num_skipped} were skipped."
+                f"no image of {images!r} could be read, so there is nothing to report;"
+                f" {self.num_skipped} were skipped."
             )
         health = self.health.report()
         opens = [self.health.stages[stage].open_E.numpy() for stage in self.graph.stages]
         mean = self.macs / number
-        kept = {instance.index: instance for instance in (*self.shown, *self.cheapest, *self.dearest)}
+        kept = {
+            instance.index: instance for instance in (*self.shown, *self.cheapest, *self.dearest)
+        }
         common = sorted(self.seen, key=lambda key: -self.health.paths[key])[:NUM_COMMON]
         correct = [counts.num_correct for counts in self.per_class.values()]
         return Atlas(
@@ -176,7 +204,8 @@ class AtlasCounts:
                 for stage, counts in self.health.stages.items()
             },
             "seen": [
-                (key.hex(), one.open_edges, one.macs, list(one.classes.items()), one.examples) for key, one in self.seen.items()
+                (key.hex(), one.open_edges, one.macs, list(one.classes.items()), one.examples)
+                for key, one in self.seen.items()
             ],
             "classes": [
                 (label, counts.open_E.tolist(), counts.num_images, counts.num_correct, counts.macs)
@@ -191,14 +220,20 @@ class AtlasCounts:
         """Continue from what `document()` gave."""
         self.next_index, self.is_wanted = document["next_index"], document["is_wanted"]
         self.macs, self.squares = document["macs"], document["squares"]
-        self.num_skipped, self.skipped = document["num_skipped"], [(name, reason) for name, reason in document["skipped"]]
+        self.num_skipped, self.skipped = (
+            document["num_skipped"],
+            [(name, reason) for name, reason in document["skipped"]],
+        )
         self.histogram = Counter(dict(document["histogram"]))
         self.health.num_instances = document["num_instances"]
         self.health.paths = Counter({bytes.fromhex(key): count for key, count in document["paths"]})
         self.health.stages = {
             stage: StageCounts(
                 **{
-                    name: torch.tensor(values, dtype=torch.float64 if name in ("lowest_E", "highest_E") else torch.int64)
+                    name: torch.tensor(
+                        values,
+                        dtype=torch.float64 if name in ("lowest_E", "highest_E") else torch.int64,
+                    )
                     for name, values in parts.items()
                 }
             )
@@ -208,15 +243,22 @@ class AtlasCounts:
             bytes.fromhex(key): _SeenPath(edges, macs, Counter(dict(classes)), examples)
             for key, edges, macs, classes, examples in document["seen"]
         }
-        self.per_class = {label: _ClassCounts(np.array(opens), *numbers) for label, opens, *numbers in document["classes"]}
+        self.per_class = {
+            label: _ClassCounts(np.array(opens), *numbers)
+            for label, opens, *numbers in document["classes"]
+        }
         self.shown, self.cheapest, self.dearest = (
-            [_unpack(packed) for packed in document[name]] for name in ("shown", "cheapest", "dearest")
+            [_unpack(packed) for packed in document[name]]
+            for name in ("shown", "cheapest", "dearest")
         )
 
     def _split(self, values_E: Sequence[float] | npt.NDArray[np.float64]) -> Frequencies:
         """Values of all edges, by stage."""
         rest = iter(values_E)
-        return {stage: tuple(float(next(rest)) for _ in self.graph.edges(stage)) for stage in self.graph.stages}
+        return {
+            stage: tuple(float(next(rest)) for _ in self.graph.edges(stage))
+            for stage in self.graph.stages
+        }
 
     def _class_paths(self, label: int) -> ClassPaths:
         counts = self.per_class[label]
@@ -232,8 +274,14 @@ class AtlasCounts:
         seen = self.seen[key]
         return CommonPath(
             count=self.health.paths[key],
-            path=ActivatedPath(weights=self._split([float(digit) for digit in seen.open_edges]), macs=seen.macs, margin=math.inf),
-            classes=tuple((self.classes[label], count) for label, count in seen.classes.most_common()),
+            path=ActivatedPath(
+                weights=self._split([float(digit) for digit in seen.open_edges]),
+                macs=seen.macs,
+                margin=math.inf,
+            ),
+            classes=tuple(
+                (self.classes[label], count) for label, count in seen.classes.most_common()
+            ),
             examples=tuple(seen.examples),
         )
 
@@ -241,8 +289,12 @@ class AtlasCounts:
 def _unpack(packed: dict[str, Any]) -> Instance:
     path, detected = packed["path"], packed["detected"]
     weights = {stage: tuple(values) for stage, values in path["weights"].items()}
-    whole: dict[str, Any] = {"path": ActivatedPath(weights=weights, macs=path["macs"], margin=path["margin"])}
+    whole: dict[str, Any] = {
+        "path": ActivatedPath(weights=weights, macs=path["macs"], margin=path["margin"])
+    }
     if detected is not None:
-        objects = tuple(FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"])
+        objects = tuple(
+            FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"]
+        )
         whole["detected"] = Detected(size=tuple(detected["size"]), objects=objects)
     return Instance(**(packed | whole))

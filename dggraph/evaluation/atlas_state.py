@@ -1,4 +1,6 @@
-"""The state of an interrupted collection: one file, replaced as a whole, sealed by a digest, and tied to what it was collected from."""
+"""The state of an interrupted collection: one file, replaced as a whole, sealed by a digest, and
+tied to what it was collected from.
+"""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from dggraph.system.files import write_whole
 
 
 def write_state(file: Path, identity: Mapping[str, str], document: Mapping[str, Any]) -> None:
-    """Write `document` to `file`, all of it or nothing: a temporary file beside it, synced, then renamed.
+    """Write `document` to `file`, all of it or nothing: a temporary file beside it, synced, then
+    renamed.
 
     Args:
         file: where.
@@ -26,14 +29,18 @@ def read_state(file: Path, identity: Mapping[str, str]) -> Any:
     """The document in `file`, or None where there is no such file.
 
     Raises:
-        InputError: the file is damaged, or belongs to something else than `identity`; names what differs.
+        InputError: the file is damaged, or belongs to something else than `identity`; names what
+            differs.
     """
     try:
         digest, _, content = file.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot read the state {str(file)!r}: {error.strerror or error}. Delete it to begin anew.") from error
+        raise InputError(
+            f"cannot read the state {str(file)!r}: {error.strerror or error}. Delete it to begin"
+            " anew."
+        ) from error
     if digest.decode(errors="replace") != _digest(content):
         raise InputError(f"the state {str(file)!r} is damaged. Delete it to begin anew.")
     found = json.loads(content)

@@ -1,11 +1,15 @@
-"""Calibrate: find the threshold for each MACs target on held-out images. One scalar serves all stages.
+"""Calibrate: find the threshold for each MACs target on held-out images. One scalar serves all
+stages.
 
-A threshold changes which nodes are live, so what later routers see, so other weights: nothing can be read off one pass. Each threshold is
-run as it would be used, and the mean kept fraction need not fall smoothly, or everywhere, as the threshold rises.
+A threshold changes which nodes are live, so what later routers see, so other weights: nothing can
+be read off one pass. Each threshold is run as it would be used, and the mean kept fraction need not
+fall smoothly, or everywhere, as the threshold rises.
 
 1. Measure five thresholds.
-2. For each target take two neighbours, one that keeps more and one that keeps less, and measure between them.
-3. Until every target has a point within 0.002, or its neighbours are 1/1024 apart. One pass over the images serves all targets.
+2. For each target take two neighbours, one that keeps more and one that keeps less, and measure
+   between them.
+3. Until every target has a point within 0.002, or its neighbours are 1/1024 apart. One pass over
+   the images serves all targets.
 """
 
 import math
@@ -19,27 +23,39 @@ from dggraph.network.cost import iterate_gates
 from dggraph.network.network import DynamicNetwork, own_thresholds
 
 START = (0.0, 0.25, 0.5, 0.75, 1 - 2**-7)
-"""The last is the largest below 1 that bfloat16 can hold with room to spare; at 1 the backbone's own edges would close."""
+"""The last is the largest below 1 that bfloat16 can hold with room to spare; at 1 the backbone's
+own edges would close.
+"""
 PRECISION = 0.002
 RESOLUTION = 2**-10
 
 
-def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5)) -> BudgetCurve:
-    """Measure which threshold keeps which share of the MACs, and store the curve as `net.budgets` for `net.set_budget`.
+def calibrate(
+    net: DynamicNetwork,
+    batches: Iterable[Any],
+    *,
+    targets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5),
+) -> BudgetCurve:
+    """Measure which threshold keeps which share of the MACs, and store the curve as `net.budgets`
+    for `net.set_budget`.
 
-    The network is run in eval mode without gradients, by its own executor; thresholds and modes are restored. This only moves along
-    what training has learned: a threshold calibrated on a network that was trained without one destroys it. Look at the accuracy.
+    The network is run in eval mode without gradients, by its own executor; thresholds and modes are
+    restored. This only moves along what training has learned: a threshold calibrated on a network
+    that was trained without one destroys it. Look at the accuracy.
 
     Args:
         net: a converted network, trained with `losses.budget` or at least with its threshold.
-        batches: held-out images (B, C, H, W), or tuples that begin with them; read several times, so a list or a loader.
+        batches: held-out images (B, C, H, W), or tuples that begin with them; read several times,
+            so a list or a loader.
         targets: mean MACs as fractions of the static network's.
 
     Returns:
-        The curve; per target the threshold, what it really keeps, and whether that meets the budget.
+        The curve; per target the threshold, what it really keeps, and whether that meets the
+        budget.
 
     Raises:
-        InputError: no stages, no images, an iterator that can be read once, or a target that is not a positive number.
+        InputError: no stages, no images, an iterator that can be read once, or a target that is not
+            a positive number.
         GateError: an edge weight is NaN.
 
     Example:
@@ -53,11 +69,13 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
         raise InputError("this network has no stages, so no threshold changes what it costs.")
     if isinstance(batches, Iterator):
         raise InputError(
-            "calibrate reads the images once per round, and this iterator is used up after one. Pass a list or a DataLoader."
+            "calibrate reads the images once per round, and this iterator is used up after one."
+            " Pass a list or a DataLoader."
         )
     if not targets or not all(0 < target < math.inf for target in targets):
         raise InputError(
-            f"targets={tuple(targets)}: pass at least one positive fraction of the static network's MACs, for example 0.7."
+            f"targets={tuple(targets)}: pass at least one positive fraction of the static network's"
+            " MACs, for example 0.7."
         )
     measured: dict[float, float] = {}
     wanted: Sequence[float] = START
@@ -66,7 +84,10 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
         while wanted:
             kept, num_instances = _measure(net, batches, wanted)
             measured |= dict(zip(wanted, kept, strict=True))
-            points = tuple(BudgetPoint(threshold=threshold, kept=measured[threshold]) for threshold in sorted(measured))
+            points = tuple(
+                BudgetPoint(threshold=threshold, kept=measured[threshold])
+                for threshold in sorted(measured)
+            )
             between = (_between(points, target) for target in targets)
             wanted = sorted({threshold for threshold in between if threshold is not None})
     budgets = tuple(choose(points, target) for target in targets)
@@ -74,8 +95,12 @@ def calibrate(net: DynamicNetwork, batches: Iterable[Any], *, targets: Sequence[
     return net.budgets
 
 
-def _measure(net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[float]) -> tuple[list[float], int]:
-    """The mean kept fraction at each of `thresholds`, and of how many instances; every batch is read once."""
+def _measure(
+    net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[float]
+) -> tuple[list[float], int]:
+    """The mean kept fraction at each of `thresholds`, and of how many instances; every batch is
+    read once.
+    """
 
     def replay() -> Iterator[Any]:
         for batch in batches:
@@ -88,7 +113,9 @@ def _measure(net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[f
         macs_B = gates.macs()
         totals[index % len(thresholds)] += float(macs_B.sum())
         counts[index % len(thresholds)] += len(macs_B)
-    return [total / count / net.macs_table.static for total, count in zip(totals, counts, strict=True)], counts[0]
+    return [
+        total / count / net.macs_table.static for total, count in zip(totals, counts, strict=True)
+    ], counts[0]
 
 
 def _between(points: Sequence[BudgetPoint], target: float) -> float | None:
@@ -96,6 +123,9 @@ def _between(points: Sequence[BudgetPoint], target: float) -> float | None:
     if min(abs(point.kept - target) for point in points) <= PRECISION:
         return None
     for low, high in pairwise(points):
-        if min(low.kept, high.kept) < target < max(low.kept, high.kept) and high.threshold - low.threshold > RESOLUTION:
+        if (
+            min(low.kept, high.kept) < target < max(low.kept, high.kept)
+            and high.threshold - low.threshold > RESOLUTION
+        ):
             return (low.threshold + high.threshold) / 2
     return None

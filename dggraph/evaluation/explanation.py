@@ -1,4 +1,6 @@
-"""One call for one image: what the network says of it, and the path on which it came there, drawn."""
+"""One call for one image: what the network says of it, and the path on which it came there,
+drawn.
+"""
 
 import os
 from dataclasses import dataclass
@@ -34,7 +36,8 @@ class Explanation:
     """The path beside the image."""
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write the picture in the format of the file's suffix: .svg, .png, .pdf, .dot, .mmd or .json.
+        """Write the picture in the format of the file's suffix: .svg, .png, .pdf, .dot, .mmd or
+        .json.
 
         Raises:
             InputError: another suffix.
@@ -43,7 +46,11 @@ class Explanation:
         draw(self.picture, file)
 
     def __repr__(self) -> str:
-        said = f"{self.predictions[0].label!r} {self.predictions[0].probability:.2f}, " if self.predictions else ""
+        said = (
+            f"{self.predictions[0].label!r} {self.predictions[0].probability:.2f}, "
+            if self.predictions
+            else ""
+        )
         return f"<Explanation: {said}MACs ratio {self.macs_ratio:.3f}>"
 
     def _repr_html_(self) -> str:
@@ -54,11 +61,13 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
     """Run one image through `net` and draw the path that it takes.
 
     Args:
-        net: a converted network that knows how images become its input, as those built by name do; its mode is restored.
+        net: a converted network that knows how images become its input, as those built by name do;
+            its mode is restored.
         image: a path, a PIL image, or an array (H, W, 3) of uint8.
 
     Raises:
-        InputError: no image; or the network does not say how images become its input, or has no stages.
+        InputError: no image; or the network does not say how images become its input, or has no
+            stages.
         GateError: an edge weight is NaN.
 
     Example:
@@ -80,4 +89,6 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
         facts=[" \N{MIDDLE DOT} ".join([*best, f"{ratio:.3f} of the static network's MACs"])],
         thumbnail=opened,
     )
-    return Explanation(predictions=found.classes, path=found.path, macs_ratio=ratio, picture=picture)
+    return Explanation(
+        predictions=found.classes, path=found.path, macs_ratio=ratio, picture=picture
+    )

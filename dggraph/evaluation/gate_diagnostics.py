@@ -1,7 +1,9 @@
-"""Are the gates alive? Which edges always or never open, which nodes nobody reaches, how many paths there are, and what to do about it.
+"""Are the gates alive? Which edges always or never open, which nodes nobody reaches, how many paths
+there are, and what to do about it.
 
-`GateHealth` takes one batch at a time and holds one number an edge and a vertex, plus 16 bytes and a count for each different path, up to
-`MAX_PATHS` of them. Shape suffixes: B instances, E edges, V vertices of a stage.
+`GateHealth` takes one batch at a time and holds one number an edge and a vertex, plus 16 bytes and
+a count for each different path, up to `MAX_PATHS` of them. Shape suffixes: B instances, E edges, V
+vertices of a stage.
 """
 
 import math
@@ -20,7 +22,9 @@ from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.ops.liveness import leads_to_out, live_vertices
 
 TIE_MARGIN = 1e-4
-"""Executors and batch sizes differ by less; closer than this to the threshold an edge may fall either way."""
+"""Executors and batch sizes differ by less; closer than this to the threshold an edge may fall
+either way.
+"""
 MAX_PATHS = 1 << 20
 MANY_TIES = 0.01
 DOMINANT = 0.95
@@ -41,15 +45,21 @@ class HealthReport:
     open_fractions: dict[CandidateEdge, float]
     """Share of instances for which the edge was active."""
     tie_fractions: dict[CandidateEdge, float]
-    """Share of instances for which the edge had a live source and was closer than 1e-4 to the threshold; edges with none are left out."""
+    """Share of instances for which the edge had a live source and was closer than 1e-4 to the
+    threshold; edges with none are left out.
+    """
     live_fractions: dict[str, float]
     """Per block, the share of instances that reach it."""
     num_paths: int
     """Different paths; a lower bound from 1,048,576 on."""
     path_entropy_bits: float
-    """Entropy of the distribution of paths: 0 if all take one, log2(num_instances) if each takes its own."""
+    """Entropy of the distribution of paths: 0 if all take one, log2(num_instances) if each takes
+    its own.
+    """
     warnings: tuple[str, ...]
-    """What is wrong, why it matters and what to do, one sentence or two each; empty if nothing is."""
+    """What is wrong, why it matters and what to do, one sentence or two each; empty if nothing
+    is.
+    """
 
     @property
     def always_open(self) -> tuple[CandidateEdge, ...]:
@@ -77,14 +87,17 @@ class StageCounts:
     used_V: Tensor
     """Live, and open edges lead on to `out`."""
     runs_V: Tensor
-    """Computed by the sparse executor: used ones with `stage` routers, live ones with `node` routers."""
+    """Computed by the sparse executor: used ones with `stage` routers, live ones with `node`
+    routers.
+    """
     lowest_E: Tensor
     highest_E: Tensor
 
 
 @dataclass(slots=True)
 class GateHealth:
-    """Counts what gates do, batch by batch; `report()` says what it means. For a whole set at once there is `check_gates`.
+    """Counts what gates do, batch by batch; `report()` says what it means. For a whole set at once
+    there is `check_gates`.
 
     Example:
         >>> import dggraph, torch
@@ -109,7 +122,9 @@ class GateHealth:
             used_BV = live_BV & (leads_to_out(open_BE, layout) > 0)
             runs_BV = used_BV if gates.table.is_useful_only else live_BV
             source_live_BE = live_BV[:, list(layout.sources)]
-            ties_BE = source_live_BE & ((raw_BE - gates.thresholds[stage].double()).abs() < TIE_MARGIN)
+            ties_BE = source_live_BE & (
+                (raw_BE - gates.thresholds[stage].double()).abs() < TIE_MARGIN
+            )
             counts = StageCounts(
                 open_E=open_BE.sum(0).cpu(),
                 ties_E=ties_BE.sum(0).cpu(),
@@ -119,7 +134,9 @@ class GateHealth:
                 lowest_E=raw_BE.masked_fill(~source_live_BE, math.inf).amin(0).cpu(),
                 highest_E=raw_BE.masked_fill(~source_live_BE, -math.inf).amax(0).cpu(),
             )
-            self.stages[stage] = _add(self.stages[stage], counts) if stage in self.stages else counts
+            self.stages[stage] = (
+                _add(self.stages[stage], counts) if stage in self.stages else counts
+            )
         keys = path_keys(gates)
         self.num_instances += len(keys)
         for key in keys:
@@ -133,7 +150,9 @@ class GateHealth:
             InputError: nothing was seen.
         """
         if not self.num_instances:
-            raise InputError("no gates were counted; call `update` with the gates of at least one image.")
+            raise InputError(
+                "no gates were counted; call `update` with the gates of at least one image."
+            )
         opens: dict[CandidateEdge, float] = {}
         ties: dict[CandidateEdge, float] = {}
         lives: dict[str, float] = {}
@@ -142,7 +161,11 @@ class GateHealth:
             opens |= zip(edges, (counts.open_E / self.num_instances).tolist(), strict=True)
             shares = zip(edges, (counts.ties_E / self.num_instances).tolist(), strict=True)
             ties |= {edge: share for edge, share in shares if share > 0}
-            lives |= zip((node.name for node in blocks), (counts.live_V[1:-1] / self.num_instances).tolist(), strict=True)
+            lives |= zip(
+                (node.name for node in blocks),
+                (counts.live_V[1:-1] / self.num_instances).tolist(),
+                strict=True,
+            )
         warnings = (*self._path_warnings(), *self._block_warnings(), *self._tie_warnings(ties))
         return HealthReport(
             num_instances=self.num_instances,
@@ -159,25 +182,37 @@ class GateHealth:
         (_, most), *_ = self.paths.most_common(1)
         if len(self.paths) == 1:
             if self.num_instances == 1:
-                return ["Only one image was seen, so nothing can be said about how paths differ; pass more."]
-            if all(torch.equal(counts.lowest_E, counts.highest_E) for counts in self.stages.values()):
                 return [
-                    "Every image takes one path and gets the same weights: the routers are untrained, or blind to the image. Train the "
-                    "network, with losses.budget, before looking at its paths."
+                    "Only one image was seen, so nothing can be said about how paths differ; pass"
+                    " more."
+                ]
+            if all(
+                torch.equal(counts.lowest_E, counts.highest_E) for counts in self.stages.values()
+            ):
+                return [
+                    "Every image takes one path and gets the same weights: the routers are"
+                    " untrained, or blind to the image. Train the network, with losses.budget,"
+                    " before looking at its paths."
                 ]
             return [
-                "Every image takes one path: weights differ between images, but none crosses the threshold. Train with losses.budget "
-                "at a lower target, or move the threshold with dggraph.calibrate."
+                "Every image takes one path: weights differ between images, but none crosses the"
+                " threshold. Train with losses.budget at a lower target, or move the threshold with"
+                " dggraph.calibrate."
             ]
-        if all(bool((counts.runs_V[1:-1] == self.num_instances).all()) for counts in self.stages.values()):
+        if all(
+            bool((counts.runs_V[1:-1] == self.num_instances).all())
+            for counts in self.stages.values()
+        ):
             return [
-                "Edges close, but every block runs for every image, so almost nothing is saved: closed edges are not saved compute. "
-                "Train with losses.budget, whose gradient acts on dead nodes."
+                "Edges close, but every block runs for every image, so almost nothing is saved:"
+                " closed edges are not saved compute. Train with losses.budget, whose gradient acts"
+                " on dead nodes."
             ]
         if most >= DOMINANT * self.num_instances:
             return [
-                f"{most / self.num_instances:.0%} of the images take the same path, so there is little routing. Compare with that fixed "
-                "path at the same MACs before claiming a gain."
+                f"{most / self.num_instances:.0%} of the images take the same path, so there is"
+                " little routing. Compare with that fixed path at the same MACs before claiming a"
+                " gain."
             ]
         return []
 
@@ -194,28 +229,36 @@ class GateHealth:
         found = []
         if dead:
             found.append(
-                f"No image reaches {_list(dead)}: the task's gradient never will either. If it should live, train with losses.budget at a "
-                "target above what is kept now, and lower that later; otherwise leave it out with `stages=`."
+                f"No image reaches {_list(dead)}: the task's gradient never will either. If it"
+                " should live, train with losses.budget at a target above what is kept now, and"
+                " lower that later; otherwise leave it out with `stages=`."
             )
         if wasted:
             found.append(
-                f"{_list(wasted)}: computed, but for no image does an open edge lead on to `out`, so the MACs are wasted. Train with "
-                'losses.budget at a lower target, or use router="stage", which knows before it computes.'
+                f"{_list(wasted)}: computed, but for no image does an open edge lead on to `out`,"
+                " so the MACs are wasted. Train with losses.budget at a lower target, or use"
+                ' router="stage", which knows before it computes.'
             )
         return found
 
     def _tie_warnings(self, ties: dict[CandidateEdge, float]) -> list[str]:
         found: list[str] = []
-        close = sorted((edge for edge, share in ties.items() if share >= MANY_TIES), key=lambda edge: -ties[edge])
+        close = sorted(
+            (edge for edge, share in ties.items() if share >= MANY_TIES),
+            key=lambda edge: -ties[edge],
+        )
         if close:
             worst = close[0]
             names = [f"{edge.source} -> {edge.target}" for edge in close]
             found.append(
-                f"{_list(names)}: closer than {TIE_MARGIN:g} to the threshold for up to {ties[worst]:.0%} of the images, so the same image "
-                "may take another path in another batch or executor. Move the threshold a little with net.set_threshold."
+                f"{_list(names)}: closer than {TIE_MARGIN:g} to the threshold for up to"
+                f" {ties[worst]:.0%} of the images, so the same image may take another path in"
+                " another batch or executor. Move the threshold a little with net.set_threshold."
             )
         if len(self.paths) >= MAX_PATHS:
-            found.append(f"There are {MAX_PATHS} different paths or more; later ones were not counted.")
+            found.append(
+                f"There are {MAX_PATHS} different paths or more; later ones were not counted."
+            )
         return found
 
 

@@ -1,4 +1,6 @@
-"""Budgets judged fairly: thresholds are calibrated on one half of a set, and what they keep and cost is measured on the other."""
+"""Budgets judged fairly: thresholds are calibrated on one half of a set, and what they keep and
+cost is measured on the other.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,11 +43,18 @@ class JudgedBudgets:
 
 
 def judge_budgets(
-    net: DynamicNetwork, dataset: Dataset[Any], targets: Sequence[float], *, batch_size: int = 256, workers: int = 0
+    net: DynamicNetwork,
+    dataset: Dataset[Any],
+    targets: Sequence[float],
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
 ) -> JudgedBudgets:
-    """Calibrate on the images at even places, evaluate on those at odd places. Thresholds are restored; the curve stays in `net.budgets`.
+    """Calibrate on the images at even places, evaluate on those at odd places. Thresholds are
+    restored; the curve stays in `net.budgets`.
 
-    Every process calibrates on the whole half, so that all agree without waiting for one; evaluation is shared out.
+    Every process calibrates on the whole half, so that all agree without waiting for one;
+    evaluation is shared out.
 
     Args:
         net: a converted network.
@@ -60,11 +69,14 @@ def judge_budgets(
     """
     num_images = len(dataset)  # type: ignore[arg-type]
     if num_images < 2:
-        raise InputError(f"budgets need images to calibrate on and others to measure on, and there is {num_images} in this set.")
+        raise InputError(
+            "budgets need images to calibrate on and others to measure on, and there is"
+            f" {num_images} in this set."
+        )
     first, second = (Subset(dataset, range(start, num_images, 2)) for start in (0, 1))
     loader = DataLoader(first, batch_size=batch_size, num_workers=workers)
     calibrate(net, loader, targets=targets)
-    (curve, *_) = processes.all_gather_objects(net.budgets)
+    curve, *_ = processes.all_gather_objects(net.budgets)
     assert isinstance(curve, BudgetCurve)
     net.budgets = curve
     before = evaluate(net, second, batch_size=batch_size, workers=workers)

@@ -1,8 +1,10 @@
-"""Record what every instance did: its adjacency matrices, its path and its MACs; of an image also what its model said of it.
+"""Record what every instance did: its adjacency matrices, its path and its MACs; of an image also
+what its model said of it.
 
 Outside the model, so training sees none of it.
 
-Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN, out).
+Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN,
+out).
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +49,9 @@ class Recording:
     paths: tuple[ActivatedPath, ...]
     """One per instance."""
     macs: Tensor
-    """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation included."""
+    """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation
+    included.
+    """
 
     def _repr_html_(self) -> str:
         rows = [
@@ -91,7 +95,9 @@ class Predictor:
     name: str
     net: DynamicNetwork
     predict: Callable[[Image.Image], Prediction]
-    """Runs an image by itself, in eval mode without gradients; modes are restored. Raises GateError where an edge weight is NaN."""
+    """Runs an image by itself, in eval mode without gradients; modes are restored. Raises GateError
+    where an edge weight is NaN.
+    """
     identify: Callable[[], Mapping[str, str]]
     """What predictions depend on, by name: the same for models that see the same."""
     is_detector: bool
@@ -113,7 +119,9 @@ def make_predictor(net: DynamicNetwork) -> Predictor:
     require_preprocess(net.preprocess)
     require_stages(net)
     predict, identify = partial(_predict, net), partial(identify_network, net)
-    return Predictor(name=net.graph.name, net=net, predict=predict, identify=identify, is_detector=False)
+    return Predictor(
+        name=net.graph.name, net=net, predict=predict, identify=identify, is_detector=False
+    )
 
 
 def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
@@ -125,14 +133,17 @@ def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
     return make_predictor(watched) if isinstance(watched, DynamicNetwork) else watched
 
 
-def record(net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, batch_size: int = 1) -> Recording:
+def record(
+    net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, batch_size: int = 1
+) -> Recording:
     """Run `x` through `net` in eval mode without gradients and note every instance's path.
 
     Args:
         net: a converted network; its mode is restored.
-        x: (B, C, H, W); or an image or a list of them, each a path, a PIL image or an array (H, W, 3) of uint8, which are preprocessed as
-            `net.preprocess` says.
-        batch_size: instances a forward pass; 1 by default, because a weight at the threshold may fall differently in another batch.
+        x: (B, C, H, W); or an image or a list of them, each a path, a PIL image or an array (H, W,
+            3) of uint8, which are preprocessed as `net.preprocess` says.
+        batch_size: instances a forward pass; 1 by default, because a weight at the threshold may
+            fall differently in another batch.
 
     Raises:
         InputError: `x` is not an image batch, or `batch_size` is not positive.
@@ -149,7 +160,10 @@ def record(net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, ba
     if not isinstance(x, Tensor):
         x = _batch_of(net, x)
     if x.ndim != 4 or batch_size < 1:
-        raise InputError(f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and {batch_size}.")
+        raise InputError(
+            f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and"
+            f" {batch_size}."
+        )
     outputs: list[Any] = []
     parts: list[Gates] = []
     with evaluating(net):
@@ -181,7 +195,10 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     for stage, raw_BE in gates.raw.items():
         refuse_nan(graph, stage, raw_BE)
     macs = gates.macs().long().tolist()
-    margins, lists = _margins(gates), {stage: weights_BE.tolist() for stage, weights_BE in gates.weights.items()}
+    margins, lists = (
+        _margins(gates),
+        {stage: weights_BE.tolist() for stage, weights_BE in gates.weights.items()},
+    )
     return tuple(
         ActivatedPath(
             weights={stage: tuple(weights[index]) for stage, weights in lists.items()},
@@ -218,27 +235,44 @@ def _most_probable(net: DynamicNetwork, logits_1K: Tensor) -> tuple[ClassScore, 
     names = class_names(net, logits_1K.shape[1])
     probabilities, indices = logits_1K.float().softmax(1)[0].sort(descending=True, stable=True)
     pairs = zip(indices[:NUM_CLASSES].tolist(), probabilities[:NUM_CLASSES].tolist(), strict=True)
-    return tuple(ClassScore(label=names[index], index=index, probability=probability) for index, probability in pairs)
+    return tuple(
+        ClassScore(label=names[index], index=index, probability=probability)
+        for index, probability in pairs
+    )
 
 
 def on_cpu(gates: Gates) -> Gates:
     """Copies that outlive the pass."""
-    weights, raw, thresholds = ({stage: one.cpu() for stage, one in part.items()} for part in gates[:3])
+    weights, raw, thresholds = (
+        {stage: one.cpu() for stage, one in part.items()} for part in gates[:3]
+    )
     return Gates(weights, raw, thresholds, gates.table)
 
 
 def identify_network(net: DynamicNetwork) -> dict[str, str]:
     """What its predictions depend on, by name."""
-    settings = {"preprocess": net.preprocess, "labels": net.labels, "gate": net.blueprint.gate, "executor": net.executor}
+    settings = {
+        "preprocess": net.preprocess,
+        "labels": net.labels,
+        "gate": net.blueprint.gate,
+        "executor": net.executor,
+    }
     return {"network": digest_of(net), "network's settings": repr(settings)}
 
 
 def _margins(gates: Gates) -> list[float]:
-    """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges of dead sources cannot flip."""
+    """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges
+    of dead sources cannot flip.
+    """
     smallest: Tensor | None = None
     for stage, raw_BE in gates.raw.items():
         topology = gates.table.stages[stage].topology
         live_BE = live_vertices(gates.weights[stage] != 0, topology)[:, list(topology.sources)] > 0
-        margin_B = (raw_BE - gates.thresholds[stage].to(raw_BE.dtype)).abs().masked_fill(~live_BE, torch.inf).amin(1)
+        margin_B = (
+            (raw_BE - gates.thresholds[stage].to(raw_BE.dtype))
+            .abs()
+            .masked_fill(~live_BE, torch.inf)
+            .amin(1)
+        )
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()

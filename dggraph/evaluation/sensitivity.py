@@ -1,6 +1,8 @@
-"""What leaving out one block costs: for each, the static path past it for every image, against the static network's own answers.
+"""What leaving out one block costs: for each, the static path past it for every image, against the
+static network's own answers.
 
-Needs no labels. KL divergence and agreement are with the static network, at the precision and by the executor that both run with.
+Needs no labels. KL divergence and agreement are with the static network, at the precision and by
+the executor that both run with.
 
 Shape suffixes: B instances, K classes, E edges.
 """
@@ -32,7 +34,9 @@ class BlockCost:
     stage: str
     node: str
     saved: float
-    """MACs as a fraction of the static network's, with the block's router and what its edges would hand on."""
+    """MACs as a fraction of the static network's, with the block's router and what its edges would
+    hand on.
+    """
     agreement: int
     """Images whose best class is the static network's."""
     top1: int | None
@@ -40,7 +44,9 @@ class BlockCost:
     divergence: float
     """Mean over images of KL(static outputs || outputs without the block), in nats."""
     branch_energy: float | None
-    """|F(z)|^2 over |z|^2, both summed over all images, of the block as z + F(z) in the static network. None where shapes differ."""
+    """|F(z)|^2 over |z|^2, both summed over all images, of the block as z + F(z) in the static
+    network. None where shapes differ.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +63,12 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    net: DynamicNetwork, dataset: Dataset[Any], *, has_labels: bool = True, batch_size: int = 256, workers: int = 0
+    net: DynamicNetwork,
+    dataset: Dataset[Any],
+    *,
+    has_labels: bool = True,
+    batch_size: int = 256,
+    workers: int = 0,
 ) -> Sensitivity:
     """Run the static network, and once for each block the static network without it.
 
@@ -76,14 +87,18 @@ def measure_sensitivity(
         raise InputError("there are no images to measure sensitivity on.")
     paths, unskippable = _paths(net)
     if not paths:
-        raise InputError('no block can be left out under this wiring; convert with wiring="complete".')
+        raise InputError(
+            'no block can be left out under this wiring; convert with wiring="complete".'
+        )
     device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     counts = torch.zeros((1 + len(paths), 2), dtype=torch.int64)
     divergences: list[list[float]] = []
     energies: list[dict[str, tuple[float, float]]] = []
     static = static_weights(net.graph)
     with evaluating(net):
-        for images, labels in load_batches(dataset, own_batches(num_images, batch_size), workers=workers):
+        for images, labels in load_batches(
+            dataset, own_batches(num_images, batch_size), workers=workers
+        ):
             images = images.to(device)
             with pinned_gates(net, static):
                 expected_BK = net(images).double().cpu()
@@ -94,8 +109,12 @@ def measure_sensitivity(
                     found.append(net(images).double().cpu())
             for row, logits_BK in enumerate(found):
                 best_B = logits_BK.argmax(1)
-                counts[row] += torch.tensor([int((best_B == expected_BK.argmax(1)).sum()), int((best_B == labels).sum())])
-            divergences.append([float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]])
+                counts[row] += torch.tensor(
+                    [int((best_B == expected_BK.argmax(1)).sum()), int((best_B == labels).sum())]
+                )
+            divergences.append(
+                [float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]]
+            )
     agreement, top1 = processes.all_reduce_sum(counts).T.tolist()
     every_divergence = _gathered(divergences)
     every_energy = _gathered(energies)
@@ -112,7 +131,10 @@ def measure_sensitivity(
         for place, ((stage, node), weights_E) in enumerate(paths.items())
     ]
     return Sensitivity(
-        num_images=num_images, static_top1=top1[0] if has_labels else None, blocks=tuple(blocks), unskippable=unskippable
+        num_images=num_images,
+        static_top1=top1[0] if has_labels else None,
+        blocks=tuple(blocks),
+        unskippable=unskippable,
     )
 
 
@@ -130,13 +152,22 @@ def _paths(net: DynamicNetwork) -> tuple[dict[tuple[str, str], Tensor], tuple[st
 
 
 def _share(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> float:
-    macs_B = path_macs({stage: weights_E[None] for stage, weights_E in weights.items()}, net.macs_table)
+    macs_B = path_macs(
+        {stage: weights_E[None] for stage, weights_E in weights.items()}, net.macs_table
+    )
     return float(macs_B) / net.macs_table.static
 
 
 def _gathered(mine: list[Any]) -> list[Any]:
-    """One item a batch, of all processes. Sums over them are exactly rounded, so that their order does not matter."""
-    return [item for part in processes.all_gather_objects(mine) if isinstance(part, list) for item in part]
+    """One item a batch, of all processes. Sums over them are exactly rounded, so that their order
+    does not matter.
+    """
+    return [
+        item
+        for part in processes.all_gather_objects(mine)
+        if isinstance(part, list)
+        for item in part
+    ]
 
 
 def _ratio(energies: list[tuple[float, float]]) -> float | None:
@@ -159,7 +190,10 @@ class _Watch(fx.Interpreter):
         self.energies: dict[str, tuple[float, float]] = {}
         blocks = [(plan.name, block) for plan in net.plan for block in plan.blocks]
         self.inputs = {block.input for _, block in blocks}
-        self.outputs = {block.output: (block, net.graph.stages[stage].residual == "lift") for stage, block in blocks}
+        self.outputs = {
+            block.output: (block, net.graph.stages[stage].residual == "lift")
+            for stage, block in blocks
+        }
         self.held: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:

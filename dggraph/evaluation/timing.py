@@ -1,6 +1,8 @@
-"""Paired timing: every round runs all contestants once, in turning order, and each is compared with the baseline of the same round.
+"""Paired timing: every round runs all contestants once, in turning order, and each is compared with
+the baseline of the same round.
 
-A machine that is busy now and idle later changes seconds, hardly ratios; where it changes ratios too, the result says that it is unreliable.
+A machine that is busy now and idle later changes seconds, hardly ratios; where it changes ratios
+too, the result says that it is unreliable.
 """
 
 import statistics
@@ -36,7 +38,12 @@ class Timing:
     """False where the quartiles lie more than 10 % of the ratio apart."""
 
 
-def compare(baseline: Callable[[], object], contestants: Mapping[str, Callable[[], object]], *, rounds: int = 15) -> list[Timing]:
+def compare(
+    baseline: Callable[[], object],
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+) -> list[Timing]:
     """Time `contestants` against `baseline`, interleaved; two rounds to warm up.
 
     Args:
@@ -68,7 +75,8 @@ def compare(baseline: Callable[[], object], contestants: Mapping[str, Callable[[
 def time_inference(
     net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15
 ) -> tuple[float, list[Timing]]:
-    """Time every executor on random paths that keep about `kept` of the MACs, against the static backbone.
+    """Time every executor on random paths that keep about `kept` of the MACs, against the static
+    backbone.
 
     Args:
         net: `backbone`, converted.
@@ -94,13 +102,20 @@ def time_inference(
         with keeping_modes(net, backbone), torch.no_grad(), pinned_gates(net, weights):
             net.eval()
             backbone.eval()
-            return realised, compare(lambda: backbone(x), {name: run(name) for name in ("dense", "sparse", "auto")}, rounds=rounds)
+            return realised, compare(
+                lambda: backbone(x),
+                {name: run(name) for name in ("dense", "sparse", "auto")},
+                rounds=rounds,
+            )
     finally:
         net.executor = executor
 
 
-def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int = 0) -> tuple[dict[str, Tensor], float]:
-    """Random paths that keep about `kept` of the static network's MACs: nodes closed at random, every edge between the others open.
+def sample_paths(
+    net: DynamicNetwork, kept: float, num_instances: int, seed: int = 0
+) -> tuple[dict[str, Tensor], float]:
+    """Random paths that keep about `kept` of the static network's MACs: nodes closed at random,
+    every edge between the others open.
 
     Args:
         net: a converted network.
@@ -109,14 +124,19 @@ def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int
         seed: of the choice of nodes.
 
     Returns:
-        Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and the mean fraction really kept.
+        Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and the mean
+        fraction really kept.
 
     Raises:
         InputError: no path keeps so little.
     """
     generator = torch.Generator().manual_seed(seed)
     table = net.macs_table
-    nodes = [(name, vertex) for name, stage in table.stages.items() for vertex in range(1, stage.topology.num_vertices - 1)]
+    nodes = [
+        (name, vertex)
+        for name, stage in table.stages.items()
+        for vertex in range(1, stage.topology.num_vertices - 1)
+    ]
     rows: dict[str, list[Tensor]] = {name: [] for name in table.stages}
     total = 0.0
     for _ in range(num_instances):
@@ -128,10 +148,15 @@ def sample_paths(net: DynamicNetwork, kept: float, num_instances: int, seed: int
                 closed, opens, share = closed | {nodes[place]}, fewer, smaller
         total += share
         for name, open_E in opens.items():
-            rows[name].append(open_E * (0.6 + 0.3 * torch.rand(len(open_E), generator=generator, device="cpu")))
+            rows[name].append(
+                open_E * (0.6 + 0.3 * torch.rand(len(open_E), generator=generator, device="cpu"))
+            )
     mean = total / max(num_instances, 1)
     if abs(mean - kept) > 0.05 and kept < 1:
-        raise InputError(f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest keep {mean:.2f}.")
+        raise InputError(
+            f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest keep"
+            f" {mean:.2f}."
+        )
     return {name: torch.stack(weights) for name, weights in rows.items()}, mean
 
 
@@ -141,7 +166,9 @@ def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str,
         name: torch.tensor(
             [
                 float((name, source) not in closed and (name, target) not in closed)
-                for source, target in zip(stage.topology.sources, stage.topology.targets, strict=True)
+                for source, target in zip(
+                    stage.topology.sources, stage.topology.targets, strict=True
+                )
             ],
             device="cpu",
         )
@@ -155,7 +182,9 @@ def _timing(name: str, seconds: list[float], baseline: list[float]) -> Timing:
     ratios = [one / other for one, other in zip(seconds, baseline, strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
     if name == "baseline":
-        low, _, high = (value / statistics.median(seconds) for value in statistics.quantiles(seconds, n=4))
+        low, _, high = (
+            value / statistics.median(seconds) for value in statistics.quantiles(seconds, n=4)
+        )
     return Timing(
         name=name,
         seconds=statistics.median(seconds),

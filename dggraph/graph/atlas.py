@@ -1,4 +1,6 @@
-"""The atlas of a set: what the paths of its images have in common and where they part, in numbers. `evaluation.atlas` collects one."""
+"""The atlas of a set: what the paths of its images have in common and where they part, in numbers.
+`evaluation.atlas` collects one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -87,7 +89,9 @@ class GateFacts:
     always_open: tuple[CandidateEdge, ...]
     always_closed: tuple[CandidateEdge, ...]
     tie_fractions: Mapping[CandidateEdge, float]
-    """Share of images for which the edge was closer than 1e-4 to the threshold; edges with none are left out."""
+    """Share of images for which the edge was closer than 1e-4 to the threshold; edges with none are
+    left out.
+    """
     live_fractions: Mapping[str, float]
     """Per block, the share of images that reach it."""
     never_live: tuple[str, ...]
@@ -122,9 +126,13 @@ class Atlas:
     mean_macs: float
     std_macs: float
     histogram: tuple[tuple[int, int], ...]
-    """(bin, images) in rising order: images with `bin <= BINS_PER_STATIC * macs / static_macs < bin + 1`; empty bins are left out."""
+    """(bin, images) in rising order: images with `bin <= BINS_PER_STATIC * macs / static_macs < bin
+    + 1`; empty bins are left out.
+    """
     accuracy: float | None
-    """Share of images predicted as their class; None where the set's classes are not the network's."""
+    """Share of images predicted as their class; None where the set's classes are not the
+    network's.
+    """
     frequencies: Frequencies
     classes: tuple[ClassPaths, ...]
     num_paths: int

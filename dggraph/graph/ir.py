@@ -1,10 +1,12 @@
-"""The graph: what may connect (`DynamicGraph`), and what did connect for one instance (`ActivatedPath`).
+"""The graph: what may connect (`DynamicGraph`), and what did connect for one instance
+(`ActivatedPath`).
 
-Each stage is a DAG over its vertices v0, v1 .. vN, out. `v0` is the stage's entry (the output of the block that changes
-shape), v1 .. vN are routed blocks, and `out` is the stage's output, an aggregation without a block of its own.
+Each stage is a DAG over its vertices v0, v1 .. vN, out. `v0` is the stage's entry (the output of
+the block that changes shape), v1 .. vN are routed blocks, and `out` is the stage's output, an
+aggregation without a block of its own.
 
-The order of a stage's edges is fixed: by target, then by source, both in vertex order. Tensors with an edge axis and
-archives depend on it.
+The order of a stage's edges is fixed: by target, then by source, both in vertex order. Tensors with
+an edge axis and archives depend on it.
 """
 
 import re
@@ -66,7 +68,9 @@ class CandidateEdge:
     is_static: bool
     """True for an edge the backbone had."""
     kind: EdgeKind = "add"
-    """`add` (one shape), `concat` (an operand of a growing concat) or `adapter` (channels padded or cropped)."""
+    """`add` (one shape), `concat` (an operand of a growing concat) or `adapter` (channels padded or
+    cropped).
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,9 @@ class Stage:
 
     name: str
     residual: Residual = "keep"
-    """`keep`: blocks hold their own `x + F(x)`. `lift`: blocks are F alone and the identity skips are edges."""
+    """`keep`: blocks hold their own `x + F(x)`. `lift`: blocks are F alone and the identity skips
+    are edges.
+    """
     channel_axis: int = 1
     """Axis of the channels in a batched feature: 1 for NCHW, -1 for NHWC and tokens."""
 
@@ -88,7 +94,8 @@ class Stage:
 class DynamicGraph:
     """Stages of blocks and their candidate edges, held in one `networkx.DiGraph`.
 
-    Nodes carry a `BlockNode` under the key `block`, edges a `CandidateEdge` under the key `edge`. A graph is never
+    Nodes carry a `BlockNode` under the key `block`, edges a `CandidateEdge` under the key `edge`. A
+    graph is never
     changed: a pass returns a new one.
 
     Args:
@@ -108,32 +115,56 @@ class DynamicGraph:
     """
 
     notebook_drawer: ClassVar[Callable[["DynamicGraph"], str] | None] = None
-    """Gives a graph as HTML for notebooks. `dggraph.views` fills it in, because the graph knows no views."""
+    """Gives a graph as HTML for notebooks. `dggraph.views` fills it in, because the graph knows no
+    views.
+    """
 
-    def __init__(self, name: str, *, stages: Iterable[Stage], nodes: Iterable[BlockNode], edges: Iterable[CandidateEdge]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        stages: Iterable[Stage],
+        nodes: Iterable[BlockNode],
+        edges: Iterable[CandidateEdge],
+    ) -> None:
         self.name = name
         self.stages: Mapping[str, Stage] = {stage.name: stage for stage in stages}
         self.nx: nx.DiGraph[str] = nx.DiGraph()
         for node in nodes:
             if node.name in self.nx:
-                raise GraphError(f"node {node.name!r} appears twice; names must be unique in the graph.")
+                raise GraphError(
+                    f"node {node.name!r} appears twice; names must be unique in the graph."
+                )
             self.nx.add_node(node.name, block=node)
         position = {node: index for index, node in enumerate(self.nx)}
         for edge in edges:
             for end in (edge.source, edge.target):
                 if end not in position:
-                    raise GraphError(f"edge {edge.source} -> {edge.target} names {end!r}, which is not a node of the graph.")
+                    raise GraphError(
+                        f"edge {edge.source} -> {edge.target} names {end!r}, which is not a node of"
+                        " the graph."
+                    )
             if self.nx.has_edge(edge.source, edge.target):
-                raise GraphError(f"edge {edge.source} -> {edge.target} appears twice; keep one of them.")
+                raise GraphError(
+                    f"edge {edge.source} -> {edge.target} appears twice; keep one of them."
+                )
             self.nx.add_edge(edge.source, edge.target, edge=edge)
         self._nodes: dict[str, tuple[BlockNode, ...]] = {
-            stage: tuple(data["block"] for _, data in self.nx.nodes(data=True) if data["block"].stage == stage)
+            stage: tuple(
+                data["block"]
+                for _, data in self.nx.nodes(data=True)
+                if data["block"].stage == stage
+            )
             for stage in self.stages
         }
         self._edges: dict[str, tuple[CandidateEdge, ...]] = {
             stage: tuple(
                 sorted(
-                    (data["edge"] for node in members for *_, data in self.nx.in_edges(node.name, data=True)),
+                    (
+                        data["edge"]
+                        for node in members
+                        for *_, data in self.nx.in_edges(node.name, data=True)
+                    ),
                     key=lambda edge: (position[edge.target], position[edge.source]),
                 )
             )
@@ -155,7 +186,9 @@ class DynamicGraph:
         return tuple(edge for edge in self._edges[stage] if edge.target == node)
 
     def outgoing(self, node: str) -> tuple[CandidateEdge, ...]:
-        """The candidate edges out of `node`, by target in vertex order: its row of the adjacency matrix."""
+        """The candidate edges out of `node`, by target in vertex order: its row of the adjacency
+        matrix.
+        """
         stage = self.nx.nodes[node]["block"].stage
         return tuple(edge for edge in self._edges[stage] if edge.source == node)
 
@@ -163,7 +196,8 @@ class DynamicGraph:
         if not isinstance(other, DynamicGraph):
             return NotImplemented
         mine, theirs = (
-            (g.name, tuple(g.stages.values()), tuple(g._nodes.values()), tuple(g._edges.values())) for g in (self, other)
+            (g.name, tuple(g.stages.values()), tuple(g._nodes.values()), tuple(g._edges.values()))
+            for g in (self, other)
         )
         return mine == theirs
 
@@ -173,7 +207,9 @@ class DynamicGraph:
         return format_graph(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture, or the printed graph where it cannot be drawn. Never raises."""
+        """What a notebook shows: the picture, or the printed graph where it cannot be drawn. Never
+        raises.
+        """
         draw = type(self).notebook_drawer
         if draw is not None:
             with suppress(Exception):
@@ -186,7 +222,8 @@ class DynamicGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivatedPath:
-    """What did connect for one instance: the weight of every candidate edge, 0 where it was dropped.
+    """What did connect for one instance: the weight of every candidate edge, 0 where it was
+    dropped.
 
     Example:
         >>> import dggraph, torch
@@ -197,11 +234,15 @@ class ActivatedPath:
     """
 
     weights: Mapping[str, tuple[float, ...]]
-    """Per stage, one weight per candidate edge, in the order of `DynamicGraph.edges`. 0 means inactive."""
+    """Per stage, one weight per candidate edge, in the order of `DynamicGraph.edges`. 0 means
+    inactive.
+    """
     macs: int
     """Multiply-accumulates this instance needed, routers and aggregation included."""
     margin: float
-    """Smallest distance of any edge weight from the threshold; at 0 another batch may take another path."""
+    """Smallest distance of any edge weight from the threshold; at 0 another batch may take another
+    path.
+    """
 
     def active_edges(self, graph: DynamicGraph) -> dict[CandidateEdge, float]:
         """The active edges with their weights."""
@@ -213,14 +254,27 @@ class ActivatedPath:
         }
 
     def live_nodes(self, graph: DynamicGraph) -> frozenset[str]:
-        """Nodes the instance reached: every v0, and every node with an active edge from a live node."""
-        entries = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "entry"}
+        """Nodes the instance reached: every v0, and every node with an active edge from a live
+        node.
+        """
+        entries = {
+            node.name
+            for stage in graph.stages
+            for node in graph.nodes(stage)
+            if node.kind == "entry"
+        }
         return frozenset(_reach(entries, self._active_pairs(graph)))
 
     def useful_nodes(self, graph: DynamicGraph) -> frozenset[str]:
-        """Live nodes whose output reaches their stage's `out`; the others run in vain behind node routers, not at all behind stage ones."""
-        outs = {node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"}
-        return self.live_nodes(graph) & _reach(outs, [(target, source) for source, target in self._active_pairs(graph)])
+        """Live nodes whose output reaches their stage's `out`; the others run in vain behind node
+        routers, not at all behind stage ones.
+        """
+        outs = {
+            node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"
+        }
+        return self.live_nodes(graph) & _reach(
+            outs, [(target, source) for source, target in self._active_pairs(graph)]
+        )
 
     def _active_pairs(self, graph: DynamicGraph) -> list[tuple[str, str]]:
         return [
@@ -239,16 +293,24 @@ def verify(graph: DynamicGraph) -> None:
     """
     for name in [*graph.stages, *graph.nx]:
         if not IDENTIFIER.fullmatch(name):
-            raise GraphError(f"{name!r} is not an identifier; stage and node names become code, use letters, digits, _.")
+            raise GraphError(
+                f"{name!r} is not an identifier; stage and node names become code, use letters,"
+                " digits, _."
+            )
     for name in graph.nx:
         stage = graph.nx.nodes[name]["block"].stage
         if stage not in graph.stages:
-            raise GraphError(f"node {name!r} belongs to stage {stage!r}, which the graph does not have.")
+            raise GraphError(
+                f"node {name!r} belongs to stage {stage!r}, which the graph does not have."
+            )
     for stage in graph.stages:
         members = graph.nodes(stage)
         kinds = [node.kind for node in members]
         if len(kinds) < 3 or kinds != ["entry", *["block"] * (len(kinds) - 2), "out"]:
-            raise GraphError(f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, blocks, then one out.")
+            raise GraphError(
+                f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, blocks, then one"
+                " out."
+            )
         position = {node.name: index for index, node in enumerate(members)}
         shapes = {node.name: node.shape for node in members}
         for edge in graph.edges(stage):
@@ -259,24 +321,32 @@ def verify(graph: DynamicGraph) -> None:
                 raise GraphError(f"{label} runs backward; a source must come before its target.")
         for node in members[1:]:
             if not any(edge.is_static for edge in graph.incoming(node.name)):
-                raise GraphError(f"node {node.name!r} has no static edge into it; the backbone always feeds a block.")
+                raise GraphError(
+                    f"node {node.name!r} has no static edge into it; the backbone always feeds a"
+                    " block."
+                )
             expected = input_shape(graph, node.name)
             for edge in graph.incoming(node.name):
                 if edge.kind == "add" and shapes[edge.source] != expected:
                     raise GraphError(
-                        f"edge {edge.source} -> {edge.target} adds shape {shapes[edge.source]} to an input of shape {expected}."
+                        f"edge {edge.source} -> {edge.target} adds shape {shapes[edge.source]} to"
+                        f" an input of shape {expected}."
                     )
 
 
 def input_shape(graph: DynamicGraph, node: str) -> tuple[int, ...]:
-    """Shape that the features summed into `node` must have: that of its static source, without the batch axis."""
+    """Shape that the features summed into `node` must have: that of its static source, without the
+    batch axis.
+    """
     static = next(edge for edge in graph.incoming(node) if edge.is_static)
     shape: tuple[int, ...] = graph.nx.nodes[static.source]["block"].shape
     return shape
 
 
 def format_graph(graph: DynamicGraph) -> str:
-    """A short, stable text: one line a stage and one a node, with the sources that may feed it (static ones bare)."""
+    """A short, stable text: one line a stage and one a node, with the sources that may feed it
+    (static ones bare).
+    """
     lines = [f"{graph.name}: {_counts(graph)}"]
     for stage in graph.stages.values():
         edges = graph.edges(stage.name)
@@ -286,11 +356,15 @@ def format_graph(graph: DynamicGraph) -> str:
             names = [f"v{i}" for i in range(len(graph.nodes(stage.name)))]
             short = {member.name: names[i] for i, member in enumerate(graph.nodes(stage.name))}
             sources = " ".join(
-                short[edge.source] + ("" if edge.is_static else "?") + ("" if edge.kind == "add" else f":{edge.kind}")
+                short[edge.source]
+                + ("" if edge.is_static else "?")
+                + ("" if edge.kind == "add" else f":{edge.kind}")
                 for edge in graph.incoming(node.name)
             )
             shape = "x".join(str(size) for size in node.shape)
-            lines.append(f"  {label} {node.name} {shape} {node.macs}" + (f" <- {sources}" if sources else ""))
+            lines.append(
+                f"  {label} {node.name} {shape} {node.macs}" + (f" <- {sources}" if sources else "")
+            )
     return "\n".join(lines)
 
 

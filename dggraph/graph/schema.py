@@ -6,7 +6,15 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dggraph.errors import ArchiveError, GraphError
-from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph, EdgeKind, NodeKind, Residual, Stage
+from dggraph.graph.ir import (
+    BlockNode,
+    CandidateEdge,
+    DynamicGraph,
+    EdgeKind,
+    NodeKind,
+    Residual,
+    Stage,
+)
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +63,10 @@ def to_json(graph: DynamicGraph) -> str:
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": graph.name,
-        "stages": [{key: getattr(stage, key) for key in _Stage.model_fields} for stage in graph.stages.values()],
+        "stages": [
+            {key: getattr(stage, key) for key in _Stage.model_fields}
+            for stage in graph.stages.values()
+        ],
         "nodes": [{key: getattr(node, key) for key in _Node.model_fields} for node in nodes],
         "edges": [{key: getattr(edge, key) for key in _Edge.model_fields} for edge in edges],
     }
@@ -66,26 +77,38 @@ def from_json(text: str) -> DynamicGraph:
     """The graph that `to_json` wrote.
 
     Raises:
-        ArchiveError: not JSON, not our schema, a newer version, or a graph that breaks an invariant.
+        ArchiveError: not JSON, not our schema, a newer version, or a graph that breaks an
+            invariant.
     """
     try:
         document = json.loads(text)
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > SCHEMA_VERSION:
-            raise ArchiveError(f"the graph has schema version {version}, this dggraph reads {SCHEMA_VERSION}; upgrade dggraph.")
+            raise ArchiveError(
+                f"the graph has schema version {version}, this dggraph reads {SCHEMA_VERSION};"
+                " upgrade dggraph."
+            )
         if type(version) is int and version != SCHEMA_VERSION:
-            raise ArchiveError(f"the graph has schema version {version}; no dggraph ever wrote that, so it is foreign.")
+            raise ArchiveError(
+                f"the graph has schema version {version}; no dggraph ever wrote that, so it is"
+                " foreign."
+            )
         parsed = _Graph.model_validate_json(text)
         return DynamicGraph(
             parsed.name,
             stages=[Stage(**stage.model_dump()) for stage in parsed.stages],
-            nodes=[BlockNode(**{**node.model_dump(), "shape": tuple(node.shape)}) for node in parsed.nodes],
+            nodes=[
+                BlockNode(**{**node.model_dump(), "shape": tuple(node.shape)})
+                for node in parsed.nodes
+            ],
             edges=[CandidateEdge(**edge.model_dump()) for edge in parsed.edges],
         )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise ArchiveError(f"graph.json: {where}: {first['msg']}; the file is damaged or foreign.") from None
+        raise ArchiveError(
+            f"graph.json: {where}: {first['msg']}; the file is damaged or foreign."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"graph.json is not JSON: {error}.") from None
     except GraphError as error:

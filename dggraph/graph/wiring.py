@@ -1,4 +1,6 @@
-"""Wirings: which pairs of a stage's vertices become candidate edges. Every wiring is united with the static edges."""
+"""Wirings: which pairs of a stage's vertices become candidate edges. Every wiring is united with
+the static edges.
+"""
 
 import ast
 import difflib
@@ -12,7 +14,9 @@ from dggraph.errors import WiringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
 
 Wiring = Callable[[int], Iterable[tuple[int, int]]]
-"""Number of vertices of a stage (v0 .. vN, out) to pairs (source, target) of indices, source < target."""
+"""Number of vertices of a stage (v0 .. vN, out) to pairs (source, target) of indices, source <
+target.
+"""
 
 
 def complete() -> Wiring:
@@ -33,7 +37,9 @@ def window(reach: int) -> Wiring:
 
 
 def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
-    """A small world: `k` neighbours each, rewired with probability `p` (networkx), edges oriented forward."""
+    """A small world: `k` neighbours each, rewired with probability `p` (networkx), edges oriented
+    forward.
+    """
     _require_whole("watts_strogatz", k, seed)
     _require(k >= 2 and 0 <= p <= 1, f"watts_strogatz({k}, {p}): needs k >= 2 and 0 <= p <= 1.")
     return lambda size: _forward(nx.watts_strogatz_graph(size, min(k, size - 1), p, seed=seed))
@@ -80,7 +86,10 @@ def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
         >>> dggraph.convert("dggraph:resnet20_8", wiring="star", allow_static=True).report.num_edges > 0
         True
     """
-    _require(name.isidentifier() and name not in WIRINGS, f"cannot register a wiring as {name!r}: taken, or no identifier.")
+    _require(
+        name.isidentifier() and name not in WIRINGS,
+        f"cannot register a wiring as {name!r}: taken, or no identifier.",
+    )
     WIRINGS[name] = make
 
 
@@ -97,27 +106,38 @@ def parse_wiring(text: str) -> Wiring:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise WiringError(f"no wiring is called {name!r}; there are {', '.join(WIRINGS)}.{hint}")
     try:
-        arguments = ast.literal_eval(f"({match.group(2)},)") if (match.group(2) or "").strip() else ()
+        arguments = (
+            ast.literal_eval(f"({match.group(2)},)") if (match.group(2) or "").strip() else ()
+        )
         if not all(type(argument) in (int, float) for argument in arguments):
             raise ValueError("arguments must be numbers")
         return WIRINGS[name](*arguments)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise WiringError(f"wiring {text!r}: {error}. Write for example window(4) or watts_strogatz(4, 0.5, 0).") from error
+        raise WiringError(
+            f"wiring {text!r}: {error}. Write for example window(4) or watts_strogatz(4, 0.5, 0)."
+        ) from error
 
 
-def wire(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]") -> DynamicGraph:
+def wire(
+    graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]"
+) -> DynamicGraph:
     """Add the candidate edges of `wiring` to a graph of static edges.
 
     Args:
         graph: holds the static edges alone.
-        wiring: a name with arguments, a `Wiring`, an edge list of node names, or a networkx graph of them.
+        wiring: a name with arguments, a `Wiring`, an edge list of node names, or a networkx graph
+            of them.
 
     Raises:
         WiringError: an edge runs backward, joins stages or shapes, or names an unknown node.
     """
     names = _pairs(graph, wiring)
     known = {(edge.source, edge.target) for stage in graph.stages for edge in graph.edges(stage)}
-    added = [_candidate(graph, source, target) for source, target in dict.fromkeys(names) if (source, target) not in known]
+    added = [
+        _candidate(graph, source, target)
+        for source, target in dict.fromkeys(names)
+        if (source, target) not in known
+    ]
     return DynamicGraph(
         graph.name,
         stages=graph.stages.values(),
@@ -131,7 +151,9 @@ def is_complete(wiring: object) -> bool:
     return (parse_wiring(wiring) if isinstance(wiring, str) else wiring) is _complete
 
 
-def _pairs(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]") -> list[tuple[str, str]]:
+def _pairs(
+    graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]"
+) -> list[tuple[str, str]]:
     """The pairs of node names that `wiring` asks for."""
     if isinstance(wiring, str):
         wiring = parse_wiring(wiring)
@@ -146,13 +168,19 @@ def _pairs(graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]
             ]
         except (TypeError, ValueError, IndexError) as error:
             raise WiringError(
-                f"the wiring {wiring!r} failed: {error}. It takes a number of vertices and gives pairs of indices below it."
+                f"the wiring {wiring!r} failed: {error}. It takes a number of vertices and gives"
+                " pairs of indices below it."
             ) from error
     pairs: list[Any] = list(wiring) if isinstance(wiring, Iterable) else [wiring]
     for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(end, str) for end in pair)):
+        if not (
+            isinstance(pair, tuple | list)
+            and len(pair) == 2
+            and all(isinstance(end, str) for end in pair)
+        ):
             raise WiringError(
-                f"{pair!r} is not an edge of a wiring. Give a name, for example 'window(4)', a networkx.DiGraph, or pairs of node names."
+                f"{pair!r} is not an edge of a wiring. Give a name, for example 'window(4)', a"
+                " networkx.DiGraph, or pairs of node names."
             )
     return [(source, target) for source, target in pairs]
 
@@ -170,11 +198,18 @@ def _candidate(graph: DynamicGraph, source: str, target: str) -> CandidateEdge:
             raise WiringError(f"{label} names {end!r}, which is not a node of the graph.{hint}")
     first, last = graph.nx.nodes[source]["block"], graph.nx.nodes[target]["block"]
     if first.stage != last.stage:
-        raise WiringError(f"{label} joins stages {first.stage} and {last.stage}; their shapes differ. Wire inside a stage.")
+        raise WiringError(
+            f"{label} joins stages {first.stage} and {last.stage}; their shapes differ. Wire inside"
+            " a stage."
+        )
     order = [node.name for node in graph.nodes(first.stage)]
     if order.index(source) >= order.index(target):
-        raise WiringError(f"{label} runs backward; the source must come first. Turn the edge around or drop it.")
-    return CandidateEdge(source=source, target=target, is_static=False, kind=_kind(graph, source, target))
+        raise WiringError(
+            f"{label} runs backward; the source must come first. Turn the edge around or drop it."
+        )
+    return CandidateEdge(
+        source=source, target=target, is_static=False, kind=_kind(graph, source, target)
+    )
 
 
 def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
@@ -185,11 +220,13 @@ def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
     if have == want:
         return "add"
     axis = range(len(have))[graph.stages[block.stage].channel_position]
-    if len(have) == len(want) and all(a == b for i, (a, b) in enumerate(zip(have, want, strict=True)) if i != axis):
+    if len(have) == len(want) and all(
+        a == b for i, (a, b) in enumerate(zip(have, want, strict=True)) if i != axis
+    ):
         return "adapter"
     raise WiringError(
-        f"edge {source} -> {target} joins shapes {have} and {want}; aggregation adds features, so both ends need one shape. "
-        "Leave the edge out."
+        f"edge {source} -> {target} joins shapes {have} and {want}; aggregation adds features, so"
+        " both ends need one shape. Leave the edge out."
     )
 
 

@@ -1,6 +1,8 @@
-"""Feature pyramids on trained classifiers: ResNet, ResNeXt, and those for which torchvision ships none, MobileNetV2, RegNet and other chains.
+"""Feature pyramids on trained classifiers: ResNet, ResNeXt, and those for which torchvision ships
+none, MobileNetV2, RegNet and other chains.
 
-What comes out is torchvision's `BackboneWithFPN`, so that its detectors take it, and `convert_backbone_` makes it dynamic.
+What comes out is torchvision's `BackboneWithFPN`, so that its detectors take it, and
+`convert_backbone_` makes it dynamic.
 """
 
 from collections import OrderedDict
@@ -20,15 +22,20 @@ STRIDES = (4, 8, 16, 32)
 PROBE_SIDE = 64
 
 
-def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: bool = True) -> BackboneWithFPN:
-    """The trunk of a trained classifier, with a feature pyramid on the last features of strides 4, 8, 16 and 32.
+def pyramid_on(
+    classifier: nn.Module, *, out_channels: int = 256, is_frozen: bool = True
+) -> BackboneWithFPN:
+    """The trunk of a trained classifier, with a feature pyramid on the last features of strides 4,
+    8, 16 and 32.
 
     Args:
-        classifier: torchvision's ResNet or RegNet, or a model whose trunk is an `nn.Sequential` called `features` (MobileNetV2, EfficientNet,
-            ConvNeXt). Its modules are used, not copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier, is
-            left out.
+        classifier: torchvision's ResNet or RegNet, or a model whose trunk is an `nn.Sequential`
+            called `features` (MobileNetV2, EfficientNet, ConvNeXt). Its modules are used, not
+            copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier,
+            is left out.
         out_channels: of every level.
-        is_frozen: replace batch norms by `FrozenBatchNorm2d`, as usual where few images fit a batch.
+        is_frozen: replace batch norms by `FrozenBatchNorm2d`, as usual where few images fit a
+            batch.
 
     Raises:
         InputError: there is no such trunk, or it lacks a stride.
@@ -50,7 +57,8 @@ def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: boo
     missing = [stride for stride in STRIDES if stride not in last]
     if missing:
         raise InputError(
-            f"{type(classifier).__name__} has no features of stride {missing[0]}; a pyramid needs {', '.join(map(str, STRIDES))}."
+            f"{type(classifier).__name__} has no features of stride {missing[0]}; a pyramid needs"
+            f" {', '.join(map(str, STRIDES))}."
         )
     order = [name for name, _ in trunk.named_children()]
     return BackboneWithFPN(
@@ -62,7 +70,9 @@ def pyramid_on(classifier: nn.Module, *, out_channels: int = 256, is_frozen: boo
     )
 
 
-def faster_rcnn_on(classifier: nn.Module, num_classes: int, *, is_frozen: bool = True, **options: object) -> FasterRCNN:
+def faster_rcnn_on(
+    classifier: nn.Module, num_classes: int, *, is_frozen: bool = True, **options: object
+) -> FasterRCNN:
     """torchvision's Faster R-CNN on `pyramid_on(classifier)`.
 
     Args:
@@ -81,7 +91,9 @@ def faster_rcnn_on(classifier: nn.Module, num_classes: int, *, is_frozen: bool =
 
 
 def freeze_norms_(model: nn.Module) -> None:
-    """Replace every `BatchNorm2d` inside `model` by a `FrozenBatchNorm2d` of the same numbers. In place."""
+    """Replace every `BatchNorm2d` inside `model` by a `FrozenBatchNorm2d` of the same numbers. In
+    place.
+    """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
@@ -92,15 +104,20 @@ def freeze_norms_(model: nn.Module) -> None:
 
 def _layers(classifier: nn.Module) -> "OrderedDict[str, nn.Module]":
     if isinstance(classifier, ResNet):
-        return OrderedDict((name, layer) for name, layer in classifier.named_children() if name not in ("avgpool", "fc"))
+        return OrderedDict(
+            (name, layer)
+            for name, layer in classifier.named_children()
+            if name not in ("avgpool", "fc")
+        )
     if isinstance(classifier, RegNet):
         return OrderedDict([("stem", classifier.stem), *classifier.trunk_output.named_children()])
     features = getattr(classifier, "features", None)
     if isinstance(features, nn.Sequential):
         return OrderedDict(features.named_children())
     raise InputError(
-        f"{type(classifier).__name__} has no nn.Sequential called features and is neither a ResNet nor a RegNet of torchvision. Build the "
-        "pyramid yourself: torchvision's BackboneWithFPN on your own trunk."
+        f"{type(classifier).__name__} has no nn.Sequential called features and is neither a ResNet"
+        " nor a RegNet of torchvision. Build the pyramid yourself: torchvision's BackboneWithFPN"
+        " on your own trunk."
     )
 
 

@@ -1,7 +1,8 @@
-"""Image files looked at before any work: what their headers say, and whether they end where they should; or read whole, where that is wanted.
+"""Image files looked at before any work: what their headers say, and whether they end where they
+should; or read whole, where that is wanted.
 
-A header and the last bytes of a file tell an empty, foreign or truncated one in about a tenth of a millisecond. Damage in the middle
-shows only when the whole image is read.
+A header and the last bytes of a file tell an empty, foreign or truncated one in about a tenth of a
+millisecond. Damage in the middle shows only when the whole image is read.
 """
 
 import os
@@ -49,7 +50,8 @@ def inspect_image(file: str | os.PathLike[str], depth: Depth = "ends") -> ImageF
 
     Args:
         file: its path.
-        depth: `ends` reads the header, and pixels only where the file does not end as files of its format do; `whole` reads all.
+        depth: `ends` reads the header, and pixels only where the file does not end as files of its
+            format do; `whole` reads all.
 
     Raises:
         InputError: as for `open_image`; with `ends` not for damage in the middle.
@@ -63,7 +65,9 @@ def inspect_image(file: str | os.PathLike[str], depth: Depth = "ends") -> ImageF
         return facts
 
 
-def inspect_images(files: Sequence[str | os.PathLike[str]], depth: Depth = "ends") -> list[ImageFacts | InputError]:
+def inspect_images(
+    files: Sequence[str | os.PathLike[str]], depth: Depth = "ends"
+) -> list[ImageFacts | InputError]:
     """Look at every file; several processes share them, and all get all answers.
 
     Args:
@@ -104,10 +108,15 @@ def _ends_well(file: str | os.PathLike[str], image: Image.Image) -> bool:
 
 def _strips_are_there(image: Any, _head: bytes, _tail: bytes, length: int) -> bool:
     """TIFF: strips (273, 279) or tiles (324, 325) of pixels lie within the file."""
-    pairs = [(image.tag_v2.get(offsets), image.tag_v2.get(sizes)) for offsets, sizes in ((273, 279), (324, 325))]
+    pairs = [
+        (image.tag_v2.get(offsets), image.tag_v2.get(sizes))
+        for offsets, sizes in ((273, 279), (324, 325))
+    ]
     known = [(offsets, sizes) for offsets, sizes in pairs if offsets and sizes]
     return bool(known) and all(
-        place + size <= length for offsets, sizes in known for place, size in zip(offsets, sizes, strict=False)
+        place + size <= length
+        for offsets, sizes in known
+        for place, size in zip(offsets, sizes, strict=False)
     )
 
 
@@ -124,4 +133,6 @@ ENDS: dict[str, Callable[[Any, bytes, bytes, int], bool]] = {
     "BMP": lambda image, head, tail, length: 0 < _int(head[2:6]) <= length,
     "TIFF": _strips_are_there,
 }
-"""Whether a file is as long as it should be: from image, first bytes, last bytes and length. Other formats are not looked at."""
+"""Whether a file is as long as it should be: from image, first bytes, last bytes and length. Other
+formats are not looked at.
+"""

@@ -1,4 +1,6 @@
-"""From an image file to the tensor a backbone expects. Image files are hostile: a 48 KB PNG can hold 400 megapixels."""
+"""From an image file to the tensor a backbone expects. Image files are hostile: a 48 KB PNG can
+hold 400 megapixels.
+"""
 
 import os
 import stat
@@ -77,7 +79,10 @@ def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
         InputError: it says nothing.
     """
     if preprocess is None:
-        raise InputError("this network does not say how images become its input; give --input-size when converting it.")
+        raise InputError(
+            "this network does not say how images become its input; give --input-size when"
+            " converting it."
+        )
     return preprocess
 
 
@@ -91,38 +96,53 @@ def as_image(image: "Picturable") -> Image.Image:
         return image
     if isinstance(image, np.ndarray):
         pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        if pixels.dtype != np.uint8 or not (
+            pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        ):
             raise InputError(
-                f"an array of {image.dtype} {image.shape} is not an image: give uint8 (height, width, 3), or (height, width) for grey."
+                f"an array of {image.dtype} {image.shape} is not an image: give uint8 (height,"
+                " width, 3), or (height, width) for grey."
             )
         return Image.fromarray(pixels)
     if isinstance(image, str | os.PathLike):
         return open_image(image)
-    raise InputError(f"{type(image).__name__} is not an image: give a path, a PIL image, or an array of uint8.")
+    raise InputError(
+        f"{type(image).__name__} is not an image: give a path, a PIL image, or an array of uint8."
+    )
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
-    """Channels, height and width that `model` says it takes: timm's of itself, torchvision's by class; None for others."""
+    """Channels, height and width that `model` says it takes: timm's of itself, torchvision's by
+    class; None for others.
+    """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, dict) and "input_size" in config:
         channels, height, width = config["input_size"]
         return channels, height, width
     if type(model).__module__.startswith("torchvision.models."):
-        side = 299 if type(model).__name__ == "Inception3" else int(getattr(model, "image_size", 224))
+        side = (
+            299 if type(model).__name__ == "Inception3" else int(getattr(model, "image_size", 224))
+        )
         return 3, side, side
     return None
 
 
 def num_channels_of(model: nn.Module) -> int:
     """Channels that the first convolution of `model` reads; 3 where it has none."""
-    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return next(
+        (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3
+    )
 
 
 def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preprocess:
-    """What `model` says of itself (timm), else ImageNet's usual; what is not RGB goes to [-1, 1]."""
+    """What `model` says of itself (timm), else ImageNet's usual; what is not RGB goes to [-1,
+    1].
+    """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if input_size[0] != 3:
-        return Preprocess(input_size=input_size, mean=(0.5,) * input_size[0], std=(0.5,) * input_size[0])
+        return Preprocess(
+            input_size=input_size, mean=(0.5,) * input_size[0], std=(0.5,) * input_size[0]
+        )
     if not isinstance(config, dict):
         return Preprocess(input_size=input_size)
     return Preprocess(
@@ -142,7 +162,10 @@ def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     """
     channels, height, width = preprocess.input_size
     if channels not in (1, 3):
-        raise InputError(f"the network reads {channels} channels; an image file gives 3, or 1 in grey. Make its input yourself.")
+        raise InputError(
+            f"the network reads {channels} channels; an image file gives 3, or 1 in grey. Make its"
+            " input yourself."
+        )
     resized = functional.resize(
         image.convert("RGB" if channels == 3 else "L"),
         [resized_side(preprocess)],
@@ -165,27 +188,32 @@ def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
         InputError: the network reads neither colour (3) nor grey (1) images.
     """
     scaled = functional.convert_image_dtype(fit_image(image, preprocess), torch.float32)
-    batch: Tensor = functional.normalize(scaled, mean=list(preprocess.mean), std=list(preprocess.std))[None]
+    batch: Tensor = functional.normalize(
+        scaled, mean=list(preprocess.mean), std=list(preprocess.std)
+    )[None]
     return batch
 
 
 def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image.Image:
     """The first frame of an image file, in RGB.
 
-    Greys of 16 bits are scaled from 0..65,535 to 0..255. Numbers of 32 bits and floats are refused: no file says which of them is white.
+    Greys of 16 bits are scaled from 0..65,535 to 0..255. Numbers of 32 bits and floats are refused:
+    no file says which of them is white.
 
     Args:
         file: its path.
         is_turned: upright, as its EXIF data say; False leaves it as it is stored.
 
     Raises:
-        InputError: no image, a damaged one, one of a format not in `FORMATS`, of 32-bit numbers, or of more than 100 megapixels; names the
-            file.
+        InputError: no image, a damaged one, one of a format not in `FORMATS`, of 32-bit numbers, or
+            of more than 100 megapixels; names the file.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata; size is checked here, damage raises
         with opened(file) as image:
-            return in_eight_bits(ImageOps.exif_transpose(image) if is_turned else image).convert("RGB")
+            return in_eight_bits(ImageOps.exif_transpose(image) if is_turned else image).convert(
+                "RGB"
+            )
 
 
 @contextmanager
@@ -201,29 +229,40 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
             raise InputError(f"{name} is not a file.")
         with Image.open(file, formats=_readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}. Scale it down.")
-            if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
-                what = "32-bit floats" if image.mode == "F" else "integers of 32 bits, or with a sign"
                 raise InputError(
-                    f"{name} holds {what}, and nothing says which of them is black and which is white. Save it with 8 or 16 bits, scaled to "
-                    "the range that you mean."
+                    f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}."
+                    " Scale it down."
+                )
+            if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+                what = (
+                    "32-bit floats" if image.mode == "F" else "integers of 32 bits, or with a sign"
+                )
+                raise InputError(
+                    f"{name} holds {what}, and nothing says which of them is black and which is"
+                    " white. Save it with 8 or 16 bits, scaled to the range that you mean."
                 )
             yield image
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(
-            f"{name} is a link to a file that is gone." if os.path.islink(file) else f"{name} is not there."
+            f"{name} is a link to a file that is gone."
+            if os.path.islink(file)
+            else f"{name} is not there."
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not an image that can be read: {_what_it_is(file)}.") from error
+        raise InputError(
+            f"{name} is not an image that can be read: {_what_it_is(file)}."
+        ) from error
     except Exception as error:  # Pillow's readers raise what they like on damaged files
         raise InputError(f"{name} is not an image that can be read: {error}.") from error
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
     """Greys of 16 bits as 0..255; what has 8 bits as it is."""
-    return image.convert("I").point(lambda value: value / 256) if image.mode.startswith("I") else image
+    return (
+        image.convert("I").point(lambda value: value / 256) if image.mode.startswith("I") else image
+    )
 
 
 @cache
@@ -238,5 +277,7 @@ def _what_it_is(file: str | os.PathLike[str]) -> str:
         begins = stream.read(64)
     if not begins:
         return "it is empty, 0 bytes"
-    known = next((what for start, what in FOREIGN.items() if begins.lstrip().lower().startswith(start)), None)
+    known = next(
+        (what for start, what in FOREIGN.items() if begins.lstrip().lower().startswith(start)), None
+    )
     return known or f"it is damaged, or of another format than {', '.join(_readable_formats())}"

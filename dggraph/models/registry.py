@@ -1,4 +1,6 @@
-"""MODEL names: torchvision's classifiers, `timm:NAME`, and `package.module:function` for a user's own."""
+"""MODEL names: torchvision's classifiers, `timm:NAME`, and `package.module:function` for a user's
+own.
+"""
 
 import difflib
 import importlib
@@ -40,7 +42,9 @@ class LoadedModel:
 
 
 def model_names() -> tuple[str, ...]:
-    """Names that can be built here: torchvision's classifiers, some of our own, and timm's where it is installed."""
+    """Names that can be built here: torchvision's classifiers, some of our own, and timm's where it
+    is installed.
+    """
     names = (*torchvision.models.list_models(module=torchvision.models), *SMALL_NAMES)
     try:
         import timm
@@ -50,7 +54,9 @@ def model_names() -> tuple[str, ...]:
 
 
 def is_registered(name: str | None) -> bool:
-    """True for names that `build_trusted` may know; `package.module:function` is code, and only a caller may run code."""
+    """True for names that `build_trusted` may know; `package.module:function` is code, and only a
+    caller may run code.
+    """
     return name is not None and (":" not in name or name.startswith(("timm:", "dggraph:")))
 
 
@@ -64,7 +70,8 @@ def load_model(
     """Build the backbone called `name`, in eval mode.
 
     Args:
-        name: `resnet50` (torchvision), `timm:regnety_008`, or `package.module:function`, which is imported and called.
+        name: `resnet50` (torchvision), `timm:regnety_008`, or `package.module:function`, which is
+            imported and called.
         num_classes: outputs of the classifier; the builder's default where None.
         checkpoint: a state dict, `.safetensors` or torch's format (read with `weights_only=True`).
         input_size: side of the square input in pixels, where it is not the usual one.
@@ -75,12 +82,24 @@ def load_model(
     """
     options: dict[str, int] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_trusted(name, **options) if is_registered(name) else _call(name, options)
-    if input_size is not None and is_registered(name) and (sized := _sized(name, model, options, input_size)) is not None:
+    if (
+        input_size is not None
+        and is_registered(name)
+        and (sized := _sized(name, model, options, input_size)) is not None
+    ):
         model, options = sized, options | {"image_size": input_size}
     said = () if checkpoint is None else load_checkpoint_(model, read_checkpoint(checkpoint))
-    size = input_size_of(model) if input_size is None else (num_channels_of(model), input_size, input_size)
+    size = (
+        input_size_of(model)
+        if input_size is None
+        else (num_channels_of(model), input_size, input_size)
+    )
     preprocess = preprocess_of(model, size) if size is not None else None
-    labels = _imagenet_labels() if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES) else None
+    labels = (
+        _imagenet_labels()
+        if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES)
+        else None
+    )
     model.eval()
     return LoadedModel(model, name, options, preprocess, labels, said)
 
@@ -97,11 +116,14 @@ def takes_num_classes(name: str) -> bool:
         parameters = inspect.signature(import_function(name)).parameters
     except (TypeError, ValueError):  # written in C
         return True
-    return "num_classes" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return "num_classes" in parameters or any(
+        one.kind is one.VAR_KEYWORD for one in parameters.values()
+    )
 
 
 def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Load a checkpoint that may have been trained on another number of classes: what depends on that number stays as it was built. In place.
+    """Load a checkpoint that may have been trained on another number of classes: what depends on
+    that number stays as it was built. In place.
 
     Args:
         loaded: the model, built with its `num_classes`.
@@ -115,8 +137,12 @@ def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tupl
     """
     weights, expected = read_checkpoint(checkpoint), loaded.model.state_dict()
     tensors = fitted(weights, expected.keys()).tensors
-    is_fitting = expected.keys() == tensors.keys() and all(tensors[key].shape == tensor.shape for key, tensor in expected.items())
-    return load_checkpoint_(loaded.model, weights, replaceable=() if is_fitting else _of_classes(loaded))
+    is_fitting = expected.keys() == tensors.keys() and all(
+        tensors[key].shape == tensor.shape for key, tensor in expected.items()
+    )
+    return load_checkpoint_(
+        loaded.model, weights, replaceable=() if is_fitting else _of_classes(loaded)
+    )
 
 
 def _of_classes(loaded: LoadedModel) -> set[str]:
@@ -125,27 +151,44 @@ def _of_classes(loaded: LoadedModel) -> set[str]:
         return set()
     options = loaded.options | {"num_classes": loaded.options.get("num_classes", 16) + 1}
     with torch.random.fork_rng(devices=[]):
-        other = build_shapes(loaded.source, options) if is_registered(loaded.source) else _call(loaded.source, options).state_dict()
-    return {key for key, tensor in loaded.model.state_dict().items() if key in other and other[key].shape != tensor.shape}
+        other = (
+            build_shapes(loaded.source, options)
+            if is_registered(loaded.source)
+            else _call(loaded.source, options).state_dict()
+        )
+    return {
+        key
+        for key, tensor in loaded.model.state_dict().items()
+        if key in other and other[key].shape != tensor.shape
+    }
 
 
 def build_shapes(name: str, options: Mapping[str, int]) -> dict[str, Tensor]:
-    """The state dict that `build_trusted` would give, as cheap as it can be had: on the meta device where the builder can do that."""
+    """The state dict that `build_trusted` would give, as cheap as it can be had: on the meta device
+    where the builder can do that.
+    """
     try:
         with torch.device("meta"):
             built = build_trusted(name, **options)
-    except (RuntimeError, NotImplementedError):  # builders that read values cannot do so on the meta device
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # builders that read values cannot do so on the meta device
         built = build_trusted(name, **options)
     return built.state_dict()
 
 
-def build_trusted(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
-    """Build from a closed registry (torchvision, timm or our own), never from code that `name` points at.
+def build_trusted(
+    name: str, *, num_classes: int | None = None, image_size: int | None = None
+) -> nn.Module:
+    """Build from a closed registry (torchvision, timm or our own), never from code that `name`
+    points at.
 
     Args:
         name: a registered name.
         num_classes: outputs of the classifier.
-        image_size: side of the input, for models whose weights depend on it; a TypeError for others.
+        image_size: side of the input, for models whose weights depend on it; a TypeError for
+            others.
 
     Raises:
         InputError: the name is in neither registry.
@@ -162,7 +205,9 @@ def build_trusted(name: str, *, num_classes: int | None = None, image_size: int 
             raise MissingExtraError(f"{name} needs timm: pip install 'dggraph[timm]'.") from error
         if not timm.is_model(name.removeprefix("timm:")):
             raise _unknown(name, tuple(f"timm:{known}" for known in timm.list_models()))
-        model: nn.Module = timm.create_model(name.removeprefix("timm:"), pretrained=False, **options)
+        model: nn.Module = timm.create_model(
+            name.removeprefix("timm:"), pretrained=False, **options
+        )
         return model
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -190,15 +235,17 @@ def import_function(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"cannot import {name!r}: there is no module {error.name!r} here. Write package.module:function, importable from "
-                f"{os.getcwd()}, or set PYTHONPATH."
+                f"cannot import {name!r}: there is no module {error.name!r} here. Write"
+                f" package.module:function, importable from {os.getcwd()}, or set PYTHONPATH."
             ) from error
         raise MissingExtraError(
-            f"{name} needs the package {error.name!r}, which is not here. Install it in this environment."
+            f"{name} needs the package {error.name!r}, which is not here. Install it in this"
+            " environment."
         ) from error
     except Exception as error:  # whatever a user's module raises
         raise InputError(
-            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function, importable from here."
+            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function,"
+            " importable from here."
         ) from error
 
 
@@ -207,12 +254,16 @@ def _unknown(name: str, known: tuple[str, ...]) -> InputError:
     hint = f"Did you mean {' or '.join(close)}?" if close else "`dggraph models` lists them."
     if name in torchvision.models.list_models(module=torchvision.models.detection):
         hint = (
-            "It is a detector: use `dggraph train --task detection`, `dggraph eval --dataset coco`, or `dggraph.convert_backbone_`."
+            "It is a detector: use `dggraph train --task detection`, `dggraph eval --dataset coco`,"
+            " or `dggraph.convert_backbone_`."
         )
     elif f"timm:{name}" in model_names():
         hint = f"timm has it: write timm:{name}."
     elif name.endswith((".pth", ".pt", ".safetensors", ".ckpt", ".bin")):
-        hint = "It looks like a file of weights: name the model they belong to, and give the file with --checkpoint."
+        hint = (
+            "It looks like a file of weights: name the model they belong to, and give the file with"
+            " --checkpoint."
+        )
     return InputError(f"there is no model {name!r}. {hint}")
 
 
@@ -222,8 +273,9 @@ def _call(name: str, options: dict[str, int]) -> nn.Module:
         model = builder(**options)
     except Exception as error:
         raise InputError(
-            f"{name} failed when it was called with {options or 'no arguments'}: {_first_line(error)}. It must build the model without "
-            "other arguments than num_classes (--num-classes)."
+            f"{name} failed when it was called with {options or 'no arguments'}:"
+            f" {_first_line(error)}. It must build the model without other arguments than"
+            " num_classes (--num-classes)."
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, not an nn.Module.")
@@ -231,7 +283,9 @@ def _call(name: str, options: dict[str, int]) -> nn.Module:
 
 
 def _sized(name: str, model: nn.Module, options: dict[str, int], side: int) -> nn.Module | None:
-    """The model built for images of `side`, where that changes its weights (ViT, Swin); None where any size will do."""
+    """The model built for images of `side`, where that changes its weights (ViT, Swin); None where
+    any size will do.
+    """
     usual = input_size_of(model)
     if name.startswith("dggraph:") or usual is None or usual[1:] == (side, side):
         return None
@@ -239,7 +293,9 @@ def _sized(name: str, model: nn.Module, options: dict[str, int], side: int) -> n
         sized = build_trusted(name, **options, image_size=side)
     except (TypeError, ValueError):  # the builder knows no such option
         return None
-    is_same = {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in sized.state_dict().items()}
+    is_same = {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in sized.state_dict().items()
+    }
     return None if is_same else sized
 
 

@@ -1,4 +1,6 @@
-"""Blocks that train as several branches and run as one: their branches belong fused before conversion, which keeps what it finds."""
+"""Blocks that train as several branches and run as one: their branches belong fused before
+conversion, which keeps what it finds.
+"""
 
 from collections.abc import Iterator
 
@@ -12,16 +14,23 @@ _MAYBE_BRANCHED = ("fuse",)
 
 
 def advice(model: nn.Module) -> str:
-    """What to call first where blocks hold branches that can be fused into one convolution; else empty."""
+    """What to call first where blocks hold branches that can be fused into one convolution; else
+    empty.
+    """
     found = list(_found(model))
     if not found:
         return ""
     path, module, method = found[0]
     is_timm = type(model).__module__.startswith("timm.")
-    call = "timm.utils.reparameterize_model(model)" if is_timm else f"{method}() of each, for example model.{path}.{method}()"
+    call = (
+        "timm.utils.reparameterize_model(model)"
+        if is_timm
+        else f"{method}() of each, for example model.{path}.{method}()"
+    )
     return (
-        f"{len(found)} blocks, such as {path!r} ({type(module).__name__}), hold the branches that they were trained with. Unless they are "
-        f"to be trained further, reparameterise first: {call}, in eval mode, then convert"
+        f"{len(found)} blocks, such as {path!r} ({type(module).__name__}), hold the branches that"
+        " they were trained with. Unless they are to be trained further, reparameterise first:"
+        f" {call}, in eval mode, then convert"
     )
 
 
@@ -29,7 +38,11 @@ def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for path, module in model.named_modules():
         if not path:
             continue
-        methods = [name for name in (*_BRANCHED, *_MAYBE_BRANCHED) if callable(getattr(type(module), name, None))]
+        methods = [
+            name
+            for name in (*_BRANCHED, *_MAYBE_BRANCHED)
+            if callable(getattr(type(module), name, None))
+        ]
         inner = list(module.modules())
         norms = [one for one in inner if isinstance(one, _BatchNorm)]
         convolutions = [one for one in inner if isinstance(one, _ConvNd)]

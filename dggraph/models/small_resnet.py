@@ -1,7 +1,8 @@
-"""Backbones of our own for small images, where torchvision and timm have none: He et al.'s ResNets (arXiv 1512.03385, section 4.2).
+"""Backbones of our own for small images, where torchvision and timm have none: He et al.'s ResNets
+(arXiv 1512.03385, section 4.2).
 
-`dggraph:resnet32_16` is 32 layers deep, 16 channels wide in its first stage. The names are a closed registry: archives can be rebuilt
-from them.
+`dggraph:resnet32_16` is 32 layers deep, 16 channels wide in its first stage. The names are a closed
+registry: archives can be rebuilt from them.
 """
 
 import re
@@ -20,10 +21,16 @@ class BasicBlock(nn.Module):
     def __init__(self, num_in: int, num_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_in, num_channels, 3, stride, 1, bias=False)
-        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(num_channels), nn.BatchNorm2d(num_channels), nn.ReLU(inplace=True)
+        self.bn1, self.bn2, self.relu = (
+            nn.BatchNorm2d(num_channels),
+            nn.BatchNorm2d(num_channels),
+            nn.ReLU(inplace=True),
+        )
         self.conv2 = nn.Conv2d(num_channels, num_channels, 3, 1, 1, bias=False)
         is_same = stride == 1 and num_in == num_channels
-        self.skip = nn.Identity() if is_same else nn.Conv2d(num_in, num_channels, 1, stride, bias=False)
+        self.skip = (
+            nn.Identity() if is_same else nn.Conv2d(num_in, num_channels, 1, stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
@@ -33,7 +40,8 @@ class BasicBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Three stages at full, half and quarter size. `default_cfg` is what timm's models say of themselves.
+    """Three stages at full, half and quarter size. `default_cfg` is what timm's models say of
+    themselves.
 
     Args:
         depth: 6 n + 2, n blocks a stage.
@@ -44,7 +52,9 @@ class SmallResNet(nn.Module):
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
         super().__init__()
         self.default_cfg = {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bilinear"}
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
         num_blocks = (depth - 2) // 6
         self.layer1 = _stage(num_blocks, width, width, 1)
         self.layer2 = _stage(num_blocks, width, 2 * width, 2)
@@ -67,11 +77,14 @@ def build_small(name: str, num_classes: int = 10) -> SmallResNet:
     depth, width = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not (8 <= depth <= 110 and depth % 6 == 2 and 1 <= width <= 64):
         raise InputError(
-            f"there is no backbone {name!r}: write dggraph:resnetDEPTH_WIDTH with DEPTH 6 n + 2 up to 110, WIDTH up to 64."
+            f"there is no backbone {name!r}: write dggraph:resnetDEPTH_WIDTH with DEPTH 6 n + 2 up"
+            " to 110, WIDTH up to 64."
         )
     return SmallResNet(depth, width, num_classes)
 
 
 def _stage(num_blocks: int, num_in: int, num_channels: int, stride: int) -> nn.Sequential:
     first = BasicBlock(num_in, num_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(num_channels, num_channels, 1) for _ in range(num_blocks - 1)))
+    return nn.Sequential(
+        first, *(BasicBlock(num_channels, num_channels, 1) for _ in range(num_blocks - 1))
+    )

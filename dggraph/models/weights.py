@@ -1,8 +1,10 @@
-"""State dicts as others save them: read without running code, found in what a training script keeps beside them, and fitted to a model.
+"""State dicts as others save them: read without running code, found in what a training script keeps
+beside them, and fitted to a model.
 
-torchvision's reference scripts keep {"model", "model_ema", "optimizer", "args", ...}, timm's {"state_dict", "state_dict_ema", ...}, Lightning
-{"state_dict", "hyper_parameters", ...} with the name of the attribute before each key. DataParallel, torch.compile and averages put `module.`
-or `_orig_mod.` there.
+torchvision's reference scripts keep {"model", "model_ema", "optimizer", "args", ...}, timm's
+{"state_dict", "state_dict_ema", ...}, Lightning {"state_dict", "hyper_parameters", ...} with the
+name of the attribute before each key. DataParallel, torch.compile and averages put `module.` or
+`_orig_mod.` there.
 """
 
 import argparse
@@ -27,18 +29,33 @@ from torch import Tensor, nn
 from dggraph.errors import InputError
 
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
-PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params")
+PLAIN = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "network",
+    "net",
+    "module",
+    "weights",
+    "params",
+)
 """What scripts call a state dict in a checkpoint, the likeliest first."""
 HARMLESS: tuple[Any, ...] = (
-    argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque, frozenset, range, slice,
+    argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque,
+    frozenset, range, slice,
     datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
     pathlib.PurePosixPath, pathlib.PureWindowsPath, (pathlib.PurePosixPath, "pathlib.PosixPath"),
     (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
-    np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFD"), type(np.dtype("O")), type(np.dtype("U1")),
+    np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFD"),
+    type(np.dtype("O")), type(np.dtype("U1")),
     *((function, f"{module}.multiarray.{name}") for module in ("numpy.core", "numpy._core")
-      for name, function in (("scalar", np.float64(0).__reduce__()[0]), ("_reconstruct", np.zeros(0).__reduce__()[0]))),
+      for name, function in (("scalar", np.float64(0).__reduce__()[0]), ("_reconstruct",
+      np.zeros(0).__reduce__()[0]))),
 )  # fmt: skip
-"""Containers and values that scripts keep beside weights, and that do nothing when they are read."""
+"""Containers and values that scripts keep beside weights, and that do nothing when they are
+read.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +69,49 @@ class Weights:
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Weights:
-    """The state dict in a file: `.safetensors`, or torch's format, read with `weights_only=True` and the containers in `HARMLESS`.
+    """The state dict in a file: `.safetensors`, or torch's format, read with `weights_only=True`
+    and the containers in `HARMLESS`.
 
     Where there is an average of the weights beside them, it is the one that is taken.
 
     Raises:
-        InputError: it cannot be read, or holds no state dict, several, or a class that is code; names the class.
+        InputError: it cannot be read, or holds no state dict, several, or a class that is code;
+            names the class.
     """
     file = os.fspath(checkpoint)
     loaded = _read(file)
     found = {path: state for path, state in _state_dicts(loaded, ()).items() if state}
     if not found:
         raise InputError(f"{file!r} holds no state dict of tensors. Save model.state_dict().")
-    known = [path for names in (AVERAGES, PLAIN) for name in names for path in found if path[-1:] == (name,)]
-    path = () if () in found else known[0] if known else next(iter(found)) if len(found) == 1 else None
+    known = [
+        path
+        for names in (AVERAGES, PLAIN)
+        for name in names
+        for path in found
+        if path[-1:] == (name,)
+    ]
+    path = (
+        () if () in found else known[0] if known else next(iter(found)) if len(found) == 1 else None
+    )
     if path is None:
         names = ", ".join(repr(".".join(path)) for path in list(found)[:4])
         raise InputError(
-            f"{file!r} holds {len(found)} state dicts, {names}, and it is unclear which is meant. Save that one alone."
+            f"{file!r} holds {len(found)} state dicts, {names}, and it is unclear which is meant."
+            " Save that one alone."
         )
     others = [other for other in known if other != path and other[-1] in PLAIN]
     is_average = path[-1:] != () and path[-1] in AVERAGES
-    said = (f"{file} holds weights and their average; {'.'.join(path)!r}, the average, was taken",) if is_average and others else ()
+    said = (
+        (f"{file} holds weights and their average; {'.'.join(path)!r}, the average, was taken",)
+        if is_average and others
+        else ()
+    )
     return Weights(file, {str(key): value for key, value in found[path].items()}, said)
 
 
 def fitted(weights: Weights, expected: Collection[str]) -> Weights:
-    """`weights` with names as `expected` has them: without what a wrapper put before them, and without the wrapper's own.
+    """`weights` with names as `expected` has them: without what a wrapper put before them, and
+    without the wrapper's own.
 
     Raises:
         InputError: they hold two networks of these names.
@@ -93,26 +126,35 @@ def fitted(weights: Weights, expected: Collection[str]) -> Weights:
         return weights
     if len(best) > 1:
         raise InputError(
-            f"{weights.file!r} holds {len(best)} networks of these names, under {', '.join(map(repr, sorted(best)[:4]))}, and it is unclear "
-            "which is meant. Save the state dict of one."
+            f"{weights.file!r} holds {len(best)} networks of these names, under"
+            f" {', '.join(map(repr, sorted(best)[:4]))}, and it is unclear which is meant. Save the"
+            " state dict of one."
         )
     (prefix,) = best
     left = [key for key in weights.tensors if not key.startswith(prefix) and key != "n_averaged"]
     said = [
-        f"{weights.file} has {len(left)} tensors beside the network under {prefix!r}, as {one!r}; they were left out"
+        f"{weights.file} has {len(left)} tensors beside the network under {prefix!r}, as {one!r};"
+        " they were left out"
         for one in left[:1]
     ]
-    tensors = {key.removeprefix(prefix): value for key, value in weights.tensors.items() if key.startswith(prefix)}
+    tensors = {
+        key.removeprefix(prefix): value
+        for key, value in weights.tensors.items()
+        if key.startswith(prefix)
+    }
     return Weights(weights.file, tensors, (*weights.said, *said))
 
 
-def load_checkpoint_(model: nn.Module, weights: Weights, *, replaceable: Collection[str] = ()) -> tuple[str, ...]:
+def load_checkpoint_(
+    model: nn.Module, weights: Weights, *, replaceable: Collection[str] = ()
+) -> tuple[str, ...]:
     """Load what `read_checkpoint` gave. In place.
 
     Args:
         model: what it is of.
         weights: its tensors.
-        replaceable: names of tensors that stay as they are in `model` where they have another shape, or are not there.
+        replaceable: names of tensors that stay as they are in `model` where they have another
+            shape, or are not there.
 
     Returns:
         Sentences about what was chosen and what was left out.
@@ -123,17 +165,27 @@ def load_checkpoint_(model: nn.Module, weights: Weights, *, replaceable: Collect
     expected = model.state_dict()
     weights = fitted(weights, expected.keys())
     state = dict(weights.tensors)
-    left = [key for key in expected if key in replaceable and (key not in state or state[key].shape != expected[key].shape)]
+    left = [
+        key
+        for key in expected
+        if key in replaceable and (key not in state or state[key].shape != expected[key].shape)
+    ]
     said = [*weights.said, *([_tell_left(weights, expected, left)] if left else [])]
     state |= {key: expected[key] for key in left}
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    missing, unexpected = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
     misfits = [
-        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in expected.items() if k in state and state[k].shape != v.shape
+        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
     ]
     if missing or unexpected or misfits:
         raise InputError(
-            f"{weights.file!r} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}, other shapes "
-            f"{misfits[:3]}. Is it this model's, with this --num-classes?"
+            f"{weights.file!r} does not fit {type(model).__name__}: missing {missing[:3]},"
+            f" unexpected {unexpected[:3]}, other shapes {misfits[:3]}. Is it this model's, with"
+            " this --num-classes?"
         )
     model.load_state_dict(state)
     return tuple(said)
@@ -142,10 +194,12 @@ def load_checkpoint_(model: nn.Module, weights: Weights, *, replaceable: Collect
 def _tell_left(weights: Weights, expected: Mapping[str, Tensor], left: list[str]) -> str:
     names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
     first = left[0]
-    was = f"{tuple(weights.tensors[first].shape)} there" if first in weights.tensors else "not there"
+    was = (
+        f"{tuple(weights.tensors[first].shape)} there" if first in weights.tensors else "not there"
+    )
     return (
-        f"{weights.file} is of another number of classes, so the head begins anew: {names} ({was}, {tuple(expected[first].shape)} here); "
-        "all else is the checkpoint's"
+        f"{weights.file} is of another number of classes, so the head begins anew: {names} ({was},"
+        f" {tuple(expected[first].shape)} here); all else is the checkpoint's"
     )
 
 
@@ -153,33 +207,47 @@ def _read(file: str) -> Any:
     try:
         with open(file, "rb") as stream:
             start = stream.read(9)
-        if file.endswith(".safetensors") or (len(start) == 9 and start[8:] == b"{" and not start.startswith(b"\x80")):
+        if file.endswith(".safetensors") or (
+            len(start) == 9 and start[8:] == b"{" and not start.startswith(b"\x80")
+        ):
             return safetensors.torch.load_file(file)
         with torch.serialization.safe_globals(list(HARMLESS)):
             return torch.load(file, "cpu", weights_only=True)
     except OSError as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        why = (
+            "there is no such file"
+            if isinstance(error, FileNotFoundError)
+            else error.strerror or error
+        )
         raise InputError(f"cannot read the checkpoint {file!r}: {why}.") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|function)\s+([A-Za-z_][\w.]*\.\w+)", str(error))
         if found is None:
             raise InputError(
-                f"{file!r} is no state dict of torch's: it holds something else than tensors, which would be code, or it is damaged. Save "
-                "model.state_dict(), or use safetensors."
+                f"{file!r} is no state dict of torch's: it holds something else than tensors, which"
+                " would be code, or it is damaged. Save model.state_dict(), or use safetensors."
             ) from error
         raise InputError(
-            f"{file!r} holds a {found.group(1)}, and reading one may run code, so it is not read. Where you trust the file, save its weights "
-            "alone: state = torch.load(FILE, weights_only=False), then torch.save(state['model'], NEW), or of a whole model state.state_dict()."
+            f"{file!r} holds a {found.group(1)}, and reading one may run code, so it is not read."
+            " Where you trust the file, save its weights alone: state = torch.load(FILE,"
+            " weights_only=False), then torch.save(state['model'], NEW), or of a whole model"
+            " state.state_dict()."
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
-            raise InputError(f"{file!r} is a TorchScript program. Save torch.jit.load(FILE).state_dict().") from error
+            raise InputError(
+                f"{file!r} is a TorchScript program. Save torch.jit.load(FILE).state_dict()."
+            ) from error
         text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise InputError(f"{file!r} is not a checkpoint: {type(error).__name__}: {text}.") from error
+        raise InputError(
+            f"{file!r} is not a checkpoint: {type(error).__name__}: {text}."
+        ) from error
 
 
 def _state_dicts(value: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Mapping[str, Tensor]]:
-    """Every mapping of names to tensors in what a script has saved, by the names that lead to it."""
+    """Every mapping of names to tensors in what a script has saved, by the names that lead to
+    it.
+    """
     if not isinstance(value, Mapping) or len(path) > 2:
         return {}
     if all(isinstance(key, str) and isinstance(one, Tensor) for key, one in value.items()):

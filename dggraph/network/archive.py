@@ -1,9 +1,10 @@
 """Archives: a converted network in a folder, without pickle.
 
-`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written last: a SHA-256 of each and of itself,
-the MODEL name, the trace's fingerprint, where blocks sit in it, preprocessing, labels and budgets). Loading never runs code that an
-archive names: a backbone is rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the stored
-fingerprint, and the loaded network must equal it as a converted one does.
+`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written
+last: a SHA-256 of each and of itself, the MODEL name, the trace's fingerprint, where blocks sit in
+it, preprocessing, labels and budgets). Loading never runs code that an archive names: a backbone is
+rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the
+stored fingerprint, and the loaded network must equal it as a converted one does.
 """
 
 import copy
@@ -64,7 +65,8 @@ def save(
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Write `net` to `folder`, all of it or nothing: a temporary folder beside it, synced, then renamed.
+    """Write `net` to `folder`, all of it or nothing: a temporary folder beside it, synced, then
+    renamed.
 
     Args:
         net: a converted network.
@@ -73,10 +75,10 @@ def save(
         labels: class names; by default `net.labels`.
 
     Raises:
-        InputError: `net` is not a converted network or one optimised for inference, or the labels do not fit it, or a weight is pruned,
-            quantised or sparse: names it.
-        ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not rebuild this backbone; what was there
-            is unchanged.
+        InputError: `net` is not a converted network or one optimised for inference, or the labels
+            do not fit it, or a weight is pruned, quantised or sparse: names it.
+        ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not
+            rebuild this backbone; what was there is unchanged.
 
     Example:
         >>> import dggraph
@@ -88,16 +90,22 @@ def save(
     manifest, state = _packed(net, folder, preprocess, labels)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name[:80]}.", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name[:80]}.", dir=folder.parent
+        ) as scratch:
             parts = Path(scratch) / "new"
             parts.mkdir()
             write_synced(parts / GRAPH, to_json(net.graph).encode())
             write_synced(parts / WEIGHTS, safetensors.torch.save(state))
-            manifest = manifest.model_copy(update={"sha256": {name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)}})
+            manifest = manifest.model_copy(
+                update={"sha256": {name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)}}
+            )
             write_synced(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
             _put(parts, folder, Path(scratch) / "old")
     except OSError as error:
-        raise ArchiveError(f"cannot write the archive {folder}: {error}. What was there before is unchanged.") from error
+        raise ArchiveError(
+            f"cannot write the archive {folder}: {error}. What was there before is unchanged."
+        ) from error
 
 
 def refuse_unsavable(
@@ -118,15 +126,23 @@ def refuse_unsavable(
 def _packed(
     net: DynamicNetwork, folder: Path, preprocess: Preprocess | None, labels: Sequence[str] | None
 ) -> tuple[Manifest, dict[str, Tensor]]:
-    """The manifest, without digests, and the weights, once they are known to be such as can be read back."""
+    """The manifest, without digests, and the weights, once they are known to be such as can be read
+    back.
+    """
     if not isinstance(net, DynamicNetwork):
-        raise InputError(f"save takes a converted network, not {type(net).__name__}; convert it first.")
+        raise InputError(
+            f"save takes a converted network, not {type(net).__name__}; convert it first."
+        )
     if isinstance(net, InferenceNetwork):
         raise InputError(
-            "a network optimised for inference has folded norms, so no backbone fits it; save the one it was made from."
+            "a network optimised for inference has folded norms, so no backbone fits it; save the"
+            " one it was made from."
         )
     if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
-        raise ArchiveError(f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose another folder.")
+        raise ArchiveError(
+            f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose"
+            " another folder."
+        )
     _refuse_unkept(net.lowered)
     names = _labels(net, labels)
     state, tied = _untied(net.lowered)
@@ -142,7 +158,9 @@ def _packed(
         **pack_blueprint(net.blueprint),
         tied=tied,
         dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
-        frozen=[key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad],
+        frozen=[
+            key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad
+        ],
         preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
         labels=names,
         budgets=pack_budgets(net.budgets),
@@ -156,13 +174,15 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
 
     Args:
         folder: what `save` wrote.
-        model: the backbone, for a network that was converted from a bare module. Only its structure is used; it is not changed.
+        model: the backbone, for a network that was converted from a bare module. Only its structure
+            is used; it is not changed.
 
     Returns:
         The network, in eval mode, on the CPU, with the data types it was saved with.
 
     Raises:
-        ArchiveError: damaged, newer than this version, not the archive of this backbone, or not equal to it.
+        ArchiveError: damaged, newer than this version, not the archive of this backbone, or not
+            equal to it.
 
     Example:
         >>> import dggraph
@@ -174,12 +194,17 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     manifest = read_manifest(folder)
     for name in (GRAPH, WEIGHTS):
         if not (folder / name).is_file() or sha256_of(folder / name) != manifest.sha256.get(name):
-            raise ArchiveError(f"{folder / name} is missing or not what the manifest recorded; copy the archive again.")
+            raise ArchiveError(
+                f"{folder / name} is missing or not what the manifest recorded; copy the archive"
+                " again."
+            )
     graph = from_json((folder / GRAPH).read_text(encoding="utf-8"))
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArchiveError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}.") from error
+        raise ArchiveError(
+            f"{folder / WEIGHTS} is not a readable safetensors file: {error}."
+        ) from error
     state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
     blueprint = unpack_blueprint(manifest)
     _refuse_unregistered(folder, blueprint)
@@ -200,7 +225,10 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
         if parameter.is_floating_point():
             parameter.requires_grad_(key not in manifest.frozen)
     options = {"num_classes": manifest.num_classes, "image_size": manifest.image_size}
-    net.source, net.source_options = manifest.source, {key: value for key, value in options.items() if value is not None}
+    net.source, net.source_options = (
+        manifest.source,
+        {key: value for key, value in options.items() if value is not None},
+    )
     net.labels = tuple(manifest.labels) if manifest.labels is not None else None
     net.preprocess = unpack_preprocess(manifest)
     net.budgets = unpack_budgets(manifest)
@@ -208,20 +236,31 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
 
 
 def _lowered_again(
-    folder: Path, backbone: nn.Module, graph: DynamicGraph, blueprint: Blueprint, state: dict[str, Tensor]
+    folder: Path,
+    backbone: nn.Module,
+    graph: DynamicGraph,
+    blueprint: Blueprint,
+    state: dict[str, Tensor],
 ) -> DynamicNetwork:
-    """Trace, lower and fill as conversion did, in the type it did it in, and check that the result equals the backbone."""
+    """Trace, lower and fill as conversion did, in the type it did it in, and check that the result
+    equals the backbone.
+    """
     classes = {qualified_name(type(module)): type(module) for module in backbone.modules()}
     missing = [name for name in blueprint.leaves if name not in classes]
     example = torch.zeros((1, *blueprint.input_shape), dtype=getattr(torch, blueprint.dtype))
     traced = (
-        None if missing else _traced_again(backbone, [classes[name] for name in blueprint.leaves], example, blueprint.fingerprint)
+        None
+        if missing
+        else _traced_again(
+            backbone, [classes[name] for name in blueprint.leaves], example, blueprint.fingerprint
+        )
     )
     if traced is None:
         why = f"it has no {missing[0]}" if missing else "the traces differ"
         raise ArchiveError(
-            f"{folder} was made from another structure than {type(backbone).__name__} has here: {why}. Use the model, and the "
-            "versions of torch, torchvision and timm, that it was converted with."
+            f"{folder} was made from another structure than {type(backbone).__name__} has here:"
+            f" {why}. Use the model, and the versions of torch, torchvision and timm, that it was"
+            " converted with."
         )
     try:
         flow = Flow(traced, profile(traced.module, traced.graph, example))
@@ -230,33 +269,44 @@ def _lowered_again(
     except ArchiveError:
         raise
     except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
-        raise ArchiveError(f"{folder}: graph.json and the manifest do not describe one network: {error}.") from error
+        raise ArchiveError(
+            f"{folder}: graph.json and the manifest do not describe one network: {error}."
+        ) from error
     try:
         net.lowered.load_state_dict(state, strict=True)
         owner = plain_owner(backbone)  # whose keys are not of the backbone's own making
         owner.load_state_dict({key: state[key] for key in owner.state_dict()})
     except (RuntimeError, KeyError) as error:
-        raise ArchiveError(f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}") from error
+        raise ArchiveError(
+            f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}"
+        ) from error
     try:
         backbone.eval()
         difference, _ = check_static(net, backbone, example)
         check_skipping_(net, check_images(net, backbone, example))
     except DggraphError as error:
         raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
-    net.report = replace(net.report, max_difference=difference, stages=note_dense(net.report.stages, net.plan))
+    net.report = replace(
+        net.report, max_difference=difference, stages=note_dense(net.report.stages, net.plan)
+    )
     return net
 
 
 def _rebuild(folder: Path, manifest: Manifest) -> nn.Module:
     if manifest.source is None:
         raise ArchiveError(
-            f"{folder} was converted from a bare module; pass it: load(folder, model=...), on the command line "
-            "--backbone package.module:function."
+            f"{folder} was converted from a bare module; pass it: load(folder, model=...), on the"
+            " command line --backbone package.module:function."
         )
     try:
         if not is_registered(manifest.source):
-            raise InputError(f"{manifest.source!r} is in no registry, and code that an archive names is never run.")
-        return build_trusted(manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size)
+            raise InputError(
+                f"{manifest.source!r} is in no registry, and code that an archive names is never"
+                " run."
+            )
+        return build_trusted(
+            manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size
+        )
     except (InputError, TypeError) as error:
         raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
 
@@ -265,19 +315,24 @@ def _refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
     try:
         find_router(blueprint.router)
     except InputError as error:
-        raise ArchiveError(f"{folder} needs router {blueprint.router!r}; register it before loading.") from error
+        raise ArchiveError(
+            f"{folder} needs router {blueprint.router!r}; register it before loading."
+        ) from error
     if blueprint.gate not in GATES:
         raise ArchiveError(f"{folder} needs gate {blueprint.gate!r}; register it before loading.")
 
 
 def _refuse_unkept(lowered: nn.Module) -> None:
-    """What safetensors or `load` could not give back as it was is named before anything is written."""
+    """What safetensors or `load` could not give back as it was is named before anything is
+    written.
+    """
     for path, module in lowered.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 raise InputError(
-                    f"{path}.{hook._tensor_name} is pruned by a mask that `load` would not find. Make it permanent before saving, the zeros "
-                    f"stay: torch.nn.utils.prune.remove(module, {hook._tensor_name!r})."
+                    f"{path}.{hook._tensor_name} is pruned by a mask that `load` would not find."
+                    " Make it permanent before saving, the zeros stay:"
+                    f" torch.nn.utils.prune.remove(module, {hook._tensor_name!r})."
                 )
     for key, value in lowered.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -291,23 +346,34 @@ def _refuse_unkept(lowered: nn.Module) -> None:
         else:
             continue
         raise InputError(
-            f"{key} is {what}, which an archive cannot keep. Save the network before it is quantised, sparsified or emptied, and do that "
-            "again after loading."
+            f"{key} is {what}, which an archive cannot keep. Save the network before it is"
+            " quantised, sparsified or emptied, and do that again after loading."
         )
 
 
 def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> None:
     """The name must rebuild what `net` holds, or the archive could never be loaded."""
-    options = {key: net.source_options[key] for key in ("num_classes", "image_size") if key in net.source_options}
-    shapes = {key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()}
+    options = {
+        key: net.source_options[key]
+        for key in ("num_classes", "image_size")
+        if key in net.source_options
+    }
+    shapes = {
+        key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()
+    }
     routers = tuple(f"{routing_name(stage)}." for stage in net.graph.stages)
-    held = {key: tuple(value.shape) for key, value in net.lowered.state_dict().items() if not key.startswith(routers)}
+    held = {
+        key: tuple(value.shape)
+        for key, value in net.lowered.state_dict().items()
+        if not key.startswith(routers)
+    }
     for key in sorted(shapes.keys() | held.keys()):
         if shapes.get(key) != held.get(key):
             raise ArchiveError(
-                f"{net.source!r} with {dict(net.source_options) or 'no options'} rebuilds {key} as {shapes.get(key)}, but the network "
-                f"holds {held.get(key)}, so the archive could not be loaded. Say how it was built, for example net.source_options = "
-                "{'num_classes': 10}, or set net.source = None and pass the backbone to load."
+                f"{net.source!r} with {dict(net.source_options) or 'no options'} rebuilds {key} as"
+                f" {shapes.get(key)}, but the network holds {held.get(key)}, so the archive could"
+                " not be loaded. Say how it was built, for example net.source_options ="
+                " {'num_classes': 10}, or set net.source = None and pass the backbone to load."
             )
 
 
@@ -316,18 +382,29 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
     names = net.labels if labels is None else labels
     if names is None:
         return None
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise InputError(f"labels={names!r} is not a list of class names; write ['cat', 'dog'].")
     strange = next((name for name in names if not _is_unicode(name)), None)
     if strange is not None:
-        raise InputError(f"the label {strange!r} is not UTF-8, so no archive can hold it. Name it otherwise.")
+        raise InputError(
+            f"the label {strange!r} is not UTF-8, so no archive can hold it. Name it otherwise."
+        )
     twin = copy.deepcopy(net.lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
-        output, _ = twin(torch.zeros((1, *net.blueprint.input_shape), dtype=parameter.dtype, device=parameter.device))
+        output, _ = twin(
+            torch.zeros(
+                (1, *net.blueprint.input_shape), dtype=parameter.dtype, device=parameter.device
+            )
+        )
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(names):
         raise InputError(
-            f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output, or set net.labels = None."
+            f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output,"
+            " or set net.labels = None."
         )
     return list(names)
 
@@ -354,8 +431,12 @@ def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, tied
 
 
-def _traced_again(backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str) -> Trace | None:
-    """The trace with the fingerprint `wanted`: today's, or, as older archives have them, one of eval mode alone or without answers; or None."""
+def _traced_again(
+    backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str
+) -> Trace | None:
+    """The trace with the fingerprint `wanted`: today's, or, as older archives have them, one of
+    eval mode alone or without answers; or None.
+    """
     for again, shown in ((trace, example), (trace_eval, example), (trace_eval, None)):
         try:
             traced = again(backbone, leaves, shown)
@@ -369,7 +450,11 @@ def _traced_again(backbone: nn.Module, leaves: Sequence[type[nn.Module]], exampl
 def _unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
     """Floating buffers that no state dict holds."""
     saved = lowered.state_dict().keys()
-    return [(key, buffer) for key, buffer in lowered.named_buffers() if key not in saved and buffer.is_floating_point()]
+    return [
+        (key, buffer)
+        for key, buffer in lowered.named_buffers()
+        if key not in saved and buffer.is_floating_point()
+    ]
 
 
 def _put(parts: Path, folder: Path, old: Path) -> None:

@@ -1,6 +1,7 @@
 """Static paths that leave blocks out: what remains when the backbone does without them.
 
-With x + F(x) lifted into edges a block is left out by closing its edges; in a chain its successor reads its predecessor instead.
+With x + F(x) lifted into edges a block is left out by closing its edges; in a chain its successor
+reads its predecessor instead.
 """
 
 from collections.abc import Collection
@@ -15,8 +16,9 @@ from dggraph.graph.ir import DynamicGraph
 def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> Tensor:
     """The static path of `stage` without the blocks `nodes`, for `pinned_gates`.
 
-    Every edge of theirs closes. A vertex that has no static source left reads, at weight 1, the last vertex before it that still runs. So
-    a lifted block is `nn.Identity` in the backbone, a kept one too, and a layer of a growing concat gives zeros.
+    Every edge of theirs closes. A vertex that has no static source left reads, at weight 1, the
+    last vertex before it that still runs. So a lifted block is `nn.Identity` in the backbone, a
+    kept one too, and a layer of a growing concat gives zeros.
 
     Args:
         graph: what may connect.
@@ -33,8 +35,15 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
     vertices, edges = [node.name for node in graph.nodes(stage)], graph.edges(stage)
     unknown = sorted(set(nodes) - set(vertices[1:-1]))
     if unknown:
-        raise InputError(f"{unknown[0]!r} is not a block of stage {stage!r}, which has {', '.join(vertices[1:-1])}.")
-    opens = {(edge.source, edge.target) for edge in edges if edge.is_static and not {edge.source, edge.target} & set(nodes)}
+        raise InputError(
+            f"{unknown[0]!r} is not a block of stage {stage!r}, which has"
+            f" {', '.join(vertices[1:-1])}."
+        )
+    opens = {
+        (edge.source, edge.target)
+        for edge in edges
+        if edge.is_static and not {edge.source, edge.target} & set(nodes)
+    }
     candidates = {(edge.source, edge.target) for edge in edges}
     running = [vertices[0]]
     for target in vertices[1:]:
@@ -43,9 +52,13 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
         if not any((source, target) in opens for source in running):
             if (running[-1], target) not in candidates:
                 raise WiringError(
-                    f"{target} cannot do without {', '.join(node for node in vertices if node in nodes)}: the edge {running[-1]} -> {target} "
-                    'past them is not a candidate under this wiring. Convert with wiring="complete", or a wider window.'
+                    f"{target} cannot do without"
+                    f" {', '.join(node for node in vertices if node in nodes)}: the edge"
+                    f" {running[-1]} -> {target} past them is not a candidate under this wiring."
+                    ' Convert with wiring="complete", or a wider window.'
                 )
             opens.add((running[-1], target))
         running.append(target)
-    return torch.tensor([float((edge.source, edge.target) in opens) for edge in edges], device="cpu")
+    return torch.tensor(
+        [float((edge.source, edge.target) in opens) for edge in edges], device="cpu"
+    )

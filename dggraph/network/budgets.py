@@ -1,6 +1,8 @@
-"""What a threshold costs: the curve that `calibrate` measures, that `net.set_budget` reads, and that an archive keeps.
+"""What a threshold costs: the curve that `calibrate` measures, that `net.set_budget` reads, and
+that an archive keeps.
 
-All shares are mean multiply-accumulates per instance over those of the static network, and may exceed 1.
+All shares are mean multiply-accumulates per instance over those of the static network, and may
+exceed 1.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,9 @@ class Budget:
     threshold: float
     kept: float
     budget_met: bool
-    """kept <= target + 0.02. A budget is an upper limit: keeping far less than the target, where paths jump, meets it too."""
+    """kept <= target + 0.02. A budget is an upper limit: keeping far less than the target, where
+    paths jump, meets it too.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +76,10 @@ class BudgetCurve:
         kept = [point.kept for point in self.points]
         if not min(kept) - TOLERANCE <= target <= max(kept) + TOLERANCE:
             raise InputError(
-                f"a budget of {target} is outside the curve: thresholds from {self.points[0].threshold:.3g} to "
-                f"{self.points[-1].threshold:.3g} keep {min(kept):.3f} to {max(kept):.3f} of the static network's MACs. Train with "
-                "losses.budget at that target, or choose one in between."
+                f"a budget of {target} is outside the curve: thresholds from"
+                f" {self.points[0].threshold:.3g} to {self.points[-1].threshold:.3g} keep"
+                f" {min(kept):.3f} to {max(kept):.3f} of the static network's MACs. Train with"
+                " losses.budget at that target, or choose one in between."
             )
         return choose(self.points, target)
 

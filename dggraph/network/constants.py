@@ -1,6 +1,8 @@
-"""Buffers that no state dict holds, though a network cannot do without: gates' anchors, held edges, constants of the backbone's forward.
+"""Buffers that no state dict holds, though a network cannot do without: gates' anchors, held edges,
+constants of the backbone's forward.
 
-`to("meta")` loses them and `to_empty` leaves anything in their place; what a state dict holds is loaded then, so these are put back.
+`to("meta")` loses them and `to_empty` leaves anything in their place; what a state dict holds is
+loaded then, so these are put back.
 """
 
 from collections.abc import Iterator
@@ -13,8 +15,16 @@ from dggraph.compiler.tracing import TENSOR_CONSTANT
 
 
 def remember_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
-    """Copy the constants of `lowered` into `kept`, by name. What is on the meta device has no values, so that older ones stay."""
-    kept.update({name: constant.detach().clone() for name, constant in _constants(lowered) if constant.device.type != "meta"})
+    """Copy the constants of `lowered` into `kept`, by name. What is on the meta device has no
+    values, so that older ones stay.
+    """
+    kept.update(
+        {
+            name: constant.detach().clone()
+            for name, constant in _constants(lowered)
+            if constant.device.type != "meta"
+        }
+    )
 
 
 def restore_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:

@@ -37,7 +37,9 @@ class MacsSummary:
     mean: float
     """Mean MACs of the paths taken."""
     expected: float
-    """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`. Far from `mean`, training is misled."""
+    """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`.
+    Far from `mean`, training is misled.
+    """
     kept: float
     """`mean` as a fraction of the static network's MACs; may exceed 1."""
     percentiles: dict[int, float]
@@ -46,8 +48,11 @@ class MacsSummary:
     """Different paths among the instances."""
 
 
-def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int) -> MacsTable:
-    """The cost of every part of `graph`: blocks as profiled, routers as counted, one MAC an element for each edge.
+def tabulate_macs(
+    graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int
+) -> MacsTable:
+    """The cost of every part of `graph`: blocks as profiled, routers as counted, one MAC an element
+    for each edge.
 
     Args:
         graph: what may connect.
@@ -66,11 +71,17 @@ def tabulate_macs(graph: DynamicGraph, lowered: LoweredModule, scope: str, total
         shapes = {node.name: node.shape for node in nodes}
         stages[name] = StageMacs(
             topology=stage_topology(graph, name),
-            vertices=tuple(block + router for block, router in zip(blocks, [*routers, 0], strict=True)),
+            vertices=tuple(
+                block + router for block, router in zip(blocks, [*routers, 0], strict=True)
+            ),
             edges=tuple(math.prod(shapes[edge.source]) for edge in graph.edges(name)),
         )
-    routed = sum(node.macs for name in graph.stages for node in graph.nodes(name) if node.kind == "block")
-    return MacsTable(fixed=total_macs - routed, static=total_macs, is_useful_only=scope == "stage", stages=stages)
+    routed = sum(
+        node.macs for name in graph.stages for node in graph.nodes(name) if node.kind == "block"
+    )
+    return MacsTable(
+        fixed=total_macs - routed, static=total_macs, is_useful_only=scope == "stage", stages=stages
+    )
 
 
 def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
@@ -128,7 +139,10 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
         for batch in batches:
             images = batch[0] if isinstance(batch, list | tuple) and batch else batch
             if not isinstance(images, Tensor):
-                raise InputError(f"a batch is {type(batch).__name__}; pass images (B, C, H, W), or tuples that begin with them.")
+                raise InputError(
+                    f"a batch is {type(batch).__name__}; pass images (B, C, H, W), or tuples that"
+                    " begin with them."
+                )
             with torch.no_grad():
                 _, gates = net(images.to(device), return_gates=True)
             for stage, raw_BE in gates.raw.items():
@@ -137,13 +151,16 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
             yield gates
     if not num_instances:
         raise InputError(
-            "there are no images in this set; pass at least one, and a list or a loader, not an iterator that is used up."
+            "there are no images in this set; pass at least one, and a list or a loader, not an"
+            " iterator that is used up."
         )
 
 
 def path_keys(gates: Gates) -> list[bytes]:
     """Per instance 16 bytes that stand for which edges are open: equal for equal paths."""
-    open_BE = torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
+    open_BE = (
+        torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
+    )
     return [blake2b(row.tobytes(), digest_size=16).digest() for row in np.packbits(open_BE, axis=1)]
 
 
@@ -156,7 +173,8 @@ def entropy_bits(counts: Counter[bytes]) -> float:
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
     parameter = next(router.parameters(), torch.zeros((), device="cpu"))
     was_training = router.training
-    # With gradients: the counter refuses a view of a parameter made without them, which a router that does not look gives.
+    # With gradients: the counter refuses a view of a parameter made without them, which a router
+    # that does not look gives.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
     router.train(was_training)

@@ -15,12 +15,18 @@ def digest_of(net: DynamicNetwork) -> str:
 
 
 def digest_state(description: str, model: nn.Module) -> str:
-    """A digest of `description` and of every weight and buffer of `model`, to the bit; one tensor is copied at a time."""
+    """A digest of `description` and of every weight and buffer of `model`, to the bit; one tensor
+    is copied at a time.
+    """
     digest = blake2b(description.encode(), digest_size=16)
     state = model.state_dict()
     is_routing = {key: key.startswith("dg_") for key in state}
-    for key in sorted(is_routing, key=is_routing.__getitem__):  # routing last, as in digests of interrupted collections
+    for key in sorted(
+        is_routing, key=is_routing.__getitem__
+    ):  # routing last, as in digests of interrupted collections
         tensor = state[key]
         digest.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

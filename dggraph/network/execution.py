@@ -1,14 +1,18 @@
 """The sparse executor: every block runs on the instances that need it, and on no others.
 
-1. The lowered graph was cut into a program (`compiler/partition`). What lies outside the stages runs on the whole batch.
-2. In a stage, a `stage` router decides everything at the entry, one look at the batch from the host; with `node` routers every node that ran
-   decides its row. `ops/liveness` says which edges are open, as it does for the dense form.
-3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`), aggregates in the same pass, and its block runs on that. With a
-   `stage` router only nodes that lead on to `out` run, else every live one.
+1. The lowered graph was cut into a program (`compiler/partition`). What lies outside the stages
+   runs on the whole batch.
+2. In a stage, a `stage` router decides everything at the entry, one look at the batch from the
+   host; with `node` routers every node that ran decides its row. `ops/liveness` says which edges
+   are open, as it does for the dense form.
+3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`), aggregates in the same
+   pass, and its block runs on that. With a `stage` router only nodes that lead on to `out` run,
+   else every live one.
 
 Decisions are numpy: at batch 1 a hundred tiny torch ops would cost more than the blocks they skip.
 
-Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertices of a stage. `instances` None means all of them.
+Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertices of a stage.
+`instances` None means all of them.
 """
 
 from collections.abc import Sequence
@@ -18,18 +22,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # private, torch 2.10 to 2.15: what all batch norms share
+from torch.nn.modules.batchnorm import (
+    _BatchNorm,
+)  # private, torch 2.10 to 2.15: what all batch norms share
 
 from dggraph.compiler.lowered import StageRouting, routing_of
 from dggraph.compiler.partition import Piece, Program, StageProgram
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt
-from dggraph.ops.liveness import Topology, is_live, leads_to_out, live_vertices, open_edges, open_output, settle
+from dggraph.ops.liveness import (
+    Topology,
+    is_live,
+    leads_to_out,
+    live_vertices,
+    open_edges,
+    open_output,
+    settle,
+)
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 
 
-def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Tensor) -> tuple[Any, dict[str, Any]]:
+def run_sparse(
+    program: Program, lowered: nn.Module, graph: DynamicGraph, x: Tensor
+) -> tuple[Any, dict[str, Any]]:
     """Run `program` on `x`, (B, C, H, W), without gradients.
 
     Args:
@@ -38,7 +54,8 @@ def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Ten
         graph: names nodes in errors.
 
     Returns:
-        What the lowered module returns: the backbone's output and {stage: (weights, raw)}, each (B, E).
+        What the lowered module returns: the backbone's output and {stage: (weights, raw)}, each (B,
+        E).
 
     Raises:
         GateError: an edge weight is NaN; names the node whose router gave it.
@@ -54,12 +71,17 @@ def run_sparse(program: Program, lowered: nn.Module, graph: DynamicGraph, x: Ten
             gates[step.plan.name] = (weights_BE, raw_BE)
         for name in spent:
             del values[name]
-    gates |= {stage: (values[weights], values[raw]) for stage, (weights, raw) in program.dense_gates.items()}
+    gates |= {
+        stage: (values[weights], values[raw])
+        for stage, (weights, raw) in program.dense_gates.items()
+    }
     return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
 
 
 def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
-    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in training mode, or keeps none."""
+    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in
+    training mode, or keeps none.
+    """
     for path in norms:
         module = lowered
         for name in path:
@@ -70,12 +92,15 @@ def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) ->
 
 
 def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
-    """Raise a GateError for the first NaN among the weights of `stage`, naming edge and instance."""
+    """Raise a GateError for the first NaN among the weights of `stage`, naming edge and
+    instance.
+    """
     for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
         edge = graph.edges(stage)[place]
         raise GateError(
-            f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the features of node "
-            f"{edge.source!r} or its router are not finite. Look for a diverged training run or a broken input."
+            f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the"
+            f" features of node {edge.source!r} or its router are not finite. Look for a diverged"
+            " training run or a broken input."
         )
 
 
@@ -94,7 +119,15 @@ def _run_stage(
         output = None
         if instances is None or len(instances):
             row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
-            new_input = _gather(step, vertex, features, row_of_BV, decisions.weights_BE, instances, may_alias=not writes_input)
+            new_input = _gather(
+                step,
+                vertex,
+                features,
+                row_of_BV,
+                decisions.weights_BE,
+                instances,
+                may_alias=not writes_input,
+            )
             for source in decisions.done_with(vertex):
                 features[source] = None
             around = [_read(values, name, kind, instances, len(entry)) for name, kind in reads]
@@ -102,10 +135,20 @@ def _run_stage(
         features.append(output)
         decisions.ran(vertex, output, instances)
     new_output = _gather(
-        step, len(features), features, row_of_BV, decisions.weights_BE, None, may_alias=not step.plan.writes_output
+        step,
+        len(features),
+        features,
+        row_of_BV,
+        decisions.weights_BE,
+        None,
+        may_alias=not step.plan.writes_output,
     )
     raw_BE = torch.from_numpy(decisions.raw_BE).to(entry.device, decisions.dtype)
-    return new_output, torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype), raw_BE
+    return (
+        new_output,
+        torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype),
+        raw_BE,
+    )
 
 
 def _gather(
@@ -125,7 +168,11 @@ def _gather(
     incoming, entry = [features[source] for source in sources], features[0]
     assert entry is not None
     is_whole = instances is None and all(one is None or len(one) == len(entry) for one in incoming)
-    places_RE = None if is_whole else (row_of_BV if instances is None else row_of_BV[instances])[:, list(sources)]
+    places_RE = (
+        None
+        if is_whole
+        else (row_of_BV if instances is None else row_of_BV[instances])[:, list(sources)]
+    )
     axis, wanted = step.channel_axis, step.num_channels[vertex]
     if kinds[0] == "concat":
         channels = [step.num_channels[source + 1] for source in sources]
@@ -144,7 +191,14 @@ def _gather(
 class _StageRouter:
     """Everything decided at the entry."""
 
-    def __init__(self, topology: Topology, routing: StageRouting, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        routing: StageRouting,
+        entry: Tensor,
+        graph: DynamicGraph,
+        stage: str,
+    ) -> None:
         raw_BE = routing.gate(0)(routing.router(0)(entry))
         self.dtype = raw_BE.dtype
         self.raw_BE = _to_numpy(raw_BE)
@@ -163,7 +217,9 @@ class _StageRouter:
         return runs_B
 
     def done_with(self, vertex: int) -> list[int]:
-        """The nodes that nobody reads after `vertex`: what they hold is freed, and the next block writes where the cache is warm."""
+        """The nodes that nobody reads after `vertex`: what they hold is freed, and the next block
+        writes where the cache is warm.
+        """
         return [source for source in range(1, vertex) if self.last_reader[source] == vertex]
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
@@ -171,9 +227,18 @@ class _StageRouter:
 
 
 class _NodeRouters:
-    """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same steps as the dense form."""
+    """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same
+    steps as the dense form.
+    """
 
-    def __init__(self, topology: Topology, routing: StageRouting, entry: Tensor, graph: DynamicGraph, stage: str) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        routing: StageRouting,
+        entry: Tensor,
+        graph: DynamicGraph,
+        stage: str,
+    ) -> None:
         self.topology, self.routing, self.graph, self.stage = topology, routing, graph, stage
         self.threshold = _to_numpy(routing.threshold)
         self.outgoing, self.num_instances = topology.outgoing(), len(entry)
@@ -205,17 +270,26 @@ class _NodeRouters:
         if output is not None:
             logits_RE = self.routing.router(vertex)(output)
             index = None if instances is None else torch.from_numpy(instances).to(output.device)
-            logits_BE = logits_RE if index is None else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
+            logits_BE = (
+                logits_RE
+                if index is None
+                else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
+            )
         row_BE: Tensor = self.routing.gate(vertex)(logits_BE)
         return row_BE
 
     def _decide(self, vertex: int, row_BE: Tensor) -> None:
-        """Fill the row of `vertex`, then settle the column of the next vertex, whose sources have all spoken."""
+        """Fill the row of `vertex`, then settle the column of the next vertex, whose sources have
+        all spoken.
+        """
         self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
         if np.isnan(self.raw_BE).any():
             refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
         place = self.topology.incoming(vertex + 1)
-        raw_BE, live = self.raw_BE[:, place], [self.live[source] for source in self.topology.sources[place]]
+        raw_BE, live = (
+            self.raw_BE[:, place],
+            [self.live[source] for source in self.topology.sources[place]],
+        )
         weights_BE = open_edges(raw_BE, live, self.threshold, False)
         if vertex + 1 == self.topology.num_vertices - 1:
             weights_BE = open_output(weights_BE, raw_BE, live, False)
@@ -230,11 +304,18 @@ def _to_numpy(values: Tensor) -> Weights:
     return array
 
 
-def _read(values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int) -> Any:
+def _read(
+    values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int
+) -> Any:
     """A value from outside, as a block that runs on `instances` has to see it."""
     if kind == "rows":
         return num_instances if instances is None else len(instances)
     value = values[name]
-    if kind == "batched" and isinstance(value, Tensor) and value.ndim and len(value) == num_instances:
+    if (
+        kind == "batched"
+        and isinstance(value, Tensor)
+        and value.ndim
+        and len(value) == num_instances
+    ):
         return take_rows(value, instances)
     return value

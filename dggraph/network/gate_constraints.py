@@ -1,8 +1,9 @@
 """What routers have no say in: logits that are held at 0, or that follow another edge's.
 
-An anchored gate gives static edges weight 1 and all others 0 where its router says 0, so an edge held at 0 is as the backbone had it. Nothing
-flows back to its row of the router, which stays at the zero it started with. Edges that follow share the row of the one they follow;
-`release_` writes it into theirs, after which an archive needs to know nothing of all this.
+An anchored gate gives static edges weight 1 and all others 0 where its router says 0, so an edge
+held at 0 is as the backbone had it. Nothing flows back to its row of the router, which stays at the
+zero it started with. Edges that follow share the row of the one they follow; `release_` writes it
+into theirs, after which an archive needs to know nothing of all this.
 
 Shape suffixes: B instances, E edges that one router decides.
 """
@@ -24,17 +25,19 @@ HELD = -1
 
 
 def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
-    """Hold the static edges into and out of `blocks` at weight 1, for every instance, in training too. In place.
+    """Hold the static edges into and out of `blocks` at weight 1, for every instance, in training
+    too. In place.
 
-    Where x + F(x) was lifted, v0 feeds every block, so a pinned one always runs. In a chain it runs wherever the block before it does, or an
-    edge past that one is open.
+    Where x + F(x) was lifted, v0 feeds every block, so a pinned one always runs. In a chain it runs
+    wherever the block before it does, or an edge past that one is open.
 
     Args:
         net: a converted network whose routers have not decided about these edges yet.
         blocks: names of nodes of kind `block`.
 
     Raises:
-        InputError: a name is not a block; or routers or gates are not ours, or were trained already, so that logits are not 0.
+        InputError: a name is not a block; or routers or gates are not ours, or were trained
+            already, so that logits are not 0.
     """
     pinned = _known(net, blocks)
 
@@ -46,25 +49,27 @@ def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
 
 
 def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
-    """Let routers decide about blocks: the edges out of one open and close together, and all else is as the backbone had it. In place.
+    """Let routers decide about blocks: the edges out of one open and close together, and all else
+    is as the backbone had it. In place.
 
-    A lifted block then adds its branch by one weight, x + w F(x), or is left out where w is at or below the threshold. Blocks that hold
-    their own x + F(x), or no skip at all, always run.
+    A lifted block then adds its branch by one weight, x + w F(x), or is left out where w is at or
+    below the threshold. Blocks that hold their own x + F(x), or no skip at all, always run.
 
     Args:
-        net: a converted network with `stage` routers that have not decided yet; one that looked at a block's output would come too late to
-            leave the block out.
+        net: a converted network with `stage` routers that have not decided yet; one that looked at
+            a block's output would come too late to leave the block out.
         pinned: names of blocks that always run.
 
     Raises:
-        InputError: routers decide node by node; no block is left to decide about; or as for `pin_open_`.
+        InputError: routers decide node by node; no block is left to decide about; or as for
+            `pin_open_`.
     """
     known = _known(net, pinned)
     of_nodes = [plan.name for plan in net.plan if plan.scope != "stage"]
     if of_nodes:
         raise InputError(
-            f"a node's router decides when its block has run, too late to leave it out, as in stage {of_nodes[0]!r}. Convert with "
-            'router="stage".'
+            "a node's router decides when its block has run, too late to leave it out, as in"
+            f' stage {of_nodes[0]!r}. Convert with router="stage".'
         )
     free = {
         node.name
@@ -74,7 +79,8 @@ def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
     }
     if not free:
         raise InputError(
-            'no block is left to decide about: all are pinned, or hold their own skip. Pin fewer, or convert with residual="lift".'
+            "no block is left to decide about: all are pinned, or hold their own skip. Pin fewer,"
+            ' or convert with residual="lift".'
         )
 
     def follow(edges: list[CandidateEdge]) -> list[int]:
@@ -86,7 +92,9 @@ def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
 
 
 def release_(net: DynamicNetwork) -> None:
-    """Write what is held and what follows into the routers' own weights; their outputs stay the same, to the bit. In place."""
+    """Write what is held and what follows into the routers' own weights; their outputs stay the
+    same, to the bit. In place.
+    """
     for router in net.lowered.modules():
         follows_E = getattr(router, "follows_E", None)
         if isinstance(router, LinearRouter) and isinstance(follows_E, Tensor):
@@ -101,11 +109,16 @@ def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
     found = {node.name for stage in net.graph.stages for node in net.graph.nodes(stage)[1:-1]}
     unknown = sorted(set(blocks) - found)
     if unknown:
-        raise InputError(f"{unknown[0]!r} is not a block of this network, which routes {', '.join(sorted(found))}.")
+        raise InputError(
+            f"{unknown[0]!r} is not a block of this network, which routes"
+            f" {', '.join(sorted(found))}."
+        )
     return set(blocks)
 
 
-def _hold(net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]], list[int]]) -> None:
+def _hold(
+    net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]], list[int]]
+) -> None:
     """Let `follow` say, for the edges of each router, the place whose logit each takes, or HELD."""
     edges, routing = net.graph.edges(stage), routing_of(net.lowered, stage)
     for index, places in decided_edges(net, stage).items():
@@ -115,13 +128,20 @@ def _hold(net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]
         router, gate = routing.router(index), routing.gate(index)
         if not isinstance(router, LinearRouter) or not isinstance(gate, AnchoredGate):
             raise InputError(
-                f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges are held by logits of 0, which our "
-                'routers and the gate "anchored" keep. Convert with those, or hold nothing.'
+                f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges"
+                ' are held by logits of 0, which our routers and the gate "anchored" keep. Convert'
+                " with those, or hold nothing."
             )
-        is_held_E = torch.tensor([place != own for own, place in enumerate(follows)], device=router.bias.device)
+        is_held_E = torch.tensor(
+            [place != own for own, place in enumerate(follows)], device=router.bias.device
+        )
         if router.weight[is_held_E].any() or router.bias[is_held_E].any():
-            raise InputError(f"a router of stage {stage!r} was trained already: hold edges before training.")
-        router.register_buffer("follows_E", torch.tensor(follows, device=router.bias.device), persistent=False)
+            raise InputError(
+                f"a router of stage {stage!r} was trained already: hold edges before training."
+            )
+        router.register_buffer(
+            "follows_E", torch.tensor(follows, device=router.bias.device), persistent=False
+        )
         router.register_forward_hook(_followed)
 
 

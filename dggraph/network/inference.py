@@ -1,9 +1,11 @@
-"""A network made ready for inference: batch norms folded into the convolutions before them, channels-last weights, nothing to train.
+"""A network made ready for inference: batch norms folded into the convolutions before them,
+channels-last weights, nothing to train.
 
-A norm is folded where the convolution's only reader is the norm, each of the two is called once, no hook sits on either, and both lie in the
-same block or both outside all blocks: what an executor runs alone stays whole. The plan then forgets the norm and takes the convolution in its
-place. timm's `BatchNormAct2d` leaves its activation behind. Linear layers before a norm are left as they are: whether `BatchNorm1d` counts
-their features or their tokens depends on the shape.
+A norm is folded where the convolution's only reader is the norm, each of the two is called once, no
+hook sits on either, and both lie in the same block or both outside all blocks: what an executor
+runs alone stays whole. The plan then forgets the norm and takes the convolution in its place.
+timm's `BatchNormAct2d` leaves its activation behind. Linear layers before a norm are left as they
+are: whether `BatchNorm1d` counts their features or their tokens depends on the shape.
 """
 
 import copy
@@ -27,7 +29,9 @@ _TIMM_NORM = "timm.layers.norm_act.BatchNormAct2d"
 
 
 class InferenceNetwork(DynamicNetwork):
-    """What `optimize_for_inference` returns: runs, records and exports as any network; it is neither trained nor saved."""
+    """What `optimize_for_inference` returns: runs, records and exports as any network; it is
+    neither trained nor saved.
+    """
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
         """Stay in eval mode.
@@ -37,8 +41,9 @@ class InferenceNetwork(DynamicNetwork):
         """
         if mode:
             raise InputError(
-                f"this {self.graph.name} was optimised for inference: its norms are folded and its weights frozen, so it cannot be "
-                "trained. Train the network it was made from, then call optimize_for_inference again."
+                f"this {self.graph.name} was optimised for inference: its norms are folded and its"
+                " weights frozen, so it cannot be trained. Train the network it was made from,"
+                " then call optimize_for_inference again."
             )
         super().train(False)
         return self
@@ -47,11 +52,13 @@ class InferenceNetwork(DynamicNetwork):
 def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
     """A copy of `net` that gives the same outputs faster.
 
-    In eval mode; batch norms folded into the convolutions before them, convolution weights in channels-last layout (so that features follow),
-    no parameter requires a gradient. Outputs agree to 1e-4 of the largest, and paths are the same where no weight lies within about 1e-4
-    of its threshold. All executors, `record`, `torch.compile` and autocast work as before.
+    In eval mode; batch norms folded into the convolutions before them, convolution weights in
+    channels-last layout (so that features follow), no parameter requires a gradient. Outputs agree
+    to 1e-4 of the largest, and paths are the same where no weight lies within about 1e-4 of its
+    threshold. All executors, `record`, `torch.compile` and autocast work as before.
 
-    Not an exchange format: state-dict keys of folded norms are gone, so `dggraph.save` refuses it. Save `net`, and optimise after loading.
+    Not an exchange format: state-dict keys of folded norms are gone, so `dggraph.save` refuses it.
+    Save `net`, and optimise after loading.
 
     Args:
         net: a converted network; left as it is.
@@ -86,11 +93,17 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
 
 
 def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str, str]:
-    """Fold what can be folded; returns, per fx node that is gone, the one that stands in its place."""
+    """Fold what can be folded; returns, per fx node that is gone, the one that stands in its
+    place.
+    """
     folded: dict[str, str] = {}
     for conv_node, norm_node in _pairs(lowered, plan):
-        conv, norm = (lowered.get_submodule(str(fx_node.target)) for fx_node in (conv_node, norm_node))
-        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        conv, norm = (
+            lowered.get_submodule(str(fx_node.target)) for fx_node in (conv_node, norm_node)
+        )
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(
+            norm, nn.modules.batchnorm._BatchNorm
+        )
         lowered.set_submodule(str(conv_node.target), fuse_conv_bn_eval(conv, norm))
         if type(norm) not in _NORMS:
             lowered.set_submodule(str(norm_node.target), norm.get_submodule("act"))
@@ -105,11 +118,15 @@ def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str,
 
 def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.Node, fx.Node]]:
     """Convolutions with the norms that may be folded into them."""
-    block_of = {name: block.node for stage in plan for block in stage.blocks for name in block.fx_nodes}
+    block_of = {
+        name: block.node for stage in plan for block in stage.blocks for name in block.fx_nodes
+    }
     calls: Counter[int] = Counter()
     for fx_node in lowered.graph.nodes:
         if fx_node.op == "call_module":
-            calls.update({id(module) for module in lowered.get_submodule(str(fx_node.target)).modules()})
+            calls.update(
+                {id(module) for module in lowered.get_submodule(str(fx_node.target)).modules()}
+            )
         elif fx_node.op == "get_attr":
             calls[id(lowered.get_submodule(str(fx_node.target).rpartition(".")[0]))] += 1
     pairs = []
@@ -117,22 +134,35 @@ def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.N
         if norm_node.op != "call_module" or norm_node.kwargs or len(norm_node.args) != 1:
             continue
         (conv_node,) = norm_node.args
-        if not isinstance(conv_node, fx.Node) or conv_node.op != "call_module" or set(conv_node.users) != {norm_node}:
+        if (
+            not isinstance(conv_node, fx.Node)
+            or conv_node.op != "call_module"
+            or set(conv_node.users) != {norm_node}
+        ):
             continue
-        conv, norm = (lowered.get_submodule(str(fx_node.target)) for fx_node in (conv_node, norm_node))
+        conv, norm = (
+            lowered.get_submodule(str(fx_node.target)) for fx_node in (conv_node, norm_node)
+        )
         is_known = _is_a(conv, _CONVOLUTIONS, _TIMM_CONVOLUTION) and _is_a(norm, _NORMS, _TIMM_NORM)
         if not is_known or norm.running_mean is None or calls[id(conv)] > 1 or calls[id(norm)] > 1:
             continue
         # Private, torch 2.10 to 2.15: there is no public way to ask for hooks.
-        is_hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (conv, norm))
+        is_hooked = any(
+            module._forward_hooks or module._forward_pre_hooks for module in (conv, norm)
+        )
         if not is_hooked and block_of.get(conv_node.name) == block_of.get(norm_node.name):
             pairs.append((conv_node, norm_node))
     return pairs
 
 
 def _is_a(module: nn.Module, types: set[type[nn.Module]], timm_name: str) -> bool:
-    """Exactly one of `types`, or timm's class of that name: a subclass may compute something else."""
-    return type(module) in types or f"{type(module).__module__}.{type(module).__qualname__}" == timm_name
+    """Exactly one of `types`, or timm's class of that name: a subclass may compute something
+    else.
+    """
+    return (
+        type(module) in types
+        or f"{type(module).__module__}.{type(module).__qualname__}" == timm_name
+    )
 
 
 def _without(stage: StagePlan, folded: Mapping[str, str]) -> StagePlan:
@@ -143,7 +173,14 @@ def _without(stage: StagePlan, folded: Mapping[str, str]) -> StagePlan:
             block,
             output=folded.get(block.output, block.output),
             fx_nodes=tuple(name for name in block.fx_nodes if name not in folded),
-            reads=tuple(replace(read, fx_node=folded.get(read.fx_node, read.fx_node)) for read in block.reads),
+            reads=tuple(
+                replace(read, fx_node=folded.get(read.fx_node, read.fx_node))
+                for read in block.reads
+            ),
         )
 
-    return replace(stage, entry=folded.get(stage.entry, stage.entry), blocks=tuple(block_without(block) for block in stage.blocks))
+    return replace(
+        stage,
+        entry=folded.get(stage.entry, stage.entry),
+        blocks=tuple(block_without(block) for block in stage.blocks),
+    )

@@ -1,4 +1,6 @@
-"""timm's layer-wise learning rates: the backbone's parameters in the groups they would have there, the routers in the last one."""
+"""timm's layer-wise learning rates: the backbone's parameters in the groups they would have there,
+the routers in the last one.
+"""
 
 import re
 from collections.abc import Callable
@@ -15,11 +17,14 @@ def with_routers(matcher: Any, shell: nn.Module) -> Any:
     """A `group_matcher` of a backbone, extended to routers.
 
     Args:
-        matcher: patterns by group, or a function of a name; what no pattern finds is a last group of its own.
+        matcher: patterns by group, or a function of a name; what no pattern finds is a last group
+            of its own.
         shell: owns the backbone's parameters and the routers'.
     """
     if not isinstance(matcher, dict):
-        return lambda name: (float("inf"), *_WITH_THE_LAST) if name.startswith("dg_") else matcher(name)
+        return lambda name: (
+            (float("inf"), *_WITH_THE_LAST) if name.startswith("dg_") else matcher(name)
+        )
     found = [pattern for spec in matcher.values() for pattern in _patterns(spec)]
     is_complete = all(any(re.match(pattern, name) for pattern in found) for name in _names(shell))
     return {**matcher, "routing": [(r"dg_", _WITH_THE_LAST)]} if is_complete else matcher
@@ -30,7 +35,9 @@ def automatic(shell: nn.Module) -> Callable[[str], int]:
     from timm.optim import auto_group_layers
 
     named = [(name, None) for name in _names(shell)]
-    groups = auto_group_layers(SimpleNamespace(named_parameters=lambda: named, pretrained_cfg=shell.pretrained_cfg))
+    groups = auto_group_layers(
+        SimpleNamespace(named_parameters=lambda: named, pretrained_cfg=shell.pretrained_cfg)
+    )
     last = max(groups.values())
     return lambda name: groups.get(name, last)
 

@@ -1,4 +1,6 @@
-"""`manifest.json`: a strict schema with a version, sealed by its own SHA-256, and the way between it and our dataclasses."""
+"""`manifest.json`: a strict schema with a version, sealed by its own SHA-256, and the way between
+it and our dataclasses.
+"""
 
 import hashlib
 import json
@@ -107,7 +109,9 @@ class Manifest(_Strict):
     router: Name
     gate: Name
     leaves: list[Name]
-    input_shape: Annotated[list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)]
+    input_shape: Annotated[
+        list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)
+    ]
     dtype: FloatType
     found: list[_Stage]
     static: list[_Static]
@@ -127,7 +131,10 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
     stages = []
     for stage, reason in zip(blueprint.found, blueprint.kept_because, strict=True):
         document = asdict(stage) | {"kept_because": reason}
-        for block in (*([document["entry_block"]] if document["entry_block"] else []), *document["blocks"]):
+        for block in (
+            *([document["entry_block"]] if document["entry_block"] else []),
+            *document["blocks"],
+        ):
             del block["signature"]
         stages.append(_Stage.model_validate_json(json.dumps(document)))
     return {
@@ -138,7 +145,10 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
         "input_shape": list(blueprint.input_shape),
         "dtype": blueprint.dtype,
         "found": stages,
-        "static": [_Static(module_path=path, macs=macs, reason=reason) for path, macs, reason in blueprint.static],
+        "static": [
+            _Static(module_path=path, macs=macs, reason=reason)
+            for path, macs, reason in blueprint.static
+        ],
     }
 
 
@@ -164,7 +174,11 @@ def type_name(tensor: Tensor) -> Any:
 
 def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
     """`preprocess` as the manifest holds it."""
-    return _Preprocess.model_validate_json(json.dumps(asdict(preprocess))) if preprocess is not None else None
+    return (
+        _Preprocess.model_validate_json(json.dumps(asdict(preprocess)))
+        if preprocess is not None
+        else None
+    )
 
 
 def unpack_preprocess(manifest: Manifest) -> Preprocess | None:
@@ -192,7 +206,9 @@ def seal(manifest: Manifest) -> Manifest:
     """`manifest` with the SHA-256 of everything else in it."""
     parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
     content = manifest.model_copy(update={"sha256": parts}).model_dump_json()
-    return manifest.model_copy(update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}})
+    return manifest.model_copy(
+        update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}}
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -210,16 +226,23 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(file.read_bytes())
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > SCHEMA_VERSION:
-            raise ArchiveError(f"{folder} has schema version {version}, this dggraph reads {SCHEMA_VERSION}; upgrade dggraph.")
+            raise ArchiveError(
+                f"{folder} has schema version {version}, this dggraph reads {SCHEMA_VERSION};"
+                " upgrade dggraph."
+            )
         manifest = Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArchiveError(f"{file}: {where or 'document'}: {first['msg']}; the manifest is damaged or foreign.") from None
+        raise ArchiveError(
+            f"{file}: {where or 'document'}: {first['msg']}; the manifest is damaged or foreign."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{file} is not JSON: {error}.") from None
     if seal(manifest) != manifest:
-        raise ArchiveError(f"{file} is not what was written: its own SHA-256 differs; copy the archive again.")
+        raise ArchiveError(
+            f"{file} is not what was written: its own SHA-256 differs; copy the archive again."
+        )
     return manifest
 
 
@@ -231,7 +254,10 @@ def refuse_unknown_names(folder: Path, found: Sequence[FoundStage], known: Colle
             names |= {block.input, block.output, *block.fx_nodes}
         unknown = sorted(names - set(known))
         if unknown:
-            raise ArchiveError(f"{folder}: stage {stage.path!r} names {unknown[:3]}, which the backbone's trace does not have.")
+            raise ArchiveError(
+                f"{folder}: stage {stage.path!r} names {unknown[:3]}, which the backbone's trace"
+                " does not have."
+            )
 
 
 def _unpack(stage: _Stage) -> FoundStage:
@@ -253,4 +279,7 @@ def _unpack(stage: _Stage) -> FoundStage:
 
 def _tupled(packed: BaseModel) -> dict[str, Any]:
     """The fields of `packed`, lists as the tuples that frozen dataclasses hold."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in packed.model_dump().items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in packed.model_dump().items()
+    }

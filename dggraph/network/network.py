@@ -30,7 +30,8 @@ EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
 
 
 class Gates(NamedTuple):
-    """The edge weights of one forward pass, per stage, shape (B, E) in the order of `DynamicGraph.edges`.
+    """The edge weights of one forward pass, per stage, shape (B, E) in the order of
+    `DynamicGraph.edges`.
 
     Example:
         >>> import dggraph, torch
@@ -43,14 +44,18 @@ class Gates(NamedTuple):
     weights: dict[str, Tensor]
     """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
     raw: dict[str, Tensor]
-    """Before the threshold and liveness; what it says of edges that leave a dead node means nothing."""
+    """Before the threshold and liveness; what it says of edges that leave a dead node means
+    nothing.
+    """
     thresholds: dict[str, Tensor]
     """Per stage, 0-d."""
     table: MacsTable
     """What the network's parts cost, for a budget."""
 
     def macs(self) -> Tensor:
-        """(B,) float64: multiply-accumulates of each instance's path, routers and aggregation included."""
+        """(B,) float64: multiply-accumulates of each instance's path, routers and aggregation
+        included.
+        """
         return path_macs(self.open, self.table)
 
     @property
@@ -59,9 +64,13 @@ class Gates(NamedTuple):
         return {stage: weights_BE.detach() != 0 for stage, weights_BE in self.weights.items()}
 
     def adjacency(self, stage: str) -> Tensor:
-        """(B, V, V) weights of one stage: row = source, column = target, 0 where an edge is inactive. Carries the gradient."""
+        """(B, V, V) weights of one stage: row = source, column = target, 0 where an edge is
+        inactive. Carries the gradient.
+        """
         weights_BE, topology = self.weights[stage], self.table.stages[stage].topology
-        adjacency_BVV = weights_BE.new_zeros((len(weights_BE), topology.num_vertices, topology.num_vertices))
+        adjacency_BVV = weights_BE.new_zeros(
+            (len(weights_BE), topology.num_vertices, topology.num_vertices)
+        )
         adjacency_BVV[:, topology.sources, topology.targets] = weights_BE
         return adjacency_BVV
 
@@ -89,11 +98,13 @@ class Blueprint:
 class DynamicNetwork(StandIn):
     """A backbone whose stages are wired per instance. Made by `convert` or `load`.
 
-    Modules, parameters, buffers and attributes have the names that they have in the backbone, see `StandIn`.
+    Modules, parameters, buffers and attributes have the names that they have in the backbone, see
+    `StandIn`.
 
     Attributes:
-        executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense` (runs every block for all,
-            closed edges masked). In training, with gradients, under compilers and exporters always dense.
+        executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense`
+            (runs every block for all, closed edges masked). In training, with gradients, under
+            compilers and exporters always dense.
 
     Example:
         >>> import dggraph, torch
@@ -138,24 +149,36 @@ class DynamicNetwork(StandIn):
         blueprint: Blueprint,
     ) -> None:
         super().__init__(lowered, backbone)
-        self.graph, self.plan, self.report, self.macs_table, self.blueprint = graph, plan, report, macs_table, blueprint
+        self.graph, self.plan, self.report, self.macs_table, self.blueprint = (
+            graph,
+            plan,
+            report,
+            macs_table,
+            blueprint,
+        )
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
         self._executor, self._program, self._collected = "auto", None, None
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that must not decay: those that the backbone names, as timm's do, and all of the routers."""
+        """Parameters that must not decay: those that the backbone names, as timm's do, and all of
+        the routers.
+        """
         named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
         routers = tuple(f"{routing_name(stage)}." for stage in self.graph.stages)
         return {*named, *(name for name, _ in self.named_parameters() if name.startswith(routers))}
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
-        """timm's layer-wise groups, see `layer_groups`; no such attribute where the backbone is none of timm's."""
+        """timm's layer-wise groups, see `layer_groups`; no such attribute where the backbone is
+        none of timm's.
+        """
         own = getattr(self._shell, "group_matcher", None)
         if own is None and getattr(self._shell, "pretrained_cfg", None) is None:
             raise AttributeError("group_matcher")
-        return lambda coarse=False: with_routers(own(coarse=coarse), self._shell) if own else automatic(self._shell)
+        return lambda coarse=False: (
+            with_routers(own(coarse=coarse), self._shell) if own else automatic(self._shell)
+        )
 
     @property
     def executor(self) -> Executor:
@@ -169,39 +192,56 @@ class DynamicNetwork(StandIn):
         self._executor = name
 
     def set_threshold(self, threshold: float) -> None:
-        """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not, 1."""
+        """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not,
+        1.
+        """
         if not 0 <= threshold < 1:
-            raise InputError(f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open.")
+            raise InputError(
+                f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open."
+            )
         for stage in self.graph.stages:
             routing_of(self.lowered, stage).threshold.fill_(threshold)
 
     def set_temperature(self, temperature: float) -> None:
-        """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1 decisions become sharper.
+        """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1
+        decisions become sharper.
 
         Raises:
             InputError: `temperature` is not positive, or no gate has one.
         """
         buffers = [buffer for stage in self.graph.stages for buffer in self._temperatures(stage)]
         if not temperature > 0 or not buffers:
-            raise InputError(f"temperature={temperature}: needs a positive number, and gates with a `temperature` buffer.")
+            raise InputError(
+                f"temperature={temperature}: needs a positive number, and gates with a"
+                " `temperature` buffer."
+            )
         for buffer in buffers:
             buffer.fill_(temperature)
 
     def _temperatures(self, stage: str) -> list[Tensor]:
-        return [buffer for name, buffer in routing_of(self.lowered, stage).named_buffers() if name.endswith(".temperature")]
+        return [
+            buffer
+            for name, buffer in routing_of(self.lowered, stage).named_buffers()
+            if name.endswith(".temperature")
+        ]
 
     def set_budget(self, target: float) -> None:
-        """Set the threshold that `calibrate` found to keep `target` of the static network's MACs, on average over its images.
+        """Set the threshold that `calibrate` found to keep `target` of the static network's MACs,
+        on average over its images.
 
         Raises:
             InputError: nothing was calibrated, or `target` is outside what was measured.
         """
         if self.budgets is None:
-            raise InputError("no budgets are known for this network; run dggraph.calibrate(net, held_out_batches) first.")
+            raise InputError(
+                "no budgets are known for this network; run dggraph.calibrate(net,"
+                " held_out_batches) first."
+            )
         self.set_threshold(self.budgets.at(target).threshold)
 
     def print_routing_summary(self, x: Tensor | None = None) -> None:
-        """Print what is routed, and where most of the work is; of images also what their paths keep of it.
+        """Print what is routed, and where most of the work is; of images also what their paths keep
+        of it.
 
         Args:
             x: images (B, C, H, W), run in the mode that the network is in.
@@ -213,12 +253,20 @@ class DynamicNetwork(StandIn):
             MACs: 1.81G, 63.7% in routed blocks; most of them in layer1: 25.5%
             parameters: 11,692,599, of which routers 0.03%
         """
-        report, edges = self.report, [edge for stage in self.graph.stages for edge in self.graph.edges(stage)]
-        routers = sum(p.numel() for stage in self.graph.stages for p in routing_of(self.lowered, stage).parameters())
+        report, edges = (
+            self.report,
+            [edge for stage in self.graph.stages for edge in self.graph.edges(stage)],
+        )
+        routers = sum(
+            p.numel()
+            for stage in self.graph.stages
+            for p in routing_of(self.lowered, stage).parameters()
+        )
         parameters = sum(p.numel() for p in self.parameters())
         print(
-            f"{report.name}: {plural(len(report.stages), 'stage')}, {plural(report.num_blocks, 'routed block')}, "
-            f"{plural(len(edges), 'candidate edge')}, {sum(edge.is_static for edge in edges)} of them the backbone's own"
+            f"{report.name}: {plural(len(report.stages), 'stage')},"
+            f" {plural(report.num_blocks, 'routed block')}, {plural(len(edges), 'candidate edge')},"
+            f" {sum(edge.is_static for edge in edges)} of them the backbone's own"
         )
         macs = f"MACs: {count(report.total_macs)}, {report.routed_fraction:.1%} in routed blocks"
         if report.stages:
@@ -233,8 +281,9 @@ class DynamicNetwork(StandIn):
         ratio_B = gates.macs() / gates.table.static
         is_open = torch.cat([open_BE.flatten() for open_BE in gates.open.values()])
         print(
-            f"{plural(len(ratio_B), 'image')}: {float(is_open.double().mean()):.1%} of the edges open, MACs ratio "
-            f"{float(ratio_B.mean()):.3f}, from {float(ratio_B.min()):.3f} to {float(ratio_B.max()):.3f}"
+            f"{plural(len(ratio_B), 'image')}: {float(is_open.double().mean()):.1%} of the edges"
+            f" open, MACs ratio {float(ratio_B.mean()):.3f}, from {float(ratio_B.min()):.3f} to"
+            f" {float(ratio_B.max()):.3f}"
         )
 
     def forward(self, x: Tensor, *, return_gates: bool = False) -> Any:
@@ -245,31 +294,36 @@ class DynamicNetwork(StandIn):
             return_gates: also return the `Gates` of this pass.
 
         Raises:
-            InputError: `x` is not an image batch with the backbone's number of channels, or of a type that its weights cannot be used with.
-            StructureError: a module that the graph needs is gone, or has another forward than the one that was traced.
-            BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is asked for in forward mode.
+            InputError: `x` is not an image batch with the backbone's number of channels, or of a
+                type that its weights cannot be used with.
+            StructureError: a module that the graph needs is gone, or has another forward than the
+                one that was traced.
+            BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is
+                asked for in forward mode.
         """
         if isinstance(x, fx.Proxy):
             raise BackboneOnlyError(
-                "torch.fx cannot trace a converted network, which decides per instance what runs; its own graph is net.lowered.graph. Apply "
-                "what traces (create_feature_extractor, quantisation) to the backbone, and convert the result."
+                "torch.fx cannot trace a converted network, which decides per instance what runs;"
+                " its own graph is net.lowered.graph. Apply what traces (create_feature_extractor,"
+                " quantisation) to the backbone, and convert the result."
             )
         if self.training and is_jit_traced():
             raise BackboneOnlyError(
-                "torch.jit.trace keeps no gradients of routers, so it takes a network for inference only: call net.eval() first, or train "
-                "the network and trace it then."
+                "torch.jit.trace keeps no gradients of routers, so it takes a network for inference"
+                " only: call net.eval() first, or train the network and trace it then."
             )
         if not isinstance(x, Tensor):
             raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
         channels = self.blueprint.input_shape[0]
         if x.ndim == 5:
             raise InputError(
-                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as clips are. Fold their frames into the batch, "
-                "x.transpose(1, 2).flatten(0, 1), and pool over time afterwards."
+                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as"
+                " clips are. Fold their frames into the batch, x.transpose(1, 2).flatten(0, 1),"
+                " and pool over time afterwards."
             )
         wrong_shape = (
-            f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got {tuple(x.shape)}. Add the batch axis with x[None], or "
-            "convert the channels."
+            f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got"
+            f" {tuple(x.shape)}. Add the batch axis with x[None], or convert the channels."
         )
         if x.ndim != 4:
             raise InputError(wrong_shape)
@@ -280,21 +334,30 @@ class DynamicNetwork(StandIn):
         except RuntimeError as error:
             if "forward mode AD" in str(error):
                 raise BackboneOnlyError(
-                    "a converted network has no forward-mode derivatives (jvp, jacfwd, dual tensors): its gates define gradients for the "
-                    "backward pass alone. Use reverse mode (vjp, jacrev, grad), or differentiate the backbone."
+                    "a converted network has no forward-mode derivatives (jvp, jacfwd, dual"
+                    " tensors): its gates define gradients for the backward pass alone. Use reverse"
+                    " mode (vjp, jacrev, grad), or differentiate the backbone."
                 ) from error
             if x.shape[1] != channels:  # unless the first layer was replaced by one that takes them
                 raise InputError(wrong_shape) from error
-            dtype = next((p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype)
+            dtype = next(
+                (p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype
+            )
             if x.dtype == dtype:
                 raise
             raise InputError(
-                f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with x.to({dtype})."
+                f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with"
+                f" x.to({dtype})."
             ) from error
         if not return_gates and self._collected is None:
             return output
         thresholds = {stage: routing_of(self.lowered, stage).threshold for stage in gates}
-        named = Gates({k: v[0] for k, v in gates.items()}, {k: v[1] for k, v in gates.items()}, thresholds, self.macs_table)
+        named = Gates(
+            {k: v[0] for k, v in gates.items()},
+            {k: v[1] for k, v in gates.items()},
+            thresholds,
+            self.macs_table,
+        )
         if self._collected is not None:
             self._collected.append(named)
         return (output, named) if return_gates else output
@@ -302,7 +365,8 @@ class DynamicNetwork(StandIn):
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` asks first."""
         raise BackboneOnlyError(
-            "torch.jit.script cannot compile a converted network. Use torch.compile, dggraph.export, or torch.jit.trace(net.eval(), x)."
+            "torch.jit.script cannot compile a converted network. Use torch.compile,"
+            " dggraph.export, or torch.jit.trace(net.eval(), x)."
         )
 
     def _is_sparse(self, x: Tensor) -> bool:
@@ -311,14 +375,20 @@ class DynamicNetwork(StandIn):
 
     def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
         plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
-        if self._program is None or self._program.code != self.lowered.code or self._program.plan != plan:
+        if (
+            self._program is None
+            or self._program.code != self.lowered.code
+            or self._program.plan != plan
+        ):
             self._program = cut(self.lowered, self.graph, plan)
         if uses_batch_statistics(self.lowered, self._program.norms):
             return self.lowered(x)  # type: ignore[no-any-return]
         return run_sparse(self._program, self.lowered, self.graph, x)
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
-        """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those on single layers see the rows that run."""
+        """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those
+        on single layers see the rows that run.
+        """
         drop_idle_calls_(self.lowered)
         plan = hooked_blocks(self.lowered, self.plan)
         return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
@@ -326,12 +396,20 @@ class DynamicNetwork(StandIn):
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
     """Per stage (E,): 1 for the edges the backbone had, else 0."""
-    return {stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu") for stage in graph.stages}
+    return {
+        stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu")
+        for stage in graph.stages
+    }
 
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
-    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that it decides."""
-    topology, (plan,) = net.macs_table.stages[stage].topology, (one for one in net.plan if one.name == stage)
+    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that
+    it decides.
+    """
+    topology, (plan,) = (
+        net.macs_table.stages[stage].topology,
+        (one for one in net.plan if one.name == stage),
+    )
     if plan.scope == "stage":
         return {0: list(range(len(topology.sources)))}
     return dict(enumerate(topology.outgoing()[:-1]))
@@ -351,7 +429,8 @@ def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
 
 @contextmanager
 def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
-    """A list of the `Gates` of each pass within this context, for a network inside another module, whose call returns something else.
+    """A list of the `Gates` of each pass within this context, for a network inside another module,
+    whose call returns something else.
 
     Example:
         >>> import dggraph, torch, torchvision
@@ -383,16 +462,20 @@ def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
 
 @contextmanager
 def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever their routers say.
+    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever
+    their routers say.
 
-    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the same instance.
+    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the
+    same instance.
     """
     handles = []
     for stage, pinned in weights.items():
         routing = routing_of(net.lowered, stage)
         for index, places in decided_edges(net, stage).items():
 
-            def hook(_module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]) -> Tensor:
+            def hook(
+                _module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]
+            ) -> Tensor:
                 return values.to(row_BE).expand_as(row_BE)
 
             handles.append(routing.gate(index).register_forward_hook(hook))

@@ -1,8 +1,9 @@
 """Running statistics of batch norms from live rows only.
 
-Training runs every block for every instance and masks closed edges, so that a block's norms see a row of zeros for each instance that does
-not reach it. Where half the rows are dead, the variance comes out at 0.67 of the live rows'. The sparse executor runs a block on the
-instances that reach it and on no others, so one pass through it sees the right rows.
+Training runs every block for every instance and masks closed edges, so that a block's norms see a
+row of zeros for each instance that does not reach it. Where half the rows are dead, the variance
+comes out at 0.67 of the live rows'. The sparse executor runs a block on the instances that reach it
+and on no others, so one pass through it sees the right rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
+from torch.nn.modules.batchnorm import (
+    _BatchNorm,
+)  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
 
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork
@@ -37,22 +40,28 @@ class Recalibration:
     kept: tuple[str, ...]
     """Saw fewer than two values a channel, so their statistics are the old ones."""
     mixed: tuple[str, ...]
-    """Updated, but in a stage whose blocks only run on whole batches (`StagePlan.dense_only`): dead rows are among theirs."""
+    """Updated, but in a stage whose blocks only run on whole batches (`StagePlan.dense_only`): dead
+    rows are among theirs.
+    """
 
 
 def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibration:
-    """Set the running statistics of every batch norm in `net` to those of the live rows of `batches`. In place.
+    """Set the running statistics of every batch norm in `net` to those of the live rows of
+    `batches`. In place.
 
-    Like `torch.optim.swa_utils.update_bn`, each norm normalises by the batch it sees, everything else is in eval mode, and there are no
-    gradients. Unlike it, the statistics are the exact mean and variance over all live values, not a mean of the batches' variances, so a
-    batch of which two instances reach a block counts for two. Modes, momentum and the executor are restored; after an error the
-    statistics are too.
+    Like `torch.optim.swa_utils.update_bn`, each norm normalises by the batch it sees, everything
+    else is in eval mode, and there are no gradients. Unlike it, the statistics are the exact mean
+    and variance over all live values, not a mean of the batches' variances, so a batch of which two
+    instances reach a block counts for two. Modes, momentum and the executor are restored; after an
+    error the statistics are too.
 
-    Weights trained with dead rows in their batch statistics have got used to them: compare on held-out data (docs/inference.md).
+    Weights trained with dead rows in their batch statistics have got used to them: compare on
+    held-out data (docs/inference.md).
 
     Args:
         net: a converted network.
-        batches: (B, C, H, W) tensors, or tuples that begin with one; larger batches resemble training more closely.
+        batches: (B, C, H, W) tensors, or tuples that begin with one; larger batches resemble
+            training more closely.
 
     Raises:
         InputError: there are no batches, or a norm saw values that are not finite.
@@ -65,9 +74,16 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
         >>> type(result).__name__
         'Recalibration'
     """
-    norms = {name: module for name, module in net.lowered.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {
+        name: module
+        for name, module in net.lowered.named_modules()
+        if isinstance(module, _BatchNorm)
+    }
     norms = {name: norm for name, norm in norms.items() if norm.running_mean is not None}
-    before = {name: {key: value.clone() for key, value in norm.named_buffers(recurse=False)} for name, norm in norms.items()}
+    before = {
+        name: {key: value.clone() for key, value in norm.named_buffers(recurse=False)}
+        for name, norm in norms.items()
+    }
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     seen = {name: _Moments() for name in norms}
     num_batches = 0
@@ -75,19 +91,28 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
         with torch.no_grad(), _watched(net, norms, seen):
             for batch in batches:
                 images = batch[0] if isinstance(batch, list | tuple) else batch
-                net.forward(images.to(device))  # not net(...): a network compiled in place would run dense
+                net.forward(
+                    images.to(device)
+                )  # not net(...): a network compiled in place would run dense
                 num_batches += 1
     finally:
         for name, norm in norms.items():
             for key, value in before[name].items():
                 norm.get_buffer(key).copy_(value)
     if not num_batches:
-        raise InputError("there are no batches to take statistics from; pass a loader, not an iterator that is used up.")
+        raise InputError(
+            "there are no batches to take statistics from; pass a loader, not an iterator that is"
+            " used up."
+        )
     updated = [name for name in norms if seen[name].count >= 2]
     for name in updated:
         seen[name].store(norms[name])
     whole = _run_on_whole_batches(net)
-    inside = {name for name in updated if any(name == path or name.startswith(f"{path}.") for path in whole)}
+    inside = {
+        name
+        for name in updated
+        if any(name == path or name.startswith(f"{path}.") for path in whole)
+    }
     return Recalibration(
         updated=tuple(name for name in updated if name not in inside),
         kept=tuple(name for name in norms if name not in updated),
@@ -103,12 +128,22 @@ class _Moments:
         self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor) -> int:
-        """Merge `features`, (R, C, ...); returns their number of values a channel (Chan, Golub and LeVeque, 1979)."""
-        values_C = features.to(torch.promote_types(features.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        """Merge `features`, (R, C, ...); returns their number of values a channel (Chan, Golub and
+        LeVeque, 1979).
+        """
+        values_C = (
+            features.to(torch.promote_types(features.dtype, torch.float32))
+            .transpose(0, 1)
+            .flatten(1)
+        )
         count = values_C.shape[1]
-        variance_C, mean_C = (moment.double() for moment in torch.var_mean(values_C, dim=1, correction=0))
+        variance_C, mean_C = (
+            moment.double() for moment in torch.var_mean(values_C, dim=1, correction=0)
+        )
         total, step = self.count + count, mean_C - self.mean
-        self.squares = self.squares + count * variance_C + step.square() * (self.count * count / total)
+        self.squares = (
+            self.squares + count * variance_C + step.square() * (self.count * count / total)
+        )
         self.mean = self.mean + step * (count / total)
         self.count, self.num_calls = total, self.num_calls + 1
         return count
@@ -121,8 +156,12 @@ class _Moments:
 
 
 @contextmanager
-def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping[str, _Moments]) -> Iterator[None]:
-    """Within this context `net` runs sparse in eval mode, its norms normalise by their batch, and `seen` collects what they see."""
+def _watched(
+    net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping[str, _Moments]
+) -> Iterator[None]:
+    """Within this context `net` runs sparse in eval mode, its norms normalise by their batch, and
+    `seen` collects what they see.
+    """
     momenta, executor = {name: norm.momentum for name, norm in norms.items()}, net.executor
     handles = []
     net.executor = "sparse"
@@ -130,9 +169,14 @@ def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping
         norm.momentum = 0.0
 
         def look(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            module.training = seen[name].add(args[0]) > 1  # a batch of one value a channel has no variance: old statistics
+            module.training = (
+                seen[name].add(args[0]) > 1
+            )  # a batch of one value a channel has no variance: old statistics
             if not seen[name].mean.isfinite().all():
-                raise InputError(f"norm {name!r} saw values that are not finite; look for a diverged run or a broken image.")
+                raise InputError(
+                    f"norm {name!r} saw values that are not finite; look for a diverged run or a"
+                    " broken image."
+                )
 
         handles.append(norm.register_forward_pre_hook(look))
     try:
@@ -149,5 +193,15 @@ def _watched(net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping
 
 def _run_on_whole_batches(net: DynamicNetwork) -> set[str]:
     """Paths of the modules in blocks that the sparse executor does not run alone."""
-    inside = {name for stage in net.plan if stage.dense_only for block in stage.blocks for name in block.fx_nodes}
-    return {str(fx_node.target) for fx_node in net.lowered.graph.nodes if fx_node.op == "call_module" and fx_node.name in inside}
+    inside = {
+        name
+        for stage in net.plan
+        if stage.dense_only
+        for block in stage.blocks
+        for name in block.fx_nodes
+    }
+    return {
+        str(fx_node.target)
+        for fx_node in net.lowered.graph.nodes
+        if fx_node.op == "call_module" and fx_node.name in inside
+    }

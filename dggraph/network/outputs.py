@@ -1,4 +1,6 @@
-"""What a backbone returns: tensors, alone or in mappings, sequences, named tuples and dataclasses, nested as it likes."""
+"""What a backbone returns: tensors, alone or in mappings, sequences, named tuples and dataclasses,
+nested as it likes.
+"""
 
 import dataclasses
 from collections import defaultdict
@@ -18,11 +20,16 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 def structure_of(output: Any) -> Any:
-    """What `output` is besides its tensors' values: its types, its keys, and what is not a tensor. Two outputs alike have equal ones."""
+    """What `output` is besides its tensors' values: its types, its keys, and what is not a tensor.
+    Two outputs alike have equal ones.
+    """
     if isinstance(output, Tensor):
         return Tensor
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return type(output), tuple((field.name, structure_of(getattr(output, field.name))) for field in dataclasses.fields(output))
+        return type(output), tuple(
+            (field.name, structure_of(getattr(output, field.name)))
+            for field in dataclasses.fields(output)
+        )
     if isinstance(output, Mapping | SimpleNamespace):
         named = output if isinstance(output, Mapping) else vars(output)
         return type(output), tuple((key, structure_of(part)) for key, part in named.items())
@@ -32,7 +39,8 @@ def structure_of(output: Any) -> Any:
 
 
 def join_outputs(outputs: Sequence[Any]) -> Any:
-    """Outputs of several batches as one, in the structure they have; what is not a tensor is taken from the first.
+    """Outputs of several batches as one, in the structure they have; what is not a tensor is taken
+    from the first.
 
     Raises:
         InputError: a part is of a type that cannot be looked into.
@@ -44,19 +52,29 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
         return torch.cat([*outputs]) if first.ndim else first
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in dataclasses.fields(first) if field.init]
-        return dataclasses.replace(first, **{name: join_outputs([getattr(output, name) for output in outputs]) for name in names})
+        return dataclasses.replace(
+            first,
+            **{name: join_outputs([getattr(output, name) for output in outputs]) for name in names},
+        )
     if isinstance(first, SimpleNamespace):
-        return SimpleNamespace(**{key: join_outputs([vars(output)[key] for output in outputs]) for key in vars(first)})
+        return SimpleNamespace(
+            **{key: join_outputs([vars(output)[key] for output in outputs]) for key in vars(first)}
+        )
     if isinstance(first, defaultdict):
-        return defaultdict(first.default_factory, {key: join_outputs([output[key] for output in outputs]) for key in first})
+        return defaultdict(
+            first.default_factory,
+            {key: join_outputs([output[key] for output in outputs]) for key in first},
+        )
     if isinstance(first, Mapping):
-        return type(first)((key, join_outputs([output[key] for output in outputs])) for key in first)  # type: ignore[call-arg]
+        return type(first)(
+            (key, join_outputs([output[key] for output in outputs])) for key in first
+        )  # type: ignore[call-arg]
     if isinstance(first, list | tuple):
         parts = [join_outputs(part) for part in zip(*outputs, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     raise InputError(
-        f"the backbone returns {type(first).__name__}, which cannot be joined from several batches. Record with batch_size=len(x), or "
-        "return tensors in a dict, a tuple or a dataclass."
+        f"the backbone returns {type(first).__name__}, which cannot be joined from several batches."
+        " Record with batch_size=len(x), or return tensors in a dict, a tuple or a dataclass."
     )
 
 

@@ -31,7 +31,9 @@ class StageReport:
     routed_macs: int
     """MACs of the routed blocks alone: what an instance may skip."""
     dense_because: str = ""
-    """Why its blocks always run on whole batches; empty where they skip what an image does not need."""
+    """Why its blocks always run on whole batches; empty where they skip what an image does not
+    need.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,9 @@ class StaticPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionReport:
-    """What conversion found, what stayed static and why. Notebooks show it as a table, one row a stage."""
+    """What conversion found, what stayed static and why. Notebooks show it as a table, one row a
+    stage.
+    """
 
     name: str
     stages: tuple[StageReport, ...]
@@ -53,21 +57,35 @@ class ConversionReport:
     """MACs of the backbone, one instance."""
     static: tuple[StaticPart, ...]
     frozen: tuple[str, ...]
-    """Parameters that the forward traced in eval mode does not read, for example auxiliary heads; they require no gradients."""
+    """Parameters that the forward traced in eval mode does not read, for example auxiliary heads;
+    they require no gradients.
+    """
     opaque: tuple[Opaque, ...]
     """Classes and functions kept as one call because they could not be traced: where, and why."""
     assumptions: tuple[Assumption, ...]
-    """Branches that the backbone's Python took for the example; a batch for which it would take another one is refused."""
+    """Branches that the backbone's Python took for the example; a batch for which it would take
+    another one is refused.
+    """
     checkpointed: tuple[str, ...]
-    """Modules (empty: the backbone itself) whose gradient checkpointing did not come along; `net.checkpoint_aggregation` is another."""
+    """Modules (empty: the backbone itself) whose gradient checkpointing did not come along;
+    `net.checkpoint_aggregation` is another.
+    """
     eval_only: tuple[str, ...]
-    """Places where the backbone's forward decides by `self.training`, which the network does not: it does as in eval mode there."""
+    """Places where the backbone's forward decides by `self.training`, which the network does not:
+    it does as in eval mode there.
+    """
     hooks: tuple[str, ...]
-    """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a whole any more."""
+    """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a
+    whole any more.
+    """
     detached: tuple[str, ...] = ()
-    """Attributes that held tensors computed from others, as a former forward leaves them: the copy holds their values alone."""
+    """Attributes that held tensors computed from others, as a former forward leaves them: the copy
+    holds their values alone.
+    """
     branches: str = ""
-    """What to call first, where blocks still hold branches that can be fused into one convolution."""
+    """What to call first, where blocks still hold branches that can be fused into one
+    convolution.
+    """
     max_difference: float
     """max |static - lowered| at batch 3, as the self-check measured it."""
 
@@ -83,8 +101,14 @@ class ConversionReport:
 
     @property
     def routed_fraction(self) -> float:
-        """Share of the MACs in routed blocks, entry blocks not counted: what routing can skip at most."""
-        return sum(stage.routed_macs for stage in self.stages) / self.total_macs if self.total_macs else 0.0
+        """Share of the MACs in routed blocks, entry blocks not counted: what routing can skip at
+        most.
+        """
+        return (
+            sum(stage.routed_macs for stage in self.stages) / self.total_macs
+            if self.total_macs
+            else 0.0
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -108,16 +132,28 @@ class ConversionReport:
             )
             for stage in self.stages
         ]
-        caption = f"{self.name}: {count(self.total_macs)} MACs, {self.routed_fraction:.1%} of them in routed blocks"
-        return html_table(("stage", "routed blocks", "candidate edges", "residual", "MACs", "note"), rows, caption=caption)
+        caption = (
+            f"{self.name}: {count(self.total_macs)} MACs, {self.routed_fraction:.1%} of them in"
+            " routed blocks"
+        )
+        return html_table(
+            ("stage", "routed blocks", "candidate edges", "residual", "MACs", "note"),
+            rows,
+            caption=caption,
+        )
 
 
 def note_dense(stages: Sequence[StageReport], plan: Sequence[StagePlan]) -> tuple[StageReport, ...]:
     """`stages` with the reasons why some of them run on whole batches."""
-    return tuple(replace(stage, dense_because=one.dense_only) for stage, one in zip(stages, plan, strict=True))
+    return tuple(
+        replace(stage, dense_because=one.dense_only)
+        for stage, one in zip(stages, plan, strict=True)
+    )
 
 
-def report_stages(graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]) -> tuple[StageReport, ...]:
+def report_stages(
+    graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]
+) -> tuple[StageReport, ...]:
     """One `StageReport` a stage, in order."""
     return tuple(
         StageReport(
@@ -131,5 +167,7 @@ def report_stages(graph: DynamicGraph, found: Sequence[FoundStage], kept_because
             macs=discovered.macs,
             routed_macs=sum(block.macs for block in discovered.blocks),
         )
-        for stage, discovered, reason in zip(graph.stages.values(), found, kept_because, strict=True)
+        for stage, discovered, reason in zip(
+            graph.stages.values(), found, kept_because, strict=True
+        )
     )

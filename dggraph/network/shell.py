@@ -1,12 +1,16 @@
 """What a converted network still knows of its backbone: attributes, and the methods that only look.
 
-A shell is an instance of the backbone's class that owns what the network owns, so that its methods see the network's modules as they are.
-It never runs: its `forward` is the static backbone's. What is asked of it is sorted here:
+A shell is an instance of the backbone's class that owns what the network owns, so that its methods
+see the network's modules as they are. It never runs: its `forward` is the static backbone's. What
+is asked of it is sorted here:
 
 - plain data is handed on, properties are read;
-- a method that needs no argument and by its name only looks (`get_classifier`, `no_weight_decay`) is handed on;
-- a method that every module has (`train`, `state_dict`) is handed on where the backbone has a version of its own, see `own_version`;
-- every other method would run or rebuild the static backbone, and is an error that says what to do before converting.
+- a method that needs no argument and by its name only looks (`get_classifier`, `no_weight_decay`)
+  is handed on;
+- a method that every module has (`train`, `state_dict`) is handed on where the backbone has a
+  version of its own, see `own_version`;
+- every other method would run or rebuild the static backbone, and is an error that says what to do
+  before converting.
 """
 
 import copy
@@ -25,12 +29,30 @@ from dggraph.errors import BackboneOnlyError
 
 _LOOKS = re.compile(r"(get|is|has|num)_\w+|group_matcher|no_weight_decay\w*")
 _ADVICE = {
-    "reset_classifier": "Assign the new last layer here, for example net.fc = nn.Linear(512, 10), or call it before converting",
-    "set_grad_checkpointing": "Call it before converting: a converted network recomputes what its backbone was set to recompute",
-    "forward_features": "Build the backbone with num_classes=0 and global_pool='' (timm), or slice it, and convert that",
-    "forward_head": "Convert the features alone (num_classes=0 and global_pool='' in timm), and call the head behind them",
-    "forward_intermediates": "Build the backbone with features_only=True (timm), or wrap this call in a module, and convert that",
-    "get_intermediate_layers": "Build the backbone with features_only=True (timm), or wrap this call in a module, and convert that",
+    "reset_classifier": (
+        "Assign the new last layer here, for example net.fc = nn.Linear(512, 10), or call it before"
+        " converting"
+    ),
+    "set_grad_checkpointing": (
+        "Call it before converting: a converted network recomputes what its backbone was set to"
+        " recompute"
+    ),
+    "forward_features": (
+        "Build the backbone with num_classes=0 and global_pool='' (timm), or slice it, and convert"
+        " that"
+    ),
+    "forward_head": (
+        "Convert the features alone (num_classes=0 and global_pool='' in timm), and call the head"
+        " behind them"
+    ),
+    "forward_intermediates": (
+        "Build the backbone with features_only=True (timm), or wrap this call in a module, and"
+        " convert that"
+    ),
+    "get_intermediate_layers": (
+        "Build the backbone with features_only=True (timm), or wrap this call in a module, and"
+        " convert that"
+    ),
     "fuse_model": "Call it before converting, or use dggraph.optimize_for_inference(net)",
     "fuse": "Call it before converting",
     "reparameterize": "Call it before converting",
@@ -50,7 +72,9 @@ def make_shell(backbone: nn.Module, owner: nn.Module) -> nn.Module:
 
 
 def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of `shell` that owns what `owner` owns; `memo` knows the copies of its modules already."""
+    """A deep copy of `shell` that owns what `owner` owns; `memo` knows the copies of its modules
+    already.
+    """
     twin: nn.Module = object.__new__(type(shell))
     memo[id(shell)] = twin
     others = {name: value for name, value in vars(shell).items() if name not in OWNED}
@@ -61,7 +85,9 @@ def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.M
 
 
 def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:
-    """The backbone's own version of a method that every module has, of its class or set on it; None where it is torch's."""
+    """The backbone's own version of a method that every module has, of its class or set on it; None
+    where it is torch's.
+    """
     is_own = name in vars(shell) or getattr(type(shell), name) is not getattr(nn.Module, name)
     return getattr(shell, name) if is_own else None
 
@@ -69,7 +95,13 @@ def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:
 def hand_tensors_(shell: nn.Module, lowered: nn.Module) -> None:
     """Let the graph read the plain tensors of `shell` as they are now."""
     held = vars(lowered)
-    held.update({name: value for name, value in vars(shell).items() if isinstance(value, Tensor) and name in held})
+    held.update(
+        {
+            name: value
+            for name, value in vars(shell).items()
+            if isinstance(value, Tensor) and name in held
+        }
+    )
 
 
 def look_up(shell: nn.Module, name: str) -> Any:
@@ -80,7 +112,9 @@ def look_up(shell: nn.Module, name: str) -> Any:
         BackboneOnlyError: it is a method that would run or rebuild the static backbone.
     """
     kind = type(shell)
-    missing = AttributeError(f"a converted {kind.__name__} has no attribute {name!r}, and neither had the backbone.")
+    missing = AttributeError(
+        f"a converted {kind.__name__} has no attribute {name!r}, and neither had the backbone."
+    )
     if name in OWNED or (name.startswith("__") and name.endswith("__")):
         raise missing
     held = vars(shell)
@@ -98,30 +132,41 @@ def look_up(shell: nn.Module, name: str) -> Any:
 
 
 def refuse_baked(shell: nn.Module, name: str, graph: fx.Graph) -> None:
-    """Raise where the backbone's forward reads `name` and `graph` does not: tracing put the value that it had into the graph.
+    """Raise where the backbone's forward reads `name` and `graph` does not: tracing put the value
+    that it had into the graph.
 
     Raises:
         BackboneOnlyError: names it.
     """
-    is_there = any(vars(shell)[kind].get(name) is not None for kind in ("_modules", "_parameters", "_buffers"))
+    is_there = any(
+        vars(shell)[kind].get(name) is not None for kind in ("_modules", "_parameters", "_buffers")
+    )
     if is_there or not has(shell, name) or name not in _read(type(shell)):
         return
     if is_read(graph, name):
         return
     raise BackboneOnlyError(
-        f"{name!r} cannot be changed any more: the forward of {type(shell).__name__} reads it, and conversion has put the value that it had "
-        "into the graph. Set it on the backbone, then convert."
+        f"{name!r} cannot be changed any more: the forward of {type(shell).__name__} reads it, and"
+        " conversion has put the value that it had into the graph. Set it on the backbone, then"
+        " convert."
     )
 
 
 def is_read(graph: fx.Graph, name: str) -> bool:
     """Whether `graph` reads `name`, or something in it, each time it runs."""
-    return any(fx_node.op in ("call_module", "get_attr") and str(fx_node.target).split(".")[0] == name for fx_node in graph.nodes)
+    return any(
+        fx_node.op in ("call_module", "get_attr") and str(fx_node.target).split(".")[0] == name
+        for fx_node in graph.nodes
+    )
 
 
 def has(shell: nn.Module, name: str) -> bool:
     """Whether the backbone has an attribute of that name, be it a method."""
-    return name in vars(shell) or any(name in vars(shell)[kind] for kind in OWNED) or hasattr(type(shell), name)
+    return (
+        name in vars(shell)
+        or any(name in vars(shell)[kind] for kind in OWNED)
+        or hasattr(type(shell), name)
+    )
 
 
 def _only_looks(function: types.FunctionType, name: str) -> bool:
@@ -132,7 +177,8 @@ def _only_looks(function: types.FunctionType, name: str) -> bool:
 
 def _refusal(kind: type[nn.Module], name: str) -> BackboneOnlyError:
     return BackboneOnlyError(
-        f"{kind.__name__}.{name} works on the static backbone, which a converted network no longer is. {_ADVICE.get(name, _ELSE)}."
+        f"{kind.__name__}.{name} works on the static backbone, which a converted network no longer"
+        f" is. {_ADVICE.get(name, _ELSE)}."
     )
 
 

@@ -1,7 +1,8 @@
-"""The self-check of skipping: a batch of which some images skip gives the same under every executor.
+"""The self-check of skipping: a batch of which some images skip gives the same under every
+executor.
 
-A stage whose blocks cannot be run on some images of a batch (they use the batch's own statistics, or mix its images) runs dense from
-then on, and says why.
+A stage whose blocks cannot be run on some images of a batch (they use the batch's own statistics,
+or mix its images) runs dense from then on, and says why.
 """
 
 import copy
@@ -19,19 +20,23 @@ from dggraph.network.static_checks import largest_difference
 from dggraph.ops.aggregation import plain_aggregation
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""As a fraction of the largest output: a block on some rows and on all of them rounds differently."""
+"""As a fraction of the largest output: a block on some rows and on all of them rounds
+differently.
+"""
 MIXES = "its blocks give other values on some images of a batch than on all of them"
 
 
 def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
-    """Compare dense, sparse and plain on gates of which some are closed; stages that cannot skip are marked as dense in `net.plan`.
+    """Compare dense, sparse and plain on gates of which some are closed; stages that cannot skip
+    are marked as dense in `net.plan`.
 
     Args:
         net: in eval mode.
         x: a batch of several images, (B, C, H, W).
 
     Raises:
-        LoweringError: the dense executor differs from the plain expression, or the sparse one differs with every stage dense.
+        LoweringError: the dense executor differs from the plain expression, or the sparse one
+            differs with every stage dense.
     """
     if not net.graph.stages:
         return
@@ -39,7 +44,9 @@ def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
     dense = _run(net, x, weights, "dense")
     if _plain_agrees(net, x, weights, dense) and _sparse_agrees(net, x, weights, dense):
         return
-    is_wide = x.dtype == torch.float32  # random weights of a deep network magnify rounding: look again in float64
+    is_wide = (
+        x.dtype == torch.float32
+    )  # random weights of a deep network magnify rounding: look again in float64
     looked = copy.deepcopy(net).double() if is_wide else net
     for stage in _mark_mixed_(looked, x.double() if is_wide else x, weights):
         mark_dense_(net, stage, MIXES)
@@ -52,9 +59,15 @@ def _mark_mixed_(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor]) 
         _refuse(net, dense, _run(net, x, weights, "dense"), "the plain expression")
     if _sparse_agrees(net, x, weights, dense):
         return []
-    static = {stage: static_E.expand(len(x), -1) for stage, static_E in static_weights(net.graph).items()}
+    static = {
+        stage: static_E.expand(len(x), -1) for stage, static_E in static_weights(net.graph).items()
+    }
     alone = {stage: static | {stage: weights[stage]} for stage in weights}
-    mixed = [stage for stage, one in alone.items() if not _sparse_agrees(net, x, one, _run(net, x, one, "dense"))] or list(weights)
+    mixed = [
+        stage
+        for stage, one in alone.items()
+        if not _sparse_agrees(net, x, one, _run(net, x, one, "dense"))
+    ] or list(weights)
     for stage in mixed:
         mark_dense_(net, stage, MIXES)
     _refuse(net, dense, _run(net, x, weights, "sparse"), "the sparse executor")
@@ -63,14 +76,19 @@ def _mark_mixed_(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor]) 
 
 def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
     """Let every block of `stage` run on whole batches from now on."""
-    net.plan = tuple(replace(plan, dense_only=plan.dense_only or reason) if plan.name == stage else plan for plan in net.plan)
+    net.plan = tuple(
+        replace(plan, dense_only=plan.dense_only or reason) if plan.name == stage else plan
+        for plan in net.plan
+    )
     net._program = None
 
 
 def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
-    """Per stage (B, E): of each three images the first skips every other block, the second none, the third those that the first runs.
+    """Per stage (B, E): of each three images the first skips every other block, the second none,
+    the third those that the first runs.
 
-    So no block runs on all images, nor on images that stand in the batch as the whole batch does: the first one is missing, or the last.
+    So no block runs on all images, nor on images that stand in the batch as the whole batch does:
+    the first one is missing, or the last.
     """
     generator = torch.Generator().manual_seed(0)
     weights = {}
@@ -84,22 +102,30 @@ def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
     return weights
 
 
-def _run(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], executor: Executor) -> list[Tensor]:
+def _run(
+    net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], executor: Executor
+) -> list[Tensor]:
     before = net.executor
     net.executor = executor
     try:
         with unchanged(net.lowered), torch.no_grad(), pinned_gates(net, weights):
-            return tensors_in(net(x.clone())) + [buffer.detach().clone() for buffer in net.lowered.buffers()]
+            return tensors_in(net(x.clone())) + [
+                buffer.detach().clone() for buffer in net.lowered.buffers()
+            ]
     finally:
         net.executor = before
 
 
-def _plain_agrees(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]) -> bool:
+def _plain_agrees(
+    net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]
+) -> bool:
     with plain_aggregation():
         return _agree(dense, _run(net, x, weights, "dense"))
 
 
-def _sparse_agrees(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]) -> bool:
+def _sparse_agrees(
+    net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor], dense: list[Tensor]
+) -> bool:
     try:
         return _agree(dense, _run(net, x, weights, "sparse"))
     except DggraphError:
@@ -112,7 +138,9 @@ def _agree(expected: list[Tensor], actual: list[Tensor]) -> bool:
     if [a.shape for a in expected] != [a.shape for a in actual]:
         return False
     return all(
-        torch.allclose(a, b, rtol=0, atol=TOLERANCE.get(a.dtype, 5e-2) * float(a.abs().max()), equal_nan=True)
+        torch.allclose(
+            a, b, rtol=0, atol=TOLERANCE.get(a.dtype, 5e-2) * float(a.abs().max()), equal_nan=True
+        )
         for a, b in zip(expected, actual, strict=True)
         if a.numel() and (a.is_floating_point() or a.is_complex())
     )
@@ -121,6 +149,7 @@ def _agree(expected: list[Tensor], actual: list[Tensor]) -> bool:
 def _refuse(net: DynamicNetwork, dense: list[Tensor], other: list[Tensor], name: str) -> None:
     if not _agree(dense, other):
         raise LoweringError(
-            f"with some images skipping blocks, the dense executor and {name} of the lowered {net.graph.name} differ by "
-            f"{largest_difference(dense, other):.3g}, so it is not handed out. Leave the stage out with `stages=`."
+            f"with some images skipping blocks, the dense executor and {name} of the lowered"
+            f" {net.graph.name} differ by {largest_difference(dense, other):.3g}, so it is not"
+            " handed out. Leave the stage out with `stages=`."
         )

@@ -1,4 +1,6 @@
-"""A module that stands where its backbone stood: by the same names one finds, assigns, deletes, loads and trains the same things."""
+"""A module that stands where its backbone stood: by the same names one finds, assigns, deletes,
+loads and trains the same things.
+"""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -13,18 +15,30 @@ from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.naming import shadows_graph_module
 from dggraph.errors import BackboneOnlyError
 from dggraph.network.constants import remember_, restore_
-from dggraph.network.shell import copy_shell, hand_tensors_, has, is_read, look_up, make_shell, own_version, refuse_baked
+from dggraph.network.shell import (
+    copy_shell,
+    hand_tensors_,
+    has,
+    is_read,
+    look_up,
+    make_shell,
+    own_version,
+    refuse_baked,
+)
 from dggraph.network.structure import Place, places_of, refuse_changes
 
 Self = TypeVar("Self", bound="StandIn")
 
 
 class StandIn(nn.Module):
-    """Owns the backbone's modules, parameters and buffers under their original names, behind the routing of each stage, `dg_<stage>`.
+    """Owns the backbone's modules, parameters and buffers under their original names, behind the
+    routing of each stage, `dg_<stage>`.
 
-    `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs. Attributes of the backbone are answered
-    too, and methods of its class that only look (`get_classifier`); other methods of it would run or rebuild the static backbone and raise
-    a BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still has.
+    `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs.
+    Attributes of the backbone are answered too, and methods of its class that only look
+    (`get_classifier`); other methods of it would run or rebuild the static backbone and raise a
+    BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still
+    has.
     """
 
     lowered: LoweredModule
@@ -45,7 +59,9 @@ class StandIn(nn.Module):
         self._places, self._constants = (lowered.code, places_of(lowered)), {}
 
     def _own(self, shell: nn.Module) -> None:
-        """Hold what `lowered` holds: the same objects, so that neither can have what the other has not."""
+        """Hold what `lowered` holds: the same objects, so that neither can have what the other has
+        not.
+        """
         vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
         vars(self).update({name: vars(shell)[name] for name in STATE_HOOKS})
 
@@ -59,7 +75,9 @@ class StandIn(nn.Module):
         self.lowered.training = mode
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set the mode of every module, as the backbone's own `train` does where it has one (norms that it keeps in eval mode)."""
+        """Set the mode of every module, as the backbone's own `train` does where it has one (norms
+        that it keeps in eval mode).
+        """
         own = own_version(self._shell, "train")
         return super().train(mode) if own is None else self._in_mode_of(own, mode)
 
@@ -75,7 +93,9 @@ class StandIn(nn.Module):
         return self
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
-        """As every module's, or as the backbone's own where it has one (a stem that stays frozen)."""
+        """As every module's, or as the backbone's own where it has one (a stem that stays
+        frozen).
+        """
         own = own_version(self._shell, "requires_grad_") or super().requires_grad_
         own(requires_grad)
         return self
@@ -96,13 +116,15 @@ class StandIn(nn.Module):
         if name in _declared(type(self)) or hasattr(type(self), name):
             if isinstance(value, nn.Module):
                 raise BackboneOnlyError(
-                    f"every converted network has an attribute {name!r} that is not a module. If a module of the backbone is called so, "
-                    f"replace it by net.lowered.{name} = ..."
+                    f"every converted network has an attribute {name!r} that is not a module. If a"
+                    f" module of the backbone is called so, replace it by net.lowered.{name} = ..."
                 )
             object.__setattr__(self, name, value)
             return
         refuse_baked(self._shell, name, self.lowered.graph)
-        is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(name in vars(self)[kind] for kind in OWNED)
+        is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(
+            name in vars(self)[kind] for kind in OWNED
+        )
         if isinstance(value, nn.Module | nn.Parameter):  # in the place of anything plain
             for held in (vars(self), vars(self._shell)):
                 held.pop(name, None)
@@ -132,7 +154,9 @@ class StandIn(nn.Module):
             del read[name]
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child of the backbone whose name is one of ours (`graph`, `labels`) is found too."""
+        """As every module's, but a child of the backbone whose name is one of ours (`graph`,
+        `labels`) is found too.
+        """
         return self.lowered.get_submodule(target) if target else self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StandIn":
@@ -165,7 +189,9 @@ class StandIn(nn.Module):
         return own(*args, **options)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """As every module's, or as the backbone's own where it has one. Keys of earlier versions, behind `lowered.`, load too."""
+        """As every module's, or as the backbone's own where it has one. Keys of earlier versions,
+        behind `lowered.`, load too.
+        """
         own = own_version(self._shell, "load_state_dict")
         if own is None:
             return super().load_state_dict(state_dict, *args, **options)
@@ -181,14 +207,17 @@ class StandIn(nn.Module):
         self._shell._load_from_state_dict(state_dict, prefix, *rest)
         hand_tensors_(self._shell, self.lowered)
 
-    def _replicate_for_data_parallel(self) -> Any:  # private, torch 2.10 to 2.15; what nn.DataParallel calls for several devices
+    def _replicate_for_data_parallel(
+        self,
+    ) -> Any:  # private, torch 2.10 to 2.15; what nn.DataParallel calls for several devices
         raise BackboneOnlyError(
-            "nn.DataParallel cannot copy a converted network to several devices in each step. Use DistributedDataParallel, one process a "
-            "device."
+            "nn.DataParallel cannot copy a converted network to several devices in each step. Use"
+            " DistributedDataParallel, one process a device."
         )
 
     def refuse_changes(self) -> None:
-        """Raise where a module that the graph needs is gone, or has another forward than the one that was traced.
+        """Raise where a module that the graph needs is gone, or has another forward than the one
+        that was traced.
 
         Raises:
             StructureError: names it.
@@ -199,24 +228,38 @@ class StandIn(nn.Module):
 
 
 def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> None:
-    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind `lowered.`. In place, in their order."""
+    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind
+    `lowered.`. In place, in their order.
+    """
     old = f"{prefix}lowered."
-    if "lowered" in net._modules or not any(key.startswith(old) for key in state):  # a backbone may have a child of that name
+    if "lowered" in net._modules or not any(
+        key.startswith(old) for key in state
+    ):  # a backbone may have a child of that name
         return
-    renamed = {prefix + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
+    renamed = {
+        prefix + key.removeprefix(old) if key.startswith(old) else key: value
+        for key, value in state.items()
+    }
     state.clear()
     state.update(renamed)
 
 
 def load_full_state_dict_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `sharding.full_state_dict` gave, of this version or one before, into a model that may be sharded."""
+    """Load what `sharding.full_state_dict` gave, of this version or one before, into a model that
+    may be sharded.
+    """
     from dggraph.system.sharding import shard_like  # half a second of torch
 
     now, state = model.state_dict(), dict(state)
     for path, module in model.named_modules():
         if isinstance(module, StandIn):
             rename_old_keys_(state, module, f"{path}." if path else "")
-    model.load_state_dict({name: shard_like(tensor, now[name]) if name in now else tensor for name, tensor in state.items()})
+    model.load_state_dict(
+        {
+            name: shard_like(tensor, now[name]) if name in now else tensor
+            for name, tensor in state.items()
+        }
+    )
 
 
 def _declared(kind: type[nn.Module]) -> frozenset[str]:

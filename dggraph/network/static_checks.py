@@ -1,4 +1,6 @@
-"""The self-checks: a lowered network equals its backbone, and its routers start it as they should."""
+"""The self-checks: a lowered network equals its backbone, and its routers start it as they
+should.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +13,13 @@ from torch import Tensor, nn
 from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.profiling import TIED_IMAGES, TRACED_BATCH, unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
-from dggraph.network.network import DynamicNetwork, Gates, decided_edges, pinned_gates, static_weights
+from dggraph.network.network import (
+    DynamicNetwork,
+    Gates,
+    decided_edges,
+    pinned_gates,
+    static_weights,
+)
 from dggraph.network.outputs import structure_of, tensors_in
 
 CHECK_BATCH = 3
@@ -19,15 +27,20 @@ SMALL_SIDE = 96
 LIFT_TOLERANCE = 1e-5
 
 
-def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> tuple[float, list[Tensor]]:
-    """Compare with the backbone at a batch size it was not traced at, every static edge at weight 1; both in eval mode.
+def check_static(
+    net: DynamicNetwork, reference: nn.Module, example: Tensor
+) -> tuple[float, list[Tensor]]:
+    """Compare with the backbone at a batch size it was not traced at, every static edge at weight
+    1; both in eval mode.
 
     Returns:
         max |backbone - lowered|, and the lowered network's outputs.
 
     Raises:
-        LoweringError: they differ (beyond 1e-5 max |y| where several residuals of a block were lifted), or nothing was proved.
-        InputError: the backbone cannot run on a batch of 3, or returns no tensor; a router or gate is of the wrong width.
+        LoweringError: they differ (beyond 1e-5 max |y| where several residuals of a block were
+            lifted), or nothing was proved.
+        InputError: the backbone cannot run on a batch of 3, or returns no tensor; a router or gate
+            is of the wrong width.
     """
     x = check_input(example)
     with unchanged(reference):
@@ -40,7 +53,9 @@ def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
     except DggraphError:
         raise
     except Exception as error:
-        raise LoweringError(f"the lowered {net.graph.name} fails at batch {CHECK_BATCH} (traced at 2): {error}") from error
+        raise LoweringError(
+            f"the lowered {net.graph.name} fails at batch {CHECK_BATCH} (traced at 2): {error}"
+        ) from error
     expected, actual = tensors_in(returned), tensors_in(given)
     difference = largest_difference(expected, actual)
     scale = largest(expected)
@@ -49,40 +64,56 @@ def check_static(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
         _refuse_other_form(net, returned, given)
         if changed:
             raise LoweringError(
-                f"forward updates the buffer {changed[0]!r}, and the lowered {net.graph.name} updates it otherwise, so it is not handed "
-                "out. Move the update into a module of its own and pass its class in `leaves=`."
+                f"forward updates the buffer {changed[0]!r}, and the lowered {net.graph.name}"
+                " updates it otherwise, so it is not handed out. Move the update into a module of"
+                " its own and pass its class in `leaves=`."
             )
         return difference, actual
     with unchanged(reference):
         again = tensors_in(_run(reference, x))
     if not are_equal(expected, again):
         raise LoweringError(
-            f"{net.graph.name} gives two outputs for one input in eval mode, so nothing can be compared with it. Turn off what is "
-            "random in its forward (dropout with training=True, torch.rand) or what changes from call to call."
+            f"{net.graph.name} gives two outputs for one input in eval mode, so nothing can be"
+            " compared with it. Turn off what is random in its forward (dropout with"
+            " training=True, torch.rand) or what changes from call to call."
         )
     hooks = ", ".join(name or "the backbone itself" for name in net.report.hooks)
     raise LoweringError(
-        f"the lowered {net.graph.name} differs from the backbone by {difference:.3g} at batch {CHECK_BATCH} (traced at 2), so it is "
+        f"the lowered {net.graph.name} differs from the backbone by {difference:.3g} at batch"
+        f" {CHECK_BATCH} (traced at 2), so it is "
         + (
-            f"not handed out. Hooks do not come along (on {hooks}): if one changes a value, put that into the forward."
+            f"not handed out. Hooks do not come along (on {hooks}): if one changes a value, put"
+            " that into the forward."
             if hooks
-            else 'not handed out. The forward may read the batch size or change state; try residual="keep", or leave the stage out '
-            "with `stages=`."
+            else (
+                "not handed out. The forward may read the batch size or change state; try"
+                ' residual="keep", or leave the stage out with `stages=`.'
+            )
         )
     )
 
 
 def _is_other(net: DynamicNetwork, name: str, buffer: Tensor) -> bool:
-    """True where a pass leaves the buffer `name` otherwise in `net` than in the backbone; behind lifted residuals it may round otherwise."""
+    """True where a pass leaves the buffer `name` otherwise in `net` than in the backbone; behind
+    lifted residuals it may round otherwise.
+    """
     own = net.lowered.get_buffer(name)
     if are_equal([buffer], [own]):
         return False
     is_lifted = any(stage.residual == "lift" for stage in net.graph.stages.values())
-    return not (is_lifted and largest_difference([buffer], [own]) <= LIFT_TOLERANCE * largest([buffer]))
+    return not (
+        is_lifted and largest_difference([buffer], [own]) <= LIFT_TOLERANCE * largest([buffer])
+    )
 
 
-def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", "scratch"], static: Sequence[Tensor]) -> None:
-    """One forward with untrained routers: they start as `init` says. `static` are the outputs that `check_static` found.
+def check_start(
+    net: DynamicNetwork,
+    example: Tensor,
+    init: Literal["preserve", "scratch"],
+    static: Sequence[Tensor],
+) -> None:
+    """One forward with untrained routers: they start as `init` says. `static` are the outputs that
+    `check_static` found.
 
     Raises:
         InputError: with `preserve` it is not the backbone; with `scratch` a stage has no open edge.
@@ -98,15 +129,21 @@ def check_start(net: DynamicNetwork, example: Tensor, init: Literal["preserve", 
         return
     if not are_equal(tensors_in(started), static):
         raise InputError(
-            f"{made_by} does not start as the backbone: it differs by {largest_difference(tensors_in(started), static):.3g}. Let the "
-            'router start at logits of 0 and the gate give 1 there on static edges and 0 on others, or pass init="scratch".'
+            f"{made_by} does not start as the backbone: it differs by"
+            f" {largest_difference(tensors_in(started), static):.3g}. Let the router start at"
+            " logits of 0 and the gate give 1 there on static edges and 0 on others, or pass"
+            ' init="scratch".'
         )
 
 
 def check_input(example: Tensor) -> Tensor:
     """A batch of 3 in [-1, 1), always the same."""
     generator = torch.Generator("cpu").manual_seed(0)
-    return torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator, device="cpu").to(example) * 2 - 1
+    return (
+        torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator, device="cpu").to(example)
+        * 2
+        - 1
+    )
 
 
 def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -130,11 +167,20 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
     """max |a - b|, infinite where the shapes differ."""
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return float("inf")
-    return max((float((_wide(a) - _wide(b)).abs().max()) for a, b in zip(ours, theirs, strict=True) if a.numel()), default=0.0)
+    return max(
+        (
+            float((_wide(a) - _wide(b)).abs().max())
+            for a, b in zip(ours, theirs, strict=True)
+            if a.numel()
+        ),
+        default=0.0,
+    )
 
 
 def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> Tensor:
-    """Images for the checks that need many passes: small ones, where the backbone takes them and the network is equal to it there."""
+    """Images for the checks that need many passes: small ones, where the backbone takes them and
+    the network is equal to it there.
+    """
     x = check_input(example)
     small = x[..., :SMALL_SIDE, :SMALL_SIDE]
     if small.shape == x.shape:
@@ -144,7 +190,10 @@ def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
             expected = tensors_in(_run(reference, small))
         with unchanged(net.lowered), pinned_gates(net, static_weights(net.graph)):
             given = tensors_in(_run(net, small))
-        open_edges = {stage: torch.ones_like(static_E) for stage, static_E in static_weights(net.graph).items()}
+        open_edges = {
+            stage: torch.ones_like(static_E)
+            for stage, static_E in static_weights(net.graph).items()
+        }
         with unchanged(net.lowered), pinned_gates(net, open_edges):
             _run(net, small)  # blocks may round small maps up, so that no edge can skip them
         return small if are_equal(expected, given) else x
@@ -160,8 +209,9 @@ def _run(module: Callable[[Tensor], Any], x: Tensor) -> Any:
 def _refuse_other_form(net: DynamicNetwork, returned: Any, given: Any) -> None:
     if structure_of(returned) != structure_of(given):
         raise LoweringError(
-            f"{net.graph.name} returns {type(returned).__name__}, and the lowered network {type(given).__name__} with the same tensors, "
-            "so code written for the backbone would fail. Return a tensor, a dict, a named tuple or a dataclass."
+            f"{net.graph.name} returns {type(returned).__name__}, and the lowered network"
+            f" {type(given).__name__} with the same tensors, so code written for the backbone would"
+            " fail. Return a tensor, a dict, a named tuple or a dataclass."
         )
 
 
@@ -173,17 +223,20 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if _runs(reference, x[:TRACED_BATCH]):
             reason = f"{reason}. It runs on {TRACED_BATCH}. {TIED_IMAGES}"
-        raise InputError(f"{net.graph.name} itself fails on a batch of {CHECK_BATCH}: {reason}") from error
+        raise InputError(
+            f"{net.graph.name} itself fails on a batch of {CHECK_BATCH}: {reason}"
+        ) from error
     expected = tensors_in(output)
     if not expected:
         raise InputError(
-            f"{net.graph.name} returns {type(output).__name__} without a tensor that can be found in it, so nothing can be compared. "
-            "Return a tensor, or tensors in a dict, a tuple or a dataclass."
+            f"{net.graph.name} returns {type(output).__name__} without a tensor that can be found"
+            " in it, so nothing can be compared. Return a tensor, or tensors in a dict, a tuple or"
+            " a dataclass."
         )
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise LoweringError(
-            f"the output of {net.graph.name} itself is not finite on random images in {x.dtype}, so comparing proves nothing. Check "
-            "its weights, or convert in float32."
+            f"the output of {net.graph.name} itself is not finite on random images in {x.dtype}, so"
+            " comparing proves nothing. Check its weights, or convert in float32."
         )
     return output
 
@@ -218,11 +271,14 @@ def _watched(net: DynamicNetwork) -> Iterator[None]:
             handle.remove()
 
 
-def _check_width(_module: nn.Module, _args: Any, output: Any, *, label: str, stage: str, wanted: int) -> None:
+def _check_width(
+    _module: nn.Module, _args: Any, output: Any, *, label: str, stage: str, wanted: int
+) -> None:
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != wanted:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
-            f"{label} gives {given} in stage {stage!r}, where {wanted} edges are decided. It must give one number an edge, (B, edges)."
+            f"{label} gives {given} in stage {stage!r}, where {wanted} edges are decided. It must"
+            " give one number an edge, (B, edges)."
         )
 
 
@@ -231,6 +287,7 @@ def _refuse_closed(net: DynamicNetwork, gates: Gates, made_by: str) -> None:
         threshold = float(gates.thresholds[stage])
         if bool((raw_BE <= threshold).all()):
             raise InputError(
-                f"{made_by} starts stage {stage!r} with weights up to {float(raw_BE.max()):.3g}, so the threshold {threshold:.3g} closes "
-                "every edge and no router would get a gradient. Choose a lower threshold."
+                f"{made_by} starts stage {stage!r} with weights up to {float(raw_BE.max()):.3g}, so"
+                f" the threshold {threshold:.3g} closes every edge and no router would get a"
+                " gradient. Choose a lower threshold."
             )

@@ -1,7 +1,8 @@
 """What a lowered graph takes for granted about the modules that it runs, checked before each run.
 
-It calls some modules, which may be any: a new head, an adapter. The parts of others it runs one by one, as their own forward did when it was
-traced; put another class there, and the graph would go on with the old forward.
+It calls some modules, which may be any: a new head, an adapter. The parts of others it runs one by
+one, as their own forward did when it was traced; put another class there, and the graph would go on
+with the old forward.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,14 @@ class Place(NamedTuple):
 
 def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
     """Every module that the graph of `lowered` reaches, owners first."""
-    calls = dict.fromkeys(str(fx_node.target) for fx_node in lowered.graph.nodes if fx_node.op == "call_module")
-    reads = dict.fromkeys(str(fx_node.target).rpartition(".")[0] for fx_node in lowered.graph.nodes if fx_node.op == "get_attr")
+    calls = dict.fromkeys(
+        str(fx_node.target) for fx_node in lowered.graph.nodes if fx_node.op == "call_module"
+    )
+    reads = dict.fromkeys(
+        str(fx_node.target).rpartition(".")[0]
+        for fx_node in lowered.graph.nodes
+        if fx_node.op == "get_attr"
+    )
     index, places = {"": 0}, list[Place]()
     for path in (*calls, *reads):
         parts = path.split(".") if path else []
@@ -45,8 +52,16 @@ def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
                 module = lowered.get_submodule(reached)
                 forward = None if reached in calls else type(module).forward
                 owner = index[".".join(parts[: end - 1])]
-                children = tuple(module._modules) if forward is not None and isinstance(module, _CONTAINERS) else None
-                places.append(Place(owner, parts[end - 1], reached, forward, "forward" in vars(module), children))
+                children = (
+                    tuple(module._modules)
+                    if forward is not None and isinstance(module, _CONTAINERS)
+                    else None
+                )
+                places.append(
+                    Place(
+                        owner, parts[end - 1], reached, forward, "forward" in vars(module), children
+                    )
+                )
     return tuple(places)
 
 
@@ -61,26 +76,38 @@ def refuse_changes(lowered: LoweredModule, places: tuple[Place, ...]) -> None:
         module = modules[owner]._modules.get(name)
         if module is None:
             raise StructureError(
-                f"the network runs {path!r}, which is no longer there. Assign a module, for example net.{path} = nn.Identity(), or take it "
-                "out of the backbone before converting."
+                f"the network runs {path!r}, which is no longer there. Assign a module, for example"
+                f" net.{path} = nn.Identity(), or take it out of the backbone before converting."
             )
-        if forward is not None and (type(module).forward is not forward or ("forward" in vars(module)) != is_patched):
+        if forward is not None and (
+            type(module).forward is not forward or ("forward" in vars(module)) != is_patched
+        ):
             raise StructureError(_replaced(path, module, forward))
         if children is not None and len(module._modules) > len(children):
-            new = next(child for child in module._modules if child not in children or child == list(module._modules)[-1])
+            new = next(
+                child
+                for child in module._modules
+                if child not in children or child == list(module._modules)[-1]
+            )
             raise StructureError(
-                f"{path!r} has got a module more, {new!r}, which the network would not run: it runs the {len(children)} that were there "
-                "when it was converted. Where the last of them is one layer, replace that by nn.Sequential(it, the new one); else change the "
-                "backbone, and convert it again."
+                f"{path!r} has got a module more, {new!r}, which the network would not run: it runs"
+                f" the {len(children)} that were there when it was converted. Where the last of"
+                " them is one layer, replace that by nn.Sequential(it, the new one); else change"
+                " the backbone, and convert it again."
             )
         modules.append(module)
 
 
 def _replaced(path: str, module: nn.Module, forward: Callable[..., Any]) -> str:
     was = getattr(forward, "__qualname__", "forward").removesuffix(".forward")
-    now = f"{type(module).__name__} with a forward of its own" if "forward" in vars(module) else type(module).__name__
+    now = (
+        f"{type(module).__name__} with a forward of its own"
+        if "forward" in vars(module)
+        else type(module).__name__
+    )
     return (
-        f"{path!r} is a {now}, but the network runs its parts one by one, as {was} did when it was converted, so the change would have no "
-        f"effect. Replace the modules that {path!r} calls, or change the backbone and convert it again"
+        f"{path!r} is a {now}, but the network runs its parts one by one, as {was} did when it was"
+        f" converted, so the change would have no effect. Replace the modules that {path!r} calls,"
+        " or change the backbone and convert it again"
         + (". Compile the whole network, not its blocks." if hasattr(module, "_orig_mod") else ".")
     )

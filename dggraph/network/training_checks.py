@@ -1,4 +1,6 @@
-"""The self-checks of what training does: a backward pass and an autocast pass of a converted network equal its backbone's."""
+"""The self-checks of what training does: a backward pass and an autocast pass of a converted
+network equal its backbone's.
+"""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +19,9 @@ Module = TypeVar("Module", bound=nn.Module)
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """As a fraction of a parameter's largest gradient: aggregation sums gradients in another order."""
 CAST_TOLERANCE = 2**-6
-"""As a fraction of the largest output: two units in the last place of bfloat16, for sums in another order."""
+"""As a fraction of the largest output: two units in the last place of bfloat16, for sums in another
+order.
+"""
 
 
 def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None:
@@ -29,11 +33,14 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
         x: images, (B, C, H, W).
 
     Raises:
-        LoweringError: a parameter has a gradient in one and none in the other, or another one. Where the backbone itself cannot be
-            trained, or its gradients are not finite, there is nothing to compare.
+        LoweringError: a parameter has a gradient in one and none in the other, or another one.
+            Where the backbone itself cannot be trained, or its gradients are not finite, there is
+            nothing to compare.
     """
     expected = _reference_gradients(reference, x[:1])
-    if expected is not None and not _are_finite(expected):  # as where it divides by what several images differ in
+    if expected is not None and not _are_finite(
+        expected
+    ):  # as where it divides by what several images differ in
         expected = _reference_gradients(reference, x)
     else:
         x = x[:1]
@@ -43,8 +50,8 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
     wrong = _wrong_gradients(expected, _gradients_of(net, x), scale)
     if not wrong:
         return
-    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on modules made anew: at these alone, and
-    # one network after the other, for the sake of memory.
+    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on
+    # modules made anew: at these alone, and one network after the other, for the sake of memory.
     is_there, names = {name: expected[name] is not None for name in wrong}, list(wrong)
     del expected
     x = x.double() if x.dtype == torch.float32 else x
@@ -52,20 +59,28 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
     if precise is not None:
         wrong = _wrong_gradients(precise, _gradients_of(_anew(net, x), x, names), scale)
     if wrong:
-        name, difference = max(wrong.items(), key=lambda one: float("inf") if one[1] is None else one[1])
+        name, difference = max(
+            wrong.items(), key=lambda one: float("inf") if one[1] is None else one[1]
+        )
         what = (
             f"differs from the backbone's by {difference:.3g} of its size"
             if difference is not None
-            else f"is {'None' if is_there[name] else 'there'}, in the backbone {'there' if is_there[name] else 'None'}"
+            else (
+                f"is {'None' if is_there[name] else 'there'}, in the backbone"
+                f" {'there' if is_there[name] else 'None'}"
+            )
         )
         raise LoweringError(
-            f"the gradient of {name} in the lowered {net.graph.name} {what}, so it would not train as the backbone does and is not "
-            "handed out. Keep the module whose backward is special as one call: pass its class in `leaves=`."
+            f"the gradient of {name} in the lowered {net.graph.name} {what}, so it would not train"
+            " as the backbone does and is not handed out. Keep the module whose backward is"
+            " special as one call: pass its class in `leaves=`."
         )
 
 
 def _are_finite(gradients: Mapping[str, Tensor | None]) -> bool:
-    return all(bool(gradient.isfinite().all()) for gradient in gradients.values() if gradient is not None)
+    return all(
+        bool(gradient.isfinite().all()) for gradient in gradients.values() if gradient is not None
+    )
 
 
 def check_autocast(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None:
@@ -84,12 +99,16 @@ def check_autocast(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None
     with pinned_gates(net, static_weights(net.graph)):
         actual = _cast(net, x)
     scale = largest(expected)
-    if not are_equal(expected, actual) and not largest_difference(expected, actual) <= CAST_TOLERANCE * scale:
+    if (
+        not are_equal(expected, actual)
+        and not largest_difference(expected, actual) <= CAST_TOLERANCE * scale
+    ):
         if not are_equal(expected, _cast(reference, x)):
             return
         raise LoweringError(
-            f"under autocast the lowered {net.graph.name} differs from the backbone by {largest_difference(expected, actual):.3g} of "
-            f"{scale:.3g}, so it is not handed out. Keep the module that casts for itself as one call: pass its class in `leaves=`."
+            f"under autocast the lowered {net.graph.name} differs from the backbone by"
+            f" {largest_difference(expected, actual):.3g} of {scale:.3g}, so it is not handed out."
+            " Keep the module that casts for itself as one call: pass its class in `leaves=`."
         )
 
 
@@ -108,15 +127,21 @@ def _anew(module: Module, x: Tensor) -> Module:
     return twin
 
 
-def _reference_gradients(reference: nn.Module, x: Tensor, names: Collection[str] = ()) -> dict[str, Tensor | None] | None:
-    """Gradients of the backbone; None where it cannot be trained itself, as with an in-place op on what backward needs."""
+def _reference_gradients(
+    reference: nn.Module, x: Tensor, names: Collection[str] = ()
+) -> dict[str, Tensor | None] | None:
+    """Gradients of the backbone; None where it cannot be trained itself, as with an in-place op on
+    what backward needs.
+    """
     try:
         return _gradients(reference, dict(reference.named_parameters()), x, names)
     except Exception:
         return None
 
 
-def _gradients_of(net: DynamicNetwork, x: Tensor, names: Collection[str] = ()) -> dict[str, Tensor | None]:
+def _gradients_of(
+    net: DynamicNetwork, x: Tensor, names: Collection[str] = ()
+) -> dict[str, Tensor | None]:
     try:
         with pinned_gates(net, static_weights(net.graph)):
             return _gradients(net, dict(net.lowered.named_parameters()), x, names) or {}
@@ -124,27 +149,39 @@ def _gradients_of(net: DynamicNetwork, x: Tensor, names: Collection[str] = ()) -
         raise
     except Exception as error:
         raise LoweringError(
-            f"the lowered {net.graph.name} fails where gradients are on, and the backbone does not: {error}"
+            f"the lowered {net.graph.name} fails where gradients are on, and the backbone does not:"
+            f" {error}"
         ) from error
 
 
 def _gradients(
     module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, names: Collection[str]
 ) -> dict[str, Tensor | None] | None:
-    """{name: gradient} of a fixed random weighting of all outputs, of all parameters or those in `names`; None where no output has one."""
+    """{name: gradient} of a fixed random weighting of all outputs, of all parameters or those in
+    `names`; None where no output has one.
+    """
     generator = torch.Generator().manual_seed(0)
-    asked = {name: parameter for name, parameter in parameters.items() if name in names or not names}
+    asked = {
+        name: parameter for name, parameter in parameters.items() if name in names or not names
+    }
     learned = {name: parameter for name, parameter in asked.items() if parameter.requires_grad}
     with unchanged(module), torch.enable_grad():
         outputs = [output for output in tensors_in(module(x.clone())) if output.requires_grad]
         if not outputs or not learned:
             return None
         wide = [output.abs() if output.is_complex() else output for output in outputs]
-        weights = [torch.rand(output.shape, generator=generator, dtype=torch.float64) for output in wide]
+        weights = [
+            torch.rand(output.shape, generator=generator, dtype=torch.float64) for output in wide
+        ]
         loss = torch.stack(
-            [(output * weight.to(output)).sum().double() for output, weight in zip(wide, weights, strict=True)]
+            [
+                (output * weight.to(output)).sum().double()
+                for output, weight in zip(wide, weights, strict=True)
+            ]
         ).sum()
-        found: Sequence[Tensor | None] = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, list(learned.values()), allow_unused=True
+        )
     return dict.fromkeys(asked) | dict(zip(learned, found, strict=True))
 
 
@@ -157,9 +194,11 @@ def _is_same(wanted: Tensor | None, given: Tensor | None) -> bool:
 def _wrong_gradients(
     expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None], scale: float
 ) -> dict[str, float | None]:
-    """The parameters whose gradient is not the backbone's, and how far off it is in parts of its size (None: one has none).
+    """The parameters whose gradient is not the backbone's, and how far off it is in parts of its
+    size (None: one has none).
 
-    `scale` is the largest gradient of any parameter: rounding of a hundredth of it counts for little.
+    `scale` is the largest gradient of any parameter: rounding of a hundredth of it counts for
+    little.
     """
     wrong: dict[str, float | None] = {}
     for name, wanted in expected.items():

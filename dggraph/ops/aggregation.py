@@ -1,13 +1,16 @@
-"""Aggregation: the weighted sum (or concat) of the features that reach a node, and its gradient in pull form.
+"""Aggregation: the weighted sum (or concat) of the features that reach a node, and its gradient in
+pull form.
 
-Shape suffixes: B instances, E incoming edges. An edge of weight 0 contributes exactly nothing, even where its source holds inf or
-nan, and every result is a fresh tensor: the first op of a block may overwrite it.
+Shape suffixes: B instances, E incoming edges. An edge of weight 0 contributes exactly nothing, even
+where its source holds inf or nan, and every result is a fresh tensor: the first op of a block may
+overwrite it.
 
 The backward of a stage caches the adjacency with what flows back into each node:
-1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`, and returns dA_ij = <dz_j, x_i> for the weights;
-   to the features it returns nothing.
-2. `share` of node i, which autograd reaches once all its consumers are done, pulls dx_i = sum_j A_ij dz_j: one weighted sum, the same
-   arithmetic as forward, instead of one gradient tensor per edge.
+1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`, and returns
+   dA_ij = <dz_j, x_i> for the weights; to the features it returns nothing.
+2. `share` of node i, which autograd reaches once all its consumers are done, pulls dx_i = sum_j
+   A_ij dz_j: one weighted sum, the same arithmetic as forward, instead of one gradient tensor per
+   edge.
 Compilers, exporters and functorch see the plain expression instead, whose gradient is the same.
 """
 
@@ -37,7 +40,9 @@ def plain_aggregation() -> Iterator[None]:
 
 
 class Cache:
-    """What one stage's backward pass holds: per node the gradient that reached it, and its adjacency column."""
+    """What one stage's backward pass holds: per node the gradient that reached it, and its
+    adjacency column.
+    """
 
     def __init__(self) -> None:
         self._task = -1
@@ -49,7 +54,9 @@ class Cache:
         self._columns[target] = (grad, column)
 
     def pull(self, source: int) -> list[tuple[Tensor, Tensor]]:
-        """(dz, weight) of every target that reads `source`; each is forgotten after its last source."""
+        """(dz, weight) of every target that reads `source`; each is forgotten after its last
+        source.
+        """
         self._enter()
         found: list[tuple[Tensor, Tensor]] = []
         for target, (grad, column) in list(self._columns.items()):
@@ -60,8 +67,12 @@ class Cache:
         return found
 
     def _enter(self) -> None:
-        """Forget what an earlier backward pass left, if it ended early or went through a part of the stage."""
-        task = torch._C._current_graph_task_id()  # private, torch 2.10 to 2.15; torch.utils.checkpoint relies on it too
+        """Forget what an earlier backward pass left, if it ended early or went through a part of
+        the stage.
+        """
+        task = (
+            torch._C._current_graph_task_id()
+        )  # private, torch 2.10 to 2.15; torch.utils.checkpoint relies on it too
         if task != self._task:
             self._task = task
             self._columns.clear()
@@ -73,14 +84,20 @@ def stage_cache() -> Cache:
 
 
 def share(features: Tensor, cache: Cache, index: int) -> Tensor:
-    """`features` of node `index`, as the nodes after it read them: the same values, and the place where their gradients meet."""
+    """`features` of node `index`, as the nodes after it read them: the same values, and the place
+    where their gradients meet.
+    """
     if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
         return features
     return _Share.apply(features, cache, index)  # type: ignore[no-any-return]
 
 
 def aggregate(
-    features: Sequence[Tensor], weights_BE: Tensor, cache: Cache | None = None, sources: Sequence[int | None] = (), target: int = 0
+    features: Sequence[Tensor],
+    weights_BE: Tensor,
+    cache: Cache | None = None,
+    sources: Sequence[int | None] = (),
+    target: int = 0,
 ) -> Tensor:
     """Sum `features`, each scaled per instance, left to right.
 
@@ -90,15 +107,19 @@ def aggregate(
         features: E tensors (B, ...) of one shape.
         weights_BE: one weight per instance and edge; 0 is inactive.
         cache: the stage's; without it the plain expression is used.
-        sources: per feature the index it was shared under, or None for one that was changed on its way (an adapter's).
+        sources: per feature the index it was shared under, or None for one that was changed on its
+            way (an adapter's).
         target: index of the node that reads the sum.
 
     Returns:
-        A fresh (B, ...) tensor. Backward, x_i gets gradient through active edges alone; every weight gets
-        dA_ij = <dz_j, x_i>, non-finite elements of x_i taken as 0, so that a closed edge can open again.
+        A fresh (B, ...) tensor. Backward, x_i gets gradient through active edges alone; every
+        weight gets dA_ij = <dz_j, x_i>, non-finite elements of x_i taken as 0, so that a closed
+        edge can open again.
     """
     if is_plain() or (cache is None and torch.is_grad_enabled()):
-        total, *others = [gated(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
+        total, *others = [
+            gated(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)
+        ]
         for term in others:
             total = total + term
         return total
@@ -110,8 +131,12 @@ def aggregate(
 
 
 def concatenate(features: Sequence[Tensor], weights_BE: Tensor, channel_axis: int) -> Tensor:
-    """Concatenate `features` along `channel_axis`, each scaled per instance; a closed edge gives zeros."""
-    return torch.cat([gated(x, weights_BE[:, edge]) for edge, x in enumerate(features)], dim=channel_axis)
+    """Concatenate `features` along `channel_axis`, each scaled per instance; a closed edge gives
+    zeros.
+    """
+    return torch.cat(
+        [gated(x, weights_BE[:, edge]) for edge, x in enumerate(features)], dim=channel_axis
+    )
 
 
 def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
@@ -120,7 +145,9 @@ def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
     missing = num_channels - features.shape[axis]
     if missing <= 0:
         return features.narrow(axis, 0, num_channels)
-    return torch.nn.functional.pad(features, [0, 0] * (features.ndim - 1 - axis) + [0, missing])  # keeps channels last
+    return torch.nn.functional.pad(
+        features, [0, 0] * (features.ndim - 1 - axis) + [0, missing]
+    )  # keeps channels last
 
 
 def gated(features: Tensor, weight_B: Tensor) -> Tensor:
@@ -131,21 +158,31 @@ def gated(features: Tensor, weight_B: Tensor) -> Tensor:
 
 
 def is_plain() -> bool:
-    """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and `plain_aggregation`."""
+    """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and
+    `plain_aggregation`.
+    """
     # Private, torch 2.10 to 2.15; autograd.Function asks the same.
-    return torch.compiler.is_compiling() or _plain.get() or is_jit_traced() or torch._C._are_functorch_transforms_active()
+    return (
+        torch.compiler.is_compiling()
+        or _plain.get()
+        or is_jit_traced()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def is_jit_traced() -> bool:
     """True while `torch.jit.trace` looks on."""
-    return torch._C._get_tracing_state() is not None  # private, torch 2.10 to 2.15; torch.jit.is_tracing asks the same
+    return (
+        torch._C._get_tracing_state() is not None
+    )  # private, torch 2.10 to 2.15; torch.jit.is_tracing asks the same
 
 
 def _refuse_double_backward() -> None:
     if torch.is_grad_enabled():
         raise GradientError(
-            "aggregation in pull form has no second derivative: backward ran with create_graph=True. Run the forward pass within "
-            "dggraph.ops.aggregation.plain_aggregation()."
+            "aggregation in pull form has no second derivative: backward ran with"
+            " create_graph=True. Run the forward pass within"
+            " dggraph.ops.aggregation.plain_aggregation()."
         )
 
 
@@ -171,7 +208,12 @@ class _Share(torch.autograd.Function):
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, cache: Cache, sources: tuple[int | None, ...], target: int, weights_BE: Tensor, *features: Tensor
+        ctx: Any,
+        cache: Cache,
+        sources: tuple[int | None, ...],
+        target: int,
+        weights_BE: Tensor,
+        *features: Tensor,
     ) -> Tensor:
         ctx.cache, ctx.sources, ctx.target = cache, sources, target
         ctx.set_materialize_grads(False)
@@ -195,7 +237,9 @@ class _Aggregate(torch.autograd.Function):
                 column[source] = weights_BE[:, edge]
         if column:
             ctx.cache.put(ctx.target, grad, column)
-        grad_weights = inner_products(features, grad).to(weights_BE.dtype) if ctx.needs_input_grad[3] else None
+        grad_weights = (
+            inner_products(features, grad).to(weights_BE.dtype) if ctx.needs_input_grad[3] else None
+        )
         return None, None, None, grad_weights, *grads
 
 

@@ -20,4 +20,6 @@ def divergence(expected_BK: Tensor, actual_BK: Tensor) -> Tensor:
         >>> divergence(torch.zeros(1, 2), torch.zeros(1, 2)).item()
         0.0
     """
-    return kl_div(actual_BK.log_softmax(1), expected_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return kl_div(
+        actual_BK.log_softmax(1), expected_BK.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)

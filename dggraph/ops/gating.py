@@ -14,7 +14,8 @@ SCRATCH_OFFSET = 1.0
 
 
 class AnchoredGate(nn.Module):
-    """weight = static + tanh(logit / temperature): logit 0 is the backbone itself. Our choice, not the paper's.
+    """weight = static + tanh(logit / temperature): logit 0 is the backbone itself. Our choice, not
+    the paper's.
 
     Args:
         static: for each edge of the row, 1 where the backbone had it, else 0.
@@ -22,12 +23,16 @@ class AnchoredGate(nn.Module):
 
     anchor_E: Tensor
     temperature: Tensor
-    """0-d buffer, 1 at the start; smaller makes decisions sharper (`DynamicNetwork.set_temperature`)."""
+    """0-d buffer, 1 at the start; smaller makes decisions sharper
+    (`DynamicNetwork.set_temperature`).
+    """
 
     def __init__(self, static: Sequence[bool]) -> None:
         super().__init__()
         self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
-        self.register_buffer("anchor_E", torch.tensor(static, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "anchor_E", torch.tensor(static, dtype=torch.float32), persistent=False
+        )
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Weights in (-1, 2), shape (B, E)."""
@@ -35,7 +40,9 @@ class AnchoredGate(nn.Module):
 
 
 class SigmoidGate(nn.Module):
-    """weight = sigmoid(logit / temperature + 1): every edge starts open at 0.73, for training from nothing."""
+    """weight = sigmoid(logit / temperature + 1): every edge starts open at 0.73, for training from
+    nothing.
+    """
 
     temperature: Tensor
     """As for `AnchoredGate`."""
@@ -49,7 +56,10 @@ class SigmoidGate(nn.Module):
         return torch.sigmoid(logits_BE / self.temperature + SCRATCH_OFFSET)
 
 
-GATES: dict[str, Callable[[Sequence[bool]], nn.Module]] = {"anchored": AnchoredGate, "sigmoid": SigmoidGate}
+GATES: dict[str, Callable[[Sequence[bool]], nn.Module]] = {
+    "anchored": AnchoredGate,
+    "sigmoid": SigmoidGate,
+}
 
 
 def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> None:
@@ -57,8 +67,9 @@ def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> Non
 
     Args:
         name: not taken.
-        make: takes, for each edge of a row, whether the backbone had it; returns a module from logits to weights, both (B, E).
-            For `init="preserve"` zero logits must give weight 1 on those edges and at most the threshold on the others.
+        make: takes, for each edge of a row, whether the backbone had it; returns a module from
+            logits to weights, both (B, E). For `init="preserve"` zero logits must give weight 1 on
+            those edges and at most the threshold on the others.
 
     Raises:
         InputError: the name is taken.

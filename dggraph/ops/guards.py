@@ -1,7 +1,7 @@
 """What a trace took for granted, looked at again on every batch.
 
-Python asks a batch questions while the backbone's forward is traced: is this image wide enough to need no padding? The graph holds the
-branch that the answer led to, and `hold` behind the question.
+Python asks a batch questions while the backbone's forward is traced: is this image wide enough to
+need no padding? The graph holds the branch that the answer led to, and `hold` behind the question.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ def hold(answer: Any, expected: bool | int | float, place: str, *, is_type: bool
         answer: what the question gives for this batch.
         expected: what it gave while tracing.
         place: file, line and source of the question.
-        is_type: the question is about a dtype. Autocast changes those, and a conversion compares an autocast pass, so there it is not
-            asked again.
+        is_type: the question is about a dtype. Autocast changes those, and a conversion compares an
+            autocast pass, so there it is not asked again.
 
     Raises:
         BranchError: they differ.
@@ -34,7 +34,8 @@ def hold(answer: Any, expected: bool | int | float, place: str, *, is_type: bool
     is_same = (bool(answer) is expected) if isinstance(expected, bool) else bool(answer == expected)
     if not is_same:
         raise BranchError(
-            f"the backbone asks its batch at {place}: the answer was {expected!r} when it was converted and is {answer!r} now, so its "
-            "own forward would go another way than the converted one. Convert it with an `example_input` of this size (in this dtype, on "
-            "this device), or keep that module whole with `leaves=`."
+            f"the backbone asks its batch at {place}: the answer was {expected!r} when it was"
+            f" converted and is {answer!r} now, so its own forward would go another way than the"
+            " converted one. Convert it with an `example_input` of this size (in this dtype, on"
+            " this device), or keep that module whole with `leaves=`."
         )

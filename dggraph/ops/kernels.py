@@ -1,8 +1,10 @@
-"""Optional C++ kernels for the CPU: weighted sums of rows and inner products, each in one pass over memory.
+"""Optional C++ kernels for the CPU: weighted sums of rows and inner products, each in one pass over
+memory.
 
-`dggraph doctor --build-kernels` compiles `kernels.cpp` into the user's cache, in a folder named after torch, Python, the instructions of the
-CPU and the source. The first aggregation loads what it finds there. Nothing is ever built at import or install, and without the kernels, or
-with DGGRAPH_KERNELS=0, everything works in plain torch: the same values, slower.
+`dggraph doctor --build-kernels` compiles `kernels.cpp` into the user's cache, in a folder named
+after torch, Python, the instructions of the CPU and the source. The first aggregation loads what it
+finds there. Nothing is ever built at import or install, and without the kernels, or with
+DGGRAPH_KERNELS=0, everything works in plain torch: the same values, slower.
 
 Shape suffixes: R rows of the result, B instances, E edges; `_ER` is [edge][row].
 """
@@ -32,11 +34,16 @@ HOW = "dggraph doctor --build-kernels"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 INSTRUCTIONS = {
-    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -DCPU_CAPABILITY=AVX512 -DCPU_CAPABILITY_AVX512",
+    "AVX512": (
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -DCPU_CAPABILITY=AVX512"
+        " -DCPU_CAPABILITY_AVX512"
+    ),
     "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
 }
-"""Compiler flags per `torch.backends.cpu.get_cpu_capability()`: what torch itself found to work on this CPU, not -march=native, since a home
-folder may be shared by machines. Elsewhere the compiler's own choice."""
+"""Compiler flags per `torch.backends.cpu.get_cpu_capability()`: what torch itself found to work on
+this CPU, not -march=native, since a home folder may be shared by machines. Elsewhere the compiler's
+own choice.
+"""
 
 _NAME = "dggraph_kernels"
 _lock = threading.Lock()
@@ -48,11 +55,17 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
     if is_traced or torch.compiler.is_compiling() or not load():
         return False
     dtype = tensors[0].dtype
-    return dtype in DTYPES and all(type(one) is Tensor and one.dtype == dtype and one.device.type == "cpu" for one in tensors)
+    return dtype in DTYPES and all(
+        type(one) is Tensor and one.dtype == dtype and one.device.type == "cpu" for one in tensors
+    )
 
 
-def sum_rows(features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]) -> Tensor:
-    """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh tensor."""
+def sum_rows(
+    features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]
+) -> Tensor:
+    """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh
+    tensor.
+    """
     places = None if places_RE is None else torch.from_numpy(places_RE.T)
     # Private, torch 2.10 to 2.15: the op's autograd, in Python, costs as much as a small sum.
     with torch._C._AutoDispatchBelowAutograd():
@@ -69,11 +82,18 @@ def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     if like.is_contiguous():
         return torch.empty((num_rows, *like.shape[1:]), dtype=dtype, device=like.device)
     row = torch.empty_like(like[:1], dtype=dtype)
-    return torch.empty_strided((num_rows, *like.shape[1:]), (row.numel(), *row.stride()[1:]), dtype=dtype, device=like.device)
+    return torch.empty_strided(
+        (num_rows, *like.shape[1:]),
+        (row.numel(), *row.stride()[1:]),
+        dtype=dtype,
+        device=like.device,
+    )
 
 
 def load() -> bool:
-    """Load the kernels that were built for this very installation, if there are any. Later calls answer at once."""
+    """Load the kernels that were built for this very installation, if there are any. Later calls
+    answer at once.
+    """
     return not _load()
 
 
@@ -102,7 +122,8 @@ def build() -> Path:
             _build_into(folder)
     except OSError as error:
         raise KernelError(
-            f"the C++ kernels could not be built into {folder}: {error}. XDG_CACHE_HOME names another place."
+            f"the C++ kernels could not be built into {folder}: {error}. XDG_CACHE_HOME names"
+            " another place."
         ) from error
     _load.cache_clear()
     return folder
@@ -128,7 +149,9 @@ def _build_into(folder: Path) -> None:
 
 
 def _compile(work: Path) -> None:
-    """In a process of its own, which also loads the result: a library that cannot be loaded ends that process, not this one."""
+    """In a process of its own, which also loads the result: a library that cannot be loaded ends
+    that process, not this one.
+    """
     options = {
         "name": _NAME,
         "sources": [str(SOURCE)],
@@ -138,16 +161,23 @@ def _compile(work: Path) -> None:
         "with_cuda": False,
         "is_python_module": False,
     }
-    program = "import json, sys; from torch.utils.cpp_extension import load; load(**json.loads(sys.argv[1]))"
-    scripts = sysconfig.get_path("scripts")  # where pip puts ninja, whether or not the environment is activated
+    program = (
+        "import json, sys; from torch.utils.cpp_extension import load;"
+        " load(**json.loads(sys.argv[1]))"
+    )
+    scripts = sysconfig.get_path(
+        "scripts"
+    )  # where pip puts ninja, whether or not the environment is activated
     environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
     command = [sys.executable, "-c", program, json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or [f"exit code {done.returncode}"]
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or [
+            f"exit code {done.returncode}"
+        ]
         raise KernelError(
-            f"the C++ kernels could not be built: {' | '.join(said[:3])}. They need a C++ compiler and ninja "
-            "(pip install 'dggraph[kernels]'). Everything works without them, slower."
+            f"the C++ kernels could not be built: {' | '.join(said[:3])}. They need a C++ compiler"
+            " and ninja (pip install 'dggraph[kernels]'). Everything works without them, slower."
         )
 
 
@@ -157,9 +187,14 @@ def _flags() -> list[str]:
 
 
 def _is_intact(folder: Path) -> bool:
-    """The digest tells a library that was cut short, which would end the process instead of raising an error."""
+    """The digest tells a library that was cut short, which would end the process instead of raising
+    an error.
+    """
     try:
-        return hashlib.sha256((folder / f"{_NAME}.so").read_bytes()).hexdigest() == (folder / "sha256").read_text()
+        return (
+            hashlib.sha256((folder / f"{_NAME}.so").read_bytes()).hexdigest()
+            == (folder / "sha256").read_text()
+        )
     except OSError:
         return False
 
@@ -181,8 +216,8 @@ def _load() -> str:
                 _register()
     except (OSError, RuntimeError) as error:
         warnings.warn(
-            f"the C++ kernels in {folder} cannot be loaded ({error}); aggregation runs in plain torch, slower. "
-            f"Build them again: {HOW}",
+            f"the C++ kernels in {folder} cannot be loaded ({error}); aggregation runs in plain"
+            f" torch, slower. Build them again: {HOW}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -191,22 +226,32 @@ def _load() -> str:
 
 
 def _register() -> None:
-    """What compilers and autograd have to know. Closed edges hear of their source, as in `aggregation`."""
+    """What compilers and autograd have to know. Closed edges hear of their source, as in
+    `aggregation`.
+    """
 
-    def fake_sum_rows(features: Sequence[Tensor], places_ER: Tensor | None, weights_ER: Tensor) -> Tensor:
+    def fake_sum_rows(
+        features: Sequence[Tensor], places_ER: Tensor | None, weights_ER: Tensor
+    ) -> Tensor:
         return empty_rows(weights_ER.shape[1], features[0], features[0].dtype)
 
     def fake_inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
-        return grad.new_empty((grad.shape[0], len(features)), dtype=torch.promote_types(grad.dtype, torch.float32))
+        return grad.new_empty(
+            (grad.shape[0], len(features)), dtype=torch.promote_types(grad.dtype, torch.float32)
+        )
 
-    def remember(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor | None, Tensor], output: Tensor) -> None:
+    def remember(
+        ctx: Any, inputs: tuple[Sequence[Tensor], Tensor | None, Tensor], output: Tensor
+    ) -> None:
         features, places_ER, weights_ER = inputs
         ctx.save_for_backward(places_ER, weights_ER, *features)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, Tensor]:
         places_ER, weights_ER, *features = ctx.saved_tensors
         pairs = [
-            _edge_gradients(feature, None if places_ER is None else places_ER[edge], weights_ER[edge], grad)
+            _edge_gradients(
+                feature, None if places_ER is None else places_ER[edge], weights_ER[edge], grad
+            )
             for edge, feature in enumerate(features)
         ]
         return [one for one, _ in pairs], None, torch.stack([one for _, one in pairs])
@@ -216,8 +261,12 @@ def _register() -> None:
     torch.library.register_autograd("dggraph::sum_rows", backward, setup_context=remember)
 
 
-def _edge_gradients(feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the source (B, ...) and of the weight (R,). The place of a closed edge may lie outside the source: nothing flows there."""
+def _edge_gradients(
+    feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the source (B, ...) and of the weight (R,). The place of a closed edge may lie
+    outside the source: nothing flows there.
+    """
     spread = [-1, *[1] * (grad.ndim - 1)]
     weight = weight_R.to(grad.dtype).reshape(spread)
     flow = torch.where(weight != 0, grad * weight, 0.0)

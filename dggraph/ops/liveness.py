@@ -1,13 +1,19 @@
-"""Which edges are open and which nodes an instance reaches: the one place that decides, for every executor, the meter and the budget.
+"""Which edges are open and which nodes an instance reaches: the one place that decides, for every
+executor, the meter and the budget.
 
-Everything here takes torch tensors, or numpy arrays where the host decides about a few instances: there one small op costs a tenth.
+Everything here takes torch tensors, or numpy arrays where the host decides about a few instances:
+there one small op costs a tenth.
 
-Shape suffixes: B instances, E edges (of one vertex, or of a stage), V vertices. A weight of exactly 0 means an inactive edge, everywhere
-after `open_edges`: thresholds are never negative, so an active weight is never 0.
+Shape suffixes: B instances, E edges (of one vertex, or of a stage), V vertices. A weight of exactly
+0 means an inactive edge, everywhere after `open_edges`: thresholds are never negative, so an active
+weight is never 0.
 
-1. `v0` is live. Vertex j is live iff a live node has an active edge into it; edges that leave a dead node are closed.
-2. Where no live node has an active edge to `out`, the one with the largest weight opens (ties: the later node), at weight 1.
-3. One pass in vertex order suffices. `settle` makes it for a whole stage, the steps alone serve routers that decide node by node.
+1. `v0` is live. Vertex j is live iff a live node has an active edge into it; edges that leave a
+   dead node are closed.
+2. Where no live node has an active edge to `out`, the one with the largest weight opens (ties: the
+   later node), at weight 1.
+3. One pass in vertex order suffices. `settle` makes it for a whole stage, the steps alone serve
+   routers that decide node by node.
 """
 
 import operator
@@ -24,7 +30,9 @@ Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
 class Topology(NamedTuple):
-    """The candidate edges of one stage as vertex indices, in the graph's edge order: by target, then by source."""
+    """The candidate edges of one stage as vertex indices, in the graph's edge order: by target,
+    then by source.
+    """
 
     sources: tuple[int, ...]
     """Per edge, the vertex it leaves: 0 for v0."""
@@ -70,7 +78,9 @@ def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) 
     return settled_BE
 
 
-def open_edges(raw_BE: Array, live: Sequence[Array | None], threshold: Array, training: bool) -> Array:
+def open_edges(
+    raw_BE: Array, live: Sequence[Array | None], threshold: Array, training: bool
+) -> Array:
     """Drop edges at or below the threshold and edges whose source is dead for the instance.
 
     Args:
@@ -85,14 +95,19 @@ def open_edges(raw_BE: Array, live: Sequence[Array | None], threshold: Array, tr
     if all(one is None for one in live):
         return _drop(raw_BE, None, threshold, training)
     always = _library(raw_BE).ones_like(raw_BE[:, 0] == 0)
-    return _drop(raw_BE, _stack([always if one is None else one for one in live]), threshold, training)
+    return _drop(
+        raw_BE, _stack([always if one is None else one for one in live]), threshold, training
+    )
 
 
-def open_output(weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], training: bool) -> Array:
-    """Where nothing reaches `out`, open the live edge of largest weight (ties: the later node), at weight 1.
+def open_output(
+    weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], training: bool
+) -> Array:
+    """Where nothing reaches `out`, open the live edge of largest weight (ties: the later node), at
+    weight 1.
 
-    Where a wiring gives no live node an edge to `out` at all, nothing opens and the stage's output is zeros; the complete wiring, and
-    any with v0 -> out, rules that out.
+    Where a wiring gives no live node an edge to `out` at all, nothing opens and the stage's output
+    is zeros; the complete wiring, and any with v0 -> out, rules that out.
 
     Args:
         weights_BE: what `open_edges` left of the edges into `out`.
@@ -120,7 +135,9 @@ def open_output(weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], 
 
 
 def is_live(weights_BE: Array) -> Array:
-    """(B,) bool: an active edge leads into the node. `open_edges` closed those of dead sources, so one pass suffices."""
+    """(B,) bool: an active edge leads into the node. `open_edges` closed those of dead sources, so
+    one pass suffices.
+    """
     live_B: Array = (weights_BE != 0).any(1)
     return live_B
 
@@ -129,7 +146,8 @@ def live_vertices(open_BE: Array, topology: Topology) -> Array:
     """(B, V): which vertices each instance reaches from v0; `out` is always live.
 
     Args:
-        open_BE: bool, which edges are open; or, as a tensor, probabilities, taken as independent, and then so is the result.
+        open_BE: bool, which edges are open; or, as a tensor, probabilities, taken as independent,
+            and then so is the result.
     """
     opened, always = _pack(open_BE), _always(open_BE)
     live: list[Column] = [always]
@@ -140,7 +158,8 @@ def live_vertices(open_BE: Array, topology: Topology) -> Array:
 
 
 def leads_to_out(open_BE: Array, topology: Topology) -> Array:
-    """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live nodes that do are computed.
+    """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live
+    nodes that do are computed.
 
     Args:
         open_BE: as for `live_vertices`.
@@ -160,16 +179,22 @@ def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, trainin
     weights_BE: Array = library.where(active_BE, raw_BE, 0.0)
     if not training:
         return weights_BE
-    reachable_BE: Array = raw_BE if source_live_BE is None else library.where(source_live_BE, raw_BE, 0.0)
+    reachable_BE: Array = (
+        raw_BE if source_live_BE is None else library.where(source_live_BE, raw_BE, 0.0)
+    )
     return _straight_through(weights_BE, reachable_BE)
 
 
 Column = Any
-"""One vertex or edge for all instances: a tensor (B,), or on the host an integer whose bit b is instance b. `&` and `|` then take 40 ns."""
+"""One vertex or edge for all instances: a tensor (B,), or on the host an integer whose bit b is
+instance b. `&` and `|` then take 40 ns.
+"""
 
 
 def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
-    """That at least one of `edges` is open whose end, in `ends`, holds: `or`, or the probability if they are independent."""
+    """That at least one of `edges` is open whose end, in `ends`, holds: `or`, or the probability if
+    they are independent.
+    """
     if not isinstance(opened, Tensor):
         numbers = opened[edges] if isinstance(edges, slice) else [opened[edge] for edge in edges]
         return reduce(operator.or_, map(operator.and_, numbers, ends))
@@ -190,17 +215,23 @@ def _unpack(columns: Sequence[Column], like_BE: Array) -> Array:
     if isinstance(like_BE, Tensor):
         return torch.stack(list(columns), 1)
     size = -(-len(like_BE) // 8)
-    packed = np.frombuffer(b"".join(column.to_bytes(size, "little") for column in columns), np.uint8).reshape(len(columns), size)
+    packed = np.frombuffer(
+        b"".join(column.to_bytes(size, "little") for column in columns), np.uint8
+    ).reshape(len(columns), size)
     return np.unpackbits(packed, axis=1, count=len(like_BE), bitorder="little").T.view(np.bool_)
 
 
 def _always(like_BE: Tensor | npt.NDArray[Any]) -> Column:
-    return torch.ones_like(like_BE[:, 0]) if isinstance(like_BE, Tensor) else (1 << len(like_BE)) - 1
+    return (
+        torch.ones_like(like_BE[:, 0]) if isinstance(like_BE, Tensor) else (1 << len(like_BE)) - 1
+    )
 
 
 def _stack(columns: Sequence[Array]) -> Array:
     """(B, E); for small arrays `np.stack` takes three times as long."""
-    stacked: Any = torch.stack(list(columns), 1) if isinstance(columns[0], Tensor) else np.array(columns).T
+    stacked: Any = (
+        torch.stack(list(columns), 1) if isinstance(columns[0], Tensor) else np.array(columns).T
+    )
     return stacked  # type: ignore[no-any-return]
 
 

@@ -1,11 +1,15 @@
-"""Multiply-accumulates of an instance's path, as a function of which edges are open: one function for the meter and for the budget.
+"""Multiply-accumulates of an instance's path, as a function of which edges are open: one function
+for the meter and for the budget.
 
-With edges that are open (1) or closed (0) it counts exactly what the sparse executor computes. With probabilities it is the expected
-count, edges taken as independent, and has a gradient: `ops/liveness` then gives the probability that a node is reached.
+With edges that are open (1) or closed (0) it counts exactly what the sparse executor computes. With
+probabilities it is the expected count, edges taken as independent, and has a gradient:
+`ops/liveness` then gives the probability that a node is reached.
 
-The expected count takes the sources of a node as independent of each other. That is exact where no two of them depend on the same uncertain
-edge: in chains and trees, and under the complete wiring for stages of up to two blocks. Elsewhere paths share edges, being reached is
-positively correlated, and the count is an upper bound (Harris' inequality; `live * leads` adds no error, since they share no edge).
+The expected count takes the sources of a node as independent of each other. That is exact where no
+two of them depend on the same uncertain
+edge: in chains and trees, and under the complete wiring for stages of up to two blocks. Elsewhere
+paths share edges, being reached is positively correlated, and the count is an upper bound (Harris'
+inequality; `live * leads` adds no error, since they share no edge).
 
 Shape suffixes: B instances, E edges of a stage, V vertices of a stage.
 """
@@ -19,8 +23,10 @@ from torch import Tensor
 from dggraph.ops.liveness import Topology, leads_to_out, live_vertices
 
 TEMPERATURE = 0.2
-"""Width of the step from closed to open, in units of edge weight. An anchored net starts 0.5 away from its threshold on both sides; there
-0.2 gives a gradient of 0.35, the peak being 1.25 at the threshold; 0.05 would give 0.001, and 1 would not know open from closed."""
+"""Width of the step from closed to open, in units of edge weight. An anchored net starts 0.5 away
+from its threshold on both sides; there 0.2 gives a gradient of 0.35, the peak being 1.25 at the
+threshold; 0.05 would give 0.001, and 1 would not know open from closed.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,9 @@ class StageMacs:
 
     topology: Topology
     vertices: tuple[int, ...]
-    """Per vertex: its block and, with `node` routers, its router; 0 for `out`. v0 counts its router alone."""
+    """Per vertex: its block and, with `node` routers, its router; 0 for `out`. v0 counts its router
+    alone.
+    """
     edges: tuple[int, ...]
     """Per edge: one for every element of the feature it hands on."""
 
@@ -48,10 +56,12 @@ class MacsTable:
 
 
 def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
-    """MACs of each instance, (B,) float64: exact for 0 and 1, expected (see the top of this file) for what lies between.
+    """MACs of each instance, (B,) float64: exact for 0 and 1, expected (see the top of this file)
+    for what lies between.
 
     Args:
-        opens: per stage (B, E), how open each edge is. Edges that leave a dead node may say anything.
+        opens: per stage (B, E), how open each edge is. Edges that leave a dead node may say
+            anything.
         table: what the parts cost.
     """
     total_B: Tensor | None = None
@@ -74,12 +84,17 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
 
 
 def open_probabilities(
-    weights: Mapping[str, Tensor], raw: Mapping[str, Tensor], thresholds: Mapping[str, Tensor], table: MacsTable
+    weights: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor],
+    thresholds: Mapping[str, Tensor],
+    table: MacsTable,
 ) -> dict[str, Tensor]:
-    """How probably each edge would be open were its weight a little different: sigmoid((raw - threshold) / TEMPERATURE).
+    """How probably each edge would be open were its weight a little different: sigmoid((raw -
+    threshold) / TEMPERATURE).
 
-    Two kinds of edges are not asked about their weight. With `node` routers an edge that leaves a dead node is closed, without gradient: its
-    router never saw a feature of that node. An edge that the output rule opened is open, and its weight still gets the gradient.
+    Two kinds of edges are not asked about their weight. With `node` routers an edge that leaves a
+    dead node is closed, without gradient: its router never saw a feature of that node. An edge that
+    the output rule opened is open, and its weight still gets the gradient.
 
     Args:
         weights: per stage (B, E), as settled: 0 where an edge is inactive.
@@ -93,11 +108,17 @@ def open_probabilities(
     probabilities: dict[str, Tensor] = {}
     for name, raw_BE in raw.items():
         topology = table.stages[name].topology
-        raw_BE, threshold, open_BE = raw_BE.to(torch.float64), thresholds[name].to(torch.float64), weights[name].detach() != 0
+        raw_BE, threshold, open_BE = (
+            raw_BE.to(torch.float64),
+            thresholds[name].to(torch.float64),
+            weights[name].detach() != 0,
+        )
         if not table.is_useful_only:
             live_BE = live_vertices(open_BE, topology)[:, list(topology.sources)] > 0
             raw_BE = torch.where(live_BE, raw_BE, -torch.inf)
         chance_BE = torch.sigmoid((raw_BE - threshold) / TEMPERATURE)
         by_rule_BE = open_BE & (raw_BE <= threshold)
-        probabilities[name] = torch.where(by_rule_BE, chance_BE + (1 - chance_BE).detach(), chance_BE)
+        probabilities[name] = torch.where(
+            by_rule_BE, chance_BE + (1 - chance_BE).detach(), chance_BE
+        )
     return probabilities

@@ -1,9 +1,12 @@
-"""Weighted sums over rows, the arithmetic of aggregation wherever the host knows the weights: closed edges cost nothing.
+"""Weighted sums over rows, the arithmetic of aggregation wherever the host knows the weights:
+closed edges cost nothing.
 
-The sparse executor's nodes hold only the instances that reached them, so each edge says in which row of its source it finds an instance.
+The sparse executor's nodes hold only the instances that reached them, so each edge says in which
+row of its source it finds an instance.
 
-Shape suffixes: R rows of the result, E edges. `places_RE` are row numbers, or None where every source holds the same R instances;
-`weights_RE` is 0 where an edge is closed, whose place means nothing. No gradients.
+Shape suffixes: R rows of the result, E edges. `places_RE` are row numbers, or None where every
+source holds the same R instances; `weights_RE` is 0 where an edge is closed, whose place means
+nothing. No gradients.
 """
 
 from collections.abc import Sequence
@@ -22,50 +25,83 @@ Places = npt.NDArray[np.int64]
 Weights = npt.NDArray[Any]
 
 LARGE_ROW = 1 << 14
-"""Elements an instance, above which one pass an open edge and row is cheaper than gathering rows first."""
+"""Elements an instance, above which one pass an open edge and row is cheaper than gathering rows
+first.
+"""
 
 BLOCK = 1 << 21
 """Elements of a sum that stay in the last cache while all its sources pass by."""
 
 
-def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weights_RE: Weights, *, may_alias: bool) -> Tensor:
-    """Row r of the result is the sum over e of weights[r, e] * features[e][places[r, e]], closed edges left out.
+def sum_rows(
+    features: Sequence[Tensor | None],
+    places_RE: Places | None,
+    weights_RE: Weights,
+    *,
+    may_alias: bool,
+) -> Tensor:
+    """Row r of the result is the sum over e of weights[r, e] * features[e][places[r, e]], closed
+    edges left out.
 
     Args:
-        features: per edge (rows of its source, ...), or None where no instance reached it; not all None.
+        features: per edge (rows of its source, ...), or None where no instance reached it; not all
+            None.
         places_RE: row numbers.
         weights_RE: 0 where an edge is closed.
-        may_alias: the caller never writes to the result, so a source taken as it is may be returned itself.
+        may_alias: the caller never writes to the result, so a source taken as it is may be returned
+            itself.
     """
     is_open_RE = weights_RE != 0
     is_used_E = is_open_RE.any(axis=0).tolist()
-    opened = [(edge, feature) for edge, feature in enumerate(features) if feature is not None and is_used_E[edge]]
+    opened = [
+        (edge, feature)
+        for edge, feature in enumerate(features)
+        if feature is not None and is_used_E[edge]
+    ]
     if not opened:
         like = next(feature for feature in features if feature is not None)
         return empty_rows(len(weights_RE), like, like.dtype).zero_()
     first, like = opened[0]
     columns = [None if places_RE is None else places_RE[:, edge] for edge in range(len(features))]
-    if may_alias and len(opened) == 1 and _is_whole(like, columns[first]) and bool((weights_RE[:, first] == 1).all()):
+    if (
+        may_alias
+        and len(opened) == 1
+        and _is_whole(like, columns[first])
+        and bool((weights_RE[:, first] == 1).all())
+    ):
         return like
     sources = [feature for _, feature in opened]
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
-    # 16-bit sums are rounded term by term, as the backbone's own adds are; the kernels would round once.
+    # 16-bit sums are rounded term by term, as the backbone's own adds are; the kernels would round
+    # once.
     if dtype.itemsize >= 4 and kernels.is_usable(sources):
         edges = [edge for edge, _ in opened]
-        return kernels.sum_rows(sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges])
+        return kernels.sum_rows(
+            sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges]
+        )
     total = empty_rows(len(weights_RE), like, dtype)
     if like.device.type == "cpu" and like[:1].numel() >= LARGE_ROW:
-        is_dense = len(total) > 1 and is_open_RE.all() and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
-        if is_dense and len(opened) == len(features) and dtype.itemsize >= 4:  # 16-bit weights would be rounded
+        is_dense = (
+            len(total) > 1
+            and is_open_RE.all()
+            and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
+        )
+        if (
+            is_dense and len(opened) == len(features) and dtype.itemsize >= 4
+        ):  # 16-bit weights would be rounded
             _sum_blocks(total, sources, weights_RE)
         else:
             _sum_each_row(total, opened, columns, weights_RE)
         return total
     if not is_open_RE[:, first].all():
-        total.fill_(-0.0)  # the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0
+        total.fill_(
+            -0.0
+        )  # the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0
     for edge, feature in opened:
         rows, places = np.flatnonzero(is_open_RE[:, edge]), columns[edge]
-        weights = torch.as_tensor(weights_RE[rows, edge], dtype=dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
+        weights = torch.as_tensor(weights_RE[rows, edge], dtype=dtype, device=like.device).reshape(
+            -1, *[1] * (like.ndim - 1)
+        )
         if len(rows) < len(weights_RE):
             taken = take_rows(feature, rows if places is None else places[rows])
             total.index_add_(0, _index(rows, like), (taken * weights).to(dtype))
@@ -77,9 +113,15 @@ def sum_rows(features: Sequence[Tensor | None], places_RE: Places | None, weight
 
 
 def concatenate_rows(
-    features: Sequence[Tensor | None], channels: Sequence[int], places_RE: Places | None, weights_RE: Weights, channel_axis: int
+    features: Sequence[Tensor | None],
+    channels: Sequence[int],
+    places_RE: Places | None,
+    weights_RE: Weights,
+    channel_axis: int,
 ) -> Tensor:
-    """The same for a growing concat: one operand of `channels[e]` channels per edge, zeros where it is closed."""
+    """The same for a growing concat: one operand of `channels[e]` channels per edge, zeros where it
+    is closed.
+    """
     like = next(feature for feature in features if feature is not None)
     operands: list[Tensor] = []
     for edge, feature in enumerate(features):
@@ -95,20 +137,36 @@ def concatenate_rows(
 
 
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of `shape`, channels last where `like` is: one operand in another layout would cost the sum or concat its own."""
-    is_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    """Zeros of `shape`, channels last where `like` is: one operand in another layout would cost the
+    sum or concat its own.
+    """
+    is_last = (
+        like.ndim == 4
+        and like.is_contiguous(memory_format=torch.channels_last)
+        and not like.is_contiguous()
+    )
     layout = torch.channels_last if is_last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout).zero_()
+    return torch.empty(
+        tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout
+    ).zero_()
 
 
 def take_rows(value: Tensor, places: Places | None) -> Tensor:
     """Rows `places` of `value`; `value` itself where that is all of it, in order."""
-    return value if places is None or _is_whole(value, places) else value.index_select(0, _index(places, value))
+    return (
+        value
+        if places is None or _is_whole(value, places)
+        else value.index_select(0, _index(places, value))
+    )
 
 
 def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -> None:
-    """Every edge open, every row in its place: as many rows at a time as stay in the cache, since every op costs a start of its own."""
-    weights = torch.as_tensor(weights_RE, dtype=total.dtype).reshape(len(total), -1, *[1] * (total.ndim - 1))
+    """Every edge open, every row in its place: as many rows at a time as stay in the cache, since
+    every op costs a start of its own.
+    """
+    weights = torch.as_tensor(weights_RE, dtype=total.dtype).reshape(
+        len(total), -1, *[1] * (total.ndim - 1)
+    )
     first, *others = sources
     step = max(1, BLOCK // total[:1].numel())
     for start in range(0, len(total), step):
@@ -119,11 +177,17 @@ def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -
 
 
 def _sum_each_row(
-    total: Tensor, opened: Sequence[tuple[int, Tensor]], columns: Sequence[Places | None], weights_RE: Weights
+    total: Tensor,
+    opened: Sequence[tuple[int, Tensor]],
+    columns: Sequence[Places | None],
+    weights_RE: Weights,
 ) -> None:
     """One row at a time, which stays in the cache."""
     weights = weights_RE.tolist()
-    places = [range(len(total)) if (column := columns[edge]) is None else column.tolist() for edge, _ in opened]
+    places = [
+        range(len(total)) if (column := columns[edge]) is None else column.tolist()
+        for edge, _ in opened
+    ]
     sources = [feature.unbind(0) for _, feature in opened]
     for r, row in enumerate(total.unbind(0)):
         is_empty = True
@@ -143,7 +207,9 @@ def _sum_each_row(
 
 
 def _is_whole(feature: Tensor, places: Places | None) -> bool:
-    return places is None or (len(places) == len(feature) and bool((places == np.arange(len(places))).all()))
+    return places is None or (
+        len(places) == len(feature) and bool((places == np.arange(len(places))).all())
+    )
 
 
 def _index(places: Places, like: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The arithmetic of aggregation, without gradients: weighted sums over edges, and inner products with what flows back.
+"""The arithmetic of aggregation, without gradients: weighted sums over edges, and inner products
+with what flows back.
 
-Shape suffixes: B instances, E edges. Weights are per instance and edge; 0 means that the edge contributes exactly nothing, even where its
-source holds inf or nan.
+Shape suffixes: B instances, E edges. Weights are per instance and edge; 0 means that the edge
+contributes exactly nothing, even where its source holds inf or nan.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ LARGE_INSTANCE = 1 << 16
 
 
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """sum_e weights[:, e] * features[e], left to right, as a fresh tensor. On the CPU closed edges cost nothing.
+    """sum_e weights[:, e] * features[e], left to right, as a fresh tensor. On the CPU closed edges
+    cost nothing.
 
     Args:
         features: E tensors (B, ...) of one shape.
@@ -25,11 +27,18 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     if features[0].device.type != "cpu":
         return masked_sum(features, weights_BE)
     known = weights_BE.detach()
-    return sum_rows(features, None, (known.float() if known.dtype == torch.bfloat16 else known).numpy(), may_alias=False)
+    return sum_rows(
+        features,
+        None,
+        (known.float() if known.dtype == torch.bfloat16 else known).numpy(),
+        may_alias=False,
+    )
 
 
 def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """The same as one expression, for compilers, and for devices where looking at values would wait."""
+    """The same as one expression, for compilers, and for devices where looking at values would
+    wait.
+    """
     total, *others = [masked(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
     for term in others:
         total = total + term
@@ -44,7 +53,9 @@ def masked(feature: Tensor, weight_B: Tensor) -> Tensor:
 
 
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """(B, E): <features[e], grad> of each instance, non-finite elements of the features taken as 0; float32 or wider."""
+    """(B, E): <features[e], grad> of each instance, non-finite elements of the features taken as 0;
+    float32 or wider.
+    """
     if kernels.is_usable([*features, grad]):
         return kernels.inner_products(features, grad)
     wide = torch.promote_types(grad.dtype, torch.float32)
@@ -52,7 +63,9 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     if grad.device.type == "cpu" and bool(products.isfinite().all()):
         return products
     finite = [torch.where(torch.isfinite(feature), feature, 0.0) for feature in features]
-    return torch.stack([(feature.to(wide) * grad.to(wide)).flatten(1).sum(1) for feature in finite], dim=1)
+    return torch.stack(
+        [(feature.to(wide) * grad.to(wide)).flatten(1).sum(1) for feature in finite], dim=1
+    )
 
 
 def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
@@ -62,7 +75,11 @@ def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
 
 def _inner_product(feature: Tensor, grad: Tensor, wide: torch.dtype) -> Tensor:
     size = feature[:1].numel()
-    if feature.device.type == "cpu" and feature.dtype == grad.dtype == wide and size >= LARGE_INSTANCE:
+    if (
+        feature.device.type == "cpu"
+        and feature.dtype == grad.dtype == wide
+        and size >= LARGE_INSTANCE
+    ):
         # One instance at a time stays in the cache, and `dot` writes no product.
         pairs = zip(feature.reshape(-1, size), grad.reshape(-1, size), strict=True)
         return torch.stack([torch.dot(one, other) for one, other in pairs])

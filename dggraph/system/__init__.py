@@ -1,1 +1,3 @@
-"""Files, locks, processes, loaders: what the operating system and torch.distributed are asked for."""
+"""Files, locks, processes, loaders: what the operating system and torch.distributed are asked
+for.
+"""

@@ -44,7 +44,10 @@ def write_whole(file: Path, content: bytes) -> None:
             Path(scratch).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"cannot write {str(file)!r}: {error.strerror or error}. What was there before is unchanged.") from error
+        raise InputError(
+            f"cannot write {str(file)!r}: {error.strerror or error}. What was there before is"
+            " unchanged."
+        ) from error
 
 
 def sha256_of(file: Path) -> str:

@@ -1,7 +1,9 @@
-"""Batches from loader processes, which heed nobody's signals but their parent's, and whose errors read as ours.
+"""Batches from loader processes, which heed nobody's signals but their parent's, and whose errors
+read as ours.
 
-torchrun passes SIGTERM on to every process that its workers have started, and a terminal does so with Ctrl-C. Loader processes that ended
-then would take the step with them that training wants to finish and save.
+torchrun passes SIGTERM on to every process that its workers have started, and a terminal does so
+with Ctrl-C. Loader processes that ended then would take the step with them that training wants to
+finish and save.
 """
 
 import os
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dggraph.errors import DggraphError
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 """Signals that ask a process to end; the last one says that its terminal was closed."""
 
 

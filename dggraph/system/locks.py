@@ -18,8 +18,8 @@ LOCK = "lock"
 def locked(folder: Path) -> Iterator[None]:
     """Within this context no other process gets `folder`.
 
-    A record lock: loader processes do not inherit it, so it ends with this process and not with them. Where the file system has no locks,
-    a warning says so.
+    A record lock: loader processes do not inherit it, so it ends with this process and not with
+    them. Where the file system has no locks, a warning says so.
 
     Raises:
         InputError: another process has it, or the lock file cannot be written.
@@ -27,7 +27,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         stream = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}. Choose another output.") from error
+        raise InputError(
+            f"cannot write to the folder {folder}: {error.strerror or error}. Choose another"
+            " output."
+        ) from error
     with stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,11 +39,12 @@ def locked(folder: Path) -> Iterator[None]:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
                 raise InputError(
-                    f"{folder} is being written by another run, {holder}; two would spoil each other's checkpoints. Wait for it, stop "
-                    "it, or choose another experiment."
+                    f"{folder} is being written by another run, {holder}; two would spoil each"
+                    " other's checkpoints. Wait for it, stop it, or choose another experiment."
                 ) from error
             warnings.warn(
-                f"the file system of {folder} has no locks ({error.strerror or error}), so nothing stops a second run from writing there.",
+                f"the file system of {folder} has no locks ({error.strerror or error}), so nothing"
+                " stops a second run from writing there.",
                 DggraphWarning,
                 stacklevel=3,
             )

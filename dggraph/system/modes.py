@@ -20,7 +20,9 @@ def keeping_modes(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients. Not for a generator that yields within: its caller would lose gradients too."""
+    """Eval mode without gradients. Not for a generator that yields within: its caller would lose
+    gradients too.
+    """
     with keeping_modes(model), torch.no_grad():
         model.eval()
         yield

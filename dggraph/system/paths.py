@@ -1,4 +1,6 @@
-"""Paths that no shell has seen, as their writer meant them: `~`, and letters with accents, which file systems store in two ways."""
+"""Paths that no shell has seen, as their writer meant them: `~`, and letters with accents, which
+file systems store in two ways.
+"""
 
 import os
 import unicodedata
@@ -10,8 +12,8 @@ from dggraph.errors import InputError
 def locate(path: str | os.PathLike[str]) -> Path:
     """`path` with `~` as the home folder, and each part as it is spelt on the disk.
 
-    "é" may be one character (NFC) or two (NFD, as macOS and many archives have it). A part that is not there, but is there in the other
-    spelling, is taken so; what is nowhere stays as written.
+    "é" may be one character (NFC) or two (NFD, as macOS and many archives have it). A part that is
+    not there, but is there in the other spelling, is taken so; what is nowhere stays as written.
 
     Args:
         path: from a configuration or the command line.
@@ -22,7 +24,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
     text = os.path.expanduser(os.fspath(path))
     if os.path.expandvars(text) != text and not os.path.lexists(text):
         raise InputError(
-            f"the path {text!r} has a variable in it, which only a shell would replace. Write the path out; ~ is the home folder."
+            f"the path {text!r} has a variable in it, which only a shell would replace. Write the"
+            " path out; ~ is the home folder."
         )
     found = Path(text)
     if os.path.lexists(found) or text.isascii():
@@ -34,7 +37,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 def decode_text(content: bytes) -> str:
-    """A text file as its editor meant it: UTF-8 with or without a byte-order mark, or UTF-16 with one; Windows' line ends as \\n.
+    """A text file as its editor meant it: UTF-8 with or without a byte-order mark, or UTF-16 with
+    one; Windows' line ends as \\n.
 
     Raises:
         UnicodeDecodeError: it is neither.
@@ -44,10 +48,16 @@ def decode_text(content: bytes) -> str:
 
 
 def _spelling(folder: Path, name: str) -> str:
-    """The entry of `folder` that reads as `name` does; `name` itself where there is none, or more than one."""
+    """The entry of `folder` that reads as `name` does; `name` itself where there is none, or more
+    than one.
+    """
     try:
         entries = os.listdir(folder or ".")
     except OSError:
         return name
-    same = [entry for entry in entries if unicodedata.normalize("NFC", entry) == unicodedata.normalize("NFC", name)]
+    same = [
+        entry
+        for entry in entries
+        if unicodedata.normalize("NFC", entry) == unicodedata.normalize("NFC", name)
+    ]
     return same[0] if len(same) == 1 else name

@@ -1,6 +1,8 @@
-"""One process or many: the few questions that a run asks of torch.distributed, answered without it too.
+"""One process or many: the few questions that a run asks of torch.distributed, answered without it
+too.
 
-`torchrun -m dggraph train|eval|atlas ...` starts the processes; `process_group` makes them a group, over nccl on GPUs and gloo elsewhere.
+`torchrun -m dggraph train|eval|atlas ...` starts the processes; `process_group` makes them a group,
+over nccl on GPUs and gloo elsewhere.
 """
 
 import os
@@ -24,9 +26,11 @@ PATIENCE = timedelta(minutes=10)
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within this context the processes that torchrun started are one group; alone, nothing happens.
+    """Within this context the processes that torchrun started are one group; alone, nothing
+    happens.
 
-    After an error the group is left as it is: the end of the process closes its connections, and so tells the others.
+    After an error the group is left as it is: the end of the process closes its connections, and so
+    tells the others.
 
     Raises:
         LostProcessError: the group cannot be formed, or another process went away.
@@ -39,14 +43,17 @@ def process_group() -> Iterator[None]:
             torch.cuda.set_device(device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise LostProcessError(f"the processes cannot find each other: {error}. Start them with torchrun.") from error
+        raise LostProcessError(
+            f"the processes cannot find each other: {error}. Start them with torchrun."
+        ) from error
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise LostProcessError(
-                "another process of this run ended or was killed, so the rest of it stopped. Look for what that one said, or in the "
-                "system's log for a lack of memory. What was saved before still holds."
+                "another process of this run ended or was killed, so the rest of it stopped. Look"
+                " for what that one said, or in the system's log for a lack of memory. What was"
+                " saved before still holds."
             ) from error
         raise
     dist.destroy_process_group()
@@ -55,8 +62,9 @@ def process_group() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """End this process as it is, with its output written and the interpreter not torn down.
 
-    torch keeps the mesh of a sharded network in caches, so the group's threads outlive `process_group`. One that lets go of its last
-    tensor while the interpreter closes aborts the process (https://github.com/pytorch/pytorch/pull/179291).
+    torch keeps the mesh of a sharded network in caches, so the group's threads outlive
+    `process_group`. One that lets go of its last tensor while the interpreter closes aborts the
+    process (https://github.com/pytorch/pytorch/pull/179291).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -64,9 +72,11 @@ def leave(code: int) -> NoReturn:
 
 
 def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
-    """Whether this process is the one to tell the user: the first with this message, and none where another's error caused it.
+    """Whether this process is the one to tell the user: the first with this message, and none where
+    another's error caused it.
 
-    Asks the store of the torchrun that started this process, which is there before `process_group` and outlives every process.
+    Asks the store of the torchrun that started this process, which is there before `process_group`
+    and outlives every process.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return True
@@ -98,8 +108,8 @@ def assert_same_on_all_ranks(facts: Mapping[str, object]) -> None:
         if other is not None:
             first, second = (f"{one!r:.80}" for one in (found[0], found[other]))
             raise TrainingError(
-                f"the processes of this run differ in {name}: {first} on process 0, {second} on process {other}. Give all the same "
-                "command, files and data."
+                f"the processes of this run differ in {name}: {first} on process 0, {second} on"
+                f" process {other}. Give all the same command, files and data."
             )
 
 
@@ -124,11 +134,15 @@ def distribute(model: nn.Module) -> nn.Module:
     """`model` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return model
-    return DistributedDataParallel(model, device_ids=[device().index] if device().type == "cuda" else None)
+    return DistributedDataParallel(
+        model, device_ids=[device().index] if device().type == "cuda" else None
+    )
 
 
 def share_buffers_(model: nn.Module) -> None:
-    """Give every process the buffers of the first, such as running statistics; DistributedDataParallel does so before each step."""
+    """Give every process the buffers of the first, such as running statistics;
+    DistributedDataParallel does so before each step.
+    """
     if not dist.is_initialized():
         return
     buffers = list(model.buffers())
@@ -136,7 +150,9 @@ def share_buffers_(model: nn.Module) -> None:
         same = [buffer for buffer in buffers if buffer.dtype == dtype]
         flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
         dist.broadcast(flat, 0)
-        for buffer, part in zip(same, torch.split(flat, [buffer.numel() for buffer in same]), strict=True):
+        for buffer, part in zip(
+            same, torch.split(flat, [buffer.numel() for buffer in same]), strict=True
+        ):
             buffer.copy_(part.view_as(buffer))
 
 

@@ -1,8 +1,10 @@
-"""FSDP2: each process keeps a share of every parameter, of its gradient and of the optimiser's state. From whole tensors to shares, and back.
+"""FSDP2: each process keeps a share of every parameter, of its gradient and of the optimiser's
+state. From whole tensors to shares, and back.
 
-The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks, and modules such as attention read the
-weights of others without calling them. So each step gathers all weights once; between steps a process holds its share. Apart from
-`processes`, since torch takes half a second to import what this needs.
+The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks,
+and modules such as attention read the weights of others without calling them. So each step gathers
+all weights once; between steps a process holds its share. Apart from `processes`, since torch takes
+half a second to import what this needs.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ from dggraph.system.processes import device, share_buffers_, world_size
 
 
 def shard_(model: nn.Module) -> None:
-    """Leave this process its share of every parameter; they are first made those of process 0, and so are buffers before each step.
+    """Leave this process its share of every parameter; they are first made those of process 0, and
+    so are buffers before each step.
 
     A sharded model can be called and trained. Copying and saving need `full_state_dict`.
 
@@ -31,7 +34,10 @@ def shard_(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0 or not parameter.is_contiguous():
             what = "is a single number" if parameter.ndim == 0 else "is not contiguous in memory"
-            raise InputError(f"the parameter {name} {what}, so processes cannot have shares of it. Choose parallel = 'ddp'.")
+            raise InputError(
+                f"the parameter {name} {what}, so processes cannot have shares of it. Choose"
+                " parallel = 'ddp'."
+            )
     for parameter in model.parameters():
         dist.broadcast(parameter.detach(), 0)
     fully_shard(model, mesh=init_device_mesh(device().type, (world_size(),)))
@@ -44,7 +50,9 @@ def shard_(model: nn.Module) -> None:
 
 
 def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients travel with the last part of a batch only; until then gathered weights stay whole."""
+    """Gradients travel with the last part of a batch only; until then gathered weights stay
+    whole.
+    """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         model.set_reshard_after_backward(is_last)
@@ -67,7 +75,9 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This process's share of `tensor`, as it has one of `other`, where it has one."""
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+    )
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Checkpoints: a folder a step, whole or not there, without pickle.
 
-    checkpoints/00001200/    model.safetensors, optimiser.safetensors, ... and state.json, written last with a SHA-256 of each
+    checkpoints/00001200/    model.safetensors, optimiser.safetensors, ... and state.json, written
+    last with a SHA-256 of each
 
-Everything is written to a temporary folder beside it, synced, and renamed; old ones are removed only afterwards. A process killed at any
-moment leaves the last whole checkpoint as it was.
+Everything is written to a temporary folder beside it, synced, and renamed; old ones are removed
+only afterwards. A process killed at any moment leaves the last whole checkpoint as it was.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ class Checkpoint:
     """Everything else, as JSON."""
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
     """Write `folder/<step>`, all of it or nothing.
 
     Args:
@@ -59,10 +62,15 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, 
             parts, digests = Path(scratch, "new"), {}
             parts.mkdir()
             for name, named in tensors.items():
-                content = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in named.items()})
+                content = safetensors.torch.save(
+                    {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
+                )
                 digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
                 write_synced(parts / f"{name}.safetensors", content)
-            document = json.dumps({"format": FORMAT, "step": step, "state": dict(state), "sha256": digests}, sort_keys=True)
+            document = json.dumps(
+                {"format": FORMAT, "step": step, "state": dict(state), "sha256": digests},
+                sort_keys=True,
+            )
             seal = hashlib.sha256(document.encode()).hexdigest()
             write_synced(parts / STATE, f"{seal}\n{document}\n".encode())
             sync_folder(parts)
@@ -72,8 +80,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, 
             sync_folder(folder)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints are as they were; make room, or choose "
-            "another folder, and go on from the last."
+            f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints"
+            " are as they were; make room, or choose another folder, and go on from the last."
         ) from error
     return target
 
@@ -87,20 +95,29 @@ def load_checkpoint(target: Path) -> Checkpoint:
     try:
         seal, _, document = (target / STATE).read_text().partition("\n")
         if hashlib.sha256(document.rstrip("\n").encode()).hexdigest() != seal:
-            raise CheckpointError(f"the checkpoint {target} is damaged: {STATE} differs from its digest. Go on from another one.")
+            raise CheckpointError(
+                f"the checkpoint {target} is damaged: {STATE} differs from its digest. Go on from"
+                " another one."
+            )
         found = json.loads(document)
         if found["format"] != FORMAT:
-            raise CheckpointError(f"the checkpoint {target} has format {found['format']}, this version reads {FORMAT}.")
+            raise CheckpointError(
+                f"the checkpoint {target} has format {found['format']}, this version reads"
+                f" {FORMAT}."
+            )
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, digest in found["sha256"].items():
             content = (target / name).read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CheckpointError(
-                    f"the checkpoint {target} is damaged: {name} differs from its digest. Go on from another one."
+                    f"the checkpoint {target} is damaged: {name} differs from its digest. Go on"
+                    " from another one."
                 )
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
     except (OSError, UnicodeDecodeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {target} cannot be read: {error}. Go on from another one.") from error
+        raise CheckpointError(
+            f"the checkpoint {target} cannot be read: {error}. Go on from another one."
+        ) from error
     return Checkpoint(found["step"], tensors, found["state"])
 
 
@@ -108,11 +125,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / STATE).is_file())
+    return sorted(
+        entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / STATE).is_file()
+    )
 
 
 def delete_old_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the steps in `also`, and what killed processes left half-written."""
+    """Remove all but the newest `keep` checkpoints and the steps in `also`, and what killed
+    processes left half-written.
+    """
     for old in list_checkpoints(folder)[:-keep]:
         if int(old.name) not in also:
             doomed = old.with_name(f".removing-{old.name}")
@@ -122,7 +143,9 @@ def delete_old_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) 
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of an optimiser's state by `<parameter>.<name>`, whole, and the rest as JSON. Where they are sharded, every process must ask."""
+    """Tensors of an optimiser's state by `<parameter>.<name>`, whole, and the rest as JSON. Where
+    they are sharded, every process must ask.
+    """
     found = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
@@ -135,15 +158,22 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, {"state": rest, "groups": found["param_groups"]}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+) -> None:
     """The inverse of `flatten_optimiser`."""
-    state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest["state"].items()}
+    state: dict[int, dict[str, Any]] = {
+        int(parameter): dict(values) for parameter, values in rest["state"].items()
+    }
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         parameter, _, name = key.partition(".")
         state.setdefault(int(parameter), {})[name] = shard_like(tensor, parameters[int(parameter)])
     groups = [
-        {key: tuple(value) if isinstance(value, list) and key == "betas" else value for key, value in group.items()}
+        {
+            key: tuple(value) if isinstance(value, list) and key == "betas" else value
+            for key, value in group.items()
+        }
         for group in rest["groups"]
     ]
     optimiser.load_state_dict({"state": state, "param_groups": groups})

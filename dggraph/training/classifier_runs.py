@@ -1,4 +1,6 @@
-"""Classifiers as runs train them, read back from a run's folder: its archive, or what its last checkpoint holds."""
+"""Classifiers as runs train them, read back from a run's folder: its archive, or what its last
+checkpoint holds.
+"""
 
 import json
 from pathlib import Path
@@ -23,7 +25,10 @@ from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
 
 def is_classifier_run(folder: str | Path) -> bool:
     """Whether a classifier was trained there, to the end or not."""
-    return not (Path(folder) / MANIFEST).is_file() and _keys(Path(folder)).get("task", "detection") == "classification"
+    return (
+        not (Path(folder) / MANIFEST).is_file()
+        and _keys(Path(folder)).get("task", "detection") == "classification"
+    )
 
 
 def run_config(folder: str | Path) -> TrainConfig:
@@ -36,7 +41,8 @@ def run_config(folder: str | Path) -> TrainConfig:
 
 
 def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[DynamicNetwork, str]:
-    """The network of a run, in eval mode; of a static backbone that was trained, what it converts to.
+    """The network of a run, in eval mode; of a static backbone that was trained, what it converts
+    to.
 
     Args:
         folder: of the run. It may come from anybody, so code that it names is not run.
@@ -46,51 +52,82 @@ def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[Dy
         The network, and a sentence where the run is not finished, or nothing.
 
     Raises:
-        ArchiveError: the run has neither a network nor a checkpoint, or they are damaged or of another model.
+        ArchiveError: the run has neither a network nor a checkpoint, or they are damaged or of
+            another model.
         InputError: the run's model is code and `backbone` is not given, or the other way round.
     """
     folder = Path(folder)
     config = run_config(folder)
     if is_registered(config.model) != (backbone is None):
         raise InputError(
-            f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone out."
+            f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone"
+            " out."
             if backbone is not None
-            else f"the model in {folder} is built by code, {config.model!r}, which is run only where you name it: --backbone {config.model}."
+            else (
+                f"the model in {folder} is built by code, {config.model!r}, which is run only where"
+                f" you name it: --backbone {config.model}."
+            )
         )
     archive = folder / ARCHIVE
     if (archive / MANIFEST).is_file():
         if backbone is None:
             return load(archive), ""
-        return load(archive, load_model(backbone, num_classes=read_manifest(archive).num_classes).model), ""
+        return (
+            load(
+                archive, load_model(backbone, num_classes=read_manifest(archive).num_classes).model
+            ),
+            "",
+        )
     if (folder / WEIGHTS["classification"]).is_file():
         tensors, classes = _read_static(folder / WEIGHTS["classification"])
         return _built(config, backbone, folder, tensors, classes), ""
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
-        raise ArchiveError(f"the run in {folder} has no checkpoint yet, so there is no network. The command that began it goes on.")
+        raise ArchiveError(
+            f"the run in {folder} has no checkpoint yet, so there is no network. The command that"
+            " began it goes on."
+        )
     found = load_checkpoint(checkpoints[-1])
     if "data" not in found.state:
         raise ArchiveError(
-            f"the run in {folder} does not say its classes, as newer ones do. The command that began it finishes it."
+            f"the run in {folder} does not say its classes, as newer ones do. The command that"
+            " began it finishes it."
         )
     tensors = found.tensors["model"]
-    if "average" in found.tensors:  # the threshold is set, not learned: an average of it would lag behind
+    if (
+        "average" in found.tensors
+    ):  # the threshold is set, not learned: an average of it would lag behind
         prefix, now = "module.", tensors
-        averaged = {key.removeprefix(prefix): value for key, value in found.tensors["average"].items() if key.startswith(prefix)}
-        tensors = {key: now[key] if key.endswith((".threshold", ".temperature")) else value for key, value in averaged.items()}
+        averaged = {
+            key.removeprefix(prefix): value
+            for key, value in found.tensors["average"].items()
+            if key.startswith(prefix)
+        }
+        tensors = {
+            key: now[key] if key.endswith((".threshold", ".temperature")) else value
+            for key, value in averaged.items()
+        }
     net = _built(config, backbone, folder, tensors, tuple(found.state["data"]["classes"]))
     return net, f"the run in {folder} is not finished: this is its network after step {found.step}"
 
 
 def _built(
-    config: TrainConfig, backbone: str | None, folder: Path, tensors: dict[str, Tensor], classes: tuple[str, ...]
+    config: TrainConfig,
+    backbone: str | None,
+    folder: Path,
+    tensors: dict[str, Tensor],
+    classes: tuple[str, ...],
 ) -> DynamicNetwork:
     name = backbone or config.model
-    classes = classes if config.objective == "labels" else ()  # the teacher's outputs are learned, whatever the images are called
+    classes = (
+        classes if config.objective == "labels" else ()
+    )  # the teacher's outputs are learned, whatever the images are called
     number = config.num_classes or (len(classes) or None if takes_num_classes(name) else None)
     loaded = load_model(name, num_classes=number, input_size=config.input_size)
     if loaded.preprocess is None:
-        raise InputError(f"{name} does not say what images it takes, and neither does the run in {folder}.")
+        raise InputError(
+            f"{name} does not say what images it takes, and neither does the run in {folder}."
+        )
     preprocess = configured(loaded.preprocess, config)
     example = torch.zeros((1, *preprocess.input_size))
     try:
@@ -103,7 +140,10 @@ def _built(
             net.load_state_dict(tensors)
             release_(net)
     except RuntimeError as error:
-        raise ArchiveError(f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed since?") from error
+        raise ArchiveError(
+            f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed"
+            " since?"
+        ) from error
     note_source_(net, loaded)
     net.labels, net.preprocess = classes or loaded.labels, preprocess
     return net.eval()
@@ -115,7 +155,9 @@ def _read_static(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             classes = json.loads((opened.metadata() or {})["classes"])
         return safetensors.torch.load_file(file), tuple(str(name) for name in classes)
     except Exception as error:  # whatever damaged files raise
-        raise ArchiveError(f"{file} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it again.") from error
+        raise ArchiveError(
+            f"{file} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it again."
+        ) from error
 
 
 def _pinned(folder: Path) -> tuple[str, ...]:
@@ -125,7 +167,8 @@ def _pinned(folder: Path) -> tuple[str, ...]:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(
-            f"{folder / 'sensitivity.json'} is damaged, so which blocks are pinned is not known. Train it again."
+            f"{folder / 'sensitivity.json'} is damaged, so which blocks are pinned is not known."
+            " Train it again."
         ) from error
 
 

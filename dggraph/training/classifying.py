@@ -56,7 +56,10 @@ class Classifying:
             images = images.to(memory_format=torch.channels_last)
         num_classes = config.num_classes or len(self.data.classes)
         if self.teacher is not None:
-            labels, num_classes = torch.zeros_like(labels), 1  # its outputs stand for them, on images as they are mixed
+            labels, num_classes = (
+                torch.zeros_like(labels),
+                1,
+            )  # its outputs stand for them, on images as they are mixed
         images, targets = mix(
             images,
             labels,
@@ -66,9 +69,17 @@ class Classifying:
             smoothing=config.smoothing,
             seed=seed_of(config.seed, 2, step, processes.rank()),
         )
-        return list(zip(images.chunk(config.grad_accum_steps), targets.chunk(config.grad_accum_steps), strict=True))
+        return list(
+            zip(
+                images.chunk(config.grad_accum_steps),
+                targets.chunk(config.grad_accum_steps),
+                strict=True,
+            )
+        )
 
-    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
+    def loss(
+        self, model: nn.Module, net: DynamicNetwork | None, part: Part
+    ) -> tuple[Tensor, Gates | None]:
         images, targets = part
         logits, gates = (model(images), None) if net is None else model(images, return_gates=True)
         if self.teacher is None:
@@ -78,4 +89,9 @@ class Classifying:
         return divergence(expected.float(), logits.float()).mean(), gates
 
     def evaluate(self, model: nn.Module) -> Accuracy:
-        return evaluate(model, self.data.validation, batch_size=self.config.judged_at_a_time, workers=self.config.workers)
+        return evaluate(
+            model,
+            self.data.validation,
+            batch_size=self.config.judged_at_a_time,
+            workers=self.config.workers,
+        )

@@ -33,10 +33,16 @@ class Detecting:
 
     @property
     def groups(self) -> list[int]:
-        """Tall images and wide ones: batches of both would be mostly padding. One group where either would not fill a batch."""
+        """Tall images and wide ones: batches of both would be mostly padding. One group where
+        either would not fill a batch.
+        """
         is_tall = [int(image.height > image.width) for image in self.train.images]
         global_size = self.config.batch_size * processes.world_size()
-        return is_tall if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size else [0] * len(is_tall)
+        return (
+            is_tall
+            if min(sum(is_tall), len(is_tall) - sum(is_tall)) >= global_size
+            else [0] * len(is_tall)
+        )
 
     @property
     def collate(self) -> Any:
@@ -54,11 +60,18 @@ class Detecting:
     def parts(self, batch: Part, step: int) -> list[Part]:
         device, (images, targets) = processes.device(), batch
         images = [image.to(device) for image in images]
-        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
+        targets = [
+            {name: tensor.to(device) for name, tensor in target.items()} for target in targets
+        ]
         size = len(images) // self.config.grad_accum_steps
-        return [(images[start : start + size], targets[start : start + size]) for start in range(0, len(images), size)]
+        return [
+            (images[start : start + size], targets[start : start + size])
+            for start in range(0, len(images), size)
+        ]
 
-    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Part) -> tuple[Tensor, Gates | None]:
+    def loss(
+        self, model: nn.Module, net: DynamicNetwork | None, part: Part
+    ) -> tuple[Tensor, Gates | None]:
         if net is None:
             return sum(model(*part).values(), torch.zeros(())), None
         with collecting_gates(net) as gates:
@@ -67,9 +80,14 @@ class Detecting:
 
     def evaluate(self, model: nn.Module) -> DetectionEvaluation:
         found = detect(
-            model, BoxDataset(self.validation.images), batch_size=self.config.judged_at_a_time, workers=self.config.workers
+            model,
+            BoxDataset(self.validation.images),
+            batch_size=self.config.judged_at_a_time,
+            workers=self.config.workers,
         )
-        judged = evaluate_boxes(found, self.validation) if processes.rank() == 0 else None  # seconds and a gigabyte for COCO
+        judged = (
+            evaluate_boxes(found, self.validation) if processes.rank() == 0 else None
+        )  # seconds and a gigabyte for COCO
         (first, *_) = processes.all_gather_objects(judged)
         assert isinstance(first, DetectionEvaluation)
         return first

@@ -1,4 +1,6 @@
-"""Detectors as runs train them: built as a configuration says, and read back from a run's folder."""
+"""Detectors as runs train them: built as a configuration says, and read back from a run's
+folder.
+"""
 
 import json
 from dataclasses import dataclass
@@ -36,9 +38,14 @@ class Detector:
 
 
 def build_detector(
-    config: TrainConfig, classes: tuple[str, ...], *, is_head_new: bool = False, is_frozen: bool | None = None
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    *,
+    is_head_new: bool = False,
+    is_frozen: bool | None = None,
 ) -> Detector:
-    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval mode.
+    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval
+    mode.
 
     Args:
         config: what to build.
@@ -81,15 +88,18 @@ def is_detector_run(folder: str | Path) -> bool:
 
 
 def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
-    """The detector of a finished run, in eval mode. A checkpoint that it started from is not needed.
+    """The detector of a finished run, in eval mode. A checkpoint that it started from is not
+    needed.
 
     Args:
         folder: of the run. It may come from anybody, so code that it names is not run.
         backbone: `package.module:function` where the run's model is one; imported and called.
 
     Raises:
-        ArchiveError: there is no finished run of a detector in `folder`, or its files are damaged or do not fit each other.
-        InputError: the run's model is code and `backbone` is not given, or the other way round; or as for `build_detector`.
+        ArchiveError: there is no finished run of a detector in `folder`, or its files are damaged
+            or do not fit each other.
+        InputError: the run's model is code and `backbone` is not given, or the other way round; or
+            as for `build_detector`.
     """
     file, keys = Path(folder) / WEIGHTS["detection"], Path(folder) / "config.json"
     try:
@@ -99,20 +109,30 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         overrides = json.loads(keys.read_bytes())
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{folder} has no finished run of a detector: {Path(error.filename or file).name} is not there. The command that began it goes on."
+            f"{folder} has no finished run of a detector: {Path(error.filename or file).name} is"
+            " not there. The command that began it goes on."
         ) from error
     except Exception as error:  # whatever damaged files raise
         raise ArchiveError(
-            f"the run in {folder} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it again."
+            f"the run in {folder} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it"
+            " again."
         ) from error
-    if not isinstance(overrides, dict) or not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise ArchiveError(f"the run in {folder} is damaged: its keys or classes are none. Train it again.")
+    if not isinstance(overrides, dict) or not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
+        raise ArchiveError(
+            f"the run in {folder} is damaged: its keys or classes are none. Train it again."
+        )
     config = read_config(None, overrides | {"checkpoint": None})
     if is_registered(config.model) != (backbone is None):
         raise InputError(
-            f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone out."
+            f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone"
+            " out."
             if backbone is not None
-            else f"the model in {folder} is built by code, {config.model!r}, which is run only where you name it: --backbone {config.model}."
+            else (
+                f"the model in {folder} is built by code, {config.model!r}, which is run only where"
+                f" you name it: --backbone {config.model}."
+            )
         )
     config = config.model_copy(update={"model": backbone or config.model})
     detector = build_detector(config, tuple(classes), is_frozen=has_frozen_norms(state))
@@ -120,7 +140,8 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         detector.model.load_state_dict(state)
     except RuntimeError as error:
         raise ArchiveError(
-            f"{file} does not fit {detector.config.model}: {str(error)[:300]}. Was its code changed since?"
+            f"{file} does not fit {detector.config.model}: {str(error)[:300]}. Was its code changed"
+            " since?"
         ) from error
     detector.model.eval()
     return detector

@@ -1,7 +1,8 @@
 """Learning from a trained static network's own outputs, without labels.
 
-The teacher is the backbone as it came. Its answers stand for labels in evaluation, so that accuracy there is agreement with it. Blocks that it
-cannot do without are found by leaving each out (`sensitivity`), to be pinned open.
+The teacher is the backbone as it came. Its answers stand for labels in evaluation, so that accuracy
+there is agreement with it. Blocks that it cannot do without are found by leaving each out
+(`sensitivity`), to be pinned open.
 
 Shape suffixes: B instances, K classes.
 """
@@ -25,7 +26,9 @@ from dggraph.system.loaders import load_batches
 from dggraph.system.modes import evaluating
 
 SENSITIVITY_IMAGES = 256
-"""Images of the training set, evenly spaced: enough to tell blocks that cost everything from those that cost little."""
+"""Images of the training set, evenly spaced: enough to tell blocks that cost everything from those
+that cost little.
+"""
 
 
 class _Answered(Dataset[tuple[Tensor, int]]):
@@ -46,7 +49,9 @@ def teacher_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def answered(teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, workers: int) -> Dataset[Any]:
+def answered(
+    teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, workers: int
+) -> Dataset[Any]:
     """`dataset` with the teacher's best classes for labels. The processes share the work.
 
     Args:
@@ -60,22 +65,35 @@ def answered(teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, work
     mine: dict[int, int] = {}
     batches = own_batches(num_images, batch_size)
     with evaluating(teacher):
-        for places, (images, _) in zip(batches, load_batches(dataset, batches, workers=workers), strict=True):
+        for places, (images, _) in zip(
+            batches, load_batches(dataset, batches, workers=workers), strict=True
+        ):
             mine |= zip(places, teacher(images.to(device)).argmax(1).tolist(), strict=True)
     every = {
-        place: answer for part in processes.all_gather_objects(mine) if isinstance(part, dict) for place, answer in part.items()
+        place: answer
+        for part in processes.all_gather_objects(mine)
+        if isinstance(part, dict)
+        for place, answer in part.items()
     }
     return _Answered(dataset, [every[place] for place in range(num_images)])
 
 
 def find_fragile(
-    net: DynamicNetwork, images: Dataset[Any], limit: float, *, seed: int, batch_size: int, workers: int
+    net: DynamicNetwork,
+    images: Dataset[Any],
+    limit: float,
+    *,
+    seed: int,
+    batch_size: int,
+    workers: int,
 ) -> dict[str, Any]:
-    """Leave out each block, and call fragile those without which the static network's outputs move by more than `limit`.
+    """Leave out each block, and call fragile those without which the static network's outputs move
+    by more than `limit`.
 
     Args:
         net: a converted network.
-        images: (image, anything) by index; up to 256 of them are used, as the first epoch sees them.
+        images: (image, anything) by index; up to 256 of them are used, as the first epoch sees
+            them.
         limit: of the mean KL divergence, in nats.
         seed: of the run.
         batch_size: images at a time.
@@ -89,7 +107,17 @@ def find_fragile(
     """
     num_images = len(images)  # type: ignore[arg-type]
     is_taken = evenly_spaced(num_images, SENSITIVITY_IMAGES)
-    taken = Subset(SeededDataset(images, seed), [(0, index) for index in range(num_images) if is_taken(index)])  # type: ignore[misc]
-    costs = measure_sensitivity(net, taken, has_labels=False, batch_size=batch_size, workers=workers)
+    taken = Subset(
+        SeededDataset(images, seed),
+        [(0, index) for index in range(num_images) if is_taken(index)],  # type: ignore[misc]
+    )
+    costs = measure_sensitivity(
+        net, taken, has_labels=False, batch_size=batch_size, workers=workers
+    )
     fragile = [block.node for block in costs.blocks if not block.divergence <= limit]
-    return {"num_images": costs.num_images, "limit": limit, "pinned": fragile, "blocks": [asdict(block) for block in costs.blocks]}
+    return {
+        "num_images": costs.num_images,
+        "limit": limit,
+        "pinned": fragile,
+        "blocks": [asdict(block) for block in costs.blocks],
+    }

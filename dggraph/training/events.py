@@ -1,8 +1,9 @@
 """Event files for TensorBoard, in RUN/tensorboard: the rows of metrics.jsonl once more.
 
-Metrics are cut off behind the checkpoint that a run goes on from; event files cannot be cut, and the last rows of a process that died may be
-missing. So a run that goes on begins a new file with all metrics that are left, and marks it: TensorBoard drops what it read before. Where they
-cannot be written, the run goes on without.
+Metrics are cut off behind the checkpoint that a run goes on from; event files cannot be cut, and
+the last rows of a process that died may be missing. So a run that goes on begins a new file with
+all metrics that are left, and marks it: TensorBoard drops what it read before. Where they cannot be
+written, the run goes on without.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,13 +26,17 @@ def event_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingExtraError("event files need TensorBoard: pip install 'dggraph[tensorboard]'.") from error
+        raise MissingExtraError(
+            "event files need TensorBoard: pip install 'dggraph[tensorboard]'."
+        ) from error
     return SummaryWriter
 
 
 @contextmanager
 def open_events(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What adds a row of metrics to a new event file of the run in `folder`; the rows that are there come first."""
+    """What adds a row of metrics to a new event file of the run in `folder`; the rows that are
+    there come first.
+    """
     place, writers = folder / EVENTS, list[Any]()
 
     def add(row: Mapping[str, Any]) -> None:

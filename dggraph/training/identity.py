@@ -1,6 +1,8 @@
-"""What a run learns from, so that it goes on with nothing else: classes, numbers of images, and what each image is called.
+"""What a run learns from, so that it goes on with nothing else: classes, numbers of images, and
+what each image is called.
 
-Checkpoints hold the classes, the numbers and a digest of the names. RUN/names.json.gz holds the names themselves, to say which one is another.
+Checkpoints hold the classes, the numbers and a digest of the names. RUN/names.json.gz holds the
+names themselves, to say which one is another.
 """
 
 import gzip
@@ -28,19 +30,27 @@ class Identity:
     sizes: dict[str, int]
     """Numbers of images: of the training part, and of the validation part."""
     names: dict[str, tuple[str, ...] | None]
-    """Per part, of each image, with a digest of what is on it behind a tab where that is known; None for sets that have no names."""
+    """Per part, of each image, with a digest of what is on it behind a tab where that is known;
+    None for sets that have no names.
+    """
 
     def document(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as JSON."""
-        digests = {part: None if names is None else _digest(names) for part, names in self.names.items()}
+        digests = {
+            part: None if names is None else _digest(names) for part, names in self.names.items()
+        }
         return {"classes": list(self.classes), "sizes": self.sizes, "names": digests}
 
 
 def names_of(dataset: object) -> tuple[str, ...] | None:
-    """What a set of image files calls its images, within its folder; None for a set without names."""
+    """What a set of image files calls its images, within its folder; None for a set without
+    names.
+    """
     dataset = getattr(dataset, "images", dataset)  # with other labels
     if hasattr(dataset, "samples") and hasattr(dataset, "root"):
-        return as_text(Path(file).relative_to(dataset.root).as_posix() for file, *_ in dataset.samples)
+        return as_text(
+            Path(file).relative_to(dataset.root).as_posix() for file, *_ in dataset.samples
+        )
     items = getattr(dataset, "items", None)
     if isinstance(items, Sequence) and all(hasattr(item, "name") for item in items):
         return as_text(item.name for item in items)
@@ -72,7 +82,11 @@ def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> 
     if before["classes"] != document["classes"]:
         gone = [name for name in before["classes"] if name not in now.classes]
         new = [name for name in now.classes if name not in before["classes"]]
-        facts = [f"{what} {', '.join(map(repr, some[:SHOWN]))}" for what, some in (("gone", gone), ("new", new)) if some]
+        facts = [
+            f"{what} {', '.join(map(repr, some[:SHOWN]))}"
+            for what, some in (("gone", gone), ("new", new))
+            if some
+        ]
         told.append(f"other classes ({'; '.join(facts) or 'the same ones in another order'})")
     for part, names in now.names.items():
         if before["sizes"][part] != now.sizes[part]:
@@ -80,13 +94,22 @@ def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> 
         if before["names"][part] != document["names"][part]:
             then = known.get(part)
             is_known = then is not None and _digest(then) == before["names"][part]
-            told.append(_tell_first(part, then or (), names or ()) if is_known else f"other names of images of {part}")
+            told.append(
+                _tell_first(part, then or (), names or ())
+                if is_known
+                else f"other names of images of {part}"
+            )
     return told
 
 
 def _tell_first(part: str, then: Sequence[str], now: Sequence[str]) -> str:
-    place = next((at for at, (one, other) in enumerate(zip(then, now, strict=False)) if one != other), min(len(then), len(now)))
-    one, other = (names[place].partition("\t")[0] if place < len(names) else None for names in (then, now))
+    place = next(
+        (at for at, (one, other) in enumerate(zip(then, now, strict=False)) if one != other),
+        min(len(then), len(now)),
+    )
+    one, other = (
+        names[place].partition("\t")[0] if place < len(names) else None for names in (then, now)
+    )
     if one == other:
         return f"what is marked on {one!r} of {part} is another"
     was, is_now = ("nothing" if name is None else repr(name) for name in (one, other))

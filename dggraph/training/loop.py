@@ -1,8 +1,10 @@
-"""The training loop: one function from a configuration to an archive, resumable after any checkpoint, on one process or many.
+"""The training loop: one function from a configuration to an archive, resumable after any
+checkpoint, on one process or many.
 
-What each step draws (order, augmentation, mixing, dropout) follows from the seed and the step alone, so a checkpoint holds no generator
-states. The order of one step: threshold and rate, forward, loss, a check that it is finite, backward, clip, step, average. `runs` says what
-is written.
+What each step draws (order, augmentation, mixing, dropout) follows from the seed and the step
+alone, so a checkpoint holds no generator states. The order of one step: threshold and rate,
+forward, loss, a check that it is finite, backward, clip, step, average. `runs` says what is
+written.
 """
 
 import signal
@@ -75,17 +77,21 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
 
     Args:
         config: every key.
-        log: is called with every row that is written to metrics.jsonl; before them with the number of bad images and annotations left out,
-            if any, and with a {"note": sentence} for each thing that is not as one might expect.
+        log: is called with every row that is written to metrics.jsonl; before them with the number
+            of bad images and annotations left out, if any, and with a {"note": sentence} for each
+            thing that is not as one might expect.
 
     Returns:
-        Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP behind a checkpoint.
+        Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP behind a
+        checkpoint.
 
     Raises:
         MissingExtraError: a package that a key asks for is not here.
-        InputError: keys that do not fit each other, the data or the model; another process trains in this folder.
+        InputError: keys that do not fit each other, the data or the model; another process trains
+            in this folder.
         CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
-        TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have different keys or data.
+        TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have
+            different keys or data.
 
     Example:
         >>> from pathlib import Path
@@ -103,14 +109,19 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
     folder = run_folder(config)
     prepared = prepare(config)
     if isinstance(prepared.model, DynamicNetwork):
-        refuse_unsavable(prepared.model, folder / ARCHIVE, prepared.preprocess, prepared.labels or None)
+        refuse_unsavable(
+            prepared.model, folder / ARCHIVE, prepared.preprocess, prepared.labels or None
+        )
     per_epoch = len(_batches(config, prepared.task))
     if not prepared.task.groups:
-        raise InputError(f"the training part of {config.dataset} has no images to learn from, so there is nothing to train.")
+        raise InputError(
+            f"the training part of {config.dataset} has no images to learn from, so there is"
+            " nothing to train."
+        )
     if per_epoch == 0:
         raise InputError(
-            f"the training set has {len(prepared.task.groups)} images, fewer than one batch of {config.batch_size} on each of "
-            f"{processes.world_size()} processes. Lower batch_size."
+            f"the training set has {len(prepared.task.groups)} images, fewer than one batch of"
+            f" {config.batch_size} on each of {processes.world_size()} processes. Lower batch_size."
         )
     identity = prepared.task.identity
     facts = {"images of the two sets": tuple(identity.sizes.values()), "classes": identity.classes}
@@ -172,22 +183,30 @@ def _refuse_with_shards(config: TrainConfig) -> None:
     }
     for key, reason in reasons.items():
         if getattr(config, key):
-            raise InputError(f"{key} does not go with parallel = 'fsdp': {reason}. Leave it out, or choose parallel = 'ddp'.")
+            raise InputError(
+                f"{key} does not go with parallel = 'fsdp': {reason}. Leave it out, or choose"
+                " parallel = 'ddp'."
+            )
     if config.opt.lower() not in ON_SHARES:
         raise InputError(
-            f"opt = {config.opt!r} does not go with parallel = 'fsdp': it may need whole weights, and steps wrongly, or not at all, with "
-            f"shares of them. Choose one of {', '.join(ON_SHARES)}, which were seen to step alike, or parallel = 'ddp'."
+            f"opt = {config.opt!r} does not go with parallel = 'fsdp': it may need whole weights,"
+            " and steps wrongly, or not at all, with shares of them. Choose one of"
+            f" {', '.join(ON_SHARES)}, which were seen to step alike, or parallel = 'ddp'."
         )
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
     follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
-    def follow_locally(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+    def follow_locally(
+        averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int
+    ) -> None:
         if averages[0].is_floating_point():
             follow(local_tensors(averages), local_tensors(values), num_averaged)
             return
-        for average, value in zip(averages, values, strict=True):  # counts and places: a mean of them would be cut to whole numbers
+        for average, value in zip(
+            averages, values, strict=True
+        ):  # counts and places: a mean of them would be cut to whole numbers
             average.copy_(value)
 
     average: AveragedModel = AveragedModel(model, multi_avg_fn=follow_locally, use_buffers=True)
@@ -196,10 +215,14 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
 def _batches(config: TrainConfig, task: Task, epoch: int = 0, first: int = 0) -> EpochBatches:
     where = {"rank": processes.rank(), "world_size": processes.world_size()}
-    return EpochBatches(task.groups, config.batch_size, seed=config.seed, epoch=epoch, first=first, **where)
+    return EpochBatches(
+        task.groups, config.batch_size, seed=config.seed, epoch=epoch, first=first, **where
+    )
 
 
-def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: int, log: Log) -> TrainResult:
+def _loop(
+    run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: int, log: Log
+) -> TrainResult:
     def write(row: Mapping[str, Any]) -> None:
         if processes.rank() == 0:
             append_row(folder / METRICS, row)
@@ -209,7 +232,10 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
     seeded, is_gpu = SeededDataset(task.train, config.seed), processes.device().type == "cuda"
     evaluation, total = None, per_epoch * config.epochs
     is_noted = config.tensorboard and processes.rank() == 0
-    with _signals() as stopped, open_events(folder) if is_noted else nullcontext(lambda row: None) as note:
+    with (
+        _signals() as stopped,
+        open_events(folder) if is_noted else nullcontext(lambda row: None) as note,
+    ):
         while run.num_judged < config.epochs:
             if run.step == (run.num_judged + 1) * per_epoch:
                 with judging(run) as model:
@@ -221,7 +247,9 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
                 save_run(run, config, folder)
                 continue
             batches = _batches(config, task, run.num_judged, run.step - run.num_judged * per_epoch)
-            loaded = load_batches(seeded, batches, workers=config.workers, pin_memory=is_gpu, collate=task.collate)
+            loaded = load_batches(
+                seeded, batches, workers=config.workers, pin_memory=is_gpu, collate=task.collate
+            )
             start, begun = time.perf_counter(), run.step
             for batch in loaded:
                 row = _step(run, config, task, batch, total)
@@ -230,19 +258,32 @@ def _loop(run: Run, config: TrainConfig, task: Task, folder: Path, per_epoch: in
                 if processes.any_rank(bool(stopped)):
                     save_run(run, config, folder)
                     return TrainResult(folder, run.step, False, evaluation)
-                if config.checkpoint_steps and run.step % config.checkpoint_steps == 0 and run.step % per_epoch:
+                if (
+                    config.checkpoint_steps
+                    and run.step % config.checkpoint_steps == 0
+                    and run.step % per_epoch
+                ):
                     save_run(run, config, folder)
             if processes.rank() == 0:
                 seconds = time.perf_counter() - start
-                images_per_second = (run.step - begun) * config.batch_size * processes.world_size() / seconds
+                images_per_second = (
+                    (run.step - begun) * config.batch_size * processes.world_size() / seconds
+                )
                 with dispensable(folder / TIMING):
                     append_row(
-                        folder / TIMING, {"epoch": run.num_judged, "seconds": seconds, "images_per_second": images_per_second}
+                        folder / TIMING,
+                        {
+                            "epoch": run.num_judged,
+                            "seconds": seconds,
+                            "images_per_second": images_per_second,
+                        },
                     )
     return TrainResult(folder, run.step, True, evaluation)
 
 
-def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> Callable[[], dict[str, Any]]:
+def _step(
+    run: Run, config: TrainConfig, task: Task, batch: Any, total: int
+) -> Callable[[], dict[str, Any]]:
     """One optimiser step; returns what makes the row of metrics, which waits for the device."""
     done, device = run.step / total, processes.device()
     torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
@@ -258,9 +299,13 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
             loss, gates = task.loss(run.wrapped, run.net, part)
             if gates is not None:
                 kept_B = kept(gates)
-                kept_sum = kept_B.detach().mean() / len(parts) + (0 if kept_sum is None else kept_sum)
+                kept_sum = kept_B.detach().mean() / len(parts) + (
+                    0 if kept_sum is None else kept_sum
+                )
                 if config.budget is not None:
-                    loss = loss + config.budget_weight * budget_of(kept_B, gates.table, config.budget).to(loss.dtype)
+                    loss = loss + config.budget_weight * budget_of(
+                        kept_B, gates.table, config.budget
+                    ).to(loss.dtype)
             loss = loss / len(parts)
             if not bool(torch.isfinite(loss)):
                 raise _not_finite(config, f"the loss of step {run.step} is {float(loss.detach())}")
@@ -268,7 +313,9 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
         loss_sum += loss.detach()
     learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     run.scaler.unscale_(run.optimiser)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
+    norm = nn.utils.get_total_norm(
+        [parameter.grad for parameter in learning if parameter.grad is not None]
+    )
     if not (
         run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))
     ):  # a scaler leaves such steps out, and lowers its factor
@@ -292,9 +339,14 @@ def _step(run: Run, config: TrainConfig, task: Task, batch: Any, total: int) -> 
 
 
 def _not_finite(config: TrainConfig, what: str) -> TrainingError:
-    other = {"none": "", "float16": ", or use amp = 'bfloat16' instead of float16", "bfloat16": ", or leave amp out"}[config.amp]
+    other = {
+        "none": "",
+        "float16": ", or use amp = 'bfloat16' instead of float16",
+        "bfloat16": ", or leave amp out",
+    }[config.amp]
     return TrainingError(
-        f"{what}, so nothing was changed with it. Lower lr, clip gradients (clip_grad){other}; the last checkpoint still holds."
+        f"{what}, so nothing was changed with it. Lower lr, clip gradients (clip_grad){other}; the"
+        " last checkpoint still holds."
     )
 
 
@@ -306,7 +358,9 @@ def _autocast(config: TrainConfig, device: torch.device) -> Any:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that `ENDING` signals add to; a second one ends the process as usual. One that is ignored, as SIGHUP under nohup, stays so."""
+    """A list that `ENDING` signals add to; a second one ends the process as usual. One that is
+    ignored, as SIGHUP under nohup, stays so.
+    """
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 

@@ -1,8 +1,9 @@
-"""What is told of a run while it goes on: rows of numbers, one JSON object a line, and the page made of them.
+"""What is told of a run while it goes on: rows of numbers, one JSON object a line, and the page
+made of them.
 
-RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
-RUN/timing.jsonl         how long it took
-RUN/summary.html         both to look at, with the keys and the machine
+RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that
+was interrupted RUN/timing.jsonl         how long it took RUN/summary.html         both to look at,
+with the keys and the machine
 """
 
 import json
@@ -31,12 +32,15 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
             stream.write(json.dumps(row) + "\n")
     except OSError as error:
         raise TrainingError(
-            f"cannot write {file}: {error.strerror or error}. Make room there; the same call goes on from the last checkpoint."
+            f"cannot write {file}: {error.strerror or error}. Make room there; the same call goes"
+            " on from the last checkpoint."
         ) from error
 
 
 def sync_rows(file: Path) -> int:
-    """The size of `file` in bytes, 0 where there is none, once all of it is on the disk: what a checkpoint may count on."""
+    """The size of `file` in bytes, 0 where there is none, once all of it is on the disk: what a
+    checkpoint may count on.
+    """
     if not file.exists():
         return 0
     with file.open("rb+") as stream:
@@ -45,9 +49,11 @@ def sync_rows(file: Path) -> int:
 
 
 def cut_rows(file: Path, size: int) -> str:
-    """Leave in `file` the whole rows among its first `size` bytes; a sentence about what is not there that should be, or nothing.
+    """Leave in `file` the whole rows among its first `size` bytes; a sentence about what is not
+    there that should be, or nothing.
 
-    A file that is gone is begun anew. After a power cut one may be shorter than what was synced says, or have zeros in it.
+    A file that is gone is begun anew. After a power cut one may be shorter than what was synced
+    says, or have zeros in it.
     """
     content = file.read_bytes() if file.exists() else None
     kept = b""
@@ -62,14 +68,22 @@ def cut_rows(file: Path, size: int) -> str:
     if len(kept) == size:
         return ""
     if content is None:
-        return f"{file.name} is gone, so it begins anew: the run's earlier rows are lost, its weights are not"
+        return (
+            f"{file.name} is gone, so it begins anew: the run's earlier rows are lost, its weights"
+            " are not"
+        )
     rows = kept.count(b"\n")
-    return f"{file.name} was damaged or cut off behind row {rows}: {size - len(kept)} bytes of the run's rows are lost, its weights are not"
+    return (
+        f"{file.name} was damaged or cut off behind row {rows}: {size - len(kept)} bytes of the"
+        " run's rows are lost, its weights are not"
+    )
 
 
 @contextmanager
 def dispensable(file: Path) -> Iterator[None]:
-    """Within this context `file`, which only tells of the run, may fail to be written: a warning says so, and the run goes on."""
+    """Within this context `file`, which only tells of the run, may fail to be written: a warning
+    says so, and the run goes on.
+    """
     try:
         yield
     except (OSError, InputError, TrainingError) as error:
@@ -77,7 +91,9 @@ def dispensable(file: Path) -> Iterator[None]:
 
 
 def read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of `file`, none where there is no such file, and how many lines are not rows: a process may have died while it wrote one."""
+    """The rows of `file`, none where there is no such file, and how many lines are not rows: a
+    process may have died while it wrote one.
+    """
     rows, num_unreadable = [], 0
     for line in file.read_bytes().splitlines() if file.exists() else ():
         row = _row(line)
@@ -98,11 +114,16 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def make_page(folder: Path) -> str:
     """The page of the run in `folder`, which follows from the files there alone."""
-    (metrics, num_damaged), (timing, num_others) = read_rows(folder / METRICS), read_rows(folder / TIMING)
+    (metrics, num_damaged), (timing, num_others) = (
+        read_rows(folder / METRICS),
+        read_rows(folder / TIMING),
+    )
     record = Record(
         name=folder.name,
         config=json.loads((folder / "config.json").read_bytes()),
-        defaults=TrainConfig.model_validate({"model": ""}).model_dump(mode="json", exclude={"model"}),
+        defaults=TrainConfig.model_validate({"model": ""}).model_dump(
+            mode="json", exclude={"model"}
+        ),
         environment=json.loads((folder / "environment.json").read_bytes()),
         metrics=metrics,
         timing=timing,
@@ -112,6 +133,8 @@ def make_page(folder: Path) -> str:
 
 
 def update_page(folder: Path) -> None:
-    """Replace RUN/summary.html; who has it open reads the old one or the new one. A run goes on where that fails."""
+    """Replace RUN/summary.html; who has it open reads the old one or the new one. A run goes on
+    where that fails.
+    """
     with dispensable(folder / SUMMARY):
         write_whole(folder / SUMMARY, make_page(folder).encode())

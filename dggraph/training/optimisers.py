@@ -10,12 +10,29 @@ from dggraph.errors import InputError, MissingExtraError
 from dggraph.network.network import dynamic_part
 from dggraph.training.config import TrainConfig
 
-ON_SHARES = ("adafactor", "adam", "adamw", "adan", "lars", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")
-"""Optimisers that take the same steps where each process has a share of every weight, to 1e-6. Of timm's others some fail there."""
+ON_SHARES = (
+    "adafactor",
+    "adam",
+    "adamw",
+    "adan",
+    "lars",
+    "lion",
+    "momentum",
+    "nadamw",
+    "rmsprop",
+    "rmsproptf",
+    "sgd",
+)
+"""Optimisers that take the same steps where each process has a share of every weight, to 1e-6. Of
+timm's others some fail there.
+"""
 
 
-def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | None = None) -> list[dict[str, Any]]:
-    """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do not.
+def param_groups(
+    model: nn.Module, weight_decay: float, *, router_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do
+    not.
 
     Args:
         model: a converted network, a model with one in it, or a static one, which has no routers.
@@ -35,16 +52,33 @@ def param_groups(model: nn.Module, weight_decay: float, *, router_lr: float | No
     """
     net = dynamic_part(model)
     of_routers = (
-        {id(parameter) for stage in net.graph.stages for parameter in routing_of(net.lowered, stage).parameters()} if net else set()
+        {
+            id(parameter)
+            for stage in net.graph.stages
+            for parameter in routing_of(net.lowered, stage).parameters()
+        }
+        if net
+        else set()
     )
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     routers: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (routers if id(parameter) in of_routers else decayed if parameter.ndim > 1 else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups.append({"params": routers, "weight_decay": 0.0} | ({} if router_lr is None else {"lr": router_lr}))
+            (
+                routers
+                if id(parameter) in of_routers
+                else decayed
+                if parameter.ndim > 1
+                else others
+            ).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups.append(
+        {"params": routers, "weight_decay": 0.0} | ({} if router_lr is None else {"lr": router_lr})
+    )
     return [group for group in groups if group["params"]]
 
 
@@ -55,16 +89,26 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         MissingExtraError: timm is not here.
         InputError: timm knows no such optimiser.
     """
-    create, groups = _timm("optim").create_optimizer_v2, param_groups(model, config.weight_decay, router_lr=config.router_lr)
+    create, groups = (
+        _timm("optim").create_optimizer_v2,
+        param_groups(model, config.weight_decay, router_lr=config.router_lr),
+    )
     try:
-        optimiser: torch.optim.Optimizer = create(groups, opt=config.opt, lr=config.lr, momentum=config.momentum)
+        optimiser: torch.optim.Optimizer = create(
+            groups, opt=config.opt, lr=config.lr, momentum=config.momentum
+        )
     except (ValueError, AssertionError, KeyError) as error:
-        raise InputError(f"opt = {config.opt!r}: {error}. `timm.optim.list_optimizers()` names those there are.") from error
+        raise InputError(
+            f"opt = {config.opt!r}: {error}. `timm.optim.list_optimizers()` names those there are."
+        ) from error
     return optimiser
 
 
-def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
-    """timm's schedule; `schedule.step_update(step)` sets the rates as a function of `step` alone, so there is no state to keep.
+def build_schedule(
+    config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int
+) -> Any:
+    """timm's schedule; `schedule.step_update(step)` sets the rates as a function of `step` alone,
+    so there is no state to keep.
 
     Raises:
         MissingExtraError: timm is not here.
@@ -72,7 +116,8 @@ def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_
     """
     if config.sched == "plateau":
         raise InputError(
-            "sched = 'plateau' depends on results and cannot resume exactly; choose cosine, step, multistep, poly or tanh."
+            "sched = 'plateau' depends on results and cannot resume exactly; choose cosine, step,"
+            " multistep, poly or tanh."
         )
     schedule, _ = _timm("scheduler").create_scheduler_v2(
         optimiser,
@@ -89,7 +134,10 @@ def build_schedule(config: TrainConfig, optimiser: torch.optim.Optimizer, steps_
         updates_per_epoch=steps_per_epoch,
     )
     if schedule is None:
-        raise InputError(f"sched = {config.sched!r}: timm has no such schedule; choose cosine, step, multistep, poly or tanh.")
+        raise InputError(
+            f"sched = {config.sched!r}: timm has no such schedule; choose cosine, step, multistep,"
+            " poly or tanh."
+        )
     return schedule
 
 
@@ -98,5 +146,7 @@ def _timm(part: str) -> Any:
         import timm.optim
         import timm.scheduler
     except ImportError as error:
-        raise MissingExtraError("training uses timm's optimisers and schedules: pip install 'dggraph[timm]'.") from error
+        raise MissingExtraError(
+            "training uses timm's optimisers and schedules: pip install 'dggraph[timm]'."
+        ) from error
     return getattr(timm, part)

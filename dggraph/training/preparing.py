@@ -1,4 +1,6 @@
-"""What a run starts from, as its configuration says: the model, what it learns from, and what of it learns."""
+"""What a run starts from, as its configuration says: the model, what it learns from, and what of it
+learns.
+"""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,13 @@ from dggraph.detection.average_precision import require_library
 from dggraph.detection.box_data import open_boxes
 from dggraph.errors import DggraphError, InputError
 from dggraph.models.preprocessing import Preprocess
-from dggraph.models.registry import LoadedModel, is_registered, load_model, start_from_, takes_num_classes
+from dggraph.models.registry import (
+    LoadedModel,
+    is_registered,
+    load_model,
+    start_from_,
+    takes_num_classes,
+)
 from dggraph.network.conversion import convert, note_source_
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork, dynamic_part
@@ -28,10 +36,13 @@ from dggraph.training.distillation import answered, find_fragile, teacher_of
 from dggraph.training.tasks import Task
 
 OF_CLASSIFICATION = (
-    "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio", "crop_padding", "color_jitter",
+    "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio",
+    "crop_padding", "color_jitter",
     "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
 )  # fmt: skip
-"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves, each to another shape."""
+"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves,
+each to another shape.
+"""
 OF_DETECTION = ("max_size", "on_bad_box")
 
 
@@ -40,14 +51,18 @@ class Prepared:
     """Ready to train."""
 
     model: nn.Module
-    """The DynamicNetwork, the static backbone, or a detector on either; on the device, in the modes that it trains in."""
+    """The DynamicNetwork, the static backbone, or a detector on either; on the device, in the modes
+    that it trains in.
+    """
     task: Task
     labels: tuple[str, ...]
     """Names of the outputs, where known."""
     preprocess: Preprocess | None
     """How images become the input of a classifier."""
     notes: dict[str, Any]
-    """Files of the run folder about what was found: what pinning measured, what was read, which images and boxes were left out."""
+    """Files of the run folder about what was found: what pinning measured, what was read, which
+    images and boxes were left out.
+    """
     held: tuple[str, ...]
     """Parameters that would learn, and are held as they came."""
     said: tuple[str, ...]
@@ -94,7 +109,12 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     def load(num_classes: int | None) -> LoadedModel:
         torch.manual_seed(config.seed)
         checkpoint = config.checkpoint if is_taught else None
-        return load_model(config.model, num_classes=num_classes, checkpoint=checkpoint, input_size=config.input_size)
+        return load_model(
+            config.model,
+            num_classes=num_classes,
+            checkpoint=checkpoint,
+            input_size=config.input_size,
+        )
 
     loaded = load(config.num_classes)
     if loaded.preprocess is None:
@@ -112,8 +132,9 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         data = replace(data, classes=labels)
         if config.num_classes not in (None, len(labels)):
             raise InputError(
-                f"{config.dataset} has {len(labels)} classes, but num_classes = {config.num_classes}, and an archive names each output. Leave "
-                "num_classes out: the network gets an output for each class, also where its checkpoint has others."
+                f"{config.dataset} has {len(labels)} classes, but num_classes ="
+                f" {config.num_classes}, and an archive names each output. Leave num_classes out:"
+                " the network gets an output for each class, also where its checkpoint has others."
             )
         if config.num_classes is None and takes_num_classes(config.model):
             loaded = load(len(labels))
@@ -132,10 +153,16 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     sensitivity = None
     if isinstance(model, DynamicNetwork):
         if config.pin_divergence is not None:
-            sensitivity = find_fragile(model, data.train, config.pin_divergence, seed=config.seed, **how)
+            sensitivity = find_fragile(
+                model, data.train, config.pin_divergence, seed=config.seed, **how
+            )
         pin = decide_blocks_ if config.decide == "blocks" else pin_open_
         pin(model, sensitivity["pinned"] if sensitivity else ())
-    notes = {"sensitivity.json": sensitivity, "data.json": data.facts, "skipped.json": list(data.skipped)}
+    notes = {
+        "sensitivity.json": sensitivity,
+        "data.json": data.facts,
+        "skipped.json": list(data.skipped),
+    }
     return Prepared(
         model=model,
         task=Classifying(config=config, data=data, teacher=teacher),
@@ -147,8 +174,12 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     )
 
 
-def _refuse_other_outputs(config: TrainConfig, model: nn.Module, preprocess: Preprocess, labels: Sequence[str]) -> None:
-    """One score for each class is what is learned, judged and named; a copy of the model is asked for them."""
+def _refuse_other_outputs(
+    config: TrainConfig, model: nn.Module, preprocess: Preprocess, labels: Sequence[str]
+) -> None:
+    """One score for each class is what is learned, judged and named; a copy of the model is asked
+    for them.
+    """
     size = preprocess.input_size
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -157,40 +188,60 @@ def _refuse_other_outputs(config: TrainConfig, model: nn.Module, preprocess: Pre
             raise
         except Exception as error:  # whatever a user's forward raises
             raise InputError(
-                f"{config.model} fails on an image of {size[0]} x {size[1]} x {size[2]}: {type(error).__name__}: {str(error).strip()[:300]}. "
-                "Give the input_size that it was made for, or mend its forward."
+                f"{config.model} fails on an image of {size[0]} x {size[1]} x {size[2]}:"
+                f" {type(error).__name__}: {str(error).strip()[:300]}. Give the input_size that it"
+                " was made for, or mend its forward."
             ) from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1:
         what = type(output).__name__ if shape is None else f"a tensor of {shape} for one image"
-        raise InputError(f"{config.model} gives {what}, not one score for each class, (1, classes). Wrap it in a classifier.")
+        raise InputError(
+            f"{config.model} gives {what}, not one score for each class, (1, classes). Wrap it in a"
+            " classifier."
+        )
     if labels and shape[1] != len(labels):
         raise InputError(
-            f"{config.model} gives {shape[1]} outputs for the {len(labels)} classes of {config.dataset}. Let the function take num_classes and "
-            "build its head by it."
+            f"{config.model} gives {shape[1]} outputs for the {len(labels)} classes of"
+            f" {config.dataset}. Let the function take num_classes and build its head by it."
         )
 
 
 def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
     """The first of `keys` that has another value than its default, as one would write it."""
     values = {key: getattr(config, key) for key in keys}
-    return next((f"{key} = {value!r}" for key, value in values.items() if value != TrainConfig.model_fields[key].default), None)
+    return next(
+        (
+            f"{key} = {value!r}"
+            for key, value in values.items()
+            if value != TrainConfig.model_fields[key].default
+        ),
+        None,
+    )
 
 
 def _refuse(config: TrainConfig) -> None:
     given = _given(config, ("objective", "tune", "decide", "pin_divergence"))
     if config.router == "none" and given:
-        raise InputError(f"router = 'none' trains the static backbone, for which {given} means nothing. Choose a router.")
+        raise InputError(
+            f"router = 'none' trains the static backbone, for which {given} means nothing. Choose a"
+            " router."
+        )
     foreign = _given(config, OF_CLASSIFICATION if config.task == "detection" else OF_DETECTION)
     if foreign:
-        raise InputError(f"{foreign} means nothing for {config.task}. Leave it out, or choose another task.")
+        raise InputError(
+            f"{foreign} means nothing for {config.task}. Leave it out, or choose another task."
+        )
     if config.objective == "distill" and config.checkpoint is None and is_registered(config.model):
         raise InputError(
-            f"objective = 'distill' learns from the outputs of {config.model}, whose weights would be random: give its trained ones as "
-            "checkpoint, or a package.module:function that loads them."
+            f"objective = 'distill' learns from the outputs of {config.model}, whose weights would"
+            " be random: give its trained ones as checkpoint, or a package.module:function that"
+            " loads them."
         )
     if config.objective == "distill" and config.smoothing:
-        raise InputError("smoothing is for labels; the static network's outputs are learned as they are. Leave it out.")
+        raise InputError(
+            "smoothing is for labels; the static network's outputs are learned as they are. Leave"
+            " it out."
+        )
 
 
 def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess) -> DynamicNetwork:
@@ -204,7 +255,9 @@ def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess)
 
 
 def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
-    """Unless everything is tuned, put the backbone's modules into eval mode and hold what is not tuned; returns the parameters held."""
+    """Unless everything is tuned, put the backbone's modules into eval mode and hold what is not
+    tuned; returns the parameters held.
+    """
     net = dynamic_part(model)
     if tune == "all" or net is None:
         return ()
@@ -215,7 +268,9 @@ def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
         if name and not name.startswith("dg_"):
             module.training = False
     held = {
-        name: parameter for name, parameter in net.lowered.named_parameters() if parameter.requires_grad and parameter not in tuned
+        name: parameter
+        for name, parameter in net.lowered.named_parameters()
+        if parameter.requires_grad and parameter not in tuned
     }
     for parameter in held.values():
         parameter.requires_grad_(False)

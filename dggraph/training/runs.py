@@ -1,18 +1,16 @@
 """A run on disk: its folder, what a checkpoint of it holds, and how it goes on.
 
-RUN/config.json          every key
-RUN/environment.json     versions and machine
-RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with pin_divergence
-RUN/data.json            of each part of the data: how many images, what was ignored and why
-RUN/names.json.gz        what the images are called, see `identity`
-RUN/skipped.json         bad images and boxes that were left out, where that was asked for
-RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that was interrupted
-RUN/timing.jsonl         how long it took
-RUN/summary.html         a page with their curves, written with each checkpoint
-RUN/tensorboard/         event files, where they were asked for, see `events`
-RUN/checkpoints/         see `checkpoint`
-RUN/lock                 held while a process trains here, see `locking`
-RUN/archive/             the trained network (of a static backbone RUN/backbone.safetensors, of a detector RUN/detector.safetensors)
+RUN/config.json          every key RUN/environment.json     versions and machine
+RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with
+pin_divergence RUN/data.json            of each part of the data: how many images, what was ignored
+and why RUN/names.json.gz        what the images are called, see `identity` RUN/skipped.json
+bad images and boxes that were left out, where that was asked for RUN/metrics.jsonl        what was
+computed: losses, rates, accuracy, MACs; the same for a run that was interrupted RUN/timing.jsonl
+how long it took RUN/summary.html         a page with their curves, written with each checkpoint
+RUN/tensorboard/         event files, where they were asked for, see `events` RUN/checkpoints/
+see `checkpoint` RUN/lock                 held while a process trains here, see `locking`
+RUN/archive/             the trained network (of a static backbone RUN/backbone.safetensors, of a
+detector RUN/detector.safetensors)
 """
 
 import json
@@ -72,7 +70,9 @@ class Run:
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
     unsharded: nn.Module | None
-    """Where `model` is in shares, a copy on the CPU that whole weights are loaded into, to evaluate and save them."""
+    """Where `model` is in shares, a copy on the CPU that whole weights are loaded into, to evaluate
+    and save them.
+    """
     optimiser: torch.optim.Optimizer
     schedule: Any
     average: AveragedModel | None
@@ -84,17 +84,24 @@ class Run:
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder of this run: `output/experiment`, by default named after the model and a digest of what decides the result."""
+    """The folder of this run: `output/experiment`, by default named after the model and a digest of
+    what decides the result.
+    """
     digest = seed_of(*json.dumps(config.fingerprint(), sort_keys=True).encode())
-    name = config.experiment or f"{config.model.replace(':', '-').replace('/', '-')}-{digest:016x}"[:60]
+    name = (
+        config.experiment
+        or f"{config.model.replace(':', '-').replace('/', '-')}-{digest:016x}"[:60]
+    )
     return config.output / name
 
 
 def prepare_folder(config: TrainConfig, folder: Path) -> None:
-    """Make the folder of the run, once everything that a run writes is known to find its place there.
+    """Make the folder of the run, once everything that a run writes is known to find its place
+    there.
 
     Raises:
-        InputError: it cannot be made or written to, or something else is in the way of a file; names it.
+        InputError: it cannot be made or written to, or something else is in the way of a file;
+            names it.
     """
     if processes.rank() != 0:
         return
@@ -103,7 +110,8 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
     in_the_way += [folder / CHECKPOINTS] if (folder / CHECKPOINTS).is_file() else []
     if in_the_way:
         raise InputError(
-            f"{in_the_way[0]} is in the way of what a run writes there. Move it, or choose another output or experiment."
+            f"{in_the_way[0]} is in the way of what a run writes there. Move it, or choose another"
+            " output or experiment."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,15 +120,28 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
                 with tempfile.TemporaryFile(dir=place):
                     pass
     except OSError as error:
-        raise InputError(f"cannot write to the run folder {folder}: {error.strerror or error}. Choose another output.") from error
+        raise InputError(
+            f"cannot write to the run folder {folder}: {error.strerror or error}. Choose another"
+            " output."
+        ) from error
 
 
 def describe(run: Run, config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
     """Write what the run is, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
-        write_whole(folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=1).encode())
-        versions = {"dggraph": version("dggraph"), "torch": torch.__version__, "python": platform.python_version()}
-        machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "processes": processes.world_size()}
+        write_whole(
+            folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=1).encode()
+        )
+        versions = {
+            "dggraph": version("dggraph"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        machine = {
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "processes": processes.world_size(),
+        }
         for name, content in notes.items():
             write_whole(folder / name, json.dumps(content, indent=1).encode())
         write_names(run.identity, folder)
@@ -140,17 +161,24 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
             "best": run.best,
             "scaler": run.scaler.state_dict(),
         }
-        state |= {"world_size": processes.world_size(), "parallel": config.parallel, "num_judged": run.num_judged}
+        state |= {
+            "world_size": processes.world_size(),
+            "parallel": config.parallel,
+            "num_judged": run.num_judged,
+        }
         state["data"] = run.identity.document()
         state["metrics_bytes"] = sync_rows(folder / METRICS)
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
-        delete_old_checkpoints(folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],))
+        delete_old_checkpoints(
+            folder / CHECKPOINTS, config.checkpoint_hist, also=(run.best["step"],)
+        )
         update_page(folder)
     processes.barrier()
 
 
 def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
-    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off behind it.
+    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off
+    behind it.
 
     Returns:
         Sentences about what was lost in the meantime; on the first process only.
@@ -160,19 +188,27 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
         return _cut(folder, 0)
     found = load_checkpoint(checkpoints[-1])
     wanted = config.fingerprint()
-    keys = TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]  # a run from before a key had its default
-    different = sorted(key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key))
+    keys = (
+        TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]
+    )  # a run from before a key had its default
+    different = sorted(
+        key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key)
+    )
     if found.state["world_size"] != processes.world_size():
         different.append("number of processes")
     if found.state.get("parallel", "ddp") != config.parallel:
         different.append("parallel")
     if different:
         raise CheckpointError(
-            f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose another experiment."
+            f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose"
+            " another experiment."
         )
-    if "data" in found.state and (differences := tell_differences(found.state["data"], run.identity, folder)):
+    if "data" in found.state and (
+        differences := tell_differences(found.state["data"], run.identity, folder)
+    ):
         raise CheckpointError(
-            f"{folder} holds a run that learned from other data: {'; '.join(differences)}. Go on with those, or choose another experiment."
+            f"{folder} holds a run that learned from other data: {'; '.join(differences)}. Go on"
+            " with those, or choose another experiment."
         )
     load_full_state_dict_(run.model, found.tensors["model"])
     restore_optimiser(run.optimiser, found.tensors["optimiser"], found.state["optimiser"])
@@ -194,14 +230,18 @@ def _cut(folder: Path, metrics_bytes: int) -> list[str]:
 
 @contextmanager
 def judging(run: Run) -> Iterator[nn.Module]:
-    """What is evaluated: the average where one is kept, whole, and the same on every process; all must ask for it."""
+    """What is evaluated: the average where one is kept, whole, and the same on every process; all
+    must ask for it.
+    """
     model: nn.Module = run.average.module if run.average is not None else run.model
     processes.share_buffers_(model)
     net = dynamic_part(model)
     if net is not None and run.net is not None:
         now = dict(run.net.lowered.named_buffers())
         for name, buffer in net.lowered.named_buffers():
-            if name.endswith((".threshold", ".temperature")):  # set, not learned: an average would lag behind
+            if name.endswith(
+                (".threshold", ".temperature")
+            ):  # set, not learned: an average would lag behind
                 buffer.copy_(now[name])
     if run.unsharded is not None:
         run.unsharded.load_state_dict(full_state_dict(model))
@@ -211,7 +251,13 @@ def judging(run: Run) -> Iterator[nn.Module]:
         run.unsharded.cpu()
 
 
-def finish(run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], preprocess: Preprocess | None) -> None:
+def finish(
+    run: Run,
+    config: TrainConfig,
+    folder: Path,
+    labels: Sequence[str],
+    preprocess: Preprocess | None,
+) -> None:
     """Write the trained network: a dynamic classifier as an archive, anything else as a state dict.
 
     Raises:
@@ -226,14 +272,20 @@ def finish(run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], p
             part = "model" if run.average is None else "average"
             file = folder / CHECKPOINTS / f"{run.step:08d}" / f"{part}.safetensors"
             raise TrainingError(
-                f"the network is trained, but could not be written: {error} Its weights are whole in {file}, a state dict "
-                f"(safetensors.torch.load_file), and the same call writes the network once that is mended."
+                f"the network is trained, but could not be written: {error} Its weights are whole"
+                f" in {file}, a state dict (safetensors.torch.load_file), and the same call writes"
+                " the network once that is mended."
             ) from error
     update_page(folder)
 
 
 def _write_network(
-    model: nn.Module, run: Run, config: TrainConfig, folder: Path, labels: Sequence[str], preprocess: Preprocess | None
+    model: nn.Module,
+    run: Run,
+    config: TrainConfig,
+    folder: Path,
+    labels: Sequence[str],
+    preprocess: Preprocess | None,
 ) -> None:
     net = dynamic_part(model)
     if net is not None:
@@ -243,6 +295,8 @@ def _write_network(
             model.lowered.get_parameter(name).requires_grad_(True)
         save(model, folder / ARCHIVE, preprocess=preprocess, labels=labels or None)
     else:
-        state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}  # tied ones too
+        state = {
+            key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()
+        }  # tied ones too
         notes = {"classes": json.dumps(list(labels))}
         write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))

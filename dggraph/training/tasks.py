@@ -1,4 +1,6 @@
-"""What a run learns, as the loop sees it: batches, their loss, and how good the model is. See `classifying` and `detecting`."""
+"""What a run learns, as the loop sees it: batches, their loss, and how good the model is. See
+`classifying` and `detecting`.
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -43,8 +45,12 @@ class Task(Protocol):
     def parts(self, batch: Any, step: int) -> list[Any]:
         """A batch on the device, mixed, and split into `grad_accum_steps` parts."""
 
-    def loss(self, model: nn.Module, net: DynamicNetwork | None, part: Any) -> tuple[Tensor, Gates | None]:
-        """0-d loss of one part, and the gates it passed; `model` is called once, in train mode, and `net` is in it."""
+    def loss(
+        self, model: nn.Module, net: DynamicNetwork | None, part: Any
+    ) -> tuple[Tensor, Gates | None]:
+        """0-d loss of one part, and the gates it passed; `model` is called once, in train mode, and
+        `net` is in it.
+        """
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """How good `model` is on the validation set; every process must ask for it."""

@@ -1,4 +1,6 @@
-"""What a picture says of each node and edge: nothing but the graph, one instance's path, or how two paths differ; and how that looks."""
+"""What a picture says of each node and edge: nothing but the graph, one instance's path, or how two
+paths differ; and how that looks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,22 +76,35 @@ def mark_path(graph: DynamicGraph, path: ActivatedPath) -> Marks:
     """
     weights = {ends: (weight,) for ends, weight in _weights(graph, path).items()}
     live, useful = path.live_nodes(graph), path.useful_nodes(graph)
-    nodes: dict[str, NodeMark] = {name: "live" if name in useful else "unused" if name in live else "dead" for name in graph.nx}
-    edges: dict[Ends, EdgeMark] = {ends: "active" if weight != 0 else "dropped" for ends, (weight,) in weights.items()}
+    nodes: dict[str, NodeMark] = {
+        name: "live" if name in useful else "unused" if name in live else "dead"
+        for name in graph.nx
+    }
+    edges: dict[Ends, EdgeMark] = {
+        ends: "active" if weight != 0 else "dropped" for ends, (weight,) in weights.items()
+    }
     return Marks(nodes=nodes, edges=edges, weights=weights)
 
 
 def mark_difference(graph: DynamicGraph, first: ActivatedPath, second: ActivatedPath) -> Marks:
-    """What only the first instance uses, only the second, and both. A node is used where its output reaches its stage's `out`."""
+    """What only the first instance uses, only the second, and both. A node is used where its output
+    reaches its stage's `out`.
+    """
     one, two = _weights(graph, first), _weights(graph, second)
     mine, theirs = first.useful_nodes(graph), second.useful_nodes(graph)
-    nodes: dict[str, NodeMark] = {name: _either(name in mine, name in theirs) or "dead" for name in graph.nx}
-    edges: dict[Ends, EdgeMark] = {ends: _either(one[ends] != 0, two[ends] != 0) or "dropped" for ends in one}
+    nodes: dict[str, NodeMark] = {
+        name: _either(name in mine, name in theirs) or "dead" for name in graph.nx
+    }
+    edges: dict[Ends, EdgeMark] = {
+        ends: _either(one[ends] != 0, two[ends] != 0) or "dropped" for ends in one
+    }
     return Marks(nodes=nodes, edges=edges, weights={ends: (one[ends], two[ends]) for ends in one})
 
 
 def join_marks(marks: Marks, members: tuple[str, ...]) -> NodeMark:
-    """The mark of a card that stands for several nodes: that of the most used one; `both` where each path uses some."""
+    """The mark of a card that stands for several nodes: that of the most used one; `both` where
+    each path uses some.
+    """
     found = {marks.nodes[name] for name in members}
     if {"first", "second"} <= found:
         return "both"
@@ -99,7 +114,11 @@ def join_marks(marks: Marks, members: tuple[str, ...]) -> NodeMark:
 
 def edge_width(mark: EdgeMark, weights: tuple[float, ...]) -> float:
     """An active edge is as wide as its weight, up to a bound."""
-    return round(min(0.6 + 1.4 * abs(weights[0]), 6), 2) if mark == "active" else EDGE_LOOKS[mark].width
+    return (
+        round(min(0.6 + 1.4 * abs(weights[0]), 6), 2)
+        if mark == "active"
+        else EDGE_LOOKS[mark].width
+    )
 
 
 def _either(is_first: bool, is_second: bool) -> Literal["first", "second", "both"] | None:
@@ -113,7 +132,8 @@ def _weights(graph: DynamicGraph, path: ActivatedPath) -> dict[Ends, float]:
         found, needed = len(path.weights.get(stage, ())), len(graph.edges(stage))
         if found != needed:
             raise GraphError(
-                f"the path has {found} weights in stage {stage!r}, the graph {needed} edges; draw it on its own graph."
+                f"the path has {found} weights in stage {stage!r}, the graph {needed} edges; draw"
+                " it on its own graph."
             )
     return {
         (edge.source, edge.target): weight

@@ -8,7 +8,8 @@ from dggraph.graph.ir import CandidateEdge, DynamicGraph
 
 
 def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
-    """One document. Lists over edges have the order of `graph`'s `edges`; ASCII, so that no reader is fooled.
+    """One document. Lists over edges have the order of `graph`'s `edges`; ASCII, so that no reader
+    is fooled.
 
     Of a detector all objects are told, and `score`, from which on they are outlined in the report.
     """
@@ -30,7 +31,11 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
             "std": atlas.std_macs,
             "kept": atlas.mean_macs / atlas.static_macs,
             "histogram": [
-                {"from": place / BINS_PER_STATIC, "to": (place + 1) / BINS_PER_STATIC, "images": number}
+                {
+                    "from": place / BINS_PER_STATIC,
+                    "to": (place + 1) / BINS_PER_STATIC,
+                    "images": number,
+                }
                 for place, number in atlas.histogram
             ],
         },
@@ -52,16 +57,32 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
             {
                 "name": stage,
                 "edges": [
-                    {"source": edge.source, "target": edge.target, "is_static": edge.is_static, "frequency": frequency}
+                    {
+                        "source": edge.source,
+                        "target": edge.target,
+                        "is_static": edge.is_static,
+                        "frequency": frequency,
+                    }
                     | {"closer_than_1e-4": gates.tie_fractions.get(edge, 0.0)}
-                    for edge, frequency in zip(graph.edges(stage), atlas.frequencies[stage], strict=True)
+                    for edge, frequency in zip(
+                        graph.edges(stage), atlas.frequencies[stage], strict=True
+                    )
                 ],
-                "reached": {node.name: gates.live_fractions[node.name] for node in graph.nodes(stage) if node.kind == "block"},
+                "reached": {
+                    node.name: gates.live_fractions[node.name]
+                    for node in graph.nodes(stage)
+                    if node.kind == "block"
+                },
             }
             for stage in graph.stages
         ],
         "classes": [
-            {"name": one.name, "num_images": one.num_images, "num_correct": one.num_correct, "mean_macs": one.mean_macs}
+            {
+                "name": one.name,
+                "num_images": one.num_images,
+                "num_correct": one.num_correct,
+                "mean_macs": one.mean_macs,
+            }
             | {"frequencies": _lists(one.frequencies)}
             for one in atlas.classes
         ],
@@ -82,7 +103,10 @@ def list_detected(detected: Detected | None) -> dict[str, Any]:
     """The image's size and every object found on it; nothing where no detector ran."""
     if detected is None:
         return {}
-    objects = [{"class": one.name, "score": one.score, "corners": list(one.corners)} for one in detected.objects]
+    objects = [
+        {"class": one.name, "score": one.score, "corners": list(one.corners)}
+        for one in detected.objects
+    ]
     return {"size": list(detected.size), "objects": objects}
 
 
@@ -95,6 +119,16 @@ def _lists(frequencies: Frequencies) -> dict[str, list[float]]:
 
 
 def _instance(one: Instance) -> dict[str, Any]:
-    facts = {"index": one.index, "name": one.name, "class": one.label, "prediction": one.prediction, "probability": one.probability}
+    facts = {
+        "index": one.index,
+        "name": one.name,
+        "class": one.label,
+        "prediction": one.prediction,
+        "probability": one.probability,
+    }
     facts |= list_detected(one.detected)
-    return facts | {"macs": one.path.macs, "margin": one.path.margin, "weights": _lists(one.path.weights)}
+    return facts | {
+        "macs": one.path.macs,
+        "margin": one.path.margin,
+        "weights": _lists(one.path.weights),
+    }

@@ -1,4 +1,6 @@
-"""Found objects drawn on their image: an outline each, and a tag with class and score, legible over any photo. Pixels, y downward."""
+"""Found objects drawn on their image: an outline each, and a tag with class and score, legible over
+any photo. Pixels, y downward.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ COLOURS = (
     (SECOND, WHITE),
     (FIRST, WHITE),
 )
-"""Colours of outlines, by class, over and over, told apart by the colour-blind too; with each, what contrasts: for rim and tag."""
+"""Colours of outlines, by class, over and over, told apart by the colour-blind too; with each, what
+contrasts: for rim and tag.
+"""
 STROKE, RIM = 2.0, 4.0
 TAG, TAG_HEIGHT, TAG_PAD = 10.0, 14.0, 4.0
 NUM_TOLD, NAME_WIDTH = 5, 130.0
@@ -40,15 +44,20 @@ class Outline:
 
 
 def place_outlines(detected: Detected, image: Rectangle) -> tuple[Outline, ...]:
-    """Outlines over an image that is drawn in the rectangle `image`, the highest scores last, so that they are drawn on top.
+    """Outlines over an image that is drawn in the rectangle `image`, the highest scores last, so
+    that they are drawn on top.
 
-    Tags stand within the image, at a corner of their outline where they cover as little as possible of other tags.
+    Tags stand within the image, at a corner of their outline where they cover as little as possible
+    of other tags.
     """
     outlines: list[Outline] = []
     for one in sorted(detected.objects, key=lambda one: -one.score):
         place, text = _scale(one, detected.size, image), _tell(one, width=image[2] - 2 * TAG_PAD)
         size = min(text_width(text, TAG) + 2 * TAG_PAD, image[2]), TAG_HEIGHT
-        tag = min(_tag_places(place, size, image), key=lambda tag: sum(_overlap(tag, other.tag) for other in outlines))
+        tag = min(
+            _tag_places(place, size, image),
+            key=lambda tag: sum(_overlap(tag, other.tag) for other in outlines),
+        )
         colour, contrast = COLOURS[one.label % len(COLOURS)]
         outlines.append(Outline(place=place, tag=tag, text=text, colour=colour, contrast=contrast))
     return tuple(reversed(outlines))
@@ -59,23 +68,34 @@ def write_outlines(outlines: tuple[Outline, ...]) -> Iterator[str]:
     yield '<g class="objects" fill="none" stroke-linejoin="round">'
     for one in outlines:
         yield f'<rect {_attributes(one.place)} stroke="{one.contrast}" stroke-width="{RIM:g}"/>'
-        yield f'<rect {_attributes(one.place)} stroke="{one.colour}" stroke-width="{STROKE:g}"><title>{for_xml(one.text)}</title></rect>'
+        yield (
+            f'<rect {_attributes(one.place)} stroke="{one.colour}"'
+            f' stroke-width="{STROKE:g}"><title>{for_xml(one.text)}</title></rect>'
+        )
     yield "</g>"
     yield f'<g class="tags" font-size="{TAG:g}" text-anchor="middle">'
     for one in outlines:
         x, y, width, _ = one.tag
         yield f'<rect {_attributes(one.tag)} rx="2" fill="{one.colour}" stroke="{one.contrast}"/>'
-        yield f'<text x="{x + width / 2:.1f}" y="{y + 10.5:.1f}" fill="{one.contrast}">{for_xml(one.text)}</text>'
+        yield (
+            f'<text x="{x + width / 2:.1f}" y="{y + 10.5:.1f}"'
+            f' fill="{one.contrast}">{for_xml(one.text)}</text>'
+        )
     yield "</g>"
 
 
 def tell_objects(detected: Detected) -> str:
-    """For example `3 objects: bird 0.98, tree 0.91, tree 0.55`, the highest scores first, at most `NUM_TOLD` of them."""
+    """For example `3 objects: bird 0.98, tree 0.91, tree 0.55`, the highest scores first, at most
+    `NUM_TOLD` of them.
+    """
     number = len(detected.objects)
     best = sorted(detected.objects, key=lambda one: -one.score)[:NUM_TOLD]
     more = f" and {number - NUM_TOLD} more" if number > NUM_TOLD else ""
     return (
-        f"{plural(number, 'object')}: {', '.join(_tell(one, width=NAME_WIDTH) for one in best)}{more}" if number else "no objects"
+        f"{plural(number, 'object')}:"
+        f" {', '.join(_tell(one, width=NAME_WIDTH) for one in best)}{more}"
+        if number
+        else "no objects"
     )
 
 
@@ -92,8 +112,12 @@ def _scale(one: FoundObject, size: tuple[int, int], image: Rectangle) -> Rectang
     return x + left * across, y + top * down, (right - left) * across, (bottom - top) * down
 
 
-def _tag_places(place: Rectangle, size: tuple[float, float], image: Rectangle) -> Iterator[Rectangle]:
-    """Where a tag of `size` may stand, the usual place first: above the outline, below, inside; at its left, at its right."""
+def _tag_places(
+    place: Rectangle, size: tuple[float, float], image: Rectangle
+) -> Iterator[Rectangle]:
+    """Where a tag of `size` may stand, the usual place first: above the outline, below, inside; at
+    its left, at its right.
+    """
     (x, y, across, down), (width, height) = place, size
     for left in (x, x + across - width):
         for top in (y - height, y + down, y, y + down - height):
@@ -107,9 +131,14 @@ def _tag_places(place: Rectangle, size: tuple[float, float], image: Rectangle) -
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
     """The area that both cover."""
-    across, down = (min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    across, down = (
+        min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
+    )
     return max(0.0, across) * max(0.0, down)
 
 
 def _attributes(place: Rectangle) -> str:
-    return " ".join(f'{name}="{value:.1f}"' for name, value in zip(("x", "y", "width", "height"), place, strict=True))
+    return " ".join(
+        f'{name}="{value:.1f}"'
+        for name, value in zip(("x", "y", "width", "height"), place, strict=True)
+    )

@@ -1,4 +1,6 @@
-"""What stands around the graph in a picture: heading and thumbnails above, legend below. Pixels, y downward."""
+"""What stands around the graph in a picture: heading and thumbnails above, legend below. Pixels, y
+downward.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +11,9 @@ from dggraph.views.picture import LegendEntry, Picture
 
 THUMBNAIL, TITLE, FACT, LINE = 72.0, 14.0, 11.0, 16.0
 WIDE, HIGH, BESIDE = 320.0, 216.0, 400.0
-"""The most that an image with outlined objects takes, and what the heading beside it has at least."""
+"""The most that an image with outlined objects takes, and what the heading beside it has at
+least.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +52,13 @@ def fit_size(size: tuple[int, int], wide: float, high: float) -> tuple[float, fl
 
 
 def make_frame(picture: Picture) -> Frame:
-    """Place heading, thumbnails and legend; the warning's line is kept free where there is none, so that nothing moves."""
+    """Place heading, thumbnails and legend; the warning's line is kept free where there is none, so
+    that nothing moves.
+    """
     entries = [entry._replace(text=fit(entry.text, FACT, 400)) for entry in picture.legend]
-    width = max(picture.layout.width, 460.0, *(text_width(entry.text, FACT) + 60 for entry in entries))
+    width = max(
+        picture.layout.width, 460.0, *(text_width(entry.text, FACT) + 60 for entry in entries)
+    )
     images = []
     x, tall = MARGIN, 0.0
     for image, detected in picture.thumbnails:
@@ -58,12 +66,23 @@ def make_frame(picture: Picture) -> Frame:
         images.append((x, MARGIN, *fit_size(image.size, wide, high)))
         x, tall = x + images[-1][2] + 10, max(tall, high)
     width = max(width, x + BESIDE + MARGIN) if tall == HIGH else width
-    texts = [Text(x=x, y=MARGIN + 13, text=fit(picture.title, TITLE, width - x - MARGIN), size=TITLE, colour=INK, is_bold=True)]
+    texts = [
+        Text(
+            x=x,
+            y=MARGIN + 13,
+            text=fit(picture.title, TITLE, width - x - MARGIN),
+            size=TITLE,
+            colour=INK,
+            is_bold=True,
+        )
+    ]
     y = MARGIN + 13
     for line, colour in [*((fact, GREY) for fact in picture.facts), (picture.warning, AMBER)]:
         y += LINE + 1
         if line:
-            texts.append(Text(x=x, y=y, text=fit(line, FACT, width - x - MARGIN), size=FACT, colour=colour))
+            texts.append(
+                Text(x=x, y=y, text=fit(line, FACT, width - x - MARGIN), size=FACT, colour=colour)
+            )
     top = max(y - (0 if picture.marks.weights else LINE), MARGIN + tall if images else 0.0)
     samples = []
     x, y = MARGIN, top + picture.layout.height + LINE
@@ -73,4 +92,11 @@ def make_frame(picture: Picture) -> Frame:
         samples.append((x, y - 4, entry))
         texts.append(Text(x=x + 28, y=y, text=entry.text, size=FACT, colour=GREY))
         x += 28 + text_width(entry.text, FACT) + 22
-    return Frame(width=width, height=y + MARGIN, top=top, texts=tuple(texts), samples=tuple(samples), images=tuple(images))
+    return Frame(
+        width=width,
+        height=y + MARGIN,
+        top=top,
+        texts=tuple(texts),
+        samples=tuple(samples),
+        images=tuple(images),
+    )

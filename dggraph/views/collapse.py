@@ -31,16 +31,30 @@ def choose_level(graph: DynamicGraph) -> Level:
     return "block" if graph.nx.number_of_nodes() <= MAX_CARDS else "stage"
 
 
-def deal_cards(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]) -> tuple[Card, ...]:
-    """The drawn nodes of `stage`, left to right. `ops` names each node's operations, for the level `op`."""
+def deal_cards(
+    graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]
+) -> tuple[Card, ...]:
+    """The drawn nodes of `stage`, left to right. `ops` names each node's operations, for the level
+    `op`.
+    """
     nodes = graph.nodes(stage)
     if level == "stage":
         blocks = tuple(node.name for node in nodes if node.kind == "block")
         macs = sum(node.macs for node in nodes)
         details = (f"{count(macs)} MACs", plural(len(graph.edges(stage)), "edge"))
-        return (Card(name=stage, kind="stage", label=plural(len(blocks), "block"), details=details, members=blocks),)
+        return (
+            Card(
+                name=stage,
+                kind="stage",
+                label=plural(len(blocks), "block"),
+                details=details,
+                members=blocks,
+            ),
+        )
     usual = usual_shape(graph, stage)
-    return tuple(_card(node, usual, ops.get(node.name, ()) if level == "op" else ()) for node in nodes)
+    return tuple(
+        _card(node, usual, ops.get(node.name, ()) if level == "op" else ()) for node in nodes
+    )
 
 
 def usual_shape(graph: DynamicGraph, stage: str) -> tuple[int, ...] | None:
@@ -59,4 +73,6 @@ def _card(node: BlockNode, usual: tuple[int, ...] | None, ops: Sequence[str]) ->
     if node.macs:
         details = (*details, count(node.macs))
     label = "out" if node.kind == "out" else node.module_path or node.name
-    return Card(name=node.name, kind=node.kind, label=label, details=(*details, *ops), members=(node.name,))
+    return Card(
+        name=node.name, kind=node.kind, label=label, details=(*details, *ops), members=(node.name,)
+    )

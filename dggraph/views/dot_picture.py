@@ -1,4 +1,6 @@
-"""A picture as DOT with every position fixed, so that any graphviz program prints the layout of the SVG, arcs included (`layout=nop2`)."""
+"""A picture as DOT with every position fixed, so that any graphviz program prints the layout of the
+SVG, arcs included (`layout=nop2`).
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +24,9 @@ class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
 
     def _repr_mimebundle_(self, *_args: object, **_options: object) -> dict[str, str]:
         bundle = {"text/plain": str(self.source)}
-        with suppress(Exception):  # a notebook cell must not fail because a copy of this object has lost its picture
+        with suppress(
+            Exception
+        ):  # a notebook cell must not fail because a copy of this object has lost its picture
             bundle["image/svg+xml"] = write_svg(self.picture)
         return bundle
 
@@ -33,31 +37,79 @@ def write_dot(picture: Picture) -> Drawing:
     drawing = Drawing("dggraph")
     drawing.picture = picture
     drawing.attr(layout="nop2", bgcolor="white", outputorder="nodesfirst", pad="0", margin="0")
-    drawing.attr("node", shape="box", style="filled,rounded", fontname="Helvetica", fixedsize="true", margin="0", label="")
+    drawing.attr(
+        "node",
+        shape="box",
+        style="filled,rounded",
+        fontname="Helvetica",
+        fixedsize="true",
+        margin="0",
+        label="",
+    )
     drawing.attr("edge", arrowsize="0.35")
-    drawing.node("page", **place_node(frame, 0, 0, frame.width, frame.height), style="filled", color="white", fillcolor="white")
+    drawing.node(
+        "page",
+        **place_node(frame, 0, 0, frame.width, frame.height),
+        style="filled",
+        color="white",
+        fillcolor="white",
+    )
     for index, (x, y, (look, _, is_node)) in enumerate(frame.samples):
-        looks = {"color": look.stroke, "fillcolor": look.fill if is_node else look.stroke, "style": "filled"}
+        looks = {
+            "color": look.stroke,
+            "fillcolor": look.fill if is_node else look.stroke,
+            "style": "filled",
+        }
         height = 12.0 if is_node else look.width
         drawing.node(f"sample{index}", **place_node(frame, x, y - height / 2, 22, height), **looks)
     for index, panel in enumerate(picture.layout.panels):
         place = place_node(frame, panel.x, panel.y + frame.top, panel.width, panel.height)
         drawing.node(f"panel{index}", **place, color=PANEL_STROKE, fillcolor=PANEL_FILL)
     for index, text in enumerate((*frame.texts, *_headings(picture, frame))):
-        place = place_node(frame, text.x, text.y - text.size, text_width(text.text, text.size) * 1.25 + 8, text.size * 1.4)
-        looks = {"fontsize": f"{text.size:g}", "fontcolor": text.colour, "fontname": f"Helvetica{'-Bold' * text.is_bold}"}
-        drawing.node(f"text{index}", **place, **looks, shape="plaintext", style="", label=f"{for_dot(text.text)}\\l")
+        place = place_node(
+            frame,
+            text.x,
+            text.y - text.size,
+            text_width(text.text, text.size) * 1.25 + 8,
+            text.size * 1.4,
+        )
+        looks = {
+            "fontsize": f"{text.size:g}",
+            "fontcolor": text.colour,
+            "fontname": f"Helvetica{'-Bold' * text.is_bold}",
+        }
+        drawing.node(
+            f"text{index}",
+            **place,
+            **looks,
+            shape="plaintext",
+            style="",
+            label=f"{for_dot(text.text)}\\l",
+        )
     for index, ((x, y), (end, _)) in enumerate(picture.layout.links):
-        drawing.node(f"link{index}", **place_node(frame, x, y + frame.top, end - x, 0.1), color=GREY, style="dotted")
-    ids = {box.card.name: f"n{index}" for index, box in enumerate(box for panel in picture.layout.panels for box in panel.boxes)}
+        drawing.node(
+            f"link{index}",
+            **place_node(frame, x, y + frame.top, end - x, 0.1),
+            color=GREY,
+            style="dotted",
+        )
+    ids = {
+        box.card.name: f"n{index}"
+        for index, box in enumerate(box for panel in picture.layout.panels for box in panel.boxes)
+    }
     for panel in picture.layout.panels:
         for box in panel.boxes:
             place = place_node(frame, box.x, box.y + frame.top, box.width, box.height)
             drawing.node(ids[box.card.name], **place, **_box_looks(picture, box))
     order = list(EDGE_LOOKS)
     curves = [curve for panel in picture.layout.panels for curve in panel.curves]
-    for curve in sorted(curves, key=lambda curve: order.index(picture.marks.edges[curve.edge.source, curve.edge.target])):
-        drawing.edge(ids[curve.edge.source], ids[curve.edge.target], **_edge_looks(picture, curve, frame))
+    for curve in sorted(
+        curves,
+        key=lambda curve: order.index(picture.marks.edges[curve.edge.source, curve.edge.target]),
+    ):
+        drawing.edge(
+            ids[curve.edge.source], ids[curve.edge.target], **_edge_looks(picture, curve, frame)
+        )
     return drawing
 
 
@@ -77,7 +129,13 @@ def _headings(picture: Picture, frame: Frame) -> Iterator[Text]:
 def _box_looks(picture: Picture, box: Rectangle) -> dict[str, str]:
     look, ink = box_look(picture, box)
     style = "filled,rounded,dashed" if look.is_dashed else "filled,rounded"
-    looks = {"color": look.stroke, "penwidth": f"{look.width:g}", "fillcolor": look.fill, "style": style, "fontcolor": ink}
+    looks = {
+        "color": look.stroke,
+        "penwidth": f"{look.width:g}",
+        "fillcolor": look.fill,
+        "style": style,
+        "fontcolor": ink,
+    }
     label = "\\n".join(for_dot(line) for line in lines_of(picture, box))
     return looks | {"label": label, "fontsize": "9", "class": mark_of(picture, box)}
 

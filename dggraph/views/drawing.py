@@ -1,4 +1,6 @@
-"""Draw a graph, or the path that one instance took through it: `render` gives DOT, `draw` writes a picture in any format to a file."""
+"""Draw a graph, or the path that one instance took through it: `render` gives DOT, `draw` writes a
+picture in any format to a file.
+"""
 
 import os
 import shutil
@@ -35,11 +37,15 @@ TEXT_WRITERS: Mapping[str, Callable[[Picture], str]] = {
 FORMATS = (*TEXT_WRITERS, "png", "pdf")
 
 
-def render(graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str = "") -> graphviz.Digraph:
-    """The graph, or one instance's path, as DOT with fixed positions; notebooks show it as SVG. Needs no drawing program.
+def render(
+    graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str = ""
+) -> graphviz.Digraph:
+    """The graph, or one instance's path, as DOT with fixed positions; notebooks show it as SVG.
+    Needs no drawing program.
 
-    Without a path static edges are dark and other candidate edges light. With one, active edges are coloured and as wide as their
-    weight, dropped edges faint, nodes the instance never reached grey, and nodes reached that do not reach `out` marked unused.
+    Without a path static edges are dark and other candidate edges light. With one, active edges are
+    coloured and as wide as their weight, dropped edges faint, nodes the instance never reached
+    grey, and nodes reached that do not reach `out` marked unused.
 
     Args:
         graph: what may connect.
@@ -52,12 +58,16 @@ def render(graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str
         >>> drawing.source.startswith("digraph")
         True
     """
-    return write_dot(picture_graph(graph, title=title) if path is None else picture_path(graph, path, title=title))
+    return write_dot(
+        picture_graph(graph, title=title)
+        if path is None
+        else picture_path(graph, path, title=title)
+    )
 
 
 def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
-    """Write `picture` in the format that the file's suffix names: .svg, .dot, .mmd (Mermaid), .json, .png with a drawing program,
-    .pdf with the system's graphviz.
+    """Write `picture` in the format that the file's suffix names: .svg, .dot, .mmd (Mermaid),
+    .json, .png with a drawing program, .pdf with the system's graphviz.
 
     Raises:
         InputError: another suffix, or the drawing program failed.
@@ -65,7 +75,9 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
     """
     file = Path(file)
     kind = format_of(file)
-    content = TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)
+    content = (
+        TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name[:80]}.{os.getpid()}")
     try:
@@ -85,14 +97,18 @@ def format_of(file: Path) -> str:
     kind = file.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         known = ", ".join(f".{known}" for known in FORMATS)
-        raise InputError(f"{file.name!r}: cannot draw {kind or 'a file without suffix'!r}; use {known}.")
+        raise InputError(
+            f"{file.name!r}: cannot draw {kind or 'a file without suffix'!r}; use {known}."
+        )
     return kind
 
 
 def dot_command() -> str | None:
     """The system's `dot`, else `graphviz-pure` from PATH or beside this Python, else None."""
     return (
-        shutil.which("dot") or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=str(Path(sys.executable).parent))
+        shutil.which("dot")
+        or shutil.which("graphviz-pure")
+        or shutil.which("graphviz-pure", path=str(Path(sys.executable).parent))
     )
 
 
@@ -102,7 +118,8 @@ def _print(picture: Picture, kind: str) -> bytes:
     if command is None or (kind == "pdf" and Path(command).stem != "dot"):
         need = "pdf needs the system's graphviz" if kind == "pdf" else "png needs graphviz"
         raise MissingExtraError(
-            f"{need}: install it{'' if kind == 'pdf' else ', or pip install dggraph[dot]'}. .svg, .dot, .mmd and .json work without."
+            f"{need}: install it{'' if kind == 'pdf' else ', or pip install dggraph[dot]'}. .svg,"
+            " .dot, .mmd and .json work without."
         )
     with tempfile.TemporaryDirectory() as folder:
         drawing = write_dot(picture)
@@ -115,10 +132,16 @@ def _print(picture: Picture, kind: str) -> bytes:
         try:
             source = str(drawing.source).encode()
             done = subprocess.run(
-                [command, f"-T{kind}", *dpi], input=source, capture_output=True, timeout=DRAW_SECONDS, check=False
+                [command, f"-T{kind}", *dpi],
+                input=source,
+                capture_output=True,
+                timeout=DRAW_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"{command} took more than {DRAW_SECONDS} s; write an .svg file.") from error
+            raise InputError(
+                f"{command} took more than {DRAW_SECONDS} s; write an .svg file."
+            ) from error
     if done.returncode != 0 or not done.stdout:
         raise InputError(f"{command} failed: {done.stderr.decode(errors='replace').strip()[:300]}")
     return _lay_under(picture, done.stdout) if kind == "png" and picture.thumbnails else done.stdout
@@ -127,11 +150,15 @@ def _print(picture: Picture, kind: str) -> bytes:
 def _add_thumbnails(picture: Picture, drawing: graphviz.Digraph, folder: Path) -> None:
     """Files for graphviz to place into a pdf."""
     frame = make_frame(picture)
-    for index, ((image, _), (x, y, width, height)) in enumerate(zip(picture.thumbnails, frame.images, strict=True)):
+    for index, ((image, _), (x, y, width, height)) in enumerate(
+        zip(picture.thumbnails, frame.images, strict=True)
+    ):
         file = folder / f"{index}.png"
         image.convert("RGB").resize((max(1, int(width * 3)), max(1, int(height * 3)))).save(file)
         place = place_node(frame, x, y, width, height)
-        drawing.node(f"image{index}", **place, image=str(file), imagescale="both", shape="none", style="")
+        drawing.node(
+            f"image{index}", **place, image=str(file), imagescale="both", shape="none", style=""
+        )
 
 
 def _clear_page(drawing: graphviz.Digraph) -> None:
@@ -141,7 +168,9 @@ def _clear_page(drawing: graphviz.Digraph) -> None:
 
 
 def _add_outlines(picture: Picture, drawing: graphviz.Digraph) -> None:
-    """Found objects, each as an outline with a rim, and their tags on top, a little smaller than in Helvetica for a wider font in its place."""
+    """Found objects, each as an outline with a rim, and their tags on top, a little smaller than in
+    Helvetica for a wider font in its place.
+    """
     frame = make_frame(picture)
     outlines = [
         one
@@ -151,18 +180,39 @@ def _add_outlines(picture: Picture, drawing: graphviz.Digraph) -> None:
     ]
     for index, one in enumerate(outlines):
         for kind, colour, width in (("rim", one.contrast, RIM), ("outline", one.colour, STROKE)):
-            drawing.node(f"{kind}{index}", **place_node(frame, *one.place), style="", color=colour, penwidth=f"{width:g}")
+            drawing.node(
+                f"{kind}{index}",
+                **place_node(frame, *one.place),
+                style="",
+                color=colour,
+                penwidth=f"{width:g}",
+            )
     for index, one in enumerate(outlines):
-        looks = {"color": one.contrast, "fillcolor": one.colour, "fontcolor": one.contrast, "fontsize": f"{TAG - 1:g}"}
-        drawing.node(f"tag{index}", **place_node(frame, *one.tag), **looks, label=for_dot(one.text), style="filled")
+        looks = {
+            "color": one.contrast,
+            "fillcolor": one.colour,
+            "fontcolor": one.contrast,
+            "fontsize": f"{TAG - 1:g}",
+        }
+        drawing.node(
+            f"tag{index}",
+            **place_node(frame, *one.tag),
+            **looks,
+            label=for_dot(one.text),
+            style="filled",
+        )
 
 
 def _lay_under(picture: Picture, png: bytes) -> bytes:
-    """graphviz-pure draws no images, so they are put under the finished page, which has no ground."""
+    """graphviz-pure draws no images, so they are put under the finished page, which has no
+    ground.
+    """
     scale = PNG_DPI / INCH
     drawn = Image.open(BytesIO(png)).convert("RGBA")
     page = Image.new("RGBA", drawn.size, "white")
-    for (image, _), (x, y, width, height) in zip(picture.thumbnails, make_frame(picture).images, strict=True):
+    for (image, _), (x, y, width, height) in zip(
+        picture.thumbnails, make_frame(picture).images, strict=True
+    ):
         size = max(1, int(width * scale)), max(1, int(height * scale))
         page.paste(image.convert("RGB").resize(size), (int(x * scale), int(y * scale)))
     page.alpha_composite(drawn)

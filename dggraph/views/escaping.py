@@ -1,6 +1,8 @@
-"""Text in pictures. File names, labels and module paths are hostile: nothing in them may become markup, code or a terminal command.
+"""Text in pictures. File names, labels and module paths are hostile: nothing in them may become
+markup, code or a terminal command.
 
-Every text is first made `visible`, then cut to the width there is, then escaped for the format it is written to.
+Every text is first made `visible`, then cut to the width there is, then escaped for the format it
+is written to.
 """
 
 import unicodedata
@@ -8,18 +10,25 @@ from html import escape
 
 from rich.text import Text
 
-NARROW, MEDIUM = frozenset("ijlI.,:;'|!()[]{} ft/\\"), frozenset('abcdeghknopqsuvxyzrL0123456789?_$*"+-×·')
+NARROW, MEDIUM = (
+    frozenset("ijlI.,:;'|!()[]{} ft/\\"),
+    frozenset('abcdeghknopqsuvxyzrL0123456789?_$*"+-×·'),
+)
 
 
 def visible(text: str) -> str:
-    """`text` with control, direction and unassigned characters, which no reader sees, as U+FFFD, and other line breaks as spaces."""
+    """`text` with control, direction and unassigned characters, which no reader sees, as U+FFFD,
+    and other line breaks as spaces.
+    """
     if text.isprintable():
         return text
     return "".join(_visible_character(character) for character in text)
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide `text` is in Helvetica of `size`, in pixels; East Asian wide characters take a full em."""
+    """About how wide `text` is in Helvetica of `size`, in pixels; East Asian wide characters take a
+    full em.
+    """
     return size * sum(_em(character) for character in text)
 
 
@@ -40,14 +49,19 @@ def for_xml(text: str) -> str:
 
 
 def for_dot(text: str) -> str:
-    r"""Visible text as a DOT label that is printed letter by letter: `\N`, `\l` and entities stay what they look like."""
+    r"""Visible text as a DOT label that is printed letter by letter: `\N`, `\l` and entities stay
+    what they look like.
+    """
     return escape(visible(text), quote=False).replace("\\", "\\\\")
 
 
 def for_mermaid(text: str) -> str:
-    """Visible text inside a quoted Mermaid label: letters, digits and a few signs bare, all others by number (`#60;`)."""
+    """Visible text inside a quoted Mermaid label: letters, digits and a few signs bare, all others
+    by number (`#60;`).
+    """
     return "".join(
-        character if character.isalnum() or character in " ._-×·…" else f"#{ord(character)};" for character in visible(text)
+        character if character.isalnum() or character in " ._-×·…" else f"#{ord(character)};"
+        for character in visible(text)
     )
 
 

@@ -1,4 +1,6 @@
-"""Edge frequencies as adjacency matrices: row = source, column = target, as SVG in the colours of the page's style sheet."""
+"""Edge frequencies as adjacency matrices: row = source, column = target, as SVG in the colours of
+the page's style sheet.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,33 +22,53 @@ def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[floa
     """
     nodes = graph.nodes(stage)
     side = 36.0 if len(nodes) <= 9 else 25.0 if len(nodes) <= 16 else 13.0
-    names = [fit(f"v{index} {node.module_path or node.name}", 10, LABEL) for index, node in enumerate(nodes[:-1])]
+    names = [
+        fit(f"v{index} {node.module_path or node.name}", 10, LABEL)
+        for index, node in enumerate(nodes[:-1])
+    ]
     left = max(text_width(name, 10) for name in names) + 8
     width, height = left + side * (len(nodes) - 1), HEAD + side * (len(nodes) - 1)
     parts = [_open(width + 2, height + 2, f"{stage}: how often each edge is open", "heat")]
     for index, name in enumerate(names):
-        parts.append(f'<text x="{left - 6:g}" y="{HEAD + side * (index + 0.5) + 3.5:g}" class="row">{for_xml(name)}</text>')
+        parts.append(
+            f'<text x="{left - 6:g}" y="{HEAD + side * (index + 0.5) + 3.5:g}"'
+            f' class="row">{for_xml(name)}</text>'
+        )
     for index in range(1, len(nodes)):
-        if side >= MIN_SIDE_FOR_NUMBERS or (index % 5 == 0 and index < len(nodes) - 3) or index == len(nodes) - 1:
+        if (
+            side >= MIN_SIDE_FOR_NUMBERS
+            or (index % 5 == 0 and index < len(nodes) - 3)
+            or index == len(nodes) - 1
+        ):
             name = "out" if index == len(nodes) - 1 else f"v{index}"
-            parts.append(f'<text x="{left + side * (index - 0.5):g}" y="{HEAD - 7:g}" class="column">{name}</text>')
+            parts.append(
+                f'<text x="{left + side * (index - 0.5):g}" y="{HEAD - 7:g}"'
+                f' class="column">{name}</text>'
+            )
     for row, column, place in _cells(graph, stage):
         edge, share = graph.edges(stage)[place], frequencies[place]
         x, y = left + side * (column - 1), HEAD + side * row
-        told = f"{edge.source} to {edge.target}: open for {share:.1%} of the images{', static edge' if edge.is_static else ''}"
+        told = (
+            f"{edge.source} to {edge.target}: open for {share:.1%} of the"
+            f" images{', static edge' if edge.is_static else ''}"
+        )
         parts.append(_cell(x, y, side, "more", share, told))
         if side >= MIN_SIDE_FOR_NUMBERS:
             shade = "strong" if share > 0.55 else "weak"
             parts.append(
-                f'<text x="{x + side / 2:g}" y="{y + side / 2 + 3.5:g}" class="number {shade}">{round(100 * share)}</text>'
+                f'<text x="{x + side / 2:g}" y="{y + side / 2 + 3.5:g}" class="number'
+                f' {shade}">{round(100 * share)}</text>'
             )
         if edge.is_static:
             parts.append(f'<path class="static" d="M{x + side - 3:g},{y + 3:g}h-5l5,5z"/>')
     return "".join((*parts, "</svg>"))
 
 
-def draw_differences(graph: DynamicGraph, some: Frequencies, overall: Frequencies, *, scale: float) -> str:
-    """By how much edges are open more or less often for `some` images than overall: every stage, side by side.
+def draw_differences(
+    graph: DynamicGraph, some: Frequencies, overall: Frequencies, *, scale: float
+) -> str:
+    """By how much edges are open more or less often for `some` images than overall: every stage,
+    side by side.
 
     Args:
         graph: what may connect.
@@ -58,7 +80,14 @@ def draw_differences(graph: DynamicGraph, some: Frequencies, overall: Frequencie
     gap = 10.0
     side = max(5.0, min(18.0, (206.0 - gap * (len(sizes) - 1)) / sum(sizes.values())))
     width = side * sum(sizes.values()) + gap * (len(sizes) - 1)
-    parts = [_open(width + 1, side * max(sizes.values()) + 1, "differences of edge frequencies from all images", "heat small")]
+    parts = [
+        _open(
+            width + 1,
+            side * max(sizes.values()) + 1,
+            "differences of edge frequencies from all images",
+            "heat small",
+        )
+    ]
     left = 0.5
     for stage, size in sizes.items():
         for row, column, place in _cells(graph, stage):
@@ -66,7 +95,16 @@ def draw_differences(graph: DynamicGraph, some: Frequencies, overall: Frequencie
             share, difference = some[stage][place], some[stage][place] - overall[stage][place]
             told = f"{edge.source} to {edge.target}: {share:.0%}, {100 * difference:+.1f} points"
             kind = "warm" if difference > 0 else "cool"
-            parts.append(_cell(left + side * (column - 1), side * row + 0.5, side, kind, min(1.0, abs(difference) / scale), told))
+            parts.append(
+                _cell(
+                    left + side * (column - 1),
+                    side * row + 0.5,
+                    side,
+                    kind,
+                    min(1.0, abs(difference) / scale),
+                    told,
+                )
+            )
         left += side * size + gap
     return "".join((*parts, "</svg>"))
 
@@ -85,4 +123,7 @@ def _open(width: float, height: float, told: str, kind: str) -> str:
 
 def _cell(x: float, y: float, side: float, kind: str, opacity: float, told: str) -> str:
     place = f'x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"'
-    return f'<rect class="cell {kind}" {place} fill-opacity="{opacity:.3g}"><title>{for_xml(told)}</title></rect>'
+    return (
+        f'<rect class="cell {kind}" {place}'
+        f' fill-opacity="{opacity:.3g}"><title>{for_xml(told)}</title></rect>'
+    )

@@ -11,9 +11,14 @@ GROUPS = (1, 2, 4, 10, 20, 40, 100, 200)
 
 
 def group_bins(histogram: Sequence[tuple[int, int]]) -> tuple[int, dict[int, int]]:
-    """Bins joined so that they are at most `MAX_BARS`: how many make one, and the images of every joined bin from first to last."""
+    """Bins joined so that they are at most `MAX_BARS`: how many make one, and the images of every
+    joined bin from first to last.
+    """
     first, last = histogram[0][0], histogram[-1][0]
-    size = next((size for size in GROUPS if last // size - first // size < MAX_BARS), (last - first) // MAX_BARS + 1)
+    size = next(
+        (size for size in GROUPS if last // size - first // size < MAX_BARS),
+        (last - first) // MAX_BARS + 1,
+    )
     counts: Counter[int] = Counter()
     for place, number in histogram:
         counts[place // size] += number
@@ -38,8 +43,9 @@ def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
         return LEFT + width * (share * 100 / percent - first + pad)
 
     parts = [
-        f'<svg class="histogram" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="{WIDTH:g}" height="{HEIGHT:g}" role="img" '
-        f'aria-label="Histogram of MACs: mean {100 * mean:.1f} % of the static network">'
+        f'<svg class="histogram" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="{WIDTH:g}"'
+        f' height="{HEIGHT:g}" role="img" aria-label="Histogram of MACs: mean {100 * mean:.1f} % of'
+        ' the static network">'
     ]
     for tick in _ticks(most):
         y = TOP + height * (1 - tick / most)
@@ -48,24 +54,48 @@ def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
     for place, count in bars.items():
         if not count:
             continue
-        told = f"{percent * place:g} to {percent * (place + 1):g} %: {count:,} image{'s' * (count != 1)}"
+        told = (
+            f"{percent * place:g} to {percent * (place + 1):g} %: {count:,}"
+            f" image{'s' * (count != 1)}"
+        )
         x, tall = LEFT + width * (place - first + pad), height * count / most
-        spot = f'x="{x + 0.5:.1f}" y="{TOP + height - tall:.1f}" width="{max(width - 1, 1):.1f}" height="{tall:.1f}"'
+        spot = (
+            f'x="{x + 0.5:.1f}" y="{TOP + height - tall:.1f}" width="{max(width - 1, 1):.1f}"'
+            f' height="{tall:.1f}"'
+        )
         parts.append(f'<rect class="bar" {spot}><title>{told}</title></rect>')
     parts.append(f'<path class="axis" d="M{LEFT:g},{TOP + height:g}H{WIDTH - RIGHT:g}"/>')
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6) if percent * (number + 2 * pad) / step <= 9)
+    step = next(
+        step
+        for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6)
+        if percent * (number + 2 * pad) / step <= 9
+    )
     low, high = percent * (first - pad), percent * (first + number + pad)
     for tick in range(int(-(-low // step)) * step, int(high) + 1, step):
-        parts.append(f'<text x="{across(tick / 100):.1f}" y="{HEIGHT - BOTTOM + 15:g}" class="column">{tick} %</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" class="column">share of the static MACs</text>')
+        parts.append(
+            f'<text x="{across(tick / 100):.1f}" y="{HEIGHT - BOTTOM + 15:g}" class="column">{tick}'
+            " %</text>"
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" class="column">share of the'
+        " static MACs</text>"
+    )
     parts.append(f'<path class="mean" d="M{across(mean):.1f},{TOP - 4:g}V{TOP + height:g}"/>')
     side = "start" if across(mean) < WIDTH / 2 else "end"
     shift = 5 if side == "start" else -5
-    parts.append(f'<text x="{across(mean) + shift:.1f}" y="{TOP - 7:g}" class="told {side}">mean {100 * mean:.1f} %</text>')
+    parts.append(
+        f'<text x="{across(mean) + shift:.1f}" y="{TOP - 7:g}" class="told {side}">mean'
+        f" {100 * mean:.1f} %</text>"
+    )
     return "".join((*parts, "</svg>"))
 
 
 def _ticks(most: int) -> list[int]:
     """Round numbers up to `most`, at most five of them."""
-    step = next(step * 10**power for power in range(20) for step in (1, 2, 5) if most <= 5 * step * 10**power)
+    step = next(
+        step * 10**power
+        for power in range(20)
+        for step in (1, 2, 5)
+        if most <= 5 * step * 10**power
+    )
     return list(range(step, most + 1, step))

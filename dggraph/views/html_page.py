@@ -1,4 +1,6 @@
-"""One HTML file that needs nothing else: style sheet and script inside, and a policy that lets the browser run no other and fetch nothing."""
+"""One HTML file that needs nothing else: style sheet and script inside, and a policy that lets the
+browser run no other and fetch nothing.
+"""
 
 import base64
 import hashlib

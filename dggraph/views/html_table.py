@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from dggraph.views.escaping import for_xml
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> str:
+def html_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = ""
+) -> str:
     """A table with one header row.
 
     Args:
@@ -14,6 +16,8 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, capti
         caption: a line above it.
     """
     head = "".join(f"<th>{for_xml(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{for_xml(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{for_xml(str(cell))}</td>' for cell in row)}</tr>" for row in rows
+    )
     title = f"<caption>{for_xml(caption)}</caption>" if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

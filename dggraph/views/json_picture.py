@@ -6,20 +6,31 @@ from dggraph.views.picture import Picture
 
 
 def write_json(picture: Picture) -> str:
-    """One document; edges carry one weight for a path, two for a difference, none for a graph. ASCII, so that no reader is fooled."""
+    """One document; edges carry one weight for a path, two for a difference, none for a graph.
+    ASCII, so that no reader is fooled.
+    """
     graph, marks = picture.graph, picture.marks
     stages = [
         {
             "name": stage.name,
             "residual": stage.residual,
             "nodes": [
-                {"name": node.name, "module_path": node.module_path, "kind": node.kind, "shape": node.shape, "macs": node.macs}
+                {
+                    "name": node.name,
+                    "module_path": node.module_path,
+                    "kind": node.kind,
+                    "shape": node.shape,
+                    "macs": node.macs,
+                }
                 | {"mark": marks.nodes[node.name]}
                 for node in graph.nodes(stage.name)
             ],
             "edges": [
                 {"source": edge.source, "target": edge.target, "is_static": edge.is_static}
-                | {"mark": marks.edges[edge.source, edge.target], "weights": marks.weights.get((edge.source, edge.target), ())}
+                | {
+                    "mark": marks.edges[edge.source, edge.target],
+                    "weights": marks.weights.get((edge.source, edge.target), ()),
+                }
                 for edge in graph.edges(stage.name)
             ],
         }

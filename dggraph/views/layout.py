@@ -1,6 +1,8 @@
-"""Where things stand in a picture: every stage a line of blocks, straight edges between neighbours and arcs over the others.
+"""Where things stand in a picture: every stage a line of blocks, straight edges between neighbours
+and arcs over the others.
 
-Positions depend on the graph alone, so every image's picture has the same ones and a picture is only re-coloured. Pixels, y downward.
+Positions depend on the graph alone, so every image's picture has the same ones and a picture is
+only re-coloured. Pixels, y downward.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,12 +71,19 @@ class Layout:
     """Lines for the static parts before, between and after the stages."""
 
 
-def lay_out(graph: DynamicGraph, *, level: Level | None = None, ops: Mapping[str, Sequence[str]] | None = None) -> Layout:
-    """Place every stage of `graph`, left to right and in rows like text; the same graph gives the same places.
+def lay_out(
+    graph: DynamicGraph,
+    *,
+    level: Level | None = None,
+    ops: Mapping[str, Sequence[str]] | None = None,
+) -> Layout:
+    """Place every stage of `graph`, left to right and in rows like text; the same graph gives the
+    same places.
 
     Args:
         graph: what may connect.
-        level: `op`, `block` or `stage`; by default `block`, or `stage` where there are more than 150 nodes.
+        level: `op`, `block` or `stage`; by default `block`, or `stage` where there are more than
+            150 nodes.
         ops: each node's operations, for the level `op`.
     """
     level = level or choose_level(graph)
@@ -83,7 +92,9 @@ def lay_out(graph: DynamicGraph, *, level: Level | None = None, ops: Mapping[str
     links: list[tuple[Point, Point]] = []
     y = MARGIN
     for row in _rows(drafts):
-        rise = max(max((_height(curve.points) for curve in panel.curves), default=0.0) for panel in row)
+        rise = max(
+            max((_height(curve.points) for curve in panel.curves), default=0.0) for panel in row
+        )
         tall = max(box.height for panel in row for box in panel.boxes)
         height, top, x = HEADING + rise + tall + PAD, y + HEADING + rise, MARGIN
         before = x
@@ -100,7 +111,9 @@ def lay_out(graph: DynamicGraph, *, level: Level | None = None, ops: Mapping[str
     return Layout(level=level, width=width, height=y, panels=tuple(panels), links=tuple(links))
 
 
-def _draft(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]) -> Panel:
+def _draft(
+    graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]
+) -> Panel:
     """A stage by itself, its boxes' top at y = 0."""
     cards = deal_cards(graph, stage, level, ops)
     boxes, is_dense = _line_up(cards, gap=22.0), False
@@ -109,22 +122,39 @@ def _draft(graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequ
     by_name = {box.card.name: box for box in boxes}
     order = {name: index for index, name in enumerate(by_name)}
     curves = tuple(
-        _connect(edge, by_name, is_next=order[edge.target] - order[edge.source] == 1, scale=0.55 if is_dense else 1.0)
+        _connect(
+            edge,
+            by_name,
+            is_next=order[edge.target] - order[edge.source] == 1,
+            scale=0.55 if is_dense else 1.0,
+        )
         for edge in (graph.edges(stage) if level != "stage" else ())
     )
     heading = (fit(stage, 12, 240), _describe(graph, stage, is_dense=is_dense))
-    width = max(boxes[-1].x + boxes[-1].width + PAD, text_width(heading[1], DETAIL) + 2 * PAD, text_width(heading[0], 12) + 2 * PAD)
-    return Panel(stage=stage, x=0, y=0, width=width, height=0, heading=heading, boxes=boxes, curves=curves)
+    width = max(
+        boxes[-1].x + boxes[-1].width + PAD,
+        text_width(heading[1], DETAIL) + 2 * PAD,
+        text_width(heading[0], 12) + 2 * PAD,
+    )
+    return Panel(
+        stage=stage, x=0, y=0, width=width, height=0, heading=heading, boxes=boxes, curves=curves
+    )
 
 
 def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
     boxes: list[Rectangle] = []
     x = PAD
     for card in cards:
-        widest = max(text_width(card.label, LABEL), *(text_width(line, DETAIL) for line in ("", *card.details)))
+        widest = max(
+            text_width(card.label, LABEL),
+            *(text_width(line, DETAIL) for line in ("", *card.details)),
+        )
         width = 34.0 if card.kind == "out" else min(max(widest + 14, 48), 124)
         height = max(12.0 * (1 + len(card.details)) + 8, 28.0) if card.kind != "out" else 28.0
-        lines = (fit(card.label, LABEL, width - 8), *(fit(line, DETAIL, width - 6) for line in card.details))
+        lines = (
+            fit(card.label, LABEL, width - 8),
+            *(fit(line, DETAIL, width - 6) for line in card.details),
+        )
         lines = lines[:1] if card.kind == "out" else lines
         boxes.append(Rectangle(card=card, x=x, y=0, width=width, height=height, lines=lines))
         x += width + gap
@@ -132,13 +162,22 @@ def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
 
 
 def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
-    """Boxes as narrow as the names without their common prefix, or as v0, v1 .. where even those are long."""
+    """Boxes as narrow as the names without their common prefix, or as v0, v1 .. where even those
+    are long.
+    """
     names = [card.label[_prefix(cards) :] if card.kind != "out" else card.label for card in cards]
     if max(text_width(name, DETAIL) for name in names) > 30:
         names = [*(f"v{index}" for index in range(len(cards) - 1)), "out"]
     width = max(20.0, *(text_width(name, DETAIL) + 5 for name in names))
     return tuple(
-        Rectangle(card=card, x=PAD + index * (width + 5), y=0, width=width, height=22.0, lines=(fit(name, DETAIL, width),))
+        Rectangle(
+            card=card,
+            x=PAD + index * (width + 5),
+            y=0,
+            width=width,
+            height=22.0,
+            lines=(fit(name, DETAIL, width),),
+        )
         for index, (card, name) in enumerate(zip(cards, names, strict=True))
     )
 
@@ -160,11 +199,15 @@ def _describe(graph: DynamicGraph, stage: str, *, is_dense: bool) -> str:
     blocks = [node for node in graph.nodes(stage) if node.kind == "block"]
     shape = usual_shape(graph, stage)
     ends = (graph.nodes(stage)[0].shape, graph.nodes(stage)[-1].shape)
-    texts = [format_shape(shape) if shape is not None else " to ".join(format_shape(end) for end in ends)]
+    texts = [
+        format_shape(shape) if shape is not None else " to ".join(format_shape(end) for end in ends)
+    ]
     if is_dense:
         least, most = min(node.macs for node in blocks), max(node.macs for node in blocks)
         each = count(least) if least == most else f"{count(least)} to {count(most)}"
-        texts.append(f"{len(blocks)} blocks of {each} MACs, {_name(blocks[0])} to {_name(blocks[-1])}")
+        texts.append(
+            f"{len(blocks)} blocks of {each} MACs, {_name(blocks[0])} to {_name(blocks[-1])}"
+        )
     texts.append(plural(len(graph.edges(stage)), "edge"))
     if graph.stages[stage].residual == "lift":
         texts.append("lifted")
@@ -175,7 +218,9 @@ def _name(node: BlockNode) -> str:
     return fit(node.module_path or node.name, DETAIL, 160)
 
 
-def _connect(edge: CandidateEdge, boxes: Mapping[str, Rectangle], *, is_next: bool, scale: float) -> Curve:
+def _connect(
+    edge: CandidateEdge, boxes: Mapping[str, Rectangle], *, is_next: bool, scale: float
+) -> Curve:
     source, target = boxes[edge.source], boxes[edge.target]
     if is_next:
         y = min(source.height, target.height, 28.0) / 2
@@ -214,6 +259,16 @@ def _move(panel: Panel, x: float, y: float, top: float, height: float) -> Panel:
 
 def _move_curve(curve: Curve, x: float, y: float) -> Curve:
     a, b, c, d = ((round(px + x, 1), round(py + y, 1)) for px, py in curve.points)
-    shape = f"H{d[0]:g}" if curve.is_straight else f"C{b[0]:g},{b[1]:g} {c[0]:g},{c[1]:g} {d[0]:g},{d[1]:g}"
-    head = "" if curve.scale < 1 else "m-4,-2.5l4,2.5l-4,2.5" if curve.is_straight else "m-2.5,-4l2.5,4l2.5,-4"
+    shape = (
+        f"H{d[0]:g}"
+        if curve.is_straight
+        else f"C{b[0]:g},{b[1]:g} {c[0]:g},{c[1]:g} {d[0]:g},{d[1]:g}"
+    )
+    head = (
+        ""
+        if curve.scale < 1
+        else "m-4,-2.5l4,2.5l-4,2.5"
+        if curve.is_straight
+        else "m-2.5,-4l2.5,4l2.5,-4"
+    )
     return replace(curve, points=(a, b, c, d), svg=f"M{a[0]:g},{a[1]:g}{shape}{head}")

@@ -1,7 +1,9 @@
-"""A line chart as SVG in the colours of the page's style sheet: round numbers on the axes, one line a series, readable without a script.
+"""A line chart as SVG in the colours of the page's style sheet: round numbers on the axes, one line
+a series, readable without a script.
 
-A value that is not a finite number leaves a gap. Where there are more points than the width can show, the line is the mean of each of
-`NUM_COLUMNS` columns, in a band from the column's lowest to its highest, so that no peak is lost.
+A value that is not a finite number leaves a gap. Where there are more points than the width can
+show, the line is the mean of each of `NUM_COLUMNS` columns, in a band from the column's lowest to
+its highest, so that no peak is lost.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +33,9 @@ class Series:
     points: Sequence[tuple[object, object]]
     """(x, y) from left to right."""
     is_sparse: bool = False
-    """Whether each point gets a dot that tells its numbers, as long as there are at most `MAX_DOTS`."""
+    """Whether each point gets a dot that tells its numbers, as long as there are at most
+    `MAX_DOTS`.
+    """
 
     @property
     def segments(self) -> list[list[Point]]:
@@ -106,15 +110,25 @@ def draw_curves(
         low=ticks[0],
         high=ticks[-1],
     )
-    ends = (f"{one.name} {number(several[-1][-1][1])}{unit}" for one, several in zip(series, segments, strict=True) if several)
+    ends = (
+        f"{one.name} {number(several[-1][-1][1])}{unit}"
+        for one, several in zip(series, segments, strict=True)
+        if several
+    )
     told = for_xml(f"{title} by {across}; at the end: {', '.join(ends)}")
     parts = [
-        f'<svg class="curves" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="{WIDTH:g}" height="{HEIGHT:g}" role="img" aria-label="{told}">',
+        (
+            f'<svg class="curves" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" width="{WIDTH:g}"'
+            f' height="{HEIGHT:g}" role="img" aria-label="{told}">'
+        ),
         *(_legend(keys) if len(keys) > 1 else ()),
         *_axes(plot, across, dict(zip(ticks, labels, strict=True))),
     ]
     if target is not None:
-        parts.append(f'<path class="target" d="M{plot.left:.1f},{plot.down(target[1]):.1f}H{WIDTH - RIGHT:g}"/>')
+        parts.append(
+            '<path class="target"'
+            f' d="M{plot.left:.1f},{plot.down(target[1]):.1f}H{WIDTH - RIGHT:g}"/>'
+        )
     for place, (one, several) in enumerate(zip(series, segments, strict=True)):
         parts.extend(_line(plot, one, several, LOOKS[place % 2], across, unit))
     return "".join((*parts, "</svg>"))
@@ -131,7 +145,9 @@ def number(value: float) -> str:
 
 
 def limits(ys: Sequence[float]) -> tuple[float, float]:
-    """What the y axis must show: all values, and 0 where that costs at most half the height. A lone value stands in the middle."""
+    """What the y axis must show: all values, and 0 where that costs at most half the height. A lone
+    value stands in the middle.
+    """
     low, high, largest = min(ys), max(ys), max(map(abs, ys))
     if largest < 1e-30:
         return 0.0, 1.0
@@ -141,7 +157,9 @@ def limits(ys: Sequence[float]) -> tuple[float, float]:
 
 
 def round_ticks(low: float, high: float, *, is_whole: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five, from one at or below `low` to one at or above `high`."""
+    """Multiples of 1, 2 or 5 times a power of ten, about five, from one at or below `low` to one at
+    or above `high`.
+    """
     power = floor(log10((high - low) / MAX_STEPS))
     steps = (size * 10.0**exponent for exponent in (power, power + 1) for size in (1, 2, 5))
     step = next(step for step in steps if high - low <= MAX_STEPS * step * (1 + 1e-9))
@@ -157,14 +175,24 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if exponent >= -4 and largest < 1e7:
         texts = [f"{tick:,.{max(0, -exponent)}f}" for tick in ticks]
     else:
-        texts = ["0" if tick == 0 else f"{tick:.{max(0, floor(log10(abs(tick)) + 1e-9) - exponent)}e}" for tick in ticks]
-    return [text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}") for text in texts]
+        texts = [
+            "0" if tick == 0 else f"{tick:.{max(0, floor(log10(abs(tick)) + 1e-9) - exponent)}e}"
+            for tick in ticks
+        ]
+    return [
+        text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}")
+        for text in texts
+    ]
 
 
 def condense(points: Iterable[Point], last: float) -> list[tuple[float, float, float, float]]:
-    """The points in each of `NUM_COLUMNS` equal parts of 0 to `last`, where there are some: mean x, lowest, mean and highest y."""
+    """The points in each of `NUM_COLUMNS` equal parts of 0 to `last`, where there are some: mean x,
+    lowest, mean and highest y.
+    """
     found = []
-    for _, group in groupby(points, key=lambda point: min(floor(NUM_COLUMNS * point[0] / last), NUM_COLUMNS - 1)):
+    for _, group in groupby(
+        points, key=lambda point: min(floor(NUM_COLUMNS * point[0] / last), NUM_COLUMNS - 1)
+    ):
         xs, ys = zip(*group, strict=True)
         found.append((fmean(xs), min(ys), fmean(ys), max(ys)))
     return found
@@ -191,24 +219,38 @@ def _axes(plot: Plot, across: str, ticks: dict[float, str]) -> Iterator[str]:
         middle = min(x, WIDTH - 1 - text_width(label, SIZE) / 2)
         yield f'<path class="axis" d="M{x:.1f},{plot.bottom:g}v4"/>'
         yield f'<text x="{middle:.1f}" y="{plot.bottom + 17:g}" class="column">{label}</text>'
-    yield f'<text x="{plot.left + plot.width / 2:.1f}" y="{HEIGHT - 6:g}" class="column">{for_xml(across)}</text>'
+    yield (
+        f'<text x="{plot.left + plot.width / 2:.1f}" y="{HEIGHT - 6:g}"'
+        f' class="column">{for_xml(across)}</text>'
+    )
 
 
-def _line(plot: Plot, one: Series, segments: Sequence[Sequence[Point]], look: str, across: str, unit: str) -> Iterator[str]:
-    """The line between gaps, and dots: on every point of a sparse series, and on points that no line reaches."""
+def _line(
+    plot: Plot, one: Series, segments: Sequence[Sequence[Point]], look: str, across: str, unit: str
+) -> Iterator[str]:
+    """The line between gaps, and dots: on every point of a sparse series, and on points that no
+    line reaches.
+    """
     for segment in segments:
         points = segment
         if len(segment) > NUM_COLUMNS:
             columns = condense(segment, plot.last)
-            band = [(x, high) for x, _, _, high in columns] + [(x, low) for x, low, _, _ in reversed(columns)]
+            band = [(x, high) for x, _, _, high in columns] + [
+                (x, low) for x, low, _, _ in reversed(columns)
+            ]
             points = [(x, mean) for x, _, mean, _ in columns]
             yield f'<path class="band {look}" d="{_path(plot, band)}Z"/>'
         if len(points) > 1:
             yield f'<path class="line {look}" d="{_path(plot, points)}"/>'
     is_dotted = one.is_sparse and sum(map(len, segments)) <= MAX_DOTS
-    for x, y in (point for segment in segments if is_dotted or len(segment) == 1 for point in segment):
+    for x, y in (
+        point for segment in segments if is_dotted or len(segment) == 1 for point in segment
+    ):
         tip = for_xml(f"{one.name}, {across} {x:,g}: {number(y)}{unit}")
-        yield f'<circle class="{look}" cx="{plot.across(x):.1f}" cy="{plot.down(y):.1f}" r="2.5"><title>{tip}</title></circle>'
+        yield (
+            f'<circle class="{look}" cx="{plot.across(x):.1f}" cy="{plot.down(y):.1f}"'
+            f' r="2.5"><title>{tip}</title></circle>'
+        )
 
 
 def _path(plot: Plot, points: Iterable[Point]) -> str:

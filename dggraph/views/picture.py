@@ -1,4 +1,6 @@
-"""A picture before it is written: a layout, the marks that colour it, a heading and a legend. What SVG, DOT, Mermaid and JSON share."""
+"""A picture before it is written: a layout, the marks that colour it, a heading and a legend. What
+SVG, DOT, Mermaid and JSON share.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -59,12 +61,17 @@ class Picture:
     thumbnails: tuple[Thumbnail, ...]
 
 
-def picture_graph(graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None) -> Picture:
+def picture_graph(
+    graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None
+) -> Picture:
     """What may connect."""
     layout = layout or lay_out(graph)
     edges = sum(len(graph.edges(stage)) for stage in graph.stages)
     blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
-    texts: dict[EdgeMark, str] = {"static": "the backbone's own edge", "candidate": "candidate edge: a router may open it"}
+    texts: dict[EdgeMark, str] = {
+        "static": "the backbone's own edge",
+        "candidate": "candidate edge: a router may open it",
+    }
     marks = mark_graph(graph)
     return Picture(
         graph=graph,
@@ -72,13 +79,21 @@ def picture_graph(graph: DynamicGraph, *, title: str = "", facts: Sequence[str] 
         marks=marks,
         title=title or graph.name,
         facts=(
-            " · ".join((plural(len(graph.stages), "stage"), plural(blocks, "routed block"), plural(edges, "candidate edge"))),
+            " · ".join(
+                (
+                    plural(len(graph.stages), "stage"),
+                    plural(blocks, "routed block"),
+                    plural(edges, "candidate edge"),
+                )
+            ),
             *facts,
         ),
         warning="",
         legend=(
             *_edge_legend(marks, layout, texts),
-            LegendEntry(NODE_LOOKS["plain"], "routed block" if layout.level != "stage" else "stage", True),
+            LegendEntry(
+                NODE_LOOKS["plain"], "routed block" if layout.level != "stage" else "stage", True
+            ),
         ),
         thumbnails=(),
     )
@@ -109,18 +124,36 @@ def picture_path(
     marks = mark_path(graph, path)
     active = sum(mark == "active" for mark in marks.edges.values())
     near = path.margin < NEAR_TIE
-    lines: dict[EdgeMark, str] = {"active": "active edge, as wide as its weight", "dropped": "dropped edge"}
+    lines: dict[EdgeMark, str] = {
+        "active": "active edge, as wide as its weight",
+        "dropped": "dropped edge",
+    }
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
     legend = _edge_legend(marks, layout, lines)
-    legend += [LegendEntry(NODE_LOOKS[mark], text, True) for mark, text in states.items() if mark in marks.nodes.values()]
+    legend += [
+        LegendEntry(NODE_LOOKS[mark], text, True)
+        for mark, text in states.items()
+        if mark in marks.nodes.values()
+    ]
     found = (tell_objects(detected),) if detected is not None else ()
     return Picture(
         graph=graph,
         layout=layout,
         marks=marks,
         title=title or graph.name,
-        facts=(*found, *facts, f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin {path.margin:.3g}"),
-        warning="margin near the threshold: in another batch this image may take another path" if near else "",
+        facts=(
+            *found,
+            *facts,
+            (
+                f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin"
+                f" {path.margin:.3g}"
+            ),
+        ),
+        warning=(
+            "margin near the threshold: in another batch this image may take another path"
+            if near
+            else ""
+        ),
         legend=tuple(legend),
         thumbnails=(Thumbnail(thumbnail, detected),) if thumbnail is not None else (),
     )
@@ -150,7 +183,9 @@ def picture_difference(
     layout = layout or lay_out(graph)
     marks = mark_difference(graph, first, second)
     edges = Counter(marks.edges.values())
-    blocks = Counter(mark for name, mark in marks.nodes.items() if graph.nx.nodes[name]["block"].kind == "block")
+    blocks = Counter(
+        mark for name, mark in marks.nodes.items() if graph.nx.nodes[name]["block"].kind == "block"
+    )
     owners: tuple[tuple[NodeMark, EdgeMark, str], ...] = (
         ("first", "first", f"only {names[0]}"),
         ("second", "second", f"only {names[1]}"),
@@ -158,7 +193,10 @@ def picture_difference(
         ("dead", "dropped", "neither"),
     )
     legend = [
-        LegendEntry(EDGE_LOOKS[edge], f"{text}: {plural(edges[edge], 'edge')}, {plural(blocks[node], 'block')}")
+        LegendEntry(
+            EDGE_LOOKS[edge],
+            f"{text}: {plural(edges[edge], 'edge')}, {plural(blocks[node], 'block')}",
+        )
         for node, edge, text in owners
     ]
     return Picture(
@@ -168,7 +206,11 @@ def picture_difference(
         title=f"{names[0]} and {names[1]}",
         facts=(
             f"{graph.name} · {count(first.macs)} and {count(second.macs)} MACs",
-            *(f"{name}: {tell_objects(one)}" for name, one in zip(names, detected, strict=True) if one is not None),
+            *(
+                f"{name}: {tell_objects(one)}"
+                for name, one in zip(names, detected, strict=True)
+                if one is not None
+            ),
         ),
         warning="",
         legend=tuple(legend),
@@ -182,7 +224,9 @@ def mark_of(picture: Picture, box: Rectangle) -> NodeMark:
 
 
 def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
-    """How a drawn node looks, and the colour of its text: entries and outs, which no router skips, stay white."""
+    """How a drawn node looks, and the colour of its text: entries and outs, which no router skips,
+    stay white.
+    """
     mark = mark_of(picture, box)
     look = NODE_LOOKS[mark]
     if box.card.kind in ("entry", "out") and mark in ("live", "plain"):
@@ -191,7 +235,9 @@ def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
 
 
 def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
-    """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths use."""
+    """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths
+    use.
+    """
     if box.card.kind != "stage" or not picture.marks.weights:
         return box.lines
     num_used = sum(picture.marks.nodes[name] not in ("dead", "unused") for name in box.card.members)

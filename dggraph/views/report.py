@@ -1,4 +1,6 @@
-"""The report of an atlas: one HTML file that needs no network, no script to be read, and holds no name unescaped."""
+"""The report of an atlas: one HTML file that needs no network, no script to be read, and holds no
+name unescaped.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +17,14 @@ from dggraph.views.escaping import count, plural
 from dggraph.views.html_page import asset, write_page
 from dggraph.views.layout import lay_out
 from dggraph.views.report_parts import Context, name_of, percent, static_part
-from dggraph.views.report_sections import write_classes, write_costs, write_edges, write_health, write_images, write_paths
+from dggraph.views.report_sections import (
+    write_classes,
+    write_costs,
+    write_edges,
+    write_health,
+    write_images,
+    write_paths,
+)
 from dggraph.views.stage_diagram import define_curves
 
 
@@ -48,20 +57,25 @@ class Report:
         return f"<Report: {self.summary}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the document in a frame of its own, where it can touch nothing else. Never raises."""
+        """What a notebook shows: the document in a frame of its own, where it can touch nothing
+        else. Never raises.
+        """
         with suppress(Exception):
             frame = 'sandbox="allow-scripts" width="100%" height="720" title="Atlas of paths"'
             return f'<iframe srcdoc="{escape(self.html)}" {frame}></iframe>'
         return "<pre>This report cannot be shown.</pre>"
 
 
-def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Image.Image], *, score: float = 0.5) -> Report:
+def make_report(
+    graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Image.Image], *, score: float = 0.5
+) -> Report:
     """Write the report of `atlas`.
 
     Args:
         graph: what may connect.
         atlas: what did.
-        thumbnails: small images by their place in the set; where one is missing, the report says so.
+        thumbnails: small images by their place in the set; where one is missing, the report says
+            so.
         score: outline the objects of this score or more, where a detector ran.
 
     Example:
@@ -73,11 +87,14 @@ def make_report(graph: DynamicGraph, atlas: Atlas, thumbnails: Mapping[int, Imag
         >>> "1 image" in str(dggraph.evaluation.make_report(net.graph, collected.atlas, collected.thumbnails))
         True
     """
-    context = Context(graph=graph, atlas=atlas, layout=lay_out(graph), thumbnails=thumbnails, score=score)
+    context = Context(
+        graph=graph, atlas=atlas, layout=lay_out(graph), thumbnails=thumbnails, score=score
+    )
     kept = atlas.mean_macs / atlas.static_macs
     summary = (
-        f"{atlas.network} on {atlas.images}: {plural(atlas.num_images, 'image')}, {kept:.1%} of the static {static_part(atlas)}'s MACs, "
-        f"{plural(atlas.num_paths, 'path')}, {atlas.path_entropy_bits:.2f} bits"
+        f"{atlas.network} on {atlas.images}: {plural(atlas.num_images, 'image')}, {kept:.1%} of the"
+        f" static {static_part(atlas)}'s MACs, {plural(atlas.num_paths, 'path')},"
+        f" {atlas.path_entropy_bits:.2f} bits"
     )
     sections = (
         _heading(context),
@@ -97,26 +114,52 @@ def _heading(context: Context) -> str:
     atlas = context.atlas
     most = log2(atlas.num_images)
     tiles = [
-        ("images", f"{atlas.num_images:,}", f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read"),
+        (
+            "images",
+            f"{atlas.num_images:,}",
+            f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read",
+        ),
         (
             "MACs kept",
             percent(atlas.mean_macs / atlas.static_macs),
-            f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of {count(atlas.static_macs)}",
+            (
+                f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of"
+                f" {count(atlas.static_macs)}"
+            ),
         ),
-        ("different paths", f"{atlas.num_paths:,}", f"{100 * atlas.num_paths / atlas.num_images:.3g} for every 100 images"),
-        ("path entropy", f"{atlas.path_entropy_bits:.2f} bits", f"at most {most:.2f}, if each image had its own"),
+        (
+            "different paths",
+            f"{atlas.num_paths:,}",
+            f"{100 * atlas.num_paths / atlas.num_images:.3g} for every 100 images",
+        ),
+        (
+            "path entropy",
+            f"{atlas.path_entropy_bits:.2f} bits",
+            f"at most {most:.2f}, if each image had its own",
+        ),
     ]
     if atlas.accuracy is not None:
         tiles.append(("accuracy", percent(atlas.accuracy), "top 1, on these images"))
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
+        for name, value, note in tiles
+    )
     notes = ""
     if atlas.num_ignored:
-        notes += f'<p class="note">{plural(atlas.num_ignored, "file")} left out, hidden or without an image\'s suffix.</p>'
-    if atlas.num_skipped:
-        rows = "".join(f"<li>{name_of(name)}: {name_of(reason)}</li>" for name, reason in atlas.skipped)
-        shown = f", the first {len(atlas.skipped)}" if len(atlas.skipped) < atlas.num_skipped else ""
         notes += (
-            f"<details><summary>{plural(atlas.num_skipped, 'image')} could not be read{shown}</summary><ul>{rows}</ul></details>"
+            f'<p class="note">{plural(atlas.num_ignored, "file")} left out, hidden or without an'
+            " image's suffix.</p>"
+        )
+    if atlas.num_skipped:
+        rows = "".join(
+            f"<li>{name_of(name)}: {name_of(reason)}</li>" for name, reason in atlas.skipped
+        )
+        shown = (
+            f", the first {len(atlas.skipped)}" if len(atlas.skipped) < atlas.num_skipped else ""
+        )
+        notes += (
+            f"<details><summary>{plural(atlas.num_skipped, 'image')} could not be"
+            f" read{shown}</summary><ul>{rows}</ul></details>"
         )
     places = [
         ("health", "Gates"),
@@ -126,8 +169,13 @@ def _heading(context: Context) -> str:
         ("paths", "Paths"),
         ("images", "Images"),
     ]
-    links = "".join(f'<a href="#{place}">{name}</a>' for place, name in places if place != "classes" or atlas.classes)
+    links = "".join(
+        f'<a href="#{place}">{name}</a>'
+        for place, name in places
+        if place != "classes" or atlas.classes
+    )
     return (
-        f'<header><p class="eyebrow">dggraph · atlas of paths</p><h1>{name_of(atlas.network)} on {name_of(atlas.images)}</h1>'
-        f'<dl class="tiles">{cells}</dl>{notes}<nav aria-label="Sections">{links}</nav></header>'
+        f'<header><p class="eyebrow">dggraph · atlas of paths</p><h1>{name_of(atlas.network)} on'
+        f' {name_of(atlas.images)}</h1><dl class="tiles">{cells}</dl>{notes}<nav'
+        f' aria-label="Sections">{links}</nav></header>'
     )

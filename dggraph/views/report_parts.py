@@ -1,4 +1,6 @@
-"""Parts of a report that repeat: an image with its path, a path that many images share, a class of images."""
+"""Parts of a report that repeat: an image with its path, a path that many images share, a class of
+images.
+"""
 
 import base64
 import io
@@ -50,9 +52,14 @@ def signed(points: float) -> str:
 
 
 def node_names(graph: DynamicGraph) -> dict[str, str]:
-    """What readers call each node: its place in the backbone; `out` is the one of the edge's own stage."""
+    """What readers call each node: its place in the backbone; `out` is the one of the edge's own
+    stage.
+    """
     blocks = (data["block"] for _, data in graph.nx.nodes(data=True))
-    return {block.name: "out" if block.kind == "out" else block.module_path or block.name for block in blocks}
+    return {
+        block.name: "out" if block.kind == "out" else block.module_path or block.name
+        for block in blocks
+    }
 
 
 def static_part(atlas: Atlas) -> str:
@@ -68,7 +75,11 @@ def name_of(text: str) -> str:
 def write_instance(context: Context, one: Instance) -> str:
     """An image, its facts and its path."""
     atlas, path = context.atlas, one.path
-    kinds = [kind for kind, places in (("cheapest", atlas.cheapest), ("dearest", atlas.dearest)) if one.index in places]
+    kinds = [
+        kind
+        for kind, places in (("cheapest", atlas.cheapest), ("dearest", atlas.dearest))
+        if one.index in places
+    ]
     facts: list[str] = []
     detected = one.detected.scoring(context.score) if one.detected is not None else None
     image = thumbnail(context, one.index, one.name)
@@ -81,23 +92,32 @@ def write_instance(context: Context, one: Instance) -> str:
         if atlas.accuracy is not None:
             is_right = one.prediction == one.label
             kinds += [] if is_right else ["wrong"]
-            verdict = '<span class="right"> ✓</span>' if is_right else '<span class="wrong"> ✗ wrong</span>'
+            verdict = (
+                '<span class="right"> ✓</span>'
+                if is_right
+                else '<span class="wrong"> ✗ wrong</span>'
+            )
         facts.append(f"predicted {name_of(one.prediction)} {one.probability:.2f}{verdict}")
     if detected is not None:
         facts.append(name_of(tell_objects(detected)))
     active = len(path.active_edges(context.graph))
     total = sum(len(weights) for weights in path.weights.values())
-    facts.append(f"<strong>{percent(path.macs / atlas.static_macs)}</strong> of the static MACs ({count(path.macs)})")
+    facts.append(
+        f"<strong>{percent(path.macs / atlas.static_macs)}</strong> of the static MACs"
+        f" ({count(path.macs)})"
+    )
     facts.append(f"{active} of {total} edges active")
     facts.append(f"margin {path.margin:.3g}")
     badges = "".join(f'<span class="badge">{kind}</span>' for kind in kinds if kind != "wrong")
     near = (
-        '<p class="warning">Margin near the threshold: in another batch this image may take another path.</p>'
+        '<p class="warning">Margin near the threshold: in another batch this image may take another'
+        " path.</p>"
         if path.margin < NEAR_TIE
         else ""
     )
     return (
-        f'<article class="instance" id="image-{one.index}" data-kinds="{" ".join(kinds)}" data-class="{for_xml(one.label or "")}" '
+        f'<article class="instance" id="image-{one.index}" data-kinds="{" ".join(kinds)}"'
+        f' data-class="{for_xml(one.label or "")}" '
         f'data-name="{for_xml(one.name)}"><div class="head">{image}'
         f"<div><h3>{name_of(one.name)}{badges}</h3><p>{' · '.join(facts)}</p>{near}</div></div>"
         f"{draw_diagram(context.graph, path, context.layout)}</article>"
@@ -108,18 +128,25 @@ def write_common_path(context: Context, rank: int, one: CommonPath) -> str:
     """A path that many images share, with the first images that took it."""
     atlas = context.atlas
     shares = [
-        f"{name_of(fit(name, 13.5, 200))} {percent(one_class / one.count, digits=0)}" for name, one_class in one.classes[:NUM_NAMED]
+        f"{name_of(fit(name, 13.5, 200))} {percent(one_class / one.count, digits=0)}"
+        for name, one_class in one.classes[:NUM_NAMED]
     ]
     more = len(one.classes) - NUM_NAMED
-    classes = f"<p>{', '.join(shares)}{f' and {more} more' if more > 0 else ''}</p>" if shares else ""
+    classes = (
+        f"<p>{', '.join(shares)}{f' and {more} more' if more > 0 else ''}</p>" if shares else ""
+    )
     examples = "".join(
-        thumbnail(context, index, f"example {number} of path {rank}") for number, index in enumerate(one.examples, start=1)
+        thumbnail(context, index, f"example {number} of path {rank}")
+        for number, index in enumerate(one.examples, start=1)
     )
     active = sum(weight != 0 for weights in one.path.weights.values() for weight in weights)
     return (
-        f'<article class="common"><div class="head"><div><h3>Path {rank}</h3><p><strong>{percent(one.count / atlas.num_images)}</strong> '
-        f"of the images ({one.count:,}) · {percent(one.path.macs / atlas.static_macs)} of the static MACs · {active} edges open</p>"
-        f'{classes}</div><div class="strip">{examples}</div></div>{draw_diagram(context.graph, one.path, context.layout)}</article>'
+        '<article class="common"><div class="head"><div><h3>Path'
+        f" {rank}</h3><p><strong>{percent(one.count / atlas.num_images)}</strong> "
+        f"of the images ({one.count:,}) · {percent(one.path.macs / atlas.static_macs)} of the"
+        f" static MACs · {active} edges open</p>"
+        f"{classes}</div><div"
+        f' class="strip">{examples}</div></div>{draw_diagram(context.graph, one.path, context.layout)}</article>'
     )
 
 
@@ -127,21 +154,33 @@ def write_class(context: Context, one: ClassPaths, *, scale: float) -> str:
     """A class: where its images' paths differ from all images'."""
     atlas = context.atlas
     number = f"{one.num_images:,} image{'s' * (one.num_images != 1)}"
-    right = f", {percent(one.num_correct / one.num_images)} right" if one.num_correct is not None else ""
+    right = (
+        f", {percent(one.num_correct / one.num_images)} right"
+        if one.num_correct is not None
+        else ""
+    )
     largest = [
         f"<li>{for_xml(label)} <strong>{signed(100 * difference)}</strong></li>"
-        for label, difference in largest_differences(context.graph, one.frequencies, atlas.frequencies)[:NUM_NAMED]
+        for label, difference in largest_differences(
+            context.graph, one.frequencies, atlas.frequencies
+        )[:NUM_NAMED]
     ]
     kept = percent(one.mean_macs / atlas.static_macs)
     return (
-        f'<article class="class"><h3 title="{for_xml(one.name)}">{name_of(one.name)}</h3><p>{number}{right}<br>{kept} of the static MACs</p>'
-        f"{draw_differences(context.graph, one.frequencies, atlas.frequencies, scale=scale)}"
-        f'<ul class="plain">{"".join(largest)}</ul></article>'
+        '<article class="class"><h3'
+        f' title="{for_xml(one.name)}">{name_of(one.name)}</h3><p>{number}{right}<br>{kept} of the'
+        " static"
+        f" MACs</p>{draw_differences(context.graph, one.frequencies, atlas.frequencies, scale=scale)}<ul"
+        f' class="plain">{"".join(largest)}</ul></article>'
     )
 
 
-def largest_differences(graph: DynamicGraph, some: Frequencies, overall: Frequencies) -> list[tuple[str, float]]:
-    """Edges by how much more or less often they are open, the largest difference first; equal ones in edge order."""
+def largest_differences(
+    graph: DynamicGraph, some: Frequencies, overall: Frequencies
+) -> list[tuple[str, float]]:
+    """Edges by how much more or less often they are open, the largest difference first; equal ones
+    in edge order.
+    """
     paths = node_names(graph)
     found = [
         (
@@ -155,7 +194,9 @@ def largest_differences(graph: DynamicGraph, some: Frequencies, overall: Frequen
 
 
 def _end_of(path: str) -> str:
-    """The end of a module path, which tells more than its beginning, as long as a class's card has room for."""
+    """The end of a module path, which tells more than its beginning, as long as a class's card has
+    room for.
+    """
     shown = visible(path)
     while text_width(shown, 12.5) > NAME_WIDTH:
         shown = "…" + shown.removeprefix("…")[1:]
@@ -182,7 +223,10 @@ def thumbnail(context: Context, index: int, told: str) -> str:
     if index not in context.uris:
         context.uris[index] = _data_uri(image)
     kind = ' class="pixels"' if max(image.size) <= SMALL else ""
-    return f'<img{kind} src="{context.uris[index]}" width="{image.width}" height="{image.height}" alt="{for_xml(told)}">'
+    return (
+        f'<img{kind} src="{context.uris[index]}" width="{image.width}" height="{image.height}"'
+        f' alt="{for_xml(told)}">'
+    )
 
 
 def outlined_image(image: Image.Image, detected: Detected, told: str) -> str:

@@ -1,6 +1,8 @@
-"""A path inside an HTML page: one small SVG a stage, with the places of `layout` and colours of the page's style sheet.
+"""A path inside an HTML page: one small SVG a stage, with the places of `layout` and colours of the
+page's style sheet.
 
-Curves are written once a page (`define_curves`) and referred to by every image's diagram, so that a hundred images stay small.
+Curves are written once a page (`define_curves`) and referred to by every image's diagram, so that a
+hundred images stay small.
 """
 
 from collections.abc import Iterator
@@ -21,13 +23,20 @@ def define_curves(layout: Layout) -> str:
     """The curves of every candidate edge; belongs once into a page that shows diagrams."""
     groups = []
     for number, panel in enumerate(layout.panels):
-        curves = (f'<path id="e{number}-{place}" d="{curve.svg}"/>' for place, curve in enumerate(panel.curves))
+        curves = (
+            f'<path id="e{number}-{place}" d="{curve.svg}"/>'
+            for place, curve in enumerate(panel.curves)
+        )
         groups.append(f'<g id="s{number}">{"".join(curves)}</g>')
-    return f'<svg class="defs" width="0" height="0" aria-hidden="true"><defs>{"".join(groups)}</defs></svg>'
+    return (
+        '<svg class="defs" width="0" height="0"'
+        f' aria-hidden="true"><defs>{"".join(groups)}</defs></svg>'
+    )
 
 
 def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> str:
-    """One instance's path: active edges as wide as their weight, nodes it never reached, nodes it computed without use.
+    """One instance's path: active edges as wide as their weight, nodes it never reached, nodes it
+    computed without use.
 
     Args:
         graph: what may connect.
@@ -35,12 +44,17 @@ def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> st
         layout: from `lay_out(graph)`, the one whose curves the page has.
     """
     picture = picture_path(graph, path, layout=layout)
-    return f'<div class="path">{"".join(_panel(picture, number, panel) for number, panel in enumerate(layout.panels))}</div>'
+    return (
+        "<div"
+        f' class="path">{"".join(_panel(picture, number, panel) for number, panel in enumerate(layout.panels))}</div>'
+    )
 
 
 def _panel(picture: Picture, number: int, panel: Panel) -> str:
     first = panel.boxes[0].y
-    rise = max((-0.75 * min(y - first for _, y in curve.points) for curve in panel.curves), default=0.0)
+    rise = max(
+        (-0.75 * min(y - first for _, y in curve.points) for curve in panel.curves), default=0.0
+    )
     top, height = first - rise - 8, rise + 8 + panel.y + panel.height - first
     last = panel.boxes[-1]
     left, width = panel.boxes[0].x - PAD, last.x + last.width - panel.boxes[0].x + 2 * PAD
@@ -49,13 +63,18 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
     looks = "active dense" if any(curve.scale < 1 for curve in panel.curves) else "active"
     kind = 'class="panel wide" tabindex="0"' if width > WIDE else 'class="panel"'
     parts = [
-        f'<svg viewBox="{box}" width="{width:g}" height="{height:g}" role="img" aria-label="{for_xml(told)}">',
+        (
+            f'<svg viewBox="{box}" width="{width:g}" height="{height:g}" role="img"'
+            f' aria-label="{for_xml(told)}">'
+        ),
         f'<use href="#s{number}" class="dropped"/>',
         f'<g class="{looks}">{"".join(_edges(picture, number, panel))}</g>',
         *(_box(picture, one) for one in panel.boxes),
         "</svg>",
     ]
-    return f"<figure {kind}><figcaption>{for_xml(panel.stage)}</figcaption>{''.join(parts)}</figure>"
+    return (
+        f"<figure {kind}><figcaption>{for_xml(panel.stage)}</figcaption>{''.join(parts)}</figure>"
+    )
 
 
 def _describe(picture: Picture, panel: Panel) -> str:
@@ -75,15 +94,21 @@ def _describe(picture: Picture, panel: Panel) -> str:
 
 
 def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
-    """Active edges by width; in a large graph widths are rounded more coarsely and weights not told, so that diagrams stay small."""
+    """Active edges by width; in a large graph widths are rounded more coarsely and weights not
+    told, so that diagrams stay small.
+    """
     marks, is_large = picture.marks, len(picture.marks.edges) > MAX_TOLD_EDGES
     groups: dict[float, list[str]] = {}
     for place, curve in enumerate(panel.curves):
         ends = (curve.edge.source, curve.edge.target)
         if marks.edges[ends] == "active":
-            width = round(edge_width("active", marks.weights[ends]) * curve.scale, 1 if is_large else 2)
+            width = round(
+                edge_width("active", marks.weights[ends]) * curve.scale, 1 if is_large else 2
+            )
             title = f"<title>{ends[0]} to {ends[1]}: {marks.weights[ends][0]:.3f}</title></use>"
-            groups.setdefault(width, []).append(f'<use href="#e{number}-{place}"{"/>" if is_large else f">{title}"}')
+            groups.setdefault(width, []).append(
+                f'<use href="#e{number}-{place}"{"/>" if is_large else f">{title}"}'
+            )
     for width, edges in groups.items():
         yield f'<g stroke-width="{width:g}">{"".join(edges)}</g>'
 
@@ -95,6 +120,11 @@ def _box(picture: Picture, box: Rectangle) -> str:
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     parts = [f'<g class="node {kind}"><rect {place} rx="{radius}"/>']
     for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
-        looks = f'class="{"name" if index == 0 else "detail"}" font-size="{10 if index == 0 and len(lines) > 1 else 9}"'
-        parts.append(f'<text x="{box.x + box.width / 2:g}" y="{y:g}" {looks}>{for_xml(line)}</text>')
+        looks = (
+            f'class="{"name" if index == 0 else "detail"}"'
+            f' font-size="{10 if index == 0 and len(lines) > 1 else 9}"'
+        )
+        parts.append(
+            f'<text x="{box.x + box.width / 2:g}" y="{y:g}" {looks}>{for_xml(line)}</text>'
+        )
     return "".join((*parts, "</g>"))

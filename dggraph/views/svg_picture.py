@@ -1,4 +1,6 @@
-"""A picture as SVG, written here: no drawing program, no script, no style sheet, and quick enough to re-colour for every image."""
+"""A picture as SVG, written here: no drawing program, no script, no style sheet, and quick enough
+to re-colour for every image.
+"""
 
 import base64
 import io
@@ -20,12 +22,20 @@ SHARPNESS = 7 / 3
 
 
 def write_svg(picture: Picture) -> str:
-    """The picture as one SVG element. Edges carry `data-edge="source target"` and their mark as class, nodes `data-node`."""
+    """The picture as one SVG element. Edges carry `data-edge="source target"` and their mark as
+    class, nodes `data-node`.
+    """
     frame = make_frame(picture)
-    size = f'width="{frame.width:g}" height="{frame.height:g}" viewBox="0 0 {frame.width:g} {frame.height:g}"'
+    size = (
+        f'width="{frame.width:g}" height="{frame.height:g}" viewBox="0 0 {frame.width:g}'
+        f' {frame.height:g}"'
+    )
     size += ' style="max-width:100%;height:auto"'  # a page may be narrower
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Helvetica, Arial, sans-serif" role="img">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Helvetica, Arial,'
+            ' sans-serif" role="img">'
+        ),
         f"<title>{for_xml(picture.title)}</title>",
         f'<rect width="{frame.width:g}" height="{frame.height:g}" fill="#ffffff"/>',
         *_surroundings(picture, frame),
@@ -33,7 +43,12 @@ def write_svg(picture: Picture) -> str:
         *(line for panel in picture.layout.panels for line in _panel(panel)),
         *_links(picture),
         *_edges(picture),
-        *(line for panel in picture.layout.panels for box in panel.boxes for line in _box(picture, box)),
+        *(
+            line
+            for panel in picture.layout.panels
+            for box in panel.boxes
+            for line in _box(picture, box)
+        ),
         "</g>",
         "</svg>",
     ]
@@ -50,14 +65,18 @@ def data_uri(image: Image.Image, side: float) -> str:
 
 
 def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
-    for (image, detected), (x, y, width, height) in zip(picture.thumbnails, frame.images, strict=True):
+    for (image, detected), (x, y, width, height) in zip(
+        picture.thumbnails, frame.images, strict=True
+    ):
         uri = data_uri(image, SHARPNESS * max(width, height))
         yield f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{uri}"/>'
         if detected is not None:
             yield from write_outlines(place_outlines(detected, (x, y, width, height)))
     for text in frame.texts:
         weight = ' font-weight="bold"' if text.is_bold else ""
-        place = f'x="{text.x:g}" y="{text.y:g}" font-size="{text.size:g}" fill="{text.colour}"{weight}'
+        place = (
+            f'x="{text.x:g}" y="{text.y:g}" font-size="{text.size:g}" fill="{text.colour}"{weight}'
+        )
         yield f"<text {place}>{for_xml(text.text)}</text>"
     for x, y, (look, _, is_node) in frame.samples:
         if is_node:
@@ -69,7 +88,12 @@ def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
 def _panel(panel: Panel) -> Iterator[str]:
     place = f'x="{panel.x:g}" y="{panel.y:g}" width="{panel.width:g}" height="{panel.height:g}"'
     yield f'<rect {place} rx="8" fill="{PANEL_FILL}" stroke="{PANEL_STROKE}"/>'
-    yield _text(panel.x + 12, panel.y + 18, panel.heading[0], f'font-size="12" font-weight="bold" fill="{INK}"')
+    yield _text(
+        panel.x + 12,
+        panel.y + 18,
+        panel.heading[0],
+        f'font-size="12" font-weight="bold" fill="{INK}"',
+    )
     yield _text(panel.x + 12, panel.y + 31, panel.heading[1], f'font-size="9" fill="{GREY}"')
 
 
@@ -90,7 +114,11 @@ def _edges(picture: Picture) -> Iterator[str]:
             mark = marks.edges[source, target]
             weights = marks.weights.get((source, target), ())
             looks = f' stroke-width="{edge_width(mark, weights) * curve.scale:.2f}"{DENSE * (curve.scale < 1)}'
-            told = "" if mark == "dropped" or not weights else " and ".join(f"{weight:.3f}" for weight in weights)
+            told = (
+                ""
+                if mark == "dropped" or not weights
+                else " and ".join(f"{weight:.3f}" for weight in weights)
+            )
             tip = f"><title>{source} to {target}: {told}</title></path>" if told else "/>"
             groups[mark].append(f'<path d="{curve.svg}" data-edge="{source} {target}"{looks}{tip}')
     for mark, look in EDGE_LOOKS.items():
@@ -110,14 +138,22 @@ def _box(picture: Picture, box: Rectangle) -> Iterator[str]:
     yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
     middle, lines = box.x + box.width / 2, lines_of(picture, box)
     for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
-        size, colour = (10 if len(lines) > 1 else 9, ink) if index == 0 else (9, ink if mark == "dead" else GREY)
+        size, colour = (
+            (10 if len(lines) > 1 else 9, ink)
+            if index == 0
+            else (9, ink if mark == "dead" else GREY)
+        )
         yield _text(middle, y, line, f'font-size="{size}" fill="{colour}" text-anchor="middle"')
     yield "</g>"
 
 
 def _tip(picture: Picture, box: Rectangle) -> str:
-    state = {"unused": "reached, unused", "dead": "never reached", "plain": ""}.get(mark_of(picture, box), "")
-    return " · ".join(text for text in (box.card.name, box.card.label, *box.card.details, state) if text)
+    state = {"unused": "reached, unused", "dead": "never reached", "plain": ""}.get(
+        mark_of(picture, box), ""
+    )
+    return " · ".join(
+        text for text in (box.card.name, box.card.label, *box.card.details, state) if text
+    )
 
 
 def _text(x: float, y: float, text: str, looks: str) -> str:

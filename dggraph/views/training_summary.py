@@ -1,4 +1,6 @@
-"""The page of a training run: what it reached, how it got there, what was asked of it. Everything on it comes from the files of its folder."""
+"""The page of a training run: what it reached, how it got there, what was asked of it. Everything
+on it comes from the files of its folder.
+"""
 
 import json
 from bisect import bisect_left
@@ -29,8 +31,10 @@ class Record:
     environment: Row
     """Versions and machine."""
     metrics: Sequence[Row]
-    """One row a logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated epoch: `step`, `epoch` from 1, `accuracy`,
-    counts of images, of a dynamic network `kept` and its paths; for detection `AP`, `AP50` and others in place of `accuracy`."""
+    """One row a logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated
+    epoch: `step`, `epoch` from 1, `accuracy`, counts of images, of a dynamic network `kept` and its
+    paths; for detection `AP`, `AP50` and others in place of `accuracy`.
+    """
     timing: Sequence[Row]
     """One row an epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
     num_unreadable: int
@@ -42,7 +46,9 @@ class Record:
 
     @property
     def measure(self) -> str:
-        """What the score is: COCO's mean average precision, right answers, or those of the static network that is learned from."""
+        """What the score is: COCO's mean average precision, right answers, or those of the static
+        network that is learned from.
+        """
         if self.is_detection:
             return "AP"
         return "agreement" if self.config.get("objective") == "distill" else "accuracy"
@@ -58,7 +64,11 @@ class Record:
 
     @property
     def epochs(self) -> list[Row]:
-        return [row for row in self.metrics if is_number(row.get("step")) and is_number(row.get("epoch"))]
+        return [
+            row
+            for row in self.metrics
+            if is_number(row.get("step")) and is_number(row.get("epoch"))
+        ]
 
     @property
     def last_step(self) -> int:
@@ -78,27 +88,46 @@ class Record:
     @property
     def rates(self) -> dict[float, float]:
         """Images a second by epoch, from 1; where an epoch was trained twice, of the last time."""
-        known = (row for row in self.timing if is_number(row.get("epoch")) and is_number(row.get("images_per_second")))
+        known = (
+            row
+            for row in self.timing
+            if is_number(row.get("epoch")) and is_number(row.get("images_per_second"))
+        )
         return {row["epoch"] + 1: row["images_per_second"] for row in known}
 
 
 def write_summary(record: Record) -> str:
-    """A whole HTML document that needs nothing else and no script. Every name in it is escaped, every missing number a dash or a gap."""
+    """A whole HTML document that needs nothing else and no script. Every name in it is escaped,
+    every missing number a dash or a gap.
+    """
     facts = f'<div class="columns">{_keys(record)}{_environment(record)}</div>'
-    return write_page(f"Run: {record.name}", f"<main>{_heading(record)}{_curves(record)}{_epochs(record)}{facts}</main>")
+    return write_page(
+        f"Run: {record.name}",
+        f"<main>{_heading(record)}{_curves(record)}{_epochs(record)}{facts}</main>",
+    )
 
 
 def _heading(record: Record) -> str:
     config, num_epochs = record.config, len(record.epochs)
     router = config["router"]
-    kind = "static, without routers" if router == "none" else f"{name_of(router)} routers, {name_of(config['wiring'])} wiring"
+    kind = (
+        "static, without routers"
+        if router == "none"
+        else f"{name_of(router)} routers, {name_of(config['wiring'])} wiring"
+    )
     done = f"{num_epochs} of {plural(config['epochs'], 'epoch')}, step {record.last_step:,}"
     state = f'<p class="note">Not finished when this was written: {done}.</p>'
     if num_epochs == config["epochs"]:
         state = f'<p class="fine">Finished: {done}.</p>'
     if record.num_unreadable:
-        state += f'<p class="warning">{plural(record.num_unreadable, "line")} of metrics left out: not readable.</p>'
-    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in _tiles(record))
+        state += (
+            f'<p class="warning">{plural(record.num_unreadable, "line")} of metrics left out: not'
+            " readable.</p>"
+        )
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
+        for name, value, note in _tiles(record)
+    )
     return (
         f'<header><p class="eyebrow">dggraph · training run</p><h1>{name_of(record.name)}</h1>'
         f"<p>{name_of(config['model'])} on {name_of(config['dataset'])}; {kind}.</p>{state}"
@@ -108,12 +137,20 @@ def _heading(record: Record) -> str:
 
 
 def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Name, value and note of the numbers where the run stands; those that are not there yet have no tile."""
+    """Name, value and note of the numbers where the run stands; those that are not there yet have
+    no tile.
+    """
     last = record.epochs[-1] if record.epochs else {}
-    images = f"{last['num_images']:,} images" if is_number(last.get("num_images")) else "unknown images"
+    images = (
+        f"{last['num_images']:,} images" if is_number(last.get("num_images")) else "unknown images"
+    )
     best = _best(record)
     if best is not None and is_number(last.get(record.score)):
-        which = "the best epoch" if best is last else f"best {percent(best[record.score])}, epoch {best['epoch']}"
+        which = (
+            "the best epoch"
+            if best is last
+            else f"best {percent(best[record.score])}, epoch {best['epoch']}"
+        )
         of_what = {"accuracy": "top 1", "AP": "mean over overlaps from 0.50 to 0.95"}.get(
             record.measure, "with the static network's best class"
         )
@@ -123,15 +160,27 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     if is_number(last.get("kept")):
         budget = record.config["budget"]
         asked = "no budget" if budget is None else f"budget {percent(budget)}"
-        whose = "the static backbone's, at the traced size" if record.is_detection else "the static network's"
+        whose = (
+            "the static backbone's, at the traced size"
+            if record.is_detection
+            else "the static network's"
+        )
         yield "MACs kept", percent(last["kept"]), f"of {whose}; {asked}"
     if is_number(last.get("num_paths")):
         yield "different paths", f"{last['num_paths']:,}", f"of {images}"
     if is_number(last.get("path_entropy_bits")):
-        yield "path entropy", f"{last['path_entropy_bits']:.2f} bits", "of the distribution of images over paths"
+        yield (
+            "path entropy",
+            f"{last['path_entropy_bits']:.2f} bits",
+            "of the distribution of images over paths",
+        )
     losses = record.losses[-1] if last else []
     if losses:
-        yield "training loss", number(fmean(losses)), f"mean of the {len(losses)} logged in epoch {last['epoch']}"
+        yield (
+            "training loss",
+            number(fmean(losses)),
+            f"mean of the {len(losses)} logged in epoch {last['epoch']}",
+        )
     if record.rates:
         yield (
             "images a second",
@@ -143,7 +192,11 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
 def _best(record: Record) -> Row | None:
     """The first of the epochs with the highest score: the one whose checkpoint is kept."""
     key = record.score
-    return max((row for row in record.epochs if is_number(row.get(key))), key=lambda row: row[key], default=None)
+    return max(
+        (row for row in record.epochs if is_number(row.get(key))),
+        key=lambda row: row[key],
+        default=None,
+    )
 
 
 def _curves(record: Record) -> str:
@@ -151,9 +204,13 @@ def _curves(record: Record) -> str:
     budget, unit = record.config["budget"], "\N{NO-BREAK SPACE}%"
 
     def over(rows: Iterable[Row], key: str, scale: float = 1) -> list[tuple[object, object]]:
-        return [(row["step"], scale * row[key] if is_number(row.get(key)) else None) for row in rows]
+        return [
+            (row["step"], scale * row[key] if is_number(row.get(key)) else None) for row in rows
+        ]
 
-    def chart(title: str, *series: Series, unit: str = "", target: tuple[str, float] | None = None) -> str:
+    def chart(
+        title: str, *series: Series, unit: str = "", target: tuple[str, float] | None = None
+    ) -> str:
         drawn = draw_curves(title, series, across="step", last=last, unit=unit, target=target)
         return f"<figure><figcaption>{title}</figcaption>{drawn}</figure>"
 
@@ -165,7 +222,10 @@ def _curves(record: Record) -> str:
         chart("Training loss", Series(name="loss", points=over(steps, "loss"))),
         chart(
             f"Validation {record.measure}",
-            *(Series(name=name, points=over(epochs, key, 100), is_sparse=True) for key, name in judged.items()),
+            *(
+                Series(name=name, points=over(epochs, key, 100), is_sparse=True)
+                for key, name in judged.items()
+            ),
             unit=unit,
         ),
         chart("Learning rate", Series(name="rate", points=over(steps, "lr"))),
@@ -175,7 +235,9 @@ def _curves(record: Record) -> str:
         validation = Series(name="validation", points=over(epochs, "kept", 100), is_sparse=True)
         target = None if budget is None else (f"budget {percent(budget, digits=0)}", 100 * budget)
         charts += [
-            chart("MACs kept, of the static network's", training, validation, unit=unit, target=target),
+            chart(
+                "MACs kept, of the static network's", training, validation, unit=unit, target=target
+            ),
         ]
     if record.config["router"] != "none" and not record.is_detection:
         charts += [
@@ -184,13 +246,21 @@ def _curves(record: Record) -> str:
         ]
     note = ""
     if len(steps) > NUM_COLUMNS:
-        note = '<p class="note">Lines through many steps are means; the bands reach from the lowest to the highest.</p>'
-    return f'<section id="curves"><h2>Curves</h2>{note}<div class="charts">{"".join(charts)}</div></section>'
+        note = (
+            '<p class="note">Lines through many steps are means; the bands reach from the lowest to'
+            " the highest.</p>"
+        )
+    return (
+        f'<section id="curves"><h2>Curves</h2>{note}<div'
+        f' class="charts">{"".join(charts)}</div></section>'
+    )
 
 
 def _epochs(record: Record) -> str:
     if not record.epochs:
-        return '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
+        return (
+            '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
+        )
     of_detection = ["AP50", "AP75", "small", "medium", "large"]
     heads = ["step", record.measure, *(of_detection if record.is_detection else ["top 5"])]
     if record.config["router"] != "none":
@@ -203,7 +273,11 @@ def _epochs(record: Record) -> str:
             "step": f"{row['step']:,}",
             record.measure: _percent(row.get(record.score)),
             **{key: _percent(row.get(key)) for key in of_detection},
-            "top 5": _percent(top5 / images) if is_number(top5) and is_number(images) and images else NONE,
+            "top 5": (
+                _percent(top5 / images)
+                if is_number(top5) and is_number(images) and images
+                else NONE
+            ),
             "MACs kept": _percent(row.get("kept")),
             "paths": _number(row.get("num_paths"), ",.0f"),
             "entropy, bits": _number(row.get("path_entropy_bits"), ".2f"),
@@ -211,11 +285,16 @@ def _epochs(record: Record) -> str:
             "images/s": _number(record.rates.get(row["epoch"]), ",.0f"),
         }
         badge = '<span class="badge">best</span>' if row is best else ""
-        body += f'<tr><th scope="row">{row["epoch"]}{badge}</th>{"".join(f"<td>{cells[head]}</td>" for head in heads)}</tr>'
+        body += (
+            "<tr><th"
+            f' scope="row">{row["epoch"]}{badge}</th>{"".join(f"<td>{cells[head]}</td>" for head in heads)}</tr>'
+        )
     head = "".join(f'<th scope="col">{one}</th>' for one in ("epoch", *heads))
     return (
-        '<section id="epochs"><h2>Epochs</h2><p class="note">Training loss: mean of the logged steps. Images/s: in training, on all '
-        f'processes, reading included.</p><div class="scroll tall" tabindex="0"><table class="numbers"><thead><tr>{head}</tr></thead>'
+        '<section id="epochs"><h2>Epochs</h2><p class="note">Training loss: mean of the logged'
+        " steps. Images/s: in training, on all "
+        'processes, reading included.</p><div class="scroll tall" tabindex="0"><table'
+        f' class="numbers"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
     )
 
@@ -231,11 +310,15 @@ def _number(value: object, form: str) -> str:
 def _keys(record: Record) -> str:
     """Keys that are not at their default; the others folded."""
     config, defaults = record.config, record.defaults
-    given = {key: value for key, value in config.items() if key not in defaults or defaults[key] != value}
+    given = {
+        key: value for key, value in config.items() if key not in defaults or defaults[key] != value
+    }
     others = {key: value for key, value in config.items() if key not in given}
     return (
-        '<section id="keys"><h2>Configuration</h2><p class="note">Keys that differ from their defaults.</p>'
-        f"{_table(given)}<details><summary>{plural(len(others), 'key')} at their default</summary>{_table(others)}</details></section>"
+        '<section id="keys"><h2>Configuration</h2><p class="note">Keys that differ from their'
+        " defaults.</p>"
+        f"{_table(given)}<details><summary>{plural(len(others), 'key')} at their"
+        f" default</summary>{_table(others)}</details></section>"
     )
 
 
@@ -244,11 +327,18 @@ def _environment(record: Record) -> str:
 
 
 def _table(facts: Row) -> str:
-    rows = "".join(f'<tr><th scope="row">{name_of(key)}</th><td>{_value(value)}</td></tr>' for key, value in facts.items())
-    return f'<div class="scroll" tabindex="0"><table class="facts"><tbody>{rows}</tbody></table></div>'
+    rows = "".join(
+        f'<tr><th scope="row">{name_of(key)}</th><td>{_value(value)}</td></tr>'
+        for key, value in facts.items()
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table class="facts"><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _value(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_value, value))
-    return name_of(value if isinstance(value, str) else "none" if value is None else json.dumps(value))
+    return name_of(
+        value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    )

@@ -1,6 +1,8 @@
-"""What people do with a backbone, each as a function of one fresh model and a batch of images, that returns something to compare.
+"""What people do with a backbone, each as a function of one fresh model and a batch of images, that
+returns something to compare.
 
-The same check runs on a static model and on what it was converted into. Routing is left out of what is compared: `without_routing`.
+The same check runs on a static model and on what it was converted into. Routing is left out of what
+is compared: `without_routing`.
 """
 
 import copy
@@ -26,20 +28,30 @@ def first(output: Any) -> Tensor:
     """The logits, or the last feature map."""
     if isinstance(output, Mapping):
         output = list(output.values())
-    return output if isinstance(output, Tensor) else output[-1] if isinstance(output, list) else output[0]
+    return (
+        output
+        if isinstance(output, Tensor)
+        else output[-1]
+        if isinstance(output, list)
+        else output[0]
+    )
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Any]:
     first(model(x)).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad), (
-        "a parameter without gradient"
-    )
+    assert all(
+        parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad
+    ), "a parameter without gradient"
     return without_routing((name, parameter.grad) for name, parameter in model.named_parameters())
 
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Linear]:
     """The last linear layer with a bias, as heads have."""
-    return [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear and module.bias is not None][-1]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module.bias is not None
+    ][-1]
 
 
 # Running
@@ -78,13 +90,18 @@ def trained_statistics(model: nn.Module, x: Tensor) -> Any:
 
 def modes(model: nn.Module, x: Tensor) -> Any:
     seen = [
-        without_routing((name, module.training) for name, module in model.train(mode).named_modules()) for mode in (True, False)
+        without_routing(
+            (name, module.training) for name, module in model.train(mode).named_modules()
+        )
+        for mode in (True, False)
     ]
     return seen, model.training
 
 
 def channels_last(model: nn.Module, x: Tensor) -> Any:
-    return model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    return model.to(memory_format=torch.channels_last)(
+        x.contiguous(memory_format=torch.channels_last)
+    )
 
 
 def double(model: nn.Module, x: Tensor) -> Any:
@@ -104,12 +121,19 @@ def autocast(model: nn.Module, x: Tensor) -> Any:
 
 
 def names(model: nn.Module, x: Tensor) -> Any:
-    listed = (model.named_parameters(), model.named_buffers(), model.named_children(), model.state_dict().items())
+    listed = (
+        model.named_parameters(),
+        model.named_buffers(),
+        model.named_children(),
+        model.state_dict().items(),
+    )
     return [list(without_routing(named)) for named in listed]
 
 
 def last_parameters(model: nn.Module, x: Tensor) -> Any:
-    return [parameter.shape for parameter in list(model.parameters())[-2:]], str(list(model.children())[-1])
+    return [parameter.shape for parameter in list(model.parameters())[-2:]], str(
+        list(model.children())[-1]
+    )
 
 
 def state_dict(model: nn.Module, x: Tensor) -> Any:
@@ -188,10 +212,14 @@ def frozen_norms(model: nn.Module, x: Tensor) -> Any:
     from timm.utils import freeze
 
     path = next(
-        name for name, module in model.named_modules() if name and any(isinstance(m, nn.BatchNorm2d) for m in module.children())
+        name
+        for name, module in model.named_modules()
+        if name and any(isinstance(m, nn.BatchNorm2d) for m in module.children())
     )
     freeze(model, [path])
-    return model(x), without_routing((name, parameter.requires_grad) for name, parameter in model.named_parameters())
+    return model(x), without_routing(
+        (name, parameter.requires_grad) for name, parameter in model.named_parameters()
+    )
 
 
 def synchronised_norms(model: nn.Module, x: Tensor) -> Any:
@@ -200,13 +228,17 @@ def synchronised_norms(model: nn.Module, x: Tensor) -> Any:
 
 def hooked_head(model: nn.Module, x: Tensor) -> Any:
     seen: list[Tensor] = []
-    last_layer(model)[1].register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    last_layer(model)[1].register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0])
+    )
     model(x)
     return seen
 
 
 def swapped_weights(model: nn.Module, x: Tensor) -> Any:
-    changed = {name: 2 * tensor for name, tensor in without_routing(model.named_parameters()).items()}
+    changed = {
+        name: 2 * tensor for name, tensor in without_routing(model.named_parameters()).items()
+    }
     return torch.func.functional_call(model, changed, (x,))
 
 
@@ -216,8 +248,14 @@ def decay_and_rates(model: nn.Module, x: Tensor) -> Any:
     named = {parameter: name for name, parameter in model.named_parameters()}
     found = []
     for layer_decay in (None, 0.7):
-        optimiser = create_optimizer_v2(model, "adamw", lr=0.1, weight_decay=0.1, layer_decay=layer_decay)
-        groups = ((named[p], (g["weight_decay"], g.get("lr_scale", 1.0))) for g in optimiser.param_groups for p in g["params"])
+        optimiser = create_optimizer_v2(
+            model, "adamw", lr=0.1, weight_decay=0.1, layer_decay=layer_decay
+        )
+        groups = (
+            (named[p], (g["weight_decay"], g.get("lr_scale", 1.0)))
+            for g in optimiser.param_groups
+            for p in g["params"]
+        )
         found.append(dict(sorted(without_routing(groups).items())))
     return found
 
@@ -268,7 +306,11 @@ def per_image_gradients(model: nn.Module, x: Tensor) -> Any:
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        return first(torch.func.functional_call(model, (parameters, state), (image[None],))).square().mean()
+        return (
+            first(torch.func.functional_call(model, (parameters, state), (image[None],)))
+            .square()
+            .mean()
+        )
 
     found = torch.func.vmap(torch.func.grad(loss), (None, 0), randomness="different")(parameters, x)
     return without_routing(found.items())
@@ -292,7 +334,9 @@ def layers_by_name(model: nn.Module, x: Tensor) -> Any:
 
 def _method(name: str, *arguments: Any) -> Check:
     def call(model: nn.Module, x: Tensor) -> Any:
-        result = getattr(model, name)(*(x if argument is Tensor else argument for argument in arguments))
+        result = getattr(model, name)(
+            *(x if argument is Tensor else argument for argument in arguments)
+        )
         return model(x).shape if result is None else first(result)
 
     return call
@@ -301,9 +345,12 @@ def _method(name: str, *arguments: Any) -> Check:
 RUN: dict[str, Check] = {
     check.__name__: check
     for check in (
-        forward, forward_of_one, forward_of_another_size, backward_in_eval_mode, backward_to_the_images, trained_statistics, modes,
-        channels_last, double, bfloat16, autocast, names, last_parameters, state_dict, attributes, looking_methods, deep_copy, average,
-        empty_then_loaded, new_head, no_head, parametrised, frozen_norms, synchronised_norms, hooked_head, swapped_weights, decay_and_rates,
+        forward, forward_of_one, forward_of_another_size, backward_in_eval_mode,
+        backward_to_the_images, trained_statistics, modes,
+        channels_last, double, bfloat16, autocast, names, last_parameters, state_dict, attributes,
+        looking_methods, deep_copy, average,
+        empty_then_loaded, new_head, no_head, parametrised, frozen_norms, synchronised_norms,
+        hooked_head, swapped_weights, decay_and_rates,
         data_configuration, compiled, exported, jit_traced_and_saved, per_image_gradients,
     )
 }  # fmt: skip
@@ -311,7 +358,14 @@ RUN: dict[str, Check] = {
 
 REFUSED: dict[str, Check] = {
     check.__name__: check
-    for check in (jit_scripted, fx_traced, features_extracted, forward_mode, children_in_a_row, layers_by_name)
+    for check in (
+        jit_scripted,
+        fx_traced,
+        features_extracted,
+        forward_mode,
+        children_in_a_row,
+        layers_by_name,
+    )
 } | {
     "forward_features": _method("forward_features", Tensor),
     "forward_intermediates": _method("forward_intermediates", Tensor),
