@@ -96,9 +96,7 @@ class _Stage:
                 handles.append(block.register_forward_hook(self._grown, prepend=True))
             after = net.lowered.graph
             last = next(
-                n
-                for n in after.nodes
-                if n.name.startswith(f"dg_{name}_input_{len(self.vertices) - 1}")
+                n for n in after.nodes if n.name.startswith(f"{name}_in{len(self.vertices) - 1}")
             )
             first, *_ = last.users
             path = (

@@ -35,6 +35,7 @@ from dggraph.compiler.planning import (
     plan_block,
     why_dense,
 )
+from dggraph.compiler.printing import ShortNames
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.compiler.returns import restore_structure
@@ -89,7 +90,7 @@ def lower(
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}
     mark_features(by_name[fx_node.name] for fx_node in flow.activations)
     with lowered.inserting_after(next(n for n in lowered.nodes if n.op == "placeholder")):
-        training = lowered.create_node("get_attr", "training", name="dg_training")
+        training = lowered.create_node("get_attr", "training", name="training")
     gates: dict[str, Any] = {}
     plan: list[StagePlan] = []
     for name, stage in zip(graph.stages, found, strict=True):
@@ -120,6 +121,7 @@ def lower(
     plan = [stage if stage.dense_only else dense_where_read(lowered, stage) for stage in plan]
     _write_keeps(lowered)
     restore_contexts(lowered)
+    lowered.set_codegen(ShortNames())
     return Lowered(LoweredModule(root, lowered), tuple(plan))
 
 
@@ -175,7 +177,7 @@ class _StageWriter:
         self.weights: list[fx.Node] = []
         self.blocks: list[BlockPlan] = []
         self.own: list[fx.Node] = []
-        self.prefix = routing_name(name)
+        self.prefix = name
 
     def write(self) -> StagePlan:
         """Rewire the stage; returns where everything is."""
@@ -189,7 +191,7 @@ class _StageWriter:
             if index == 1:
                 with self.lowered.inserting_before(first):
                     self.threshold = self._node(
-                        "get_attr", f"{self.prefix}.threshold", (), "threshold"
+                        "get_attr", f"{routing_name(self.name)}.threshold", (), "threshold"
                     )
                     self.cache = self._call(stage_cache, (), "cache")
             with self.lowered.inserting_before(first):
@@ -263,7 +265,7 @@ class _StageWriter:
         incoming = self.graph.incoming(self.vertices[index].name)
         sources = self.topology.sources[self.topology.incoming(index)]
         self.shared.append(
-            self._call(share, (self.values[-1], self.cache, index - 1), f"shared_{index - 1}")
+            self._call(share, (self.values[-1], self.cache, index - 1), f"x{index - 1}")
         )
         weights = (
             self._write_weights(index, sources)
@@ -274,21 +276,19 @@ class _StageWriter:
         wanted = self.vertices[index - 1].shape[self.channel_position]
         features = [
             (
-                self._call(adapt, (self.shared[source], wanted, axis), f"adapted_{source}_{index}")
+                self._call(adapt, (self.shared[source], wanted, axis), f"x{source}_for_{index}")
                 if edge.kind == "adapter"
                 else self.shared[source]
             )
             for source, edge in zip(sources, incoming, strict=True)
         ]
         if incoming[0].kind == "concat":
-            return self._call(concatenate, (features, weights, axis), f"input_{index}")
+            return self._call(concatenate, (features, weights, axis), f"in{index}")
         marks = tuple(
             None if edge.kind == "adapter" else source
             for source, edge in zip(sources, incoming, strict=True)
         )
-        return self._call(
-            aggregate, (features, weights, self.cache, marks, index), f"input_{index}"
-        )
+        return self._call(aggregate, (features, weights, self.cache, marks, index), f"in{index}")
 
     def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
         """With `node` routers: the row of the vertex before, then the column of this one,
@@ -300,17 +300,17 @@ class _StageWriter:
             (source, self.graph.outgoing(edge.source).index(edge))
             for source, edge in zip(sources, edges, strict=True)
         )
-        self.raw.append(self._call(column, (self.rows, picks), f"raw_{index}"))
+        self.raw.append(self._call(column, (self.rows, picks), f"raw{index}"))
         live = [self.live[source] for source in sources]
         weights = self._call(
-            open_edges, (self.raw[-1], live, self.threshold, self.training), f"weights_{index}"
+            open_edges, (self.raw[-1], live, self.threshold, self.training), f"a{index}"
         )
         if index == len(self.vertices) - 1:
             weights = self._call(
-                open_output, (weights, self.raw[-1], live, self.training), f"weights_{index}_open"
+                open_output, (weights, self.raw[-1], live, self.training), f"reached{index}"
             )
         else:
-            self.live.append(self._call(is_live, (weights,), f"live_{index}"))
+            self.live.append(self._call(is_live, (weights,), f"live{index}"))
         self.weights.append(weights)
         return weights
 
@@ -325,7 +325,7 @@ class _StageWriter:
         return self._call(
             torch.narrow,
             (self.settled, 1, place.start, place.stop - place.start),
-            f"weights_{index}",
+            f"a{index}",
         )
 
     def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
@@ -338,11 +338,12 @@ class _StageWriter:
         self.routing.add_module(
             f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges])
         )
+        routing = routing_name(self.name)
         logits = self._node(
-            "call_module", f"{self.prefix}.router_{index}", (self.shared[index],), f"logits_{index}"
+            "call_module", f"{routing}.router_{index}", (self.shared[index],), f"logits{index}"
         )
         self.rows.append(
-            self._node("call_module", f"{self.prefix}.gate_{index}", (logits,), f"row_{index}")
+            self._node("call_module", f"{routing}.gate_{index}", (logits,), f"row{index}")
         )
 
     def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
