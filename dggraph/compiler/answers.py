@@ -25,12 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-)  # private, torch 2.10 to 2.15; the public way needs torch.export
-from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.ops.guards import hold
+from dggraph.system.torch_private import FakeTensorMode, tree_leaves
 
 _RANK = {
     "dim",

@@ -18,9 +18,9 @@ from torch.nn.modules.module import _WrappedHook  # private, as STATE_HOOKS
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.errors import InputError
+from dggraph.system.torch_private import tree_leaves
 
 STATE_HOOKS = (
     "_state_dict_hooks",

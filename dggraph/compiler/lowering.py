@@ -35,7 +35,7 @@ from dggraph.compiler.planning import (
     plan_block,
     why_dense,
 )
-from dggraph.compiler.printing import ShortNames
+from dggraph.compiler.printing import short_names
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import branch, identity_adds
 from dggraph.compiler.returns import restore_structure
@@ -121,7 +121,7 @@ def lower(
     plan = [stage if stage.dense_only else dense_where_read(lowered, stage) for stage in plan]
     _write_keeps(lowered)
     restore_contexts(lowered)
-    lowered.set_codegen(ShortNames())
+    lowered.set_codegen(short_names())
     return Lowered(LoweredModule(root, lowered), tuple(plan))
 
 

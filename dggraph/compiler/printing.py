@@ -2,14 +2,13 @@
 print `dggraph_ops_aggregation_aggregate(...)`.
 """
 
-from typing import Any
-
 from torch.fx.graph import CodeGen
 
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
 from dggraph.ops.gating import column
 from dggraph.ops.guards import hold
 from dggraph.ops.liveness import Topology, is_live, open_edges, open_output, settle
+from dggraph.system.torch_private import NamingCodeGen
 
 OPS = (
     adapt, aggregate, column, concatenate, hold, is_live, open_edges, open_output, settle, share,
@@ -17,15 +16,6 @@ OPS = (
 )  # fmt: skip
 
 
-class ShortNames(CodeGen):
-    """Generates the same code as fx. An op whose name one of the backbone's arguments has keeps its
-    long one.
-    """
-
-    def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **options: Any) -> Any:
-        # Private, torch 2.10 to 2.15. Where torch calls it otherwise, the code has long names.
-        arguments = {fx_node.target for fx_node in nodes if fx_node.op == "placeholder"}
-        for op in OPS:
-            if op.__name__ not in arguments:
-                namespace.create_name(op.__name__, op)
-        return super()._gen_python_code(nodes, root_module, namespace, **options)
+def short_names() -> CodeGen:
+    """What makes a graph print these ops by their own names: `graph.set_codegen(short_names())`."""
+    return NamingCodeGen({op.__name__: op for op in OPS})

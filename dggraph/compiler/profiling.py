@@ -15,15 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-)  # private, torch 2.10 to 2.15; the public way needs torch.export
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError
+from dggraph.system.torch_private import FakeTensorMode, tree_leaves
 
 TRACED_BATCH = 2
 TIED_IMAGES = (

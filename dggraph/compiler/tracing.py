@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves  # private, torch 2.10 to 2.15
 
 from dggraph.compiler.answers import (
     COMPILER,
@@ -50,6 +49,7 @@ from dggraph.compiler.training_flags import Owner, Question, can_keep, follow_tr
 from dggraph.compiler.wrapping import FACTORIES, called_whole
 from dggraph.errors import InputError, TraceError
 from dggraph.ops.guards import hold
+from dggraph.system.torch_private import tree_leaves
 
 MAX_OPAQUE = 16
 TENSOR_CONSTANT = "_tensor_constant"

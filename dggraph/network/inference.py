@@ -21,6 +21,7 @@ from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork
+from dggraph.system.torch_private import has_forward_hooks
 
 _CONVOLUTIONS: set[type[nn.Module]] = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _NORMS: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
@@ -146,10 +147,7 @@ def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.N
         is_known = _is_a(conv, _CONVOLUTIONS, _TIMM_CONVOLUTION) and _is_a(norm, _NORMS, _TIMM_NORM)
         if not is_known or norm.running_mean is None or calls[id(conv)] > 1 or calls[id(norm)] > 1:
             continue
-        # Private, torch 2.10 to 2.15: there is no public way to ask for hooks.
-        is_hooked = any(
-            module._forward_hooks or module._forward_pre_hooks for module in (conv, norm)
-        )
+        is_hooked = has_forward_hooks(conv) or has_forward_hooks(norm)
         if not is_hooked and block_of.get(conv_node.name) == block_of.get(norm_node.name):
             pairs.append((conv_node, norm_node))
     return pairs

@@ -21,8 +21,9 @@ from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
 from dggraph.network.standin import StandIn
-from dggraph.ops.aggregation import is_jit_traced, is_plain
+from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable, path_macs
+from dggraph.system.torch_private import is_jit_traced
 from dggraph.views.escaping import count, plural
 
 Executor = Literal["auto", "sparse", "dense"]

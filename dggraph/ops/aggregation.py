@@ -25,6 +25,7 @@ from torch import Tensor
 from dggraph.errors import GradientError
 from dggraph.ops.recompute import remember
 from dggraph.ops.weighted_sum import expand_weight, inner_products, masked, weighted_sum
+from dggraph.system.torch_private import backward_pass, is_in_functorch, is_jit_traced
 
 _plain = ContextVar("plain_aggregation", default=False)
 
@@ -70,9 +71,7 @@ class Cache:
         """Forget what an earlier backward pass left, if it ended early or went through a part of
         the stage.
         """
-        task = (
-            torch._C._current_graph_task_id()
-        )  # private, torch 2.10 to 2.15; torch.utils.checkpoint relies on it too
+        task = backward_pass()
         if task != self._task:
             self._task = task
             self._columns.clear()
@@ -161,20 +160,7 @@ def is_plain() -> bool:
     """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and
     `plain_aggregation`.
     """
-    # Private, torch 2.10 to 2.15; autograd.Function asks the same.
-    return (
-        torch.compiler.is_compiling()
-        or _plain.get()
-        or is_jit_traced()
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def is_jit_traced() -> bool:
-    """True while `torch.jit.trace` looks on."""
-    return (
-        torch._C._get_tracing_state() is not None
-    )  # private, torch 2.10 to 2.15; torch.jit.is_tracing asks the same
+    return torch.compiler.is_compiling() or _plain.get() or is_jit_traced() or is_in_functorch()
 
 
 def _refuse_double_backward() -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import KernelError
+from dggraph.system.torch_private import below_autograd
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 HOW = "dggraph doctor --build-kernels"
@@ -67,8 +68,7 @@ def sum_rows(
     tensor.
     """
     places = None if places_RE is None else torch.from_numpy(places_RE.T)
-    # Private, torch 2.10 to 2.15: the op's autograd, in Python, costs as much as a small sum.
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return torch.ops.dggraph.sum_rows.default(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
 
 
