@@ -4,6 +4,9 @@ nothing is half-written.
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,10 @@ import dggraph
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.preprocessing import Preprocess, preprocess_image
 from dggraph.models.registry import load_model
-from dggraph.network import archive as archive_module
 from dggraph.network import conversion
 from dggraph.network.conversion import note_source_
 from dggraph.network.manifest import Manifest, seal
+from dggraph.system import files
 
 LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 
@@ -196,7 +199,7 @@ def test_a_failed_write_leaves_the_old_archive(
 ) -> None:
     folder = copy_of(made[1], tmp_path / "a")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    calls, write = [], archive_module.write_synced
+    calls, write = [], files.write_synced
 
     def failing(file: Path, content: bytes) -> None:
         calls.append(file)
@@ -204,7 +207,7 @@ def test_a_failed_write_leaves_the_old_archive(
             raise OSError(28, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(archive_module, "write_synced", failing)
+    monkeypatch.setattr(files, "write_synced", failing)
     with pytest.raises(ArchiveError, match="No space left"):
         dggraph.save(made[0], folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -455,3 +458,53 @@ def test_archives_from_before_there_were_answers_load(
     dggraph.save(before, tmp_path / "net")
     net = dggraph.load(tmp_path / "net", model=Net(ListsParts, depth=3))
     assert torch.equal(net(X), before(X)) and net.report.opaque == before.report.opaque
+
+
+KILLED_SAVES = """
+import os, signal, sys, warnings
+import torch
+from small import Net, X
+import dggraph
+
+torch.manual_seed(0)
+old, new = (dggraph.convert(Net().eval(), X) for _ in range(2))
+folder, expected = sys.argv[1], [net(X) for net in (old, new)]
+dggraph.save(old, folder)
+
+def killing(real):
+    def call(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return call
+
+def killed_save(step):
+    warnings.simplefilter("ignore")  # of forking after threads: this child only writes files
+    child = os.fork()
+    if child == 0:
+        left[0] = step
+        for name in ("rename", "replace", "rmdir"):
+            setattr(os, name, killing(getattr(os, name)))
+        dggraph.save(new, folder)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+left, which = [0], []
+for step in range(1, 6):
+    assert killed_save(step)
+    answer = dggraph.load(folder, Net())(X)
+    which.append([torch.equal(answer, one) for one in expected].index(True))
+    dggraph.save(old, folder)  # ends what the killed one began
+    assert torch.equal(dggraph.load(folder, Net())(X), expected[0]) and len(os.listdir(folder)) == 3
+assert which == [0, 1, 1, 1, 1], which
+"""
+"""Replaces an archive in processes that kill themselves before each rename."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of the process at each step")
+def test_a_killed_save_leaves_the_old_archive_or_the_new_one(tmp_path: Path) -> None:
+    code = [sys.executable, "-W", "error", "-c", KILLED_SAVES, str(tmp_path / "archive")]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(code, env={**os.environ, **own}, check=False)
+    assert done.returncode == 0

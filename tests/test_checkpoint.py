@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dggraph.errors import CheckpointError
-from dggraph.training import checkpoint
+from dggraph.system import files
 from dggraph.training.checkpoint import (
     delete_old_checkpoints,
     flatten_optimiser,
@@ -51,7 +51,7 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(
         "open": Path.open,
         "fsync": os.fsync,
         "rename": os.rename,
-        "short write": checkpoint.write_synced,
+        "short write": files.write_synced,
     }
     for number in range(30):
         calls = 0
@@ -67,7 +67,7 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(
 
         with monkeypatch.context() as patch:
             if call == "short write":
-                patch.setattr(checkpoint, "write_synced", failing)
+                patch.setattr(files, "write_synced", failing)
             elif call == "open":
                 patch.setattr(Path, "open", failing)
             else:
@@ -91,10 +91,10 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(
 def test_a_killed_save_leaves_the_old_one_and_its_rest_is_swept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, parts(1.0), {})
     code = (
-        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.training import"
-        " checkpoint\nreal = checkpoint.write_synced\ndef write(file, content):\n    if file.name"
+        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.system import"
+        " files\nfrom dggraph.training import checkpoint\nreal = files.write_synced\ndef write(file, content):\n    if file.name"
         " == 'state.json':\n        os.kill(os.getpid(), signal.SIGKILL)\n    real(file,"
-        " content)\ncheckpoint.write_synced = write\ncheckpoint.save_checkpoint(Path(sys.argv[1]),"
+        " content)\nfiles.write_synced = write\ncheckpoint.save_checkpoint(Path(sys.argv[1]),"
         " 2, {'model': {'w': torch.ones(2)}}, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -8,9 +8,9 @@ stored fingerprint, and the loaded network must equal it as a converted one does
 """
 
 import copy
+import hashlib
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +54,7 @@ from dggraph.network.skipping_checks import check_skipping_
 from dggraph.network.static_checks import check_images, check_static
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
-from dggraph.system.files import sha256_of, write_synced
+from dggraph.system.files import part_of, sha256_of, write_folder
 
 GRAPH, WEIGHTS = "graph.json", "model.safetensors"
 
@@ -65,12 +65,12 @@ def save(
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Write `net` to `folder`, all of it or nothing: a temporary folder beside it, synced, then
-    renamed.
+    """Write `net` to `folder`, all of it or nothing: a process killed at any moment leaves the old
+    archive or the new one there.
 
     Args:
         net: a converted network.
-        folder: must not exist, or be an archive, which is replaced; a link is followed.
+        folder: must not exist, or be an archive, whose files are replaced; a link is followed.
         preprocess: how images become its input; by default what `net.preprocess` says.
         labels: class names; by default `net.labels`.
 
@@ -78,7 +78,7 @@ def save(
         InputError: `net` is not a converted network or one optimised for inference, or the labels
             do not fit it, or a weight is pruned, quantised or sparse: names it.
         ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not
-            rebuild this backbone; what was there is unchanged.
+            rebuild this backbone; an archive that was there still loads.
 
     Example:
         >>> import dggraph
@@ -90,22 +90,30 @@ def save(
     manifest, state = _packed(net, folder, preprocess, labels)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name[:80]}.", dir=folder.parent
-        ) as scratch:
-            parts = Path(scratch) / "new"
-            parts.mkdir()
-            write_synced(parts / GRAPH, to_json(net.graph).encode())
-            write_synced(parts / WEIGHTS, safetensors.torch.save(state))
-            manifest = manifest.model_copy(
-                update={"sha256": {name: sha256_of(parts / name) for name in (GRAPH, WEIGHTS)}}
-            )
-            write_synced(parts / MANIFEST, seal(manifest).model_dump_json(indent=1).encode())
-            _put(parts, folder, Path(scratch) / "old")
+        write_folder(
+            folder,
+            _parts(net.graph, state, manifest),
+            scratch_prefix=f".{folder.name[:80]}.",
+        )
     except OSError as error:
         raise ArchiveError(
-            f"cannot write the archive {folder}: {error}. What was there before is unchanged."
+            f"cannot write the archive {folder}: {error}. An archive that was there still loads."
         ) from error
+
+
+def _parts(
+    graph: DynamicGraph, state: dict[str, Tensor], manifest: Manifest
+) -> Iterator[tuple[str, bytes]]:
+    """The files of an archive, the manifest last, with the digests of the others."""
+    digests = {}
+    for name, content in (
+        (GRAPH, to_json(graph).encode()),
+        (WEIGHTS, safetensors.torch.save(state)),
+    ):
+        digests[name] = hashlib.sha256(content).hexdigest()
+        yield name, content
+    sealed = seal(manifest.model_copy(update={"sha256": digests}))
+    yield MANIFEST, sealed.model_dump_json(indent=1).encode()
 
 
 def refuse_unsavable(
@@ -192,18 +200,18 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     """
     folder = Path(os.fsdecode(folder))
     manifest = read_manifest(folder)
-    for name in (GRAPH, WEIGHTS):
-        if not (folder / name).is_file() or sha256_of(folder / name) != manifest.sha256.get(name):
+    parts = {name: part_of(folder, name) for name in (GRAPH, WEIGHTS)}
+    for name, file in parts.items():
+        if not file.is_file() or sha256_of(file) != manifest.sha256.get(name):
             raise ArchiveError(
-                f"{folder / name} is missing or not what the manifest recorded; copy the archive"
-                " again."
+                f"{file} is missing or not what the manifest recorded; copy the archive again."
             )
-    graph = from_json((folder / GRAPH).read_text(encoding="utf-8"))
+    graph = from_json(parts[GRAPH].read_text(encoding="utf-8"))
     try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
+        state = safetensors.torch.load_file(parts[WEIGHTS])
     except (safetensors.SafetensorError, OSError) as error:
         raise ArchiveError(
-            f"{folder / WEIGHTS} is not a readable safetensors file: {error}."
+            f"{parts[WEIGHTS]} is not a readable safetensors file: {error}."
         ) from error
     state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
     blueprint = unpack_blueprint(manifest)
@@ -455,15 +463,3 @@ def _unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
         for key, buffer in lowered.named_buffers()
         if key not in saved and buffer.is_floating_point()
     ]
-
-
-def _put(parts: Path, folder: Path, old: Path) -> None:
-    """Rename `parts` to `folder`; what was there goes to `old`, or comes back where that fails."""
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(parts, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise

@@ -20,6 +20,7 @@ from dggraph.graph.ir import EdgeKind
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
 from dggraph.network.network import Blueprint
+from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -217,7 +218,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArchiveError: there is none, it is damaged or foreign, or newer than this version.
     """
-    file = folder / MANIFEST
+    file = part_of(folder, MANIFEST)
     if not file.is_file():
         raise ArchiveError(f"{folder} is not a dggraph archive: it has no {MANIFEST}.")
     if file.stat().st_size > MAX_JSON_BYTES:

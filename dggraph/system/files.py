@@ -1,11 +1,28 @@
-"""Files that last: written and synced before anything is called done, replaced as a whole."""
+"""Files that last: synced before they are called written, and replaced as a whole.
 
+A file is replaced by one rename, which every file system does at once or not at all. A folder is
+not: no rename replaces one that holds files, and a process killed between two renames would leave
+nothing at its path. So a folder that is there is replaced from within:
+
+1. Its new parts are written to a scratch folder and synced.
+2. One rename makes that its subfolder `.new`. From here on the new parts count: `part_of` looks
+   there first.
+3. The parts are moved out of `.new` over the old ones, one by one. A process killed here leaves
+   this to whoever writes to the folder next; readers find every new part in one place or the other.
+"""
+
+import errno
 import hashlib
 import os
+import secrets
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from dggraph.errors import InputError
+
+NEW = ".new"
+"""Subfolder of a folder that is being replaced."""
 
 
 def write_synced(file: Path, content: bytes) -> None:
@@ -16,38 +33,86 @@ def write_synced(file: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace `file` by `content`; readers see the old one or the new one, even after a crash.
+
+    Raises:
+        InputError: it cannot be written; the old one or the new one is there.
+    """
+    scratch = file.with_name(f".{file.name[:80]}.{secrets.token_hex(4)}")
+    try:
+        try:
+            write_synced(scratch, content)
+            os.replace(scratch, file)
+        finally:
+            scratch.unlink(missing_ok=True)
+        sync_folder(file.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(file)!r}: {error.strerror or error}. No half of a file is left"
+            " there; choose another place, or make room."
+        ) from error
+
+
+def write_folder(folder: Path, parts: Iterable[tuple[str, bytes]], *, scratch_prefix: str) -> None:
+    """Write a folder of files; readers that ask `part_of` see all of the old parts or all of the
+    new ones, even after a crash. Files of other names in it stay.
+
+    Args:
+        folder: a new one, or one to replace; its parent must be there.
+        parts: names and contents; each is asked for when the one before is on the disk.
+        scratch_prefix: how the name of the scratch folder beside it begins, which only a killed
+            process leaves behind.
+
+    Raises:
+        OSError: it cannot be written; the old parts or the new ones are there, whole.
+    """
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix, dir=folder.parent) as scratch:
+        ready = Path(scratch, "new")
+        ready.mkdir()
+        for name, content in parts:
+            write_synced(ready / name, content)
+        sync_folder(ready)
+        if folder.is_dir():
+            _move_new_parts(folder)  # of a process killed before: `.new` must be free
+            os.rename(ready, folder / NEW)
+            sync_folder(folder)
+            _move_new_parts(folder)
+        else:
+            os.rename(ready, folder)
+            sync_folder(folder.parent)
+
+
+def part_of(folder: Path, name: str) -> Path:
+    """Where the part `name` of a folder that `write_folder` wrote is."""
+    new = folder / NEW / name
+    return new if new.is_file() else folder / name
+
+
+def _move_new_parts(folder: Path) -> None:
+    new = folder / NEW
+    if not new.is_dir():
+        return
+    for part in sorted(new.iterdir()):
+        os.replace(part, folder / part.name)
+    new.rmdir()
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
-    """A rename lasts once its folder is on the disk; Windows knows no such thing."""
+    """A rename lasts once its folder is on the disk. Windows and some network file systems know no
+    such thing.
+    """
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Replace `file` by `content`; readers see the old one or the new one, even after a crash.
-
-    Raises:
-        InputError: it cannot be written; what was there is unchanged.
-    """
-    try:
-        handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:80]}.")
-        os.close(handle)
-        try:
-            write_synced(Path(scratch), content)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, file)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"cannot write {str(file)!r}: {error.strerror or error}. What was there before is"
-            " unchanged."
-        ) from error
 
 
 def sha256_of(file: Path) -> str:

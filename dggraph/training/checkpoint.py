@@ -3,16 +3,15 @@
     checkpoints/00001200/    model.safetensors, optimiser.safetensors, ... and state.json, written
     last with a SHA-256 of each
 
-Everything is written to a temporary folder beside it, synced, and renamed; old ones are removed
-only afterwards. A process killed at any moment leaves the last whole checkpoint as it was.
+`system.files` writes them; old ones are removed only afterwards. A process killed at any moment
+leaves the last whole checkpoint as it was.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import CheckpointError
-from dggraph.system.files import sync_folder, write_synced
+from dggraph.system.files import part_of, write_folder
 from dggraph.system.sharding import full_tensor, shard_like
 
 STATE = "state.json"
@@ -58,32 +57,31 @@ def save_checkpoint(
     target = folder / f"{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-            parts, digests = Path(scratch, "new"), {}
-            parts.mkdir()
-            for name, named in tensors.items():
-                content = safetensors.torch.save(
-                    {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
-                )
-                digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
-                write_synced(parts / f"{name}.safetensors", content)
-            document = json.dumps(
-                {"format": FORMAT, "step": step, "state": dict(state), "sha256": digests},
-                sort_keys=True,
-            )
-            seal = hashlib.sha256(document.encode()).hexdigest()
-            write_synced(parts / STATE, f"{seal}\n{document}\n".encode())
-            sync_folder(parts)
-            if target.exists():  # of a run that went this way before
-                os.rename(target, Path(scratch, "old"))
-            os.rename(parts, target)
-            sync_folder(folder)
+        write_folder(target, _parts(step, tensors, state), scratch_prefix=".saving-")
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints"
             " are as they were; make room, or choose another folder, and go on from the last."
         ) from error
     return target
+
+
+def _parts(
+    step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint, one in memory at a time, `STATE` last."""
+    digests = {}
+    for name, named in tensors.items():
+        content = safetensors.torch.save(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
+        )
+        digests[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+        yield f"{name}.safetensors", content
+    document = json.dumps(
+        {"format": FORMAT, "step": step, "state": dict(state), "sha256": digests}, sort_keys=True
+    )
+    seal = hashlib.sha256(document.encode()).hexdigest()
+    yield STATE, f"{seal}\n{document}\n".encode()
 
 
 def load_checkpoint(target: Path) -> Checkpoint:
@@ -93,7 +91,7 @@ def load_checkpoint(target: Path) -> Checkpoint:
         CheckpointError: something is missing, or differs from what was written.
     """
     try:
-        seal, _, document = (target / STATE).read_text().partition("\n")
+        seal, _, document = part_of(target, STATE).read_text().partition("\n")
         if hashlib.sha256(document.rstrip("\n").encode()).hexdigest() != seal:
             raise CheckpointError(
                 f"the checkpoint {target} is damaged: {STATE} differs from its digest. Go on from"
@@ -107,7 +105,7 @@ def load_checkpoint(target: Path) -> Checkpoint:
             )
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, digest in found["sha256"].items():
-            content = (target / name).read_bytes()
+            content = part_of(target, name).read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CheckpointError(
                     f"the checkpoint {target} is damaged: {name} differs from its digest. Go on"
@@ -126,7 +124,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / STATE).is_file()
+        entry
+        for entry in folder.iterdir()
+        if entry.name.isdigit() and part_of(entry, STATE).is_file()
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.system.files import write_whole
 from dggraph.views.box_overlay import RIM, STROKE, TAG, place_outlines
 from dggraph.views.captions import make_frame
 from dggraph.views.dot_picture import INCH, place_node, write_dot
@@ -70,7 +71,7 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
     .json, .png with a drawing program, .pdf with the system's graphviz.
 
     Raises:
-        InputError: another suffix, or the drawing program failed.
+        InputError: another suffix, the drawing program failed, or `file` cannot be written.
         MissingExtraError: the format needs a drawing program that is not here.
     """
     file = Path(file)
@@ -79,13 +80,7 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
         TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name[:80]}.{os.getpid()}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, file)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    write_whole(file, content)
 
 
 def format_of(file: Path) -> str:
