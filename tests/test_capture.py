@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import dggraph
-from dggraph.compiler.tracing import fingerprint, trace
+from dggraph.compiler.fingerprints import fingerprint
+from dggraph.compiler.tracing import trace
 from dggraph.errors import LoweringError
 from dggraph.network.outputs import structure_of
 from dggraph.ops.aggregation import plain_aggregation

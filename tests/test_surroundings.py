@@ -10,8 +10,9 @@ from small import Net, X
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.compiler.fingerprints import fingerprint
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.compiler.tracing import fingerprint, trace
+from dggraph.compiler.tracing import trace
 from dggraph.errors import InputError
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import dggraph
-from dggraph.compiler.tracing import fingerprint, trace, trace_eval
+from dggraph.compiler.fingerprints import fingerprint
+from dggraph.compiler.tracing import trace, trace_eval
 
 
 class Inner(Block):

@@ -22,8 +22,8 @@ from torch import fx, nn
 from torch.amp.autocast_mode import autocast
 from torch.utils import checkpoint
 
-from dggraph.compiler.answers import place
 from dggraph.compiler.contexts import CONTEXTS, Context
+from dggraph.compiler.frames import asking_place
 
 _METHODS = (types.BuiltinMethodType, types.MethodType)
 _OWNED = ("_modules", "_parameters", "_buffers")
@@ -218,7 +218,7 @@ def _setattr(
                 and before != value
                 and name != "training"
             ):
-                capture.changed[f"{place()}"] = f"{name} = {before!r}"
+                capture.changed[f"{asking_place()}"] = f"{name} = {before!r}"
             original(module, name, value)
             return
         try:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from dggraph.compiler.copying import copy_model, stored_activations
+from dggraph.compiler.fingerprints import fingerprint, qualified_name
 from dggraph.compiler.lowered import plain_owner, routing_name
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.compiler.tracing import Trace, fingerprint, qualified_name, trace, trace_eval
+from dggraph.compiler.tracing import Trace, trace, trace_eval
 from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json

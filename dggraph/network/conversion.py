@@ -11,13 +11,14 @@ from torch.nn.parameter import is_lazy
 
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
+from dggraph.compiler.fingerprints import fingerprint, qualified_name
 from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.lowering import Deciders, lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.static_graph import ResidualChoice, build_graph, choose_residuals
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.compiler.tracing import Opaque, Trace, fingerprint, qualified_name, trace
+from dggraph.compiler.tracing import Opaque, Trace, trace
 from dggraph.errors import InputError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire

@@ -1,0 +1,189 @@
+"""What passes through a forward instead of a tensor while it is traced: values that answer what
+Python asks of them.
+"""
+
+import builtins
+import dis
+import operator
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, fx
+
+from dggraph.compiler.frames import (
+    is_library_code,
+)
+from dggraph.compiler.witnesses import Unanswered
+
+
+class Asked(fx.Proxy):
+    """What passes through a forward instead of a tensor: a value that answers."""
+
+    tracer: Any
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self.detach().copy_(value.detach())
+        elif name == "requires_grad":
+            self.requires_grad_(value)
+        else:
+            super().__setattr__(name, value)
+
+    def __format__(self, specification: str) -> str:
+        return (  # for a message, written before there is a value
+            f"<{vars(self).get('attr') or self.node.name}>"
+        )
+
+    def part(self, key: Any) -> Any:
+        """`self[key]`."""
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
+    def peek(self) -> Any:
+        """The value on the fake batch."""
+        return self.tracer.witnesses[0].value(self.node)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_is_param", "_is_buffer"):
+            return False
+        if not hasattr(Tensor, name) and not self.has(name):
+            raise AttributeError(f"a traced value has no attribute {name!r}")
+        return AskedAttribute(self, name)
+
+    def has(self, name: str) -> bool:
+        """Whether the value has an attribute of that name; True where it is not known."""
+        try:
+            return hasattr(self.peek(), name)
+        except Unanswered:
+            return True
+
+    def __bool__(self) -> bool:
+        answer: bool = self.tracer.answer(self, bool)
+        return answer
+
+    def __int__(self) -> int:
+        answer: int = self.tracer.answer(self, int)
+        return answer
+
+    def __index__(self) -> int:
+        answer: int = self.tracer.answer(self, operator.index)
+        return answer
+
+    def __float__(self) -> float:
+        answer: float = self.tracer.answer(self, float)
+        return answer
+
+    def __len__(self) -> int:
+        num_parts: int = self.tracer.count(self)
+        return num_parts
+
+    def __contains__(self, item: Any) -> bool:
+        if isinstance(value := self.peek(), Mapping):
+            return item in value
+        return any(item is each or bool(item == each) for each in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if (wanted := _unpacked(sys._getframe(1))) is not None:
+            return iter([self.part(index) for index in range(wanted)])
+        if isinstance(value := self.peek(), Mapping):
+            return iter(list(value))
+        return iter([self.part(index) for index in range(self.tracer.count(self))])
+
+    def keys(self) -> Any:
+        """A mapping's own keys."""
+        return (
+            list(value)
+            if isinstance(value := self.peek(), Mapping)
+            else AskedAttribute(self, "keys")()
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, classes: Any, args: Any = None, kwargs: Any = None
+    ) -> Any:
+        return fx.Proxy.__torch_function__.__func__(fx.Proxy, function, classes, args, kwargs)  # type: ignore[attr-defined]
+
+
+def _class_of(asked: Any) -> type:
+    try:
+        return type(asked.peek())
+    except Unanswered:
+        return type(asked)
+
+
+def _told_class(asked: Any) -> type:
+    """What Python code reads as `asked.__class__`, and what `case torch.Tensor():` matches.
+
+    Calls get the truth: a function in C that took a traced value for a tensor would crash the
+    process.
+    """
+    frame = sys._getframe(1)
+    is_read = dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("LOAD_ATTR", "MATCH_CLASS")
+    return _class_of(asked) if is_read else type(asked)
+
+
+class AskedProxy(Asked):
+    """The value of an fx node."""
+
+    __class__ = property(_told_class)
+
+
+class AskedAttribute(Asked, fx.proxy.Attribute):
+    """An attribute of a traced value; it becomes a node where an op reads it, not where Python
+    asks.
+    """
+
+    __class__ = property(_told_class)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        root: Any = self.root
+        if self.attr in ("values", "items") and isinstance(mapping := root.peek(), Mapping):
+            parts = [(key, root.part(key)) for key in mapping]
+            return parts if self.attr == "items" else [part for _, part in parts]
+        return super().__call__(*args, **kwargs)
+
+    def peek(self) -> Any:
+        value = self.root.peek()
+        try:
+            return getattr(value, self.attr)
+        except AttributeError as error:
+            raise Unanswered(str(error)) from error
+
+
+@contextmanager
+def answered_builtins() -> Iterator[None]:
+    """Within this context `isinstance` knows what traced values stand for, and `len` of a traced
+    tensor is traced.
+    """
+    ordinary, ordinary_len = builtins.isinstance, builtins.len
+
+    def answered_len(value: Any, /) -> Any:
+        if (
+            type(value) in (AskedProxy, AskedAttribute)
+            and issubclass(_class_of(value), Tensor)
+            and not is_library_code(sys._getframe(1))
+        ):
+            return value.size(0)
+        return ordinary_len(value)
+
+    def answered(value: Any, classes: Any, /) -> bool:
+        if ordinary(value, classes):
+            return True
+        return type(value) in (AskedProxy, AskedAttribute) and issubclass(_class_of(value), classes)
+
+    builtins.isinstance, builtins.len = answered, answered_len
+    try:
+        yield
+    finally:
+        builtins.isinstance, builtins.len = ordinary, ordinary_len
+
+
+def _unpacked(frame: types.FrameType) -> int | None:
+    """How many names stand on the left where the caller unpacks (`a, b = x`)."""
+    code, place = frame.f_code.co_code, frame.f_lasti
+    return code[place + 1] if dis.opname[code[place]] == "UNPACK_SEQUENCE" else None

@@ -1,0 +1,108 @@
+"""A fake batch that runs through a graph while it is traced, as far as somebody asks."""
+
+import copy
+import operator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dggraph.ops.guards import hold
+from dggraph.system.torch_private import FakeTensorMode
+
+
+class Unanswered(fx.proxy.TraceError):
+    """What was asked depends on the values of the images, or on how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unknown:
+    """A value that could not be computed on the fake batch."""
+
+    reason: str
+
+
+class Witness:
+    """A batch that follows the graph: fake, so that it costs nothing, and real from where a module
+    kept whole looks at values.
+    """
+
+    def __init__(
+        self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int
+    ) -> None:
+        """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts
+        away.
+        """
+        self.module, self.attempt = module, attempt
+        self.real = example[:1].expand(num_images, *example.shape[1:]).contiguous()
+        self.mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
+        self.batch: Tensor = self.mode.from_tensor(self.real)
+        self.values: dict[fx.Node, Any] = {}
+        self.is_running = False
+
+    def value(self, fx_node: fx.Node) -> Any:
+        """What `fx_node` gives.
+
+        Raises:
+            Unanswered: it could not be computed.
+        """
+        if fx_node not in self.values:
+            self._follow(fx_node.graph)
+        if isinstance(self.values[fx_node], _Unknown) and self.mode is not None:
+            self.mode, self.batch, self.values = None, self.real.clone(), {}
+            self.module = copy.deepcopy(
+                self.module
+            )  # what it counts and caches is no matter of the module's that is converted
+            self._follow(fx_node.graph)
+        value = self.values[fx_node]
+        if isinstance(value, _Unknown):
+            raise Unanswered(value.reason)
+        return value
+
+    def _follow(self, graph: fx.Graph) -> None:
+        self.is_running = True
+        try:
+            with torch.no_grad(), self.mode or nullcontext():
+                for fx_node in graph.nodes:
+                    if fx_node not in self.values:
+                        self.values[fx_node] = self._compute(fx_node)
+        finally:
+            self.is_running = False
+
+    def _compute(self, fx_node: fx.Node) -> Any:
+        unknown = [
+            source
+            for source in fx_node.all_input_nodes
+            if isinstance(self.values.get(source), _Unknown)
+        ]
+        if unknown:
+            return self.values[unknown[0]]
+        args = fx.node.map_aggregate(fx.map_arg(fx_node.args, self.values.__getitem__), _plain)
+        kwargs = fx.node.map_aggregate(fx.map_arg(fx_node.kwargs, self.values.__getitem__), _plain)
+        try:
+            if fx_node.op == "placeholder":
+                return self.batch
+            if fx_node.op == "get_attr":
+                found = operator.attrgetter(str(fx_node.target))(self.attempt)
+                if not issubclass(type(found), fx.Proxy):
+                    return found
+                return operator.attrgetter(str(fx_node.target))(
+                    self.module
+                ).clone()  # forward has written on `attempt`
+            if fx_node.op == "call_method":
+                return getattr(args[0], str(fx_node.target))(*args[1:], **kwargs)
+            target: Any = (
+                self.module.get_submodule(str(fx_node.target))
+                if fx_node.op == "call_module"
+                else fx_node.target
+            )
+            return None if target is hold else target(*args, **kwargs)
+        except Exception as error:
+            return _Unknown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _plain(argument: Any) -> Any:
+    """Flags that know their module are numbers; torch's functions want `bool`."""
+    return bool(argument) if isinstance(argument, int) and hasattr(argument, "path") else argument
