@@ -108,7 +108,7 @@ def test_our_warnings_are_plain_lines(
     def no_locks(*_args: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("fcntl.lockf", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with steady_streams(), locked(tmp_path):
         pass
     err = capsys.readouterr().err
