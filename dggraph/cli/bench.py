@@ -55,7 +55,7 @@ def command(
     if built.preprocess is None:
         raise InputError(f"{model} does not say its input size; give --input-size.")
     shape = built.preprocess.input_size
-    net = convert(built.model, torch.zeros((1, *shape)), router=router)
+    net = convert(built, router=router)
     rows: list[dict[str, Any]] = []
     for batch in batches:
         x = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0))

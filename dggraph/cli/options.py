@@ -107,7 +107,7 @@ def open_network(
     """
     from dggraph.models.registry import load_model
     from dggraph.network.archive import load
-    from dggraph.network.conversion import convert, note_source_
+    from dggraph.network.conversion import convert
     from dggraph.network.manifest import MANIFEST, read_manifest
     from dggraph.training.classifier_runs import is_classifier_run, open_classifier
 
@@ -149,21 +149,14 @@ def open_network(
                     f"{model} is a folder, but no dggraph archive: it has no {MANIFEST}."
                 ) from error
             raise
-        example = None
-        if built.preprocess is not None:
-            import torch
-
-            example = torch.zeros((1, *built.preprocess.input_size))
         net = convert(
-            built.model,
-            example,
+            built,
             wiring=wiring,
             residual=residual,
             router=router,
             gate=gate,
             threshold=threshold,
         )
-    note_source_(net, built)
     _tell(built.said)
     return net
 

@@ -20,10 +20,9 @@ from torch import fx, nn
 
 from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
-from dggraph.compiler.profiling import TRACED_BATCH, Profile
+from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Call, Flow, Region, module_calls, module_path
 from dggraph.compiler.residuals import identity_adds
-from dggraph.compiler.tracing import Trace
 from dggraph.errors import DiscoveryError
 from dggraph.graph.ir import IDENTIFIER, EdgeKind
 
@@ -66,14 +65,11 @@ class Discovery:
     """(module path, MACs, reason) of what belongs to no stage."""
 
 
-def discover(
-    trace: Trace, profile: Profile, stages: Mapping[str, Sequence[str]] | None = None
-) -> Discovery:
+def discover(flow: Flow, stages: Mapping[str, Sequence[str]] | None = None) -> Discovery:
     """Find the stages of a traced backbone.
 
     Args:
-        trace: the flat graph with its module calls.
-        profile: shapes and MACs of its nodes.
+        flow: the traced and profiled backbone.
         stages: overrides discovery: per stage name, the module paths of its blocks in order. A
             first block that changes the shape is the stage's entry.
 
@@ -81,14 +77,13 @@ def discover(
         DiscoveryError: a path in `stages` is not a single-entry, single-exit call, the blocks do
             not follow each other, or two stages share a module.
     """
-    flow = Flow(trace, profile)
     calls = module_calls(flow.order)
     regions = {
         key: region
         for key, call in calls.items()
         if (region := call_region(flow, call)) is not None
     }
-    total = sum(profile.macs.values())
+    total = sum(flow.profile.macs.values())
     if stages is not None:
         found = _asked_stages(flow, calls, regions, stages)
         return Discovery(

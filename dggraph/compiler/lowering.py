@@ -37,7 +37,7 @@ from dggraph.compiler.planning import (
 )
 from dggraph.compiler.printing import short_names
 from dggraph.compiler.regions import Flow, Region
-from dggraph.compiler.residuals import branch, identity_adds
+from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.returns import restore_structure
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
@@ -67,24 +67,27 @@ class Deciders:
 
 
 def lower(
-    flow: Flow, returned: Any, found: Sequence[FoundStage], graph: DynamicGraph, deciders: Deciders
+    flow: Flow,
+    found: Sequence[FoundStage],
+    adds: Sequence[StageAdds],
+    *,
+    graph: DynamicGraph,
+    deciders: Deciders,
 ) -> Lowered:
     """Rewire the backbone behind `flow` into `graph`. The backbone's modules are shared with the
     result, not copied.
 
     Args:
         flow: the traced backbone.
-        returned: what its forward returned, in the types it returned it in; None where that is not
-            known.
         found: its stages, in the order of `graph.stages`.
+        adds: the identity adds of each.
         graph: the wired graph.
         deciders: routers, gates and threshold.
 
     Raises:
         LoweringError: the backbone has a name that a stage's routers need.
     """
-    source_graph = next(iter(flow.order)).graph
-    lowered = copy.deepcopy(source_graph)
+    lowered = copy.deepcopy(flow.trace.graph)
     root = nn.Module()
     adopt_(root, flow.module)
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}
@@ -93,7 +96,7 @@ def lower(
         training = lowered.create_node("get_attr", "training", name="training")
     gates: dict[str, Any] = {}
     plan: list[StagePlan] = []
-    for name, stage in zip(graph.stages, found, strict=True):
+    for name, stage, own_adds in zip(graph.stages, found, adds, strict=True):
         own_name, routing = routing_name(name), StageRouting(deciders.threshold)
         if hasattr(root, own_name):
             raise LoweringError(
@@ -102,7 +105,7 @@ def lower(
             )
         root.add_module(own_name, routing)
         writer = _StageWriter(
-            flow, lowered, by_name, stage, graph, name, deciders, routing, training
+            flow, lowered, by_name, stage, own_adds, graph, name, deciders, routing, training
         )
         plan.append(writer.write())
         gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
@@ -110,8 +113,8 @@ def lower(
     with lowered.inserting_before(output):
         structure = (
             output.args[0]
-            if returned is None
-            else restore_structure(lowered, returned, output.args[0])
+            if flow.trace.returned is None
+            else restore_structure(lowered, flow.trace.returned, output.args[0])
         )
     output.args, output.type = ((structure, gates),), None
     for fx_node in flow.order:
@@ -150,6 +153,7 @@ class _StageWriter:
         lowered: fx.Graph,
         by_name: dict[str, fx.Node],
         stage: FoundStage,
+        adds: StageAdds,
         graph: DynamicGraph,
         name: str,
         deciders: Deciders,
@@ -157,7 +161,8 @@ class _StageWriter:
         training: fx.Node,
     ) -> None:
         self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
-        self.graph, self.name, self.deciders, self.routing, self.training = (
+        self.adds, self.graph, self.name, self.deciders, self.routing, self.training = (
+            adds,
             graph,
             name,
             deciders,
@@ -187,7 +192,7 @@ class _StageWriter:
             inside = [self.by_name[name] for name in block.fx_nodes]
             source = self.by_name[block.input]
             first = next(fx_node for fx_node in inside if source in fx_node.all_input_nodes)
-            adds = identity_adds(self.flow, block) if is_lifted else ()
+            adds = self.adds[index - 1] if is_lifted else ()
             if index == 1:
                 with self.lowered.inserting_before(first):
                     self.threshold = self._node(

@@ -47,6 +47,7 @@ class Flow:
     """The activations of a traced backbone and who reads whom."""
 
     def __init__(self, trace: Trace, profile: Profile) -> None:
+        self.trace = trace
         self.module = trace.module
         self.profile = profile
         self.order = {fx_node: index for index, fx_node in enumerate(trace.graph.nodes)}

@@ -13,6 +13,8 @@ from torch import fx
 from dggraph.compiler.aliasing import overwritten, writers
 from dggraph.compiler.regions import Flow, Region
 
+StageAdds = tuple[tuple[fx.Node, ...], ...]
+"""Per block of a stage, its identity adds in the trace, first one first."""
 _ADDS = {operator.add, operator.iadd, torch.add}
 _ADD_METHODS = {"add", "add_"}
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.regions import Flow
-from dggraph.compiler.residuals import identity_adds
+from dggraph.compiler.residuals import StageAdds, identity_adds
 from dggraph.errors import WiringError
 from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph, NodeKind, Residual, Stage
 
@@ -16,18 +16,24 @@ ResidualChoice = Literal["auto", "keep", "lift"]
 
 
 def build_graph(
-    name: str, found: Sequence[FoundStage], residuals: Sequence[Residual]
+    name: str, found: Sequence[FoundStage], kept_because: Sequence[str]
 ) -> DynamicGraph:
     """The graph of the backbone itself: every edge is static.
 
     A kept stage is a chain; a lifted or concat stage is complete, since its skips or operands are
     the edges.
+
+    Args:
+        name: of the backbone.
+        found: its stages.
+        kept_because: per stage, why its residuals are kept; empty where it is lifted.
     """
     stages: list[Stage] = []
     nodes: list[BlockNode] = []
     edges: list[CandidateEdge] = []
     taken: set[str] = set()
-    for stage_name, stage, residual in zip(stage_names(found), found, residuals, strict=True):
+    for stage_name, stage, reason in zip(stage_names(found), found, kept_because, strict=True):
+        residual: Residual = "keep" if reason else "lift"
         stages.append(Stage(name=stage_name, residual=residual, channel_axis=stage.channel_axis))
         entry = stage.entry_block
         entry_name = _identifier(entry.path) if entry is not None else f"{stage_name}_in"
@@ -73,13 +79,31 @@ def build_graph(
     return DynamicGraph(name, stages=stages, nodes=nodes, edges=edges)
 
 
+def find_adds(flow: Flow, found: Sequence[FoundStage]) -> tuple[StageAdds, ...]:
+    """The identity adds of each stage's blocks; none where its edges do not add."""
+    return tuple(
+        tuple(identity_adds(flow, block) if stage.kind == "add" else () for block in stage.blocks)
+        for stage in found
+    )
+
+
 def choose_residuals(
-    flow: Flow, found: Sequence[FoundStage], choice: ResidualChoice, *, is_complete: bool
+    found: Sequence[FoundStage],
+    adds: Sequence[StageAdds],
+    *,
+    choice: ResidualChoice,
+    is_complete: bool,
 ) -> tuple[str, ...]:
     """Per stage, why its residuals are kept; empty where it is lifted.
 
     `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the
     wiring is complete. `lift` takes several adds a block too.
+
+    Args:
+        found: the stages.
+        adds: the identity adds of each.
+        choice: what the caller asked for.
+        is_complete: whether the wiring joins every pair of a stage's nodes.
 
     Raises:
         WiringError: `lift` under a wiring that is not complete; the lifted skips are all the edges
@@ -90,20 +114,21 @@ def choose_residuals(
             'residual="lift" turns the skips into a complete graph, so it needs wiring="complete". '
             'Use residual="keep" (or "auto") with another wiring.'
         )
-    return tuple(_why_kept(flow, stage, choice, is_complete) for stage in found)
+    return tuple(
+        _why_kept(stage, own, choice, is_complete) for stage, own in zip(found, adds, strict=True)
+    )
 
 
-def _why_kept(flow: Flow, stage: FoundStage, choice: ResidualChoice, is_complete: bool) -> str:
+def _why_kept(stage: FoundStage, adds: StageAdds, choice: ResidualChoice, is_complete: bool) -> str:
     if choice == "keep":
         return "asked for"
     if stage.kind != "add":
         return "its edges are concat operands" if stage.kind == "concat" else "its channels change"
-    for block in stage.blocks:
-        adds = len(identity_adds(flow, block))
-        if not adds:
+    for block, own in zip(stage.blocks, adds, strict=True):
+        if not own:
             return f"{block.path} does not end in an identity add"
-        if adds > 1 and choice == "auto":
-            return f"{block.path} has {adds} identity adds, which only residual=lift takes"
+        if len(own) > 1 and choice == "auto":
+            return f"{block.path} has {len(own)} identity adds, which only residual=lift takes"
     return "" if is_complete else "the wiring is not complete"
 
 

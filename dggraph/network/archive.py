@@ -25,6 +25,7 @@ from dggraph.compiler.fingerprints import fingerprint, qualified_name
 from dggraph.compiler.lowered import plain_owner, routing_name
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
+from dggraph.compiler.static_graph import find_adds
 from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.compiler.tracing import Trace, trace, trace_eval
 from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
@@ -32,7 +33,9 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import build_shapes, build_trusted, is_registered
-from dggraph.network.conversion import assemble, plain_backbone
+from dggraph.network.assembly import assemble
+from dggraph.network.blueprint import Blueprint
+from dggraph.network.conversion_arguments import plain_backbone
 from dggraph.network.inference import InferenceNetwork
 from dggraph.network.manifest import (
     MANIFEST,
@@ -49,8 +52,8 @@ from dggraph.network.manifest import (
     unpack_budgets,
     unpack_preprocess,
 )
-from dggraph.network.network import Blueprint, DynamicNetwork
-from dggraph.network.report import note_dense
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.report import note_checks
 from dggraph.network.skipping_checks import check_skipping_
 from dggraph.network.static_checks import check_images, check_static
 from dggraph.ops.gating import GATES
@@ -274,7 +277,8 @@ def _lowered_again(
     try:
         flow = Flow(traced, profile(traced.module, traced.graph, example))
         refuse_unknown_names(folder, blueprint.found, flow.by_name)
-        net = assemble(flow, traced, graph, blueprint, threshold=0.5).eval()
+        adds = find_adds(flow, blueprint.found)
+        net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=0.5)
     except ArchiveError:
         raise
     except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
@@ -295,9 +299,7 @@ def _lowered_again(
         check_skipping_(net, check_images(net, backbone, example))
     except DggraphError as error:
         raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
-    net.report = replace(
-        net.report, max_difference=difference, stages=note_dense(net.report.stages, net.plan)
-    )
+    net.report = note_checks(net.report, net.plan, max_difference=difference)
     return net
 
 

@@ -18,8 +18,8 @@ from dggraph.compiler.regions import Region
 from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
 from dggraph.models.preprocessing import Preprocess
+from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
-from dggraph.network.network import Blueprint
 from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1

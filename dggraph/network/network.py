@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
 from dggraph.compiler.partition import Program, cut
@@ -16,6 +14,7 @@ from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.models.preprocessing import Preprocess
+from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.layer_groups import automatic, with_routers
@@ -74,26 +73,6 @@ class Gates(NamedTuple):
         )
         adjacency_BVV[:, topology.sources, topology.targets] = weights_BE
         return adjacency_BVV
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blueprint:
-    """What an archive must keep to lower the same trace again."""
-
-    fingerprint: str
-    found: tuple[FoundStage, ...]
-    static: tuple[tuple[str, int, str], ...]
-    """(module path, MACs, reason) of what belongs to no stage."""
-    kept_because: tuple[str, ...]
-    """Per stage, why its residuals are kept; empty where they are lifted."""
-    router: str
-    gate: str
-    leaves: tuple[str, ...]
-    """Classes of the backbone's modules that the caller kept as one call."""
-    input_shape: tuple[int, ...]
-    """Shape of one example instance."""
-    dtype: str
-    """Type of the example, such as `float32`."""
 
 
 class DynamicNetwork(StandIn):

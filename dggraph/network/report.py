@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from dggraph.compiler.answers import Assumption
 from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.planning import StagePlan
+from dggraph.compiler.regions import Flow
 from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
+from dggraph.network.blueprint import Blueprint
 from dggraph.views.escaping import count
 from dggraph.views.html_table import html_table
 
@@ -143,15 +145,45 @@ class ConversionReport:
         )
 
 
-def note_dense(stages: Sequence[StageReport], plan: Sequence[StagePlan]) -> tuple[StageReport, ...]:
-    """`stages` with the reasons why some of them run on whole batches."""
-    return tuple(
-        replace(stage, dense_because=one.dense_only)
-        for stage, one in zip(stages, plan, strict=True)
+def report_conversion(
+    flow: Flow, graph: DynamicGraph, blueprint: Blueprint, frozen: tuple[str, ...]
+) -> ConversionReport:
+    """What is known once a network is lowered, before it is checked; `frozen` are the parameters
+    that it does not read.
+    """
+    traced = flow.trace
+    return ConversionReport(
+        name=graph.name,
+        stages=_report_stages(graph, blueprint.found, blueprint.kept_because),
+        total_macs=sum(flow.profile.macs.values()),
+        static=tuple(
+            StaticPart(module_path=path, macs=macs, reason=reason)
+            for path, macs, reason in blueprint.static
+        ),
+        frozen=frozen,
+        opaque=traced.opaque,
+        assumptions=traced.assumptions,
+        checkpointed=traced.checkpointed,
+        eval_only=traced.eval_only,
+        hooks=traced.hooks,
+        max_difference=0.0,
     )
 
 
-def report_stages(
+def note_checks(
+    report: ConversionReport, plan: Sequence[StagePlan], *, max_difference: float
+) -> ConversionReport:
+    """`report` with what the self-checks found: how far the static path is from the backbone, and
+    which stages run on whole batches, as `plan` says.
+    """
+    stages = tuple(
+        replace(stage, dense_because=one.dense_only)
+        for stage, one in zip(report.stages, plan, strict=True)
+    )
+    return replace(report, stages=stages, max_difference=max_difference)
+
+
+def _report_stages(
     graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]
 ) -> tuple[StageReport, ...]:
     """One `StageReport` a stage, in order."""

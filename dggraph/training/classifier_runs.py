@@ -14,7 +14,7 @@ from torch import Tensor
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.registry import is_registered, load_model, takes_num_classes
 from dggraph.network.archive import load
-from dggraph.network.conversion import convert, note_source_
+from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
 from dggraph.network.manifest import MANIFEST, read_manifest
 from dggraph.network.network import DynamicNetwork
@@ -133,9 +133,9 @@ def _built(
     try:
         if config.router == "none":
             loaded.model.load_state_dict(tensors)
-            net = convert(loaded.model, example)
+            net = convert(loaded, example)
         else:
-            net = convert(loaded.model, example, **config.conversion)
+            net = convert(loaded, example, **config.conversion)
             (decide_blocks_ if config.decide == "blocks" else pin_open_)(net, _pinned(folder))
             net.load_state_dict(tensors)
             release_(net)
@@ -144,7 +144,6 @@ def _built(
             f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed"
             " since?"
         ) from error
-    note_source_(net, loaded)
     net.labels, net.preprocess = classes or loaded.labels, preprocess
     return net.eval()
 

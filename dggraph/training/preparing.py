@@ -23,7 +23,7 @@ from dggraph.models.registry import (
     start_from_,
     takes_num_classes,
 )
-from dggraph.network.conversion import convert, note_source_
+from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.network.norms import NORMS
@@ -245,13 +245,7 @@ def _refuse(config: TrainConfig) -> None:
 
 
 def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess) -> DynamicNetwork:
-    net = convert(
-        loaded.model,
-        torch.zeros((1, *preprocess.input_size)),
-        **config.conversion,
-    )
-    note_source_(net, loaded)
-    return net
+    return convert(loaded, torch.zeros((1, *preprocess.input_size)), **config.conversion)
 
 
 def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:

@@ -1,0 +1,96 @@
+"""The last pass that makes something: lower a wired graph, and wrap the result into a network.
+`convert` and `load` both end here.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dggraph.compiler.lowered import LoweredModule, routing_of
+from dggraph.compiler.lowering import Deciders, lower
+from dggraph.compiler.regions import Flow
+from dggraph.compiler.residuals import StageAdds
+from dggraph.graph.ir import DynamicGraph
+from dggraph.network.blueprint import Blueprint
+from dggraph.network.cost import tabulate_macs
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.report import report_conversion
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
+
+
+def assemble(
+    flow: Flow,
+    adds: Sequence[StageAdds],
+    *,
+    graph: DynamicGraph,
+    blueprint: Blueprint,
+    threshold: float,
+) -> DynamicNetwork:
+    """A network in eval mode that shares its modules with `flow`, routers untrained.
+
+    Args:
+        flow: the traced and profiled backbone.
+        adds: the identity adds of each stage.
+        graph: what may connect.
+        blueprint: its stages, routers and gates.
+        threshold: of every stage.
+
+    Raises:
+        LoweringError: the backbone has a name that a stage's routers need.
+    """
+    scope, make_router = find_router(blueprint.router)
+    deciders = Deciders(
+        scope=scope, router=make_router, gate=GATES[blueprint.gate], threshold=threshold
+    )
+    lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
+    _follow_backbone_(lowered.module, graph, flow.module)
+    frozen = _freeze_unused_(lowered.module)
+    net = DynamicNetwork(
+        lowered.module,
+        backbone=flow.module,
+        graph=graph,
+        plan=lowered.plan,
+        report=report_conversion(flow, graph, blueprint, frozen),
+        macs_table=tabulate_macs(graph, lowered.module, scope, sum(flow.profile.macs.values())),
+        blueprint=blueprint,
+    )
+    return net.eval()
+
+
+def _follow_backbone_(lowered: LoweredModule, graph: DynamicGraph, backbone: nn.Module) -> None:
+    """Move routers and gates to the device and type of the backbone's weights. Thresholds stay
+    float32: bfloat16 would round 0.999 to 1.
+    """
+    parameter = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return
+    for stage in graph.stages:
+        for decider in routing_of(lowered, stage).to(device=parameter.device).children():
+            decider.to(dtype=parameter.dtype)
+
+
+def _freeze_unused_(lowered: LoweredModule) -> tuple[str, ...]:
+    """Plain DDP fails on parameters that never get a gradient, so those the graph does not read
+    stop asking for one; their names.
+    """
+    used: set[int] = set()
+    for fx_node in lowered.graph.nodes:
+        if fx_node.op == "call_module":
+            used.update(
+                id(parameter)
+                for parameter in lowered.get_submodule(str(fx_node.target)).parameters()
+            )
+        elif fx_node.op == "get_attr":
+            path, _, name = str(fx_node.target).rpartition(".")
+            owner = lowered.get_submodule(path)
+            read = owner._parameters.get(name, getattr(owner, name))
+            used.update(map(id, read.parameters() if isinstance(read, nn.Module) else [read]))
+    unused = {
+        name: parameter
+        for name, parameter in lowered.named_parameters()
+        if id(parameter) not in used
+    }
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
+    return tuple(unused)

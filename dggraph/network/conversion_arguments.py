@@ -1,0 +1,145 @@
+"""What `convert` takes: a module that can be converted, options that are known, an example of its
+input.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dggraph.compiler.lowered import LoweredModule
+from dggraph.errors import InputError
+from dggraph.models.preprocessing import Preprocess, input_size_of
+from dggraph.network.network import DynamicNetwork
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
+
+
+def plain_backbone(model: object) -> nn.Module:
+    """`model`, taken out of the wrappers of `torch.compile` and of data parallelism.
+
+    Raises:
+        InputError: it is not a module, is converted already, or has not seen its first input yet.
+    """
+    model = (
+        getattr(model, "_orig_mod", model) if type(model).__name__ == "OptimizedModule" else model
+    )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if isinstance(model, DynamicNetwork | LoweredModule):
+        raise InputError(
+            "this network is converted already. To wire it differently, convert its backbone again."
+        )
+    if not isinstance(model, nn.Module):
+        given, hint = repr(model)[:80], ""
+        if isinstance(model, type):
+            given, hint = (
+                f"the class {model.__name__}",
+                f" Call it: convert({model.__name__}(...)).",
+            )
+        elif isinstance(model, Mapping):
+            given = f"a mapping ({type(model).__name__})"
+            hint = (
+                " A state dict holds weights only: build the model, model.load_state_dict(...), and"
+                " convert that."
+            )
+        raise InputError(f"convert takes an nn.Module or a MODEL name, not {given}.{hint}")
+    is_detection = any(
+        kind.__module__.startswith("torchvision.models.detection") for kind in type(model).__mro__
+    )
+    if is_detection and hasattr(model, "backbone"):
+        raise InputError(
+            f"{type(model).__name__} is a detector and takes a list of images. Convert the backbone"
+            " inside it, in place: dggraph.convert_backbone_(detector)."
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the meta device and has no values, so nothing can be compared with"
+                " the backbone. Build the backbone outside torch.device('meta'), or call"
+                " model.to_empty(device='cpu') and load its weights, then convert it."
+            )
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise InputError(
+            f"{lazy[0]!r} is lazy: its shape is not known yet. Run the backbone once on an input,"
+            " then convert it."
+        )
+    return model
+
+
+def check_options(
+    *, router: str, gate: str, residual: str, init: str, threshold: object, leaves: object
+) -> None:
+    """Refuse what `convert` does not know.
+
+    Raises:
+        InputError: names the option.
+    """
+    find_router(router)
+    choices = {
+        "gate": (gate, tuple(GATES)),
+        "residual": (residual, ("auto", "keep", "lift")),
+        "init": (init, ("preserve", "scratch")),
+    }
+    for option, (value, known) in choices.items():
+        if value not in known:
+            raise InputError(f"{option}={value!r} is not one of {', '.join(known)}.")
+    if (
+        isinstance(leaves, str)
+        or not isinstance(leaves, Collection)
+        or not all(isinstance(leaf, type) for leaf in leaves)
+    ):
+        raise InputError(
+            f"leaves={leaves!r} is not a collection of module classes; write leaves=(MyBlock,)."
+        )
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise InputError(f"threshold={threshold!r} is not a number; use 0.5.")
+    if not 0 <= threshold < 1:
+        raise InputError(
+            f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open, use"
+            " 0.5."
+        )
+
+
+def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess | None) -> Tensor:
+    """`example`, or zeros of the size that `preprocess` or the model itself says, as the model's
+    weights are: their type and device.
+
+    Raises:
+        InputError: it is not a batch of images, or no size is known.
+    """
+    parameter = next(
+        (p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu")
+    )
+    if example is None:
+        size = preprocess.input_size if preprocess is not None else input_size_of(model)
+        if size is None:
+            raise InputError(
+                f"{type(model).__name__} does not say its input size. Pass `example_input`"
+                " (--input-size), a float tensor (1, C, H, W) of the size you will use."
+            )
+        return torch.zeros((1, *size), dtype=parameter.dtype, device=parameter.device)
+    if not isinstance(example, Tensor):
+        raise InputError(
+            f"example_input is {type(example).__name__}; an image batch is a float tensor (B, C,"
+            " H, W)."
+        )
+    if example.is_meta:
+        raise InputError(
+            "example_input is on the meta device and has no values. Pass one from where the"
+            " backbone is, for example zeros."
+        )
+    if example.ndim == 5:
+        raise InputError(
+            f"example_input has shape {tuple(example.shape)}: clips (B, C, T, H, W). convert takes"
+            " backbones of images (B, C, H, W): convert the one inside your model, and call it"
+            " with frames folded into the batch, clips.transpose(1, 2).flatten(0, 1)."
+        )
+    if example.ndim != 4 or not example.is_floating_point() or example.shape[0] < 1:
+        raise InputError(
+            f"example_input has shape {tuple(example.shape)} and dtype {example.dtype}; an image"
+            " batch is a float tensor (B, C, H, W)."
+        )
+    return example.detach().to(parameter)
