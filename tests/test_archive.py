@@ -3,6 +3,7 @@ nothing is half-written.
 """
 
 import contextlib
+import copy
 import json
 import os
 import subprocess
@@ -508,3 +509,28 @@ def test_a_killed_save_leaves_the_old_archive_or_the_new_one(tmp_path: Path) -> 
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(code, env={**os.environ, **own}, check=False)
     assert done.returncode == 0
+
+
+def test_saving_neither_runs_the_network_nor_builds_its_backbone_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its head was replaced, which only a pass can tell the outputs of."""
+
+    def built_again(*_args: Any) -> Any:
+        raise AssertionError("save built the backbone again")
+
+    monkeypatch.setattr("dggraph.network.archive.build_shapes", built_again)
+    net, passes = dggraph.convert("dggraph:resnet20_8"), list[str]()
+    net.fc.register_forward_hook(lambda *_args: passes.append("fc"))
+    dggraph.save(net, tmp_path / "a", labels=[f"{k}" for k in range(10)])
+    dggraph.save(copy.deepcopy(net), tmp_path / "b")
+    dggraph.save(dggraph.load(tmp_path / "a"), tmp_path / "c")
+    with pytest.raises(InputError, match="3 labels for 10 outputs"):
+        dggraph.save(net, tmp_path / "d", labels=["cat", "dog", "cow"])
+    assert not passes
+    net.fc, net.source = nn.Linear(net.fc.in_features, 3), None
+    net.fc.register_forward_hook(lambda *_args: passes.append("new fc"))
+    dggraph.save(net, tmp_path / "d", labels=["cat", "dog", "cow"])
+    with pytest.raises(InputError, match="10 labels for 3 outputs"):
+        dggraph.save(net, tmp_path / "d", labels=[f"{k}" for k in range(10)])
+    assert passes == ["new fc", "new fc"]

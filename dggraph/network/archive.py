@@ -241,6 +241,10 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
         manifest.source,
         {key: value for key, value in options.items() if value is not None},
     )
+    if model is None:
+        net.converted = replace(
+            net.converted, source=net.source, source_options=dict(net.source_options)
+        )
     net.labels = tuple(manifest.labels) if manifest.labels is not None else None
     net.preprocess = unpack_preprocess(manifest)
     net.budgets = unpack_budgets(manifest)
@@ -364,6 +368,11 @@ def _refuse_unkept(lowered: nn.Module) -> None:
 
 def _refuse_other_backbone(net: DynamicNetwork, state: dict[str, Tensor]) -> None:
     """The name must rebuild what `net` holds, or the archive could never be loaded."""
+    known = net.converted
+    if (known.source, known.source_options) == (net.source, dict(net.source_options)) and (
+        known.holds_of(net.lowered)
+    ):
+        return
     options = {
         key: net.source_options[key]
         for key in ("num_classes", "image_size")
@@ -404,6 +413,19 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
         raise InputError(
             f"the label {strange!r} is not UTF-8, so no archive can hold it. Name it otherwise."
         )
+    number = _num_outputs(net)
+    if number is not None and number != len(names):
+        raise InputError(
+            f"there are {len(names)} labels for {number} outputs; give one name an output,"
+            " or set net.labels = None."
+        )
+    return list(names)
+
+
+def _num_outputs(net: DynamicNetwork) -> int | None:
+    """As conversion found it; where modules were replaced since, as a copy of the network shows."""
+    if net.converted.holds_of(net.lowered):
+        return net.converted.num_outputs
     twin = copy.deepcopy(net.lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
@@ -412,12 +434,7 @@ def _labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | No
                 (1, *net.blueprint.input_shape), dtype=parameter.dtype, device=parameter.device
             )
         )
-    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] != len(names):
-        raise InputError(
-            f"there are {len(names)} labels for {output.shape[1]} outputs; give one name an output,"
-            " or set net.labels = None."
-        )
-    return list(names)
+    return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 def _is_unicode(text: str) -> bool:

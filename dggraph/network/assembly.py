@@ -15,6 +15,7 @@ from dggraph.network.blueprint import Blueprint
 from dggraph.network.cost import tabulate_macs
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import report_conversion
+from dggraph.network.snapshot import Snapshot, count_outputs, outline_of
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
 
@@ -54,6 +55,7 @@ def assemble(
         report=report_conversion(flow, graph, blueprint, frozen),
         macs_table=tabulate_macs(graph, lowered.module, scope, sum(flow.profile.macs.values())),
         blueprint=blueprint,
+        converted=Snapshot(outline=outline_of(lowered.module), num_outputs=count_outputs(flow)),
     )
     return net.eval()
 

@@ -141,6 +141,9 @@ def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
     """Let `net` know the name it was built from, and what is known of its images and classes."""
     net.source, net.source_options = loaded.source, loaded.options
     net.preprocess, net.labels = loaded.preprocess, loaded.labels
+    net.converted = replace(
+        net.converted, source=loaded.source, source_options=dict(loaded.options)
+    )
 
 
 def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:

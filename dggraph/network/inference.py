@@ -87,6 +87,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
         report=net.report,
         macs_table=net.macs_table,
         blueprint=net.blueprint,
+        converted=net.converted,
     )
     own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell", "_places", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})

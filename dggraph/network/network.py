@@ -19,6 +19,7 @@ from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
+from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable, path_macs
@@ -103,6 +104,8 @@ class DynamicNetwork(StandIn):
     """What its parts cost, in multiply-accumulates."""
     blueprint: Blueprint
     """What an archive keeps."""
+    converted: Snapshot
+    """What was known of it when it was converted."""
     source: str | None
     """The MODEL name it was built from, or None for a bare module."""
     source_options: Mapping[str, int]
@@ -127,15 +130,11 @@ class DynamicNetwork(StandIn):
         report: ConversionReport,
         macs_table: MacsTable,
         blueprint: Blueprint,
+        converted: Snapshot,
     ) -> None:
         super().__init__(lowered, backbone)
-        self.graph, self.plan, self.report, self.macs_table, self.blueprint = (
-            graph,
-            plan,
-            report,
-            macs_table,
-            blueprint,
-        )
+        self.graph, self.plan, self.report = graph, plan, report
+        self.macs_table, self.blueprint, self.converted = macs_table, blueprint, converted
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
         self._executor, self._program, self._collected = "auto", None, None
