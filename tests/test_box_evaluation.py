@@ -12,9 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dggraph.detection import average_precision as box_evaluation
-from dggraph.detection.average_precision import Detection, average_precision, write_predictions
+from dggraph.detection.average_precision import average_precision, write_predictions
 from dggraph.detection.readers import Box, BoxImage, BoxSet, read_coco, read_voc
 from dggraph.errors import InputError, MissingExtraError
+from dggraph.graph.detection import Detection
 
 INPUTS = Path(os.environ.get("DGGRAPH_INPUTS", Path.home() / ".cache/dggraph/inputs"))
 EXAMPLES = INPUTS / "labelme/usr/share/doc/labelme-examples/examples"

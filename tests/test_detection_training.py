@@ -18,12 +18,12 @@ from test_cli import run
 from toy_boxes import detector, sets, write_coco, write_voc
 
 import dggraph
-from dggraph.detection.average_precision import Detection
 from dggraph.detection.box_data import BoxDataset, collate, open_boxes, open_validation_boxes
 from dggraph.detection.evaluation import Found, by_category, detect, evaluate_boxes
 from dggraph.detection.recording import make_detector_predictor
 from dggraph.detection.registry import load_detector
 from dggraph.errors import ArchiveError, InputError, TrainingError
+from dggraph.graph.detection import Detection
 from dggraph.models.feature_pyramids import freeze_norms_
 from dggraph.network.network import collecting_gates, dynamic_part
 from dggraph.training import loop
@@ -486,6 +486,8 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     assert [one.name for one in prediction.detected.objects] == [
         detected.classes[label - 1] for label in labels if label
     ]
+    with pytest.raises(InputError, match=r"its class \d, and there are names for 0 classes"):
+        make_detector_predictor(detected.model, detected.net, classes=(), name="n").predict(image)
     validation = open_validation_boxes(keys(data, tmp_path).source)
     found = detect(detected.model, BoxDataset(validation.images[2:3]))
     assert [one.label for one in found.detections[14]] == [label - 1 for label in labels if label]

@@ -26,7 +26,7 @@ from dggraph.errors import InputError
 from dggraph.evaluation import atlas as collecting
 from dggraph.evaluation.atlas import collect_atlas
 from dggraph.evaluation.recording import Predictor
-from dggraph.graph.atlas import Detected, FoundObject
+from dggraph.graph.detection import Detected, Detection
 from dggraph.models.preprocessing import open_image
 from dggraph.network.network import collecting_gates
 from dggraph.training.config import read_config
@@ -120,7 +120,7 @@ def found(
     return Detected(
         size=size,
         objects=tuple(
-            FoundObject(
+            Detection(
                 corners=one,
                 label=place,
                 name=(names or ("cat",) * len(corners))[place],

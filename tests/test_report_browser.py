@@ -16,7 +16,7 @@ from test_report import hostile_atlas
 
 from dggraph.data.image_sets import open_image_set
 from dggraph.evaluation.atlas import Collected, collect_atlas
-from dggraph.graph.atlas import Detected, FoundObject
+from dggraph.graph.detection import Detected, Detection
 from dggraph.views.report import make_report
 
 webdriver = pytest.importorskip(
@@ -190,7 +190,7 @@ def test_outlined_objects_are_shown_on_their_images(
     browser: Any, collected: Collected, tmp_path: Path
 ) -> None:
     """Within the image, over it, and found by their class; at both widths nothing sticks out."""
-    box = FoundObject(corners=(4, 4, 12, 12), label=3, name="<b>bird</b>\u202e", score=0.75)
+    box = Detection(corners=(4, 4, 12, 12), label=3, name="<b>bird</b>\u202e", score=0.75)
     instances = tuple(
         replace(one, detected=Detected(size=(16, 16), objects=(box,) * (place % 2)))
         for place, one in enumerate(collected.atlas.instances)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dggraph.evaluation.recording import Predictor
-    from dggraph.graph.atlas import Detected
+    from dggraph.graph.detection import Detected
     from dggraph.graph.ir import ActivatedPath
     from dggraph.network.network import DynamicNetwork
     from dggraph.views.layout import Layout

@@ -13,18 +13,8 @@ import numpy as np
 
 from dggraph.detection.readers import BoxImage, BoxSet
 from dggraph.errors import InputError, MissingExtraError
+from dggraph.graph.detection import Corners, Detection
 from dggraph.system.files import write_whole
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Detection:
-    """One predicted object."""
-
-    corners: tuple[float, float, float, float]
-    """Left, top, right, bottom, in pixels of the image as it came."""
-    label: int
-    """Index into `BoxSet.classes`."""
-    score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +149,7 @@ def _numbered(images: Iterable[BoxImage]) -> Iterable[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _size(corners: tuple[float, float, float, float]) -> list[float]:
+def _size(corners: Corners) -> list[float]:
     left, top, right, bottom = corners
     return [left, top, right - left, bottom - top]
 

@@ -20,6 +20,7 @@ from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_images import compare_images, open_drawn_on
 from dggraph.detection.box_sets import BoxImage, BoxSet, refuse_bad_boxes
 from dggraph.detection.coco import read_coco
+from dggraph.detection.detectors import FIRST_CLASS
 from dggraph.detection.voc import read_list, read_voc
 from dggraph.errors import DggraphError, InputError
 from dggraph.models.image_files import Depth
@@ -68,7 +69,7 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
             format=tv_tensors.BoundingBoxFormat.XYXY,
             canvas_size=(entry.height, entry.width),
         )
-        labels = torch.tensor([box.label + 1 for box in known], dtype=torch.int64)
+        labels = torch.tensor([box.label + FIRST_CLASS for box in known], dtype=torch.int64)
         tensor, target = self.transform(image, {"boxes": boxes, "labels": labels})
         return tensor, target | {"image_id": torch.tensor(entry.image_id)}
 

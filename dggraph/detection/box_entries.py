@@ -12,9 +12,9 @@ from unicodedata import normalize
 
 from dggraph.detection.box_sets import MAX_ID
 from dggraph.errors import InputError
+from dggraph.graph.detection import Corners
 
 OnBadBox = Literal["error", "skip"]
-Corners = tuple[float, float, float, float]
 SHOWN = 5
 MAX_NUMBER = 1e15
 """Beyond any image: what is larger makes no sense, and no float or int of Python's reading."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dggraph.errors import InputError
+from dggraph.graph.detection import Corners
 from dggraph.views.escaping import plural
 
 MIN_SIDE = 1.0
@@ -24,9 +25,9 @@ MAX_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """One object."""
+    """One object that was annotated; what is found is a `Detection`."""
 
-    corners: tuple[float, float, float, float]
+    corners: Corners
     """Left, top, right, bottom, within the image."""
     label: int
     """Index into `BoxSet.classes`."""

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
+from dggraph.graph.detection import Detection
 from dggraph.network.conversion import convert
 from dggraph.network.network import DynamicNetwork
 
 EXAMPLE_SIDE = 256
-FoundBox = tuple[tuple[float, float, float, float], int, float]
-"""Corners in pixels, label from 0, score."""
+FIRST_CLASS = 1
+"""Torchvision's detectors number the classes from here: 0 is the background."""
 
 
 def convert_backbone_(
@@ -64,7 +65,7 @@ def convert_backbone_(
     return net
 
 
-def read_boxes(output: object) -> list[FoundBox]:
+def read_boxes(output: object) -> list[Detection]:
     """What a detector of torchvision's kind found on one image. Label 0, the background, which
     RetinaNet and FCOS may answer too, is left out.
 
@@ -80,9 +81,9 @@ def read_boxes(output: object) -> list[FoundBox]:
         output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores")
     )
     return [
-        (tuple(box), int(label) - 1, score)
-        for box, label, score in zip(boxes, labels, scores, strict=True)
-        if int(label) > 0
+        Detection(corners=tuple(box), label=int(number) - FIRST_CLASS, score=score)
+        for box, number, score in zip(boxes, labels, scores, strict=True)
+        if int(number) >= FIRST_CLASS
     ]
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dggraph.detection.average_precision import Detection, Precision, average_precision
+from dggraph.detection.average_precision import Precision, average_precision
 from dggraph.detection.box_data import BoxDataset, collate
-from dggraph.detection.detectors import read_boxes
+from dggraph.detection.detectors import FIRST_CLASS, read_boxes
 from dggraph.detection.readers import BoxSet
 from dggraph.evaluation.accuracy import own_batches
+from dggraph.graph.detection import Detection
 from dggraph.network.network import DynamicNetwork, collecting_gates, dynamic_part
 from dggraph.system import processes
 from dggraph.system.loaders import load_batches
@@ -70,7 +71,7 @@ def by_category(found: Found, expected: BoxSet) -> Found:
     """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones
     have. Ids not in `expected` are dropped.
     """
-    place = {number - 1: label for label, number in enumerate(expected.category_ids)}
+    place = {number - FIRST_CLASS: label for label, number in enumerate(expected.category_ids)}
     renumbered = {
         image_id: [replace(one, label=place[one.label]) for one in detections if one.label in place]
         for image_id, detections in found.detections.items()
@@ -103,11 +104,7 @@ def detect(
         ):
             outputs, shares = _run(model, net, [image.to(device) for image in images])
             for target, output, share in zip(targets, outputs, shares, strict=True):
-                detections = [
-                    Detection(corners=corners, label=label, score=score)
-                    for corners, label, score in read_boxes(output)
-                ]
-                mine.append((int(target["image_id"]), detections, share))
+                mine.append((int(target["image_id"]), read_boxes(output), share))
     every = [
         item
         for part in processes.all_gather_objects(mine)

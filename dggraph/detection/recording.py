@@ -1,6 +1,7 @@
 """Record what a detector found on an image, and the path on which its backbone came there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import functional
 
-from dggraph.detection.detectors import read_boxes
+from dggraph.detection.detectors import FIRST_CLASS, read_boxes
 from dggraph.errors import InputError
 from dggraph.evaluation.recording import (
     Prediction,
@@ -18,7 +19,7 @@ from dggraph.evaluation.recording import (
     on_cpu,
     require_stages,
 )
-from dggraph.graph.atlas import Detected, FoundObject
+from dggraph.graph.detection import Detected, Detection
 from dggraph.network.digests import digest_state
 from dggraph.network.network import DynamicNetwork, collecting_gates
 from dggraph.system.modes import evaluating
@@ -33,7 +34,7 @@ def make_detector_predictor(
         model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of
             each, as torchvision's detectors do.
         net: its backbone, by `convert_backbone_`.
-        classes: label k is `classes[k - 1]`.
+        classes: names of its classes, the background left out.
         name: what to call it.
 
     Raises:
@@ -71,16 +72,23 @@ def _predict_with_detector(
                 " one path to record."
             )
         (path,) = activated_paths(net.graph, collected[0])
-    objects = tuple(
-        FoundObject(corners=corners, label=label, name=classes[label], score=score)
-        for corners, label, score in read_boxes(output)
-    )
+    objects = tuple(_named(one, classes) for one in read_boxes(output))
     return Prediction(
         path=path,
         gates=on_cpu(collected[0]),
         classes=(),
         detected=Detected(size=image.size, objects=objects),
     )
+
+
+def _named(one: Detection, classes: tuple[str, ...]) -> Detection:
+    if one.label >= len(classes):
+        raise InputError(
+            f"this detector found an object of its class {one.label + FIRST_CLASS}, and there are"
+            f" names for {len(classes)} classes. Name all that it was trained on, the background"
+            " left out."
+        )
+    return replace(one, name=classes[one.label])
 
 
 def _identify_detector(

@@ -19,12 +19,11 @@ from dggraph.graph.atlas import (
     Atlas,
     ClassPaths,
     CommonPath,
-    Detected,
-    FoundObject,
     Frequencies,
     GateFacts,
     Instance,
 )
+from dggraph.graph.detection import Detected, Detection
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.network.cost import path_keys
 from dggraph.network.network import Gates
@@ -294,7 +293,7 @@ def _unpack(packed: dict[str, Any]) -> Instance:
     }
     if detected is not None:
         objects = tuple(
-            FoundObject(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"]
+            Detection(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"]
         )
         whole["detected"] = Detected(size=tuple(detected["size"]), objects=objects)
     return Instance(**(packed | whole))

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.graph.atlas import Detected
+from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.models.preprocessing import Picturable, require_preprocess
 from dggraph.network.digests import digest_of

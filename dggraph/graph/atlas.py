@@ -3,8 +3,9 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, CandidateEdge
 
 Frequencies = Mapping[str, tuple[float, ...]]
@@ -12,32 +13,6 @@ Frequencies = Mapping[str, tuple[float, ...]]
 
 BINS_PER_STATIC = 200
 """Histogram bins are a two-hundredth of the static network's MACs wide."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundObject:
-    """One object that a detector found on an image."""
-
-    corners: tuple[float, float, float, float]
-    """Left, top, right, bottom, in pixels of the image."""
-    label: int
-    """Its class, an index into the detector's."""
-    name: str
-    """Name of its class."""
-    score: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Detected:
-    """What a detector found on one image."""
-
-    size: tuple[int, int]
-    """Width and height of the image in pixels."""
-    objects: tuple[FoundObject, ...]
-
-    def scoring(self, least: float) -> "Detected":
-        """Only the objects of score `least` or more."""
-        return replace(self, objects=tuple(one for one in self.objects if one.score >= least))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from dggraph.graph.atlas import BINS_PER_STATIC, Atlas, Detected, Frequencies, Instance
+from dggraph.graph.atlas import BINS_PER_STATIC, Atlas, Frequencies, Instance
+from dggraph.graph.detection import Detected
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 
 

@@ -5,7 +5,7 @@ any photo. Pixels, y downward.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dggraph.graph.atlas import Detected, FoundObject
+from dggraph.graph.detection import Detected, Detection
 from dggraph.views.annotations import FIRST, INK, SECOND
 from dggraph.views.escaping import fit, for_xml, plural, text_width
 
@@ -99,13 +99,13 @@ def tell_objects(detected: Detected) -> str:
     )
 
 
-def _tell(one: FoundObject, *, width: float) -> str:
+def _tell(one: Detection, *, width: float) -> str:
     """Class and score; the middle of a long name left out."""
     score = f" {one.score:.2f}"
     return fit(one.name, TAG, width - text_width(score, TAG)) + score
 
 
-def _scale(one: FoundObject, size: tuple[int, int], image: Rectangle) -> Rectangle:
+def _scale(one: Detection, size: tuple[int, int], image: Rectangle) -> Rectangle:
     left, top, right, bottom = one.corners
     x, y, width, height = image
     across, down = width / size[0], height / size[1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dggraph.graph.atlas import Detected
+from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.annotations import (
     EDGE_LOOKS,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from dggraph.graph.atlas import Atlas, ClassPaths, CommonPath, Detected, Frequencies, Instance
+from dggraph.graph.atlas import Atlas, ClassPaths, CommonPath, Frequencies, Instance
+from dggraph.graph.detection import Detected
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.box_overlay import place_outlines, tell_objects, write_outlines
 from dggraph.views.captions import HIGH, WIDE, fit_size
