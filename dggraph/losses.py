@@ -15,7 +15,7 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.network.network import Gates
 from dggraph.ops.divergence import divergence
-from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
+from dggraph.ops.macs import MacsTable
 
 __all__ = ["budget", "budget_of", "divergence", "kept"]
 
@@ -50,9 +50,7 @@ def kept(gates: Gates) -> Tensor:
             " stages."
         )
     real_B = gates.macs()
-    expected_B = path_macs(
-        open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table), gates.table
-    )
+    expected_B = gates.expected_macs()
     # Finite minus itself is exactly 0, so the value is the meter's to the bit; NaN minus itself is
     # NaN and stays visible.
     return (real_B + (expected_B - expected_B.detach())) / gates.table.static

@@ -144,6 +144,7 @@ def command(
     from dggraph.network.archive import save as save_archive
     from dggraph.network.digests import digest_of
     from dggraph.system import processes
+    from dggraph.system.loaders import num_samples
 
     with processes.process_group():
         net = open_network(model, **options).to(processes.device())
@@ -159,10 +160,15 @@ def command(
                 " they serve --sensitivity only."
             )
         processes.assert_same_on_all_ranks(
-            {"network": digest_of(net), "images": len(data.images), "classes": data.classes}  # type: ignore[arg-type]
+            {"network": digest_of(net), "images": num_samples(data.images), "classes": data.classes}
         )
         how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
-        document = {"model": model, "dataset": keys.dataset, "num_images": len(data.images), **how}  # type: ignore[arg-type]
+        document = {
+            "model": model,
+            "dataset": keys.dataset,
+            "num_images": num_samples(data.images),
+            **how,
+        }
         document |= {
             "num_processes": processes.world_size(),
             "notes": list(data.notes),

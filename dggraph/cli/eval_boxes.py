@@ -47,6 +47,7 @@ def evaluate_boxes(
     from dggraph.data.image_sets import evenly_spaced
     from dggraph.detection.average_precision import require_library, write_predictions
     from dggraph.detection.box_data import BoxDataset
+    from dggraph.detection.box_sets import refuse_other_categories
     from dggraph.detection.evaluation import by_category, detect, evaluate_boxes
     from dggraph.detection.registry import detector_names
     from dggraph.system import processes
@@ -72,7 +73,7 @@ def evaluate_boxes(
                     )
                 keys = detector.config.model_copy(update=given)
                 expected = open_named(keys)
-                refuse_other_classes(detector.classes, expected)
+                refuse_other_categories(detector.classes, "this detector", expected)
             else:
                 keys = read_config(
                     None, {"model": model, "task": "detection", "router": "none"} | given
@@ -134,16 +135,3 @@ def open_named(config: "TrainConfig") -> "BoxSet":
 
     found = open_validation_boxes(config.source)
     return replace(found, classes=as_text(found.classes))
-
-
-def refuse_other_classes(classes: tuple[str, ...], expected: "BoxSet") -> None:
-    """
-    Raises:
-        InputError: the set has other classes than the detector has learned.
-    """
-    if classes != expected.classes:
-        strangers = sorted(set(classes) ^ set(expected.classes))
-        raise InputError(
-            f"{expected.name} has other categories than this detector has learned, for example"
-            f" {strangers[:3] or expected.classes[:3]}; a label is a place among them."
-        )

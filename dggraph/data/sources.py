@@ -31,6 +31,7 @@ from dggraph.data.pixels import SMALL_SETS, Pixels, read_pixels
 from dggraph.errors import DggraphError, InputError
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import import_function
+from dggraph.system.loaders import num_samples
 
 NAMES = ("imagefolder", *SMALL_SETS)
 NO_LABEL = -1
@@ -243,10 +244,27 @@ def _outputs(
     return [learned.index(name) for name in judged]
 
 
-def _call(source: Source, preprocess: Preprocess) -> TrainingData:
+def call_with_configuration(source: Source) -> Any:
+    """What the function `package.module:function` that `source.dataset` names returns.
+
+    Raises:
+        InputError: it cannot be imported, or fails.
+    """
     function = import_function(source.dataset)
     try:
-        found = function(source.argument)
+        return function(source.argument)
+    except DggraphError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise InputError(
+            f"{source.dataset} failed when it was called with the configuration:"
+            f" {type(error).__name__}: {error}."
+        ) from error
+
+
+def _call(source: Source, preprocess: Preprocess) -> TrainingData:
+    found = call_with_configuration(source)
+    try:
         data = (
             found
             if isinstance(found, TrainingData)
@@ -254,7 +272,7 @@ def _call(source: Source, preprocess: Preprocess) -> TrainingData:
         )
         with torch.random.fork_rng(devices=[]):
             parts = {
-                name: (len(part), *part[0])  # type: ignore[arg-type]
+                name: (num_samples(part), *part[0])
                 for name, part in (("train", data.train), ("validation", data.validation))
             }
         shapes = {
@@ -263,7 +281,7 @@ def _call(source: Source, preprocess: Preprocess) -> TrainingData:
         }
     except DggraphError:
         raise
-    except Exception as error:  # whatever a user's function raises, or does not return
+    except Exception as error:  # whatever a user's function does not return, or its sets raise
         raise InputError(
             f"{source.dataset} is not a data set: {type(error).__name__}: {error}. Called with the"
             " configuration, it must return (train, validation, classes): two sets with a length,"

@@ -17,6 +17,7 @@ from dggraph.data.sources import VALIDATION_FOLDERS, FileDataset, Source, open_d
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, require_preprocess
 from dggraph.network.network import DynamicNetwork
+from dggraph.system.loaders import num_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class _Relabelled(Dataset[tuple[Tensor, int]]):
         self.images, self.outputs = images, outputs
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+        return num_samples(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
@@ -74,7 +75,7 @@ def open_validation(
     data = _open(source, preprocess)
     data = replace(data, classes=as_text(data.classes))
     data = _as_named(data, None if net.labels is None else as_text(net.labels), source.dataset)
-    num_images = len(data.images)  # type: ignore[arg-type]
+    num_images = num_samples(data.images)
     is_taken = evenly_spaced(num_images, limit)
     return replace(
         data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)])

@@ -5,7 +5,6 @@ Pixels are float32 in [0, 1]: detectors normalise and resize by themselves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,16 +14,20 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dggraph.data.folders import telling_way_out
-from dggraph.data.sources import Source
+from dggraph.data.sources import Source, call_with_configuration
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_images import compare_images, open_drawn_on
-from dggraph.detection.box_sets import BoxImage, BoxSet, refuse_bad_boxes
+from dggraph.detection.box_sets import (
+    BoxImage,
+    BoxSet,
+    refuse_bad_boxes,
+    refuse_other_categories,
+)
 from dggraph.detection.coco import read_coco
 from dggraph.detection.detectors import FIRST_CLASS
-from dggraph.detection.voc import read_list, read_voc
-from dggraph.errors import DggraphError, InputError
+from dggraph.detection.voc import read_voc_part
+from dggraph.errors import InputError
 from dggraph.models.image_files import Depth
-from dggraph.models.registry import import_function
 
 Target = dict[str, Tensor]
 
@@ -94,12 +97,7 @@ def open_boxes(source: Source) -> tuple[BoxSet, BoxSet]:
             different classes, or more than num_classes.
     """
     training, validation = _open_part(source, "train"), open_validation_boxes(source)
-    if training.classes != validation.classes:
-        strangers = sorted(set(training.classes) ^ set(validation.classes))
-        raise InputError(
-            f"{training.name} and {validation.name} have different categories, for example"
-            f" {strangers[:3]}; a label is a place among them."
-        )
+    refuse_other_categories(training.classes, training.name, validation)
     if source.num_classes not in (None, len(training.classes)):
         raise InputError(
             f"{training.name} has {len(training.classes)} categories, but num_classes ="
@@ -130,16 +128,7 @@ def open_validation_boxes(source: Source) -> BoxSet:
 
 def _open_part(source: Source, part: str) -> BoxSet:
     if ":" in source.dataset:
-        function = import_function(source.dataset)
-        try:
-            sets = function(source.argument)
-        except DggraphError:
-            raise
-        except Exception as error:  # whatever a user's function raises
-            raise InputError(
-                f"{source.dataset} failed when it was called with the configuration:"
-                f" {type(error).__name__}: {error}."
-            ) from error
+        sets = call_with_configuration(source)
         if not (
             isinstance(sets, tuple)
             and len(sets) == 2
@@ -191,26 +180,7 @@ def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     return read_coco(files[0], images, on_bad=on_bad)
 
 
-def _read_voc(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
-    file = folder / "ImageSets" / "Main" / f"{part}.txt"
-    listed = read_list(file, folder / "Annotations")
-    strangers = [
-        f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers
-    ]
-    if strangers and on_bad == "error":
-        raise InputError(
-            f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out"
-            " with 'skip'."
-        )
-    whole = read_voc(
-        folder / "Annotations", folder / "JPEGImages", stems=listed.stems, on_bad=on_bad
-    )
-    return replace(
-        whole,
-        name=file.name,
-        skipped=(*whole.skipped, *strangers),
-        counts={**whole.counts, **listed.counts},
-    )
-
-
-READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {"coco": _read_coco, "voc": _read_voc}
+READERS: dict[str, Callable[[Path, str, OnBadBox], BoxSet]] = {
+    "coco": _read_coco,
+    "voc": read_voc_part,
+}

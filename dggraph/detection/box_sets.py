@@ -8,7 +8,7 @@ COCO's evaluation takes for "no match".
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,20 @@ class BoxSet:
         others = [f"{len(self.skipped)} bad entries left out"] if self.skipped else []
         others += [f"{number} {what}" for what, number in self.counts.items()]
         return ("; ".join([", ".join([told, *of_boxes]), *others]),)
+
+
+def refuse_other_categories(learned: Sequence[str], learner: str, expected: BoxSet) -> None:
+    """Refuse a set whose classes are not those that `learner` has learned, in their order.
+
+    Raises:
+        InputError: names some of them.
+    """
+    if tuple(learned) != expected.classes:
+        strangers = sorted(set(learned) ^ set(expected.classes)) or expected.classes
+        raise InputError(
+            f"{learner} and {expected.name} have different categories, for example"
+            f" {list(strangers[:3])}; a label is a place among them."
+        )
 
 
 def refuse_bad_boxes(found: BoxSet) -> BoxSet:

@@ -105,12 +105,7 @@ def detect(
             outputs, shares = _run(model, net, [image.to(device) for image in images])
             for target, output, share in zip(targets, outputs, shares, strict=True):
                 mine.append((int(target["image_id"]), read_boxes(output), share))
-    every = [
-        item
-        for part in processes.all_gather_objects(mine)
-        if isinstance(part, list)
-        for item in part
-    ]
+    every = processes.all_gather_items(mine)
     return Found(
         detections={image_id: detections for image_id, detections, _ in every},
         kept={image_id: share for image_id, _, share in every if share is not None},

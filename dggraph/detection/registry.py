@@ -2,7 +2,6 @@
 `package.module:function`.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dggraph.models.registry import (
     model_names,
     start_from_,
     takes_num_classes,
+    unknown_model,
 )
 from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
 
@@ -102,13 +102,9 @@ def load_detector(
             f" fasterrcnn_{name.partition('_')[2]}."
         )
     elif is_registered(name) and name not in model_names():
-        close = difflib.get_close_matches(name, (*detector_names(), *model_names()), n=3)
-        hint = (
-            f"Did you mean {' or '.join(close)}?"
-            if close
-            else f"`dggraph models` lists classifiers; detectors are {', '.join(detector_names())}."
-        )
-        raise InputError(f"there is no model {name!r}. {hint}")
+        detectors = detector_names()
+        listing = f"`dggraph models` lists classifiers; detectors are {', '.join(detectors)}."
+        raise unknown_model(name, (*detectors, *model_names()), listing)
     else:
         number = num_classes if not is_registered(name) and takes_num_classes(name) else None
         loaded = load_model(

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
 from xml.etree import ElementTree
@@ -67,7 +67,49 @@ def read_voc(
     """
     findings = Findings(on_bad)
     files = _xml_files(annotations, findings)
-    taken = list(files) if stems is None else list(stems)
+    return _read(files, files if stems is None else stems, images, classes, findings)
+
+
+def read_voc_part(folder: Path, part: str, on_bad: OnBadBox = "error") -> BoxSet:
+    """Read what `ImageSets/Main/<part>.txt` lists in a folder of VOC's usual form.
+
+    Args:
+        folder: with `Annotations`, `JPEGImages` and `ImageSets`.
+        part: for example `train`.
+        on_bad: as for `read_coco`; what is listed and has no annotations is bad, too.
+
+    Raises:
+        InputError: as for `read_voc`; or the list cannot be read.
+    """
+    file, findings = folder / "ImageSets" / "Main" / f"{part}.txt", Findings(on_bad)
+    files = _xml_files(folder / "Annotations", findings)
+    listed = _read_list(file, files)
+    strangers = [
+        f"{file.name} lists {name!r}, which has no annotations" for name in listed.strangers
+    ]
+    if strangers and on_bad == "error":
+        raise InputError(
+            f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out"
+            " with 'skip'."
+        )
+    whole = _read(files, listed.stems, folder / "JPEGImages", None, findings)
+    return replace(
+        whole,
+        name=file.name,
+        skipped=(*whole.skipped, *strangers),
+        counts={**whole.counts, **listed.counts},
+    )
+
+
+def _read(
+    files: Mapping[str, Path],
+    stems: Iterable[str],
+    images: Path,
+    classes: Iterable[str] | None,
+    findings: Findings,
+) -> BoxSet:
+    """The set that the XML files `stems` of `files` describe; classes are those of all files."""
+    annotations, taken = next(iter(files.values())).parent, tuple(stems)
     roots: dict[str, ElementTree.Element] = {}
     for stem, file in files.items():
         try:
@@ -115,7 +157,7 @@ def read_voc(
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class _Listed:
     """What a list of names says."""
 
     stems: tuple[str, ...]
@@ -126,7 +168,7 @@ class Listed:
     """How often something was read as one might not expect, in words."""
 
 
-def read_list(file: Path, annotations: Path) -> Listed:
+def _read_list(file: Path, known_stems: Iterable[str]) -> _Listed:
     """Read a list like `ImageSets/Main/train.txt`, one name a line.
 
     Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before
@@ -134,7 +176,7 @@ def read_list(file: Path, annotations: Path) -> Listed:
 
     Args:
         file: the list, in UTF-8, or UTF-16 with a byte-order mark.
-        annotations: the folder with the XML files that it names.
+        known_stems: stems of the XML files that there are.
 
     Raises:
         InputError: it cannot be read; names it.
@@ -147,7 +189,7 @@ def read_list(file: Path, annotations: Path) -> Listed:
         raise InputError(
             f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8."
         ) from error
-    known = {normalize("NFC", stem): stem for stem in _xml_files(annotations, Findings("error"))}
+    known = {normalize("NFC", stem): stem for stem in known_stems}
     stems, strangers, num_flagged = list[str](), list[str](), 0
     for line in filter(None, (normalize("NFC", line.strip()) for line in lines)):
         flagged = FLAG.match(line)
@@ -159,7 +201,7 @@ def read_list(file: Path, annotations: Path) -> Listed:
         else:
             stems.append(known[found])
             num_flagged += flagged is not None and found == flagged[1]
-    return Listed(tuple(stems), tuple(strangers), {FLAGGED: num_flagged} if num_flagged else {})
+    return _Listed(tuple(stems), tuple(strangers), {FLAGGED: num_flagged} if num_flagged else {})
 
 
 def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from dggraph.network.cost import entropy_bits, path_keys
 from dggraph.network.execution import refuse_nan
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
-from dggraph.system.loaders import load_batches
+from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -86,7 +86,7 @@ def evaluate(
         InputError: the set is empty, or a label is not a class of the model.
         GateError: an edge weight is NaN.
     """
-    num_images = len(dataset)  # type: ignore[arg-type]
+    num_images = num_samples(dataset)
     if num_images == 0:
         raise InputError("there are no images to evaluate on.")
     batches = own_batches(num_images, batch_size)

@@ -14,6 +14,7 @@ from dggraph.evaluation.calibration import calibrate
 from dggraph.network.budgets import TOLERANCE, BudgetCurve
 from dggraph.network.network import DynamicNetwork, own_thresholds
 from dggraph.system import processes
+from dggraph.system.loaders import num_samples
 
 HALVES = "calibrated on the images at even places (0, 2, ...), measured on those at odd places"
 
@@ -67,7 +68,7 @@ def judge_budgets(
         InputError: fewer than two images; or as for `calibrate` and `evaluate`.
         GateError: an edge weight is NaN.
     """
-    num_images = len(dataset)  # type: ignore[arg-type]
+    num_images = num_samples(dataset)
     if num_images < 2:
         raise InputError(
             "budgets need images to calibrate on and others to measure on, and there is"

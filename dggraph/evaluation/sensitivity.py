@@ -8,7 +8,6 @@ Shape suffixes: B instances, K classes, E edges.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,9 @@ from dggraph.evaluation.accuracy import own_batches
 from dggraph.network.block_removal import skipped_weights
 from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
 from dggraph.ops.divergence import divergence
-from dggraph.ops.macs import path_macs
+from dggraph.ops.macs import path_share
 from dggraph.system import processes
-from dggraph.system.loaders import load_batches
+from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
 
@@ -82,7 +81,7 @@ def measure_sensitivity(
     Raises:
         InputError: the set is empty, or no block can be left out.
     """
-    num_images = len(dataset)  # type: ignore[arg-type]
+    num_images = num_samples(dataset)
     if not num_images:
         raise InputError("there are no images to measure sensitivity on.")
     paths, unskippable = _paths(net)
@@ -116,13 +115,15 @@ def measure_sensitivity(
                 [float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]]
             )
     agreement, top1 = processes.all_reduce_sum(counts).T.tolist()
-    every_divergence = _gathered(divergences)
-    every_energy = _gathered(energies)
+    # one item a batch; sums over them are exactly rounded, so that their order does not matter
+    every_divergence = processes.all_gather_items(divergences)
+    every_energy = processes.all_gather_items(energies)
     blocks = [
         BlockCost(
             stage=stage,
             node=node,
-            saved=_share(net, static) - _share(net, static | {stage: weights_E}),
+            saved=path_share(static, net.macs_table)
+            - path_share(static | {stage: weights_E}, net.macs_table),
             agreement=agreement[place + 1],
             top1=top1[place + 1] if has_labels else None,
             divergence=math.fsum(row[place] for row in every_divergence) / num_images,
@@ -149,25 +150,6 @@ def _paths(net: DynamicNetwork) -> tuple[dict[tuple[str, str], Tensor], tuple[st
             except WiringError:
                 unskippable.append(node.name)
     return paths, tuple(unskippable)
-
-
-def _share(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> float:
-    macs_B = path_macs(
-        {stage: weights_E[None] for stage, weights_E in weights.items()}, net.macs_table
-    )
-    return float(macs_B) / net.macs_table.static
-
-
-def _gathered(mine: list[Any]) -> list[Any]:
-    """One item a batch, of all processes. Sums over them are exactly rounded, so that their order
-    does not matter.
-    """
-    return [
-        item
-        for part in processes.all_gather_objects(mine)
-        if isinstance(part, list)
-        for item in part
-    ]
 
 
 def _ratio(energies: list[tuple[float, float]]) -> float | None:

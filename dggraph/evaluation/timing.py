@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork, Executor, pinned_gates
-from dggraph.ops.macs import path_macs
+from dggraph.ops.macs import path_share
 from dggraph.system.modes import keeping_modes
 
 MAX_SPREAD = 0.1
@@ -174,8 +174,7 @@ def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str,
         )
         for name, stage in net.macs_table.stages.items()
     }
-    macs = path_macs({name: open_E[None] for name, open_E in opens.items()}, net.macs_table)
-    return opens, float(macs) / net.macs_table.static
+    return opens, path_share(opens, net.macs_table)
 
 
 def _timing(name: str, seconds: list[float], baseline: list[float]) -> Timing:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,14 +204,14 @@ def build_trusted(
         except ImportError as error:
             raise MissingExtraError(f"{name} needs timm: pip install 'dggraph[timm]'.") from error
         if not timm.is_model(name.removeprefix("timm:")):
-            raise _unknown(name, tuple(f"timm:{known}" for known in timm.list_models()))
+            raise unknown_model(name, tuple(f"timm:{known}" for known in timm.list_models()))
         model: nn.Module = timm.create_model(
             name.removeprefix("timm:"), pretrained=False, **options
         )
         return model
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise _unknown(name, tuple(names))
+        raise unknown_model(name, tuple(names))
     if name in _LAZY_INIT:
         options["init_weights"] = False
     built: nn.Module = torchvision.models.get_model(name, weights=None, **options)
@@ -249,9 +249,18 @@ def import_function(name: str) -> Any:
         ) from error
 
 
-def _unknown(name: str, known: tuple[str, ...]) -> InputError:
+def unknown_model(
+    name: str, known: Sequence[str], listing: str = "`dggraph models` lists them."
+) -> InputError:
+    """The error for a MODEL name that is none, with what may have been meant.
+
+    Args:
+        name: as it was given.
+        known: names that it may be a misspelling of.
+        listing: where to find them all, a sentence.
+    """
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "`dggraph models` lists them."
+    hint = f"Did you mean {' or '.join(close)}?" if close else listing
     if name in torchvision.models.list_models(module=torchvision.models.detection):
         hint = (
             "It is a detector: use `dggraph train --task detection`, `dggraph eval --dataset coco`,"

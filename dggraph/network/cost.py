@@ -18,7 +18,7 @@ from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.execution import refuse_nan
 from dggraph.network.network import DynamicNetwork, Gates
-from dggraph.ops.macs import MacsTable, StageMacs, open_probabilities, path_macs
+from dggraph.ops.macs import MacsTable, StageMacs
 from dggraph.system.modes import keeping_modes
 
 
@@ -107,8 +107,7 @@ def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
     paths: set[bytes] = set()
     for gates in iterate_gates(net, batches):
         parts.append(gates.macs().cpu())
-        chances = open_probabilities(gates.weights, gates.raw, gates.thresholds, gates.table)
-        expected += float(path_macs(chances, gates.table).sum())
+        expected += float(gates.expected_macs().sum())
         paths.update(path_keys(gates))
     macs = torch.cat(parts)
     shares = (5, 25, 50, 75, 95)

@@ -22,7 +22,7 @@ from dggraph.network.report import ConversionReport
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain
-from dggraph.ops.macs import MacsTable, path_macs
+from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 from dggraph.system.torch_private import is_jit_traced
 from dggraph.views.escaping import count, plural
 
@@ -58,6 +58,13 @@ class Gates(NamedTuple):
         included.
         """
         return path_macs(self.open, self.table)
+
+    def expected_macs(self) -> Tensor:
+        """(B,) float64: what `losses.kept` follows, each edge open with the probability that
+        `ops/macs` gives it. Carries the gradient.
+        """
+        chances = open_probabilities(self.weights, self.raw, self.thresholds, self.table)
+        return path_macs(chances, self.table)
 
     @property
     def open(self) -> dict[str, Tensor]:

@@ -83,6 +83,17 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
     return total_B + table.fixed
 
 
+def path_share(opens: Mapping[str, Tensor], table: MacsTable) -> float:
+    """MACs of one path as a fraction of the static network's.
+
+    Args:
+        opens: per stage (E,), 1 for its open edges and 0 for the others.
+        table: what the parts cost.
+    """
+    macs = path_macs({stage: open_E[None] for stage, open_E in opens.items()}, table)
+    return float(macs) / table.static
+
+
 def open_probabilities(
     weights: Mapping[str, Tensor],
     raw: Mapping[str, Tensor],

@@ -9,17 +9,31 @@ finish and save.
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dggraph.errors import DggraphError
+from dggraph.errors import DggraphError, InputError
 
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that ask a process to end; the last one says that its terminal was closed."""
+
+
+def num_samples(dataset: Dataset[Any]) -> int:
+    """The length of `dataset`, which torch's type does not promise.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not isinstance(dataset, Sized):
+        raise InputError(
+            f"{type(dataset).__name__} has no length, and its images are asked for by index. Give"
+            " it __len__ and __getitem__."
+        )
+    return len(dataset)
 
 
 def load_batches(

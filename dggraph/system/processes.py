@@ -7,11 +7,11 @@ over nccl on GPUs and gloo elsewhere.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dggraph.errors import LostProcessError, TrainingError
 
+Item = TypeVar("Item")
 PATIENCE = timedelta(minutes=10)
 """After so long without an answer a lost process is an error, never a hang."""
 
@@ -176,6 +177,11 @@ def all_gather_objects(value: object) -> list[object]:
     found: list[object] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def all_gather_items(mine: Sequence[Item]) -> list[Item]:
+    """The items of all processes, by rank."""
+    return [item for part in all_gather_objects(list(mine)) for item in cast("list[Item]", part)]
 
 
 def barrier() -> None:

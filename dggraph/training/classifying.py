@@ -14,6 +14,7 @@ from dggraph.evaluation.accuracy import Accuracy, evaluate
 from dggraph.network.network import DynamicNetwork, Gates
 from dggraph.ops.divergence import divergence
 from dggraph.system import processes
+from dggraph.system.loaders import num_samples
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of
 
@@ -38,7 +39,7 @@ class Classifying:
 
     @property
     def groups(self) -> list[int]:
-        return [0] * len(self.data.train)  # type: ignore[arg-type]
+        return [0] * num_samples(self.data.train)
 
     @property
     def identity(self) -> Identity:

@@ -22,7 +22,7 @@ from dggraph.evaluation.accuracy import own_batches
 from dggraph.evaluation.sensitivity import measure_sensitivity
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
-from dggraph.system.loaders import load_batches
+from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
 SENSITIVITY_IMAGES = 256
@@ -60,7 +60,7 @@ def answered(
         batch_size: images at a time.
         workers: loader processes.
     """
-    num_images = len(dataset)  # type: ignore[arg-type]
+    num_images = num_samples(dataset)
     device = next((parameter.device for parameter in teacher.parameters()), torch.device("cpu"))
     mine: dict[int, int] = {}
     batches = own_batches(num_images, batch_size)
@@ -69,12 +69,7 @@ def answered(
             batches, load_batches(dataset, batches, workers=workers), strict=True
         ):
             mine |= zip(places, teacher(images.to(device)).argmax(1).tolist(), strict=True)
-    every = {
-        place: answer
-        for part in processes.all_gather_objects(mine)
-        if isinstance(part, dict)
-        for place, answer in part.items()
-    }
+    every = dict(processes.all_gather_items(list(mine.items())))
     return _Answered(dataset, [every[place] for place in range(num_images)])
 
 
@@ -105,7 +100,7 @@ def find_fragile(
     Raises:
         InputError: as for `measure_sensitivity`.
     """
-    num_images = len(images)  # type: ignore[arg-type]
+    num_images = num_samples(images)
     is_taken = evenly_spaced(num_images, SENSITIVITY_IMAGES)
     taken = Subset(
         SeededDataset(images, seed),
