@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dggraph.errors import InputError
-from dggraph.system.loaders import load_batches
+from dggraph.system.loaders import load_batches, num_samples
 
 
 class Numbers(Dataset[int]):
@@ -55,3 +55,9 @@ def test_errors_of_ours_come_without_torch_s_traceback(workers: int) -> None:
     with pytest.raises(InputError) as caught:
         list(load_batches(Numbers(), [[13]], workers=workers))
     assert str(caught.value) == "number 13 cannot be read."
+
+
+def test_a_set_without_a_length_is_named() -> None:
+    assert num_samples([1, 2, 3]) == 3  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"Numbers has no length.*Give it __len__"):
+        num_samples(Numbers())
