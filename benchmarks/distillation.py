@@ -36,7 +36,8 @@ from dggraph.losses import kept
 from dggraph.models.preprocessing import Preprocess, preprocess_image
 from dggraph.models.registry import load_model
 from dggraph.network.block_removal import skipped_weights
-from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.config import TrainConfig, configured
 from dggraph.training.loop import train
 

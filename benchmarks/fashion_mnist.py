@@ -28,7 +28,8 @@ import dggraph
 from dggraph.data.sources import open_data
 from dggraph.evaluation.gate_diagnostics import check_gates
 from dggraph.models.registry import load_model
-from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.config import TrainConfig, read_config
 from dggraph.training.loop import train
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import dggraph
 from dggraph.evaluation.timing import compare
-from dggraph.network.network import pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
 
 
 class Stage(nn.Module):

@@ -23,7 +23,7 @@ from torch import nn
 import dggraph
 from dggraph.evaluation.timing import compare
 from dggraph.models.small_resnet import SmallResNet
-from dggraph.network.network import pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
 from dggraph.ops import kernels
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {

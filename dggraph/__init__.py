@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from dggraph.network.archive import save as save
     from dggraph.network.conversion import convert as convert
     from dggraph.network.cost import measure_macs as measure_macs
+    from dggraph.network.gates import Gates as Gates
     from dggraph.network.inference import optimize_for_inference as optimize_for_inference
     from dggraph.network.network import DynamicNetwork as DynamicNetwork
-    from dggraph.network.network import Gates as Gates
     from dggraph.network.norms import recalibrate_norms_ as recalibrate_norms_
     from dggraph.ops.gating import register_gate as register_gate
     from dggraph.ops.routing import register_router as register_router
@@ -80,7 +80,7 @@ _HOMES = {
     "DynamicGraph": "dggraph.graph.ir",
     "DynamicNetwork": "dggraph.network.network",
     "Explanation": "dggraph.evaluation.explanation",
-    "Gates": "dggraph.network.network",
+    "Gates": "dggraph.network.gates",
     "Preprocess": "dggraph.models.preprocessing",
     "Recording": "dggraph.evaluation.recording",
     "calibrate": "dggraph.evaluation.calibration",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.network.network import Gates
+from dggraph.network.gates import Gates
 from dggraph.ops.divergence import divergence
 from dggraph.ops.macs import MacsTable
 

@@ -35,7 +35,8 @@ from reference import hooked, randomise, randomise_routers
 import dggraph
 from dggraph.errors import DggraphError, LoweringError, NothingToRouteError
 from dggraph.models.registry import build_trusted, model_names
-from dggraph.network.network import pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import are_equal
 

@@ -519,7 +519,7 @@ def test_saving_neither_runs_the_network_nor_builds_its_backbone_again(
     def built_again(*_args: Any) -> Any:
         raise AssertionError("save built the backbone again")
 
-    monkeypatch.setattr("dggraph.network.archive.build_shapes", built_again)
+    monkeypatch.setattr("dggraph.network.archive_checks.build_shapes", built_again)
     net, passes = dggraph.convert("dggraph:resnet20_8"), list[str]()
     net.fc.register_forward_hook(lambda *_args: passes.append("fc"))
     dggraph.save(net, tmp_path / "a", labels=[f"{k}" for k in range(10)])

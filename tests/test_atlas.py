@@ -27,7 +27,8 @@ from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.recording import make_predictor
 from dggraph.graph.atlas import BINS_PER_STATIC, Atlas
 from dggraph.models.preprocessing import Preprocess, open_image, preprocess_image
-from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.views.report import Report, make_report
 
 LABELS = ("apple", "bee", "cloud", "dune", "elk")

@@ -12,7 +12,7 @@ from kinds import KINDS, converted
 from torch import Tensor
 
 from dggraph.errors import InputError
-from dggraph.network.network import Gates
+from dggraph.network.gates import Gates
 from dggraph.ops import aggregation
 
 # Relative to the largest element. Outputs in float32: the same sums in another order. Gradients in

@@ -23,7 +23,8 @@ from dggraph.errors import (
     WiringError,
 )
 from dggraph.graph.wiring import WIRINGS
-from dggraph.network.network import pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
 

@@ -16,7 +16,7 @@ from dggraph.detection.readers import Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 from dggraph.evaluation.timing import sample_paths
 from dggraph.losses import kept
-from dggraph.network.network import collecting_gates, pinned_gates
+from dggraph.network.gate_contexts import collecting_gates, pinned_gates
 
 
 def squares(folder: Path, num_images: int = 5) -> BoxSet:

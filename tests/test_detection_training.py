@@ -25,7 +25,8 @@ from dggraph.detection.registry import load_detector
 from dggraph.errors import ArchiveError, InputError, TrainingError
 from dggraph.graph.detection import Detection
 from dggraph.models.feature_pyramids import freeze_norms_
-from dggraph.network.network import collecting_gates, dynamic_part
+from dggraph.network.gate_contexts import collecting_gates
+from dggraph.network.network import dynamic_part
 from dggraph.training import loop
 from dggraph.training.config import TrainConfig
 from dggraph.training.detecting import Detecting

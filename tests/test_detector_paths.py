@@ -28,7 +28,7 @@ from dggraph.evaluation.atlas import collect_atlas
 from dggraph.evaluation.recording import Predictor
 from dggraph.graph.detection import Detected, Detection
 from dggraph.models.preprocessing import open_image
-from dggraph.network.network import collecting_gates
+from dggraph.network.gate_contexts import collecting_gates
 from dggraph.training.config import read_config
 from dggraph.training.detector_runs import Detector, build_detector, open_detector
 from dggraph.views.box_overlay import COLOURS, place_outlines, tell_objects

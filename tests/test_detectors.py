@@ -15,7 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.network.network import DynamicNetwork, collecting_gates
+from dggraph.network.gate_contexts import collecting_gates
+from dggraph.network.network import DynamicNetwork
 
 BARE: dict[str, Any] = {"weights": None, "weights_backbone": None}
 SMALL = {"min_size": 96, "max_size": 160}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import DiscoveryError
-from dggraph.network.network import pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
 
 
 def weakened(net: Any, stage: str) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GateError, InputError
-from dggraph.network.network import pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 
 EXAMPLES = 520
 

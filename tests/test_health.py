@@ -14,7 +14,8 @@ import dggraph
 from dggraph.errors import InputError
 from dggraph.evaluation import gate_diagnostics as health
 from dggraph.evaluation.gate_diagnostics import GateHealth, HealthReport, check_gates
-from dggraph.network.network import DynamicNetwork, pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.network import DynamicNetwork
 
 
 def pinned(net: DynamicNetwork, weights_BE: torch.Tensor) -> HealthReport:

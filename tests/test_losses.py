@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.liveness import Topology
 from dggraph.ops.macs import TEMPERATURE, MacsTable, StageMacs, open_probabilities, path_macs
 

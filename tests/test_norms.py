@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GateError, InputError
-from dggraph.network.network import pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 
 X = (
     torch.linspace(-2, 2, 4 * 3 * 16 * 16).sin().reshape(4, 3, 16, 16)

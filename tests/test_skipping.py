@@ -14,7 +14,9 @@ from torch import nn
 import dggraph
 from dggraph.errors import InputError, WiringError
 from dggraph.network.block_removal import skipped_weights
-from dggraph.network.network import EXECUTORS, DynamicNetwork, pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
+from dggraph.network.network import EXECUTORS, DynamicNetwork
 
 
 def made(kind: str, router: str = "node") -> tuple[nn.Module, DynamicNetwork]:

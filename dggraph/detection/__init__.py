@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dggraph.detection.voc import read_voc as read_voc
     from dggraph.models.feature_pyramids import faster_rcnn_on as faster_rcnn_on
     from dggraph.models.feature_pyramids import pyramid_on as pyramid_on
-    from dggraph.network.network import collecting_gates as collecting_gates
+    from dggraph.network.gate_contexts import collecting_gates as collecting_gates
 
 __all__ = [
     "collecting_gates",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "collecting_gates": "dggraph.network.network",
+    "collecting_gates": "dggraph.network.gate_contexts",
     "faster_rcnn_on": "dggraph.models.feature_pyramids",
     "make_detector_predictor": "dggraph.detection.recording",
     "pyramid_on": "dggraph.models.feature_pyramids",

@@ -15,7 +15,8 @@ from dggraph.detection.detectors import FIRST_CLASS, read_boxes
 from dggraph.detection.readers import BoxSet
 from dggraph.evaluation.accuracy import own_batches
 from dggraph.graph.detection import Detection
-from dggraph.network.network import DynamicNetwork, collecting_gates, dynamic_part
+from dggraph.network.gate_contexts import collecting_gates
+from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
 from dggraph.system.loaders import load_batches
 from dggraph.system.modes import evaluating

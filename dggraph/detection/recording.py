@@ -21,7 +21,8 @@ from dggraph.evaluation.recording import (
 )
 from dggraph.graph.detection import Detected, Detection
 from dggraph.network.digests import digest_state
-from dggraph.network.network import DynamicNetwork, collecting_gates
+from dggraph.network.gate_contexts import collecting_gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.system.modes import evaluating
 
 

@@ -26,7 +26,8 @@ from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.atlas_state import read_state, write_state
 from dggraph.evaluation.recording import Prediction, Predictor, as_predictor
 from dggraph.graph.atlas import Atlas, Instance
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
 
 SAVE_SECONDS = 10.0

@@ -26,7 +26,7 @@ from dggraph.graph.atlas import (
 from dggraph.graph.detection import Detected, Detection
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.network.cost import path_keys
-from dggraph.network.network import Gates
+from dggraph.network.gates import Gates
 
 NUM_COMMON, NUM_EXAMPLES, NUM_EXTREMES, NUM_SKIPPED = 12, 8, 5, 20
 MAX_DETAILED = 1 << 16

@@ -20,7 +20,8 @@ from typing import Any
 from dggraph.errors import InputError
 from dggraph.network.budgets import BudgetCurve, BudgetPoint, choose
 from dggraph.network.cost import iterate_gates
-from dggraph.network.network import DynamicNetwork, own_thresholds
+from dggraph.network.gate_contexts import own_thresholds
+from dggraph.network.network import DynamicNetwork
 
 START = (0.0, 0.25, 0.5, 0.75, 1 - 2**-7)
 """The last is the largest below 1 that bfloat16 can hold with room to spare; at 1 the backbone's

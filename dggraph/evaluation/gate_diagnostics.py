@@ -18,7 +18,8 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.network.cost import entropy_bits, iterate_gates, path_keys
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.liveness import leads_to_out, live_vertices
 
 TIE_MARGIN = 1e-4

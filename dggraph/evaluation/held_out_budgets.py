@@ -12,7 +12,8 @@ from dggraph.errors import InputError
 from dggraph.evaluation.accuracy import Accuracy, evaluate
 from dggraph.evaluation.calibration import calibrate
 from dggraph.network.budgets import TOLERANCE, BudgetCurve
-from dggraph.network.network import DynamicNetwork, own_thresholds
+from dggraph.network.gate_contexts import own_thresholds
+from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
 from dggraph.system.loaders import num_samples
 

@@ -22,7 +22,8 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.models.preprocessing import Picturable, require_preprocess
 from dggraph.network.digests import digest_of
 from dggraph.network.execution import refuse_nan
-from dggraph.network.network import DynamicNetwork, Gates, class_names
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork, class_names
 from dggraph.network.outputs import join_outputs
 from dggraph.ops.liveness import live_vertices
 from dggraph.system.modes import evaluating

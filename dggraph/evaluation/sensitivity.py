@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from dggraph.errors import InputError, WiringError
 from dggraph.evaluation.accuracy import own_batches
 from dggraph.network.block_removal import skipped_weights
-from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.divergence import divergence
 from dggraph.ops.macs import path_share
 from dggraph.system import processes

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
-from dggraph.network.network import DynamicNetwork, Executor, pinned_gates
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.network import DynamicNetwork, Executor
 from dggraph.ops.macs import path_share
 from dggraph.system.modes import keeping_modes
 

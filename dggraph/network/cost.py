@@ -17,7 +17,8 @@ from dggraph.compiler.lowering import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.execution import refuse_nan
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.macs import MacsTable, StageMacs
 from dggraph.system.modes import keeping_modes
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from dggraph.compiler.lowered import routing_of
 from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge
-from dggraph.network.network import DynamicNetwork, decided_edges
+from dggraph.network.gate_contexts import decided_edges
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.gating import AnchoredGate
 from dggraph.ops.routing import LinearRouter
 

@@ -23,7 +23,8 @@ from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
 from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+GRAPH, WEIGHTS, MANIFEST = "graph.json", "model.safetensors", "manifest.json"
+"""The files of an archive."""
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_INPUT_ELEMENTS = 1 << 26
 

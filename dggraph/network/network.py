@@ -1,8 +1,7 @@
 """The converted network: a module that runs the lowered graph and knows where it came from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,70 +16,20 @@ from dggraph.models.preprocessing import Preprocess
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse, uses_batch_statistics
+from dggraph.network.gates import Gates
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain
-from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
+from dggraph.ops.macs import MacsTable
 from dggraph.system.torch_private import is_jit_traced
 from dggraph.views.escaping import count, plural
 
 Executor = Literal["auto", "sparse", "dense"]
+
+
 EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
-
-
-class Gates(NamedTuple):
-    """The edge weights of one forward pass, per stage, shape (B, E) in the order of
-    `DynamicGraph.edges`.
-
-    Example:
-        >>> import dggraph, torch
-        >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> _, gates = net(torch.rand(2, 3, 32, 32), return_gates=True)
-        >>> gates.adjacency("layer1").shape, gates.macs().shape
-        (torch.Size([2, 5, 5]), torch.Size([2]))
-    """
-
-    weights: dict[str, Tensor]
-    """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
-    raw: dict[str, Tensor]
-    """Before the threshold and liveness; what it says of edges that leave a dead node means
-    nothing.
-    """
-    thresholds: dict[str, Tensor]
-    """Per stage, 0-d."""
-    table: MacsTable
-    """What the network's parts cost, for a budget."""
-
-    def macs(self) -> Tensor:
-        """(B,) float64: multiply-accumulates of each instance's path, routers and aggregation
-        included.
-        """
-        return path_macs(self.open, self.table)
-
-    def expected_macs(self) -> Tensor:
-        """(B,) float64: what `losses.kept` follows, each edge open with the probability that
-        `ops/macs` gives it. Carries the gradient.
-        """
-        chances = open_probabilities(self.weights, self.raw, self.thresholds, self.table)
-        return path_macs(chances, self.table)
-
-    @property
-    def open(self) -> dict[str, Tensor]:
-        """Per stage (B, E) bool: which edges are active."""
-        return {stage: weights_BE.detach() != 0 for stage, weights_BE in self.weights.items()}
-
-    def adjacency(self, stage: str) -> Tensor:
-        """(B, V, V) weights of one stage: row = source, column = target, 0 where an edge is
-        inactive. Carries the gradient.
-        """
-        weights_BE, topology = self.weights[stage], self.table.stages[stage].topology
-        adjacency_BVV = weights_BE.new_zeros(
-            (len(weights_BE), topology.num_vertices, topology.num_vertices)
-        )
-        adjacency_BVV[:, topology.sources, topology.targets] = weights_BE
-        return adjacency_BVV
 
 
 class DynamicNetwork(StandIn):
@@ -380,27 +329,6 @@ class DynamicNetwork(StandIn):
         return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
 
 
-def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
-    """Per stage (E,): 1 for the edges the backbone had, else 0."""
-    return {
-        stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu")
-        for stage in graph.stages
-    }
-
-
-def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
-    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that
-    it decides.
-    """
-    topology, (plan,) = (
-        net.macs_table.stages[stage].topology,
-        (one for one in net.plan if one.name == stage),
-    )
-    if plan.scope == "stage":
-        return {0: list(range(len(topology.sources)))}
-    return dict(enumerate(topology.outgoing()[:-1]))
-
-
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
     """A name for each output: the network's labels where they fit, else `class 0` and so on."""
     if net.labels is not None and len(net.labels) == num_outputs:
@@ -411,62 +339,3 @@ def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
 def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
     """The network in `model`, which may be one itself; None in a static one."""
     return next((module for module in model.modules() if isinstance(module, DynamicNetwork)), None)
-
-
-@contextmanager
-def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
-    """A list of the `Gates` of each pass within this context, for a network inside another module,
-    whose call returns something else.
-
-    Example:
-        >>> import dggraph, torch, torchvision
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
-        >>> net = dggraph.convert_backbone_(detector)
-        >>> with dggraph.detection.collecting_gates(net) as gates:
-        ...     found = detector([torch.rand(3, 64, 64)])
-        >>> len(gates)
-        1
-    """
-    before, collected = net._collected, list[Gates]()
-    net._collected = collected
-    try:
-        yield collected
-    finally:
-        net._collected = before
-
-
-@contextmanager
-def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
-    """Thresholds that are set within this context are forgotten after it."""
-    before = {stage: routing_of(net.lowered, stage).threshold.clone() for stage in net.graph.stages}
-    try:
-        yield
-    finally:
-        for stage, threshold in before.items():
-            routing_of(net.lowered, stage).threshold.copy_(threshold)
-
-
-@contextmanager
-def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever
-    their routers say.
-
-    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the
-    same instance.
-    """
-    handles = []
-    for stage, pinned in weights.items():
-        routing = routing_of(net.lowered, stage)
-        for index, places in decided_edges(net, stage).items():
-
-            def hook(
-                _module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]
-            ) -> Tensor:
-                return values.to(row_BE).expand_as(row_BE)
-
-            handles.append(routing.gate(index).register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

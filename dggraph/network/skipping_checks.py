@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, LoweringError
-from dggraph.network.network import DynamicNetwork, Executor, pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
+from dggraph.network.network import DynamicNetwork, Executor
 from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import largest_difference
 from dggraph.ops.aggregation import plain_aggregation

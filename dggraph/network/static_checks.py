@@ -13,13 +13,9 @@ from torch import Tensor, nn
 from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.profiling import TIED_IMAGES, TRACED_BATCH, unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
-from dggraph.network.network import (
-    DynamicNetwork,
-    Gates,
-    decided_edges,
-    pinned_gates,
-    static_weights,
-)
+from dggraph.network.gate_contexts import decided_edges, pinned_gates
+from dggraph.network.gates import Gates, static_weights
+from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import structure_of, tensors_in
 
 CHECK_BATCH = 3

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, LoweringError
-from dggraph.network.network import DynamicNetwork, pinned_gates, static_weights
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
+from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import are_equal, largest, largest_difference
 

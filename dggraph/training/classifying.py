@@ -11,7 +11,8 @@ from dggraph.data.augmentation import mix
 from dggraph.data.sampler import seed_of
 from dggraph.data.sources import TrainingData
 from dggraph.evaluation.accuracy import Accuracy, evaluate
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.divergence import divergence
 from dggraph.system import processes
 from dggraph.system.loaders import num_samples

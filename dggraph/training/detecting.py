@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from dggraph.detection.box_data import BoxDataset, Target, collate
 from dggraph.detection.evaluation import DetectionEvaluation, detect, evaluate_boxes
 from dggraph.detection.readers import BoxSet
-from dggraph.network.network import DynamicNetwork, Gates, collecting_gates
+from dggraph.network.gate_contexts import collecting_gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of_boxes

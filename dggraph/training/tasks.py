@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dggraph.network.network import DynamicNetwork, Gates
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.identity import Identity
 
 

@@ -1,0 +1,83 @@
+"""Contexts around forward passes: gates pinned or collected, thresholds set aside."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from dggraph.compiler.lowered import routing_of
+from dggraph.network.gates import Gates
+from dggraph.network.network import DynamicNetwork
+
+
+def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
+    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that
+    it decides.
+    """
+    topology, (plan,) = (
+        net.macs_table.stages[stage].topology,
+        (one for one in net.plan if one.name == stage),
+    )
+    if plan.scope == "stage":
+        return {0: list(range(len(topology.sources)))}
+    return dict(enumerate(topology.outgoing()[:-1]))
+
+
+@contextmanager
+def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
+    """A list of the `Gates` of each pass within this context, for a network inside another module,
+    whose call returns something else.
+
+    Example:
+        >>> import dggraph, torch, torchvision
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+        >>> net = dggraph.convert_backbone_(detector)
+        >>> with dggraph.detection.collecting_gates(net) as gates:
+        ...     found = detector([torch.rand(3, 64, 64)])
+        >>> len(gates)
+        1
+    """
+    before, collected = net._collected, list[Gates]()
+    net._collected = collected
+    try:
+        yield collected
+    finally:
+        net._collected = before
+
+
+@contextmanager
+def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
+    """Thresholds that are set within this context are forgotten after it."""
+    before = {stage: routing_of(net.lowered, stage).threshold.clone() for stage in net.graph.stages}
+    try:
+        yield
+    finally:
+        for stage, threshold in before.items():
+            routing_of(net.lowered, stage).threshold.copy_(threshold)
+
+
+@contextmanager
+def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever
+    their routers say.
+
+    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the
+    same instance.
+    """
+    handles = []
+    for stage, pinned in weights.items():
+        routing = routing_of(net.lowered, stage)
+        for index, places in decided_edges(net, stage).items():
+
+            def hook(
+                _module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]
+            ) -> Tensor:
+                return values.to(row_BE).expand_as(row_BE)
+
+            handles.append(routing.gate(index).register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,135 @@
+"""From what an archive holds to the network again: trace, profile, lower, fill, check.
+
+Nothing that an archive names is run: a backbone comes from a closed registry, or from the caller.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dggraph.compiler.fingerprints import fingerprint, qualified_name
+from dggraph.compiler.lowered import plain_owner
+from dggraph.compiler.profiling import profile
+from dggraph.compiler.regions import Flow
+from dggraph.compiler.static_graph import find_adds
+from dggraph.compiler.tracing import Trace, trace, trace_eval
+from dggraph.errors import ArchiveError, DggraphError, InputError, TraceError
+from dggraph.graph.ir import DynamicGraph
+from dggraph.models.registry import build_trusted, is_registered
+from dggraph.network.assembly import assemble
+from dggraph.network.blueprint import Blueprint
+from dggraph.network.manifest import (
+    WEIGHTS,
+    Manifest,
+    refuse_unknown_names,
+)
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.report import note_checks
+from dggraph.network.skipping_checks import check_skipping_
+from dggraph.network.static_checks import check_images, check_static
+from dggraph.ops.gating import GATES
+from dggraph.ops.routing import find_router
+
+
+def lower_again(
+    folder: Path,
+    backbone: nn.Module,
+    graph: DynamicGraph,
+    blueprint: Blueprint,
+    state: dict[str, Tensor],
+) -> DynamicNetwork:
+    """Trace, lower and fill as conversion did, in the type it did it in, and check that the result
+    equals the backbone.
+    """
+    classes = {qualified_name(type(module)): type(module) for module in backbone.modules()}
+    missing = [name for name in blueprint.leaves if name not in classes]
+    example = torch.zeros((1, *blueprint.input_shape), dtype=getattr(torch, blueprint.dtype))
+    traced = (
+        None
+        if missing
+        else _traced_again(
+            backbone, [classes[name] for name in blueprint.leaves], example, blueprint.fingerprint
+        )
+    )
+    if traced is None:
+        why = f"it has no {missing[0]}" if missing else "the traces differ"
+        raise ArchiveError(
+            f"{folder} was made from another structure than {type(backbone).__name__} has here:"
+            f" {why}. Use the model, and the versions of torch, torchvision and timm, that it was"
+            " converted with."
+        )
+    try:
+        flow = Flow(traced, profile(traced.module, traced.graph, example))
+        refuse_unknown_names(folder, blueprint.found, flow.by_name)
+        adds = find_adds(flow, blueprint.found)
+        net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=0.5)
+    except ArchiveError:
+        raise
+    except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
+        raise ArchiveError(
+            f"{folder}: graph.json and the manifest do not describe one network: {error}."
+        ) from error
+    try:
+        net.lowered.load_state_dict(state, strict=True)
+        owner = plain_owner(backbone)  # whose keys are not of the backbone's own making
+        owner.load_state_dict({key: state[key] for key in owner.state_dict()})
+    except (RuntimeError, KeyError) as error:
+        raise ArchiveError(
+            f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    try:
+        backbone.eval()
+        difference, _ = check_static(net, backbone, example)
+        check_skipping_(net, check_images(net, backbone, example))
+    except DggraphError as error:
+        raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
+    net.report = note_checks(net.report, net.plan, max_difference=difference)
+    return net
+
+
+def rebuild_backbone(folder: Path, manifest: Manifest) -> nn.Module:
+    if manifest.source is None:
+        raise ArchiveError(
+            f"{folder} was converted from a bare module; pass it: load(folder, model=...), on the"
+            " command line --backbone package.module:function."
+        )
+    try:
+        if not is_registered(manifest.source):
+            raise InputError(
+                f"{manifest.source!r} is in no registry, and code that an archive names is never"
+                " run."
+            )
+        return build_trusted(
+            manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size
+        )
+    except (InputError, TypeError) as error:
+        raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
+
+
+def refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
+    try:
+        find_router(blueprint.router)
+    except InputError as error:
+        raise ArchiveError(
+            f"{folder} needs router {blueprint.router!r}; register it before loading."
+        ) from error
+    if blueprint.gate not in GATES:
+        raise ArchiveError(f"{folder} needs gate {blueprint.gate!r}; register it before loading.")
+
+
+def _traced_again(
+    backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str
+) -> Trace | None:
+    """The trace with the fingerprint `wanted`: today's, or, as older archives have them, one of
+    eval mode alone or without answers; or None.
+    """
+    for again, shown in ((trace, example), (trace_eval, example), (trace_eval, None)):
+        try:
+            traced = again(backbone, leaves, shown)
+        except TraceError:
+            continue
+        if fingerprint(traced.graph) == wanted:
+            return traced
+    return None
