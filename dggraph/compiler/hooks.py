@@ -14,17 +14,13 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
-from torch.utils.hooks import (
-    BackwardHook,
-)  # not documented, torch 2.10 to 2.15; what nn.Module.__call__ uses
+from torch import fx, nn
 
 from dggraph.compiler.calls import STACK, Site, find_sites, stand_in
+from dggraph.compiler.hooked_calls import enter, entered, leave
 from dggraph.compiler.naming import read_taken_names_
-from dggraph.compiler.planning import StagePlan
 from dggraph.errors import DggraphWarning, HookError
 
 _PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE = (
@@ -33,7 +29,11 @@ _PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+
 _IS_HOOKED = "dg_is_hooked"
+
+
 _KINDS = (_PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE)
 
 
@@ -128,113 +128,6 @@ def drop_idle_calls_(graph_module: fx.GraphModule) -> None:
         for path, module in graph_module.named_modules()
         if path and not path.startswith("dg_")
     )
-
-
-def hooked_blocks(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-    """`plan`, with the stages that `enter` or `leave` stand in on whole batches."""
-    ends = [
-        fx_node for fx_node in graph_module.graph.nodes if fx_node.target in (enter, entered, leave)
-    ]
-    touched = {user.name for end in ends for user in end.users} | {
-        read.name for end in ends for read in end.all_input_nodes
-    }
-    return tuple(
-        _on_whole_batches(stage) if not _inside(stage).isdisjoint(touched) else stage
-        for stage in plan
-    )
-
-
-def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-    """`plan`, with the stages in whose blocks a layer that the graph calls has hooks on whole
-    batches.
-    """
-    hooked = {
-        fx_node.name
-        for fx_node in graph_module.graph.nodes
-        if fx_node.op == "call_module"
-        and has_hooks(graph_module.get_submodule(str(fx_node.target)))
-    }
-    return tuple(
-        _on_whole_batches(stage) if not _inside(stage).isdisjoint(hooked) else stage
-        for stage in plan
-    )
-
-
-@dataclass(slots=True)
-class HookedCall:
-    """One call of a hooked module, between its two ends."""
-
-    module: nn.Module
-    args: tuple[Any, ...]
-    """What its hooks see."""
-    input: Any
-    """What goes in."""
-    backward: Any
-    is_lifted: bool
-
-
-def enter(module: nn.Module, x: Tensor, is_lifted: bool) -> HookedCall:
-    """Run the pre-hooks of `module` on its input, the features (B, ...) that its place in the graph
-    gets.
-
-    Raises:
-        HookError: a pre-hook gives other than one tensor, or replaces the input of a lifted block.
-    """
-    args: tuple[Any, ...] = (x.detach() if is_lifted else x,)
-    for number, hook in module._forward_pre_hooks.items():
-        takes_keywords = number in module._forward_pre_hooks_with_kwargs
-        given = hook(module, args, {}) if takes_keywords else hook(module, args)
-        if given is None:
-            continue
-        _refuse_replacing(module, is_lifted, "input")
-        args = given[0] if takes_keywords else given if isinstance(given, tuple) else (given,)
-        if len(args) != 1 or not isinstance(args[0], Tensor) or (takes_keywords and given[1]):
-            raise HookError(
-                f"a forward pre-hook of a {type(module).__name__} gives other arguments than one"
-                " tensor; in a converted network its modules take the one tensor that their place"
-                " in the graph gets."
-            )
-    full, before = list(module._backward_hooks.values()), list(module._backward_pre_hooks.values())
-    backward: Any = BackwardHook(module, full, before) if full or before else None
-    if backward is not None:
-        args = backward.setup_input_hook(args)
-    return HookedCall(module, args, x if is_lifted else args[0], backward, is_lifted)
-
-
-def entered(call: HookedCall) -> Any:
-    """What `enter` lets in."""
-    return call.input
-
-
-def leave(call: HookedCall, y: Any) -> Any:
-    """Run the forward hooks of the call on its output; what they give replaces it.
-
-    Raises:
-        HookError: one replaces the output of a lifted block.
-    """
-    module, result = call.module, (call.args[0] + y).detach() if call.is_lifted else y
-    for number, hook in module._forward_hooks.items():
-        takes_keywords = number in module._forward_hooks_with_kwargs
-        given = (
-            hook(module, call.args, {}, result)
-            if takes_keywords
-            else hook(module, call.args, result)
-        )
-        if given is not None:
-            _refuse_replacing(module, call.is_lifted, "output")
-            result = given
-    if call.is_lifted:
-        return y
-    return result if call.backward is None else call.backward.setup_output_hook(result)
-
-
-def _refuse_replacing(module: nn.Module, is_lifted: bool, what: str) -> None:
-    if is_lifted:
-        raise HookError(
-            f"a hook replaces the {what} of a {type(module).__name__} whose residual is lifted: it"
-            " hands on F(x) alone, the skip is edges. Let the hook return None, hook a module"
-            ' inside it, or convert with residual="keep".'
-        )
 
 
 def _note_(graph_module: fx.GraphModule, path: str) -> None:
@@ -394,19 +287,3 @@ def _called(graph_module: fx.GraphModule) -> set[nn.Module | None]:
         str(fx_node.target) for fx_node in graph_module.graph.nodes if fx_node.op == "call_module"
     }
     return {_module_at(graph_module, target) for target in targets}
-
-
-def _inside(stage: StagePlan) -> set[str]:
-    """Names of the fx nodes that the sparse executor runs in `stage`; what it hands on is read
-    outside.
-    """
-    return {*stage.own, *(name for block in stage.blocks for name in block.fx_nodes)} - {
-        stage.output
-    }
-
-
-def _on_whole_batches(stage: StagePlan) -> StagePlan:
-    """Hooks see every instance, in its place."""
-    return replace(
-        stage, dense_only=stage.dense_only or "a module in it has hooks, which see whole batches"
-    )

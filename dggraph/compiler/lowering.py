@@ -1,50 +1,35 @@
-"""Lower a wired graph into one flat `fx.GraphModule`: ops stay where they are, only the inputs of
-blocks are rewired.
+"""Lower a wired graph into one flat `fx.GraphModule`, stage by stage, see `stage_writer`.
 
-In front of block j, the pass puts, in this order:
-1. `share`, node j-1 as later nodes read it; with `node` routers its router and gate, which give its
-   adjacency row;
-2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold
-   and dead sources; `is_live`;
-3. `aggregate` (or `concatenate`), the block's new input. `out` is the same without a block, and
-`open_output` sees that something reaches it. A `stage` router decides all edges at the stage's
-entry, so `settle` stands in for step 2 once. The module returns the backbone's output and, per
-stage, the edge weights after and before the threshold, in the graph's edge order.
+The module returns the backbone's output and, per stage, the edge weights after and before the
+threshold, in the graph's edge order.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from dggraph.compiler.aliasing import is_effect, may_overwrite, writers
-from dggraph.compiler.calls import mark_features, mark_lifted, mark_routing
+from dggraph.compiler.aliasing import is_effect
+from dggraph.compiler.calls import mark_features
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
-from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_, routing_name
 from dggraph.compiler.planning import (
     EFFECT,
-    BlockPlan,
     StagePlan,
     dense_where_read,
     mark_needed,
-    plan_block,
-    why_dense,
 )
 from dggraph.compiler.printing import short_names
-from dggraph.compiler.regions import Flow, Region
-from dggraph.compiler.residuals import StageAdds, branch
+from dggraph.compiler.regions import Flow
+from dggraph.compiler.residuals import StageAdds
 from dggraph.compiler.returns import restore_structure
+from dggraph.compiler.stage_writer import Deciders, StageWriter
+from dggraph.compiler.stages import FoundStage
 from dggraph.errors import LoweringError
-from dggraph.graph.ir import CandidateEdge, DynamicGraph
-from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
-from dggraph.ops.gating import column
-from dggraph.ops.liveness import Topology, is_live, open_edges, open_output, settle
-from dggraph.ops.routing import Router
+from dggraph.graph.ir import DynamicGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +38,6 @@ class Lowered:
 
     module: LoweredModule
     plan: tuple[StagePlan, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deciders:
-    """How edges are decided: a router kind with its factory, a gate factory and the threshold."""
-
-    scope: str
-    """`node` or `stage`."""
-    router: Router
-    gate: Callable[[Sequence[bool]], nn.Module]
-    threshold: float
 
 
 def lower(
@@ -104,7 +78,7 @@ def lower(
                 " there."
             )
         root.add_module(own_name, routing)
-        writer = _StageWriter(
+        writer = StageWriter(
             flow, lowered, by_name, stage, own_adds, graph, name, deciders, routing, training
         )
         plan.append(writer.write())
@@ -140,269 +114,3 @@ def _write_keeps(graph: fx.Graph) -> None:
                     "get_attr", path or "dg_self", name=f"{fx_node.name}_owner"
                 )
             fx_node.target, fx_node.args = setattr, (owner, name, value)
-
-
-class _StageWriter:
-    """Writes one stage. Holds what grows as the pass walks the vertices: values, rows, columns,
-    live flags.
-    """
-
-    def __init__(
-        self,
-        flow: Flow,
-        lowered: fx.Graph,
-        by_name: dict[str, fx.Node],
-        stage: FoundStage,
-        adds: StageAdds,
-        graph: DynamicGraph,
-        name: str,
-        deciders: Deciders,
-        routing: StageRouting,
-        training: fx.Node,
-    ) -> None:
-        self.flow, self.lowered, self.by_name, self.stage = flow, lowered, by_name, stage
-        self.adds, self.graph, self.name, self.deciders, self.routing, self.training = (
-            adds,
-            graph,
-            name,
-            deciders,
-            routing,
-            training,
-        )
-        self.vertices, self.channel_position = (
-            graph.nodes(name),
-            graph.stages[name].channel_position,
-        )
-        self.topology = stage_topology(graph, name)
-        self.values = [by_name[stage.entry]]
-        self.shared: list[fx.Node] = []
-        self.rows: list[fx.Node] = []
-        self.live: list[fx.Node | None] = [None]
-        self.raw: list[fx.Node] = []
-        self.weights: list[fx.Node] = []
-        self.blocks: list[BlockPlan] = []
-        self.own: list[fx.Node] = []
-        self.prefix = name
-
-    def write(self) -> StagePlan:
-        """Rewire the stage; returns where everything is."""
-        is_lifted = self.graph.stages[self.name].residual == "lift"
-        spent: list[fx.Node] = []
-        for index, block in enumerate(self.stage.blocks, start=1):
-            inside = [self.by_name[name] for name in block.fx_nodes]
-            source = self.by_name[block.input]
-            first = next(fx_node for fx_node in inside if source in fx_node.all_input_nodes)
-            adds = self.adds[index - 1] if is_lifted else ()
-            if index == 1:
-                with self.lowered.inserting_before(first):
-                    self.threshold = self._node(
-                        "get_attr", f"{routing_name(self.name)}.threshold", (), "threshold"
-                    )
-                    self.cache = self._call(stage_cache, (), "cache")
-            with self.lowered.inserting_before(first):
-                new_input = self._write_vertex(index)
-            for fx_node in inside:
-                fx_node.replace_input_with(source, new_input)
-            output = self.by_name[block.output]
-            if adds:
-                terms = self._lift(adds, block)
-                spent.append(output)
-                inside, output = (
-                    [*(fx_node for fx_node in inside if fx_node is not output), *terms[1:]],
-                    terms[-1],
-                )
-            self.values.append(output)
-            self.blocks.append(
-                plan_block(self.flow, self.vertices[index].name, inside, new_input, output)
-            )
-        last = self.by_name[self.stage.output]
-        inside_stage = {name for block in self.stage.blocks for name in block.fx_nodes}
-        outside = [
-            user
-            for user in last.users
-            if user.name in self.flow.by_name and user.name not in inside_stage
-        ]
-        own = set(self.stage.blocks[-1].fx_nodes)
-        late = [
-            fx_node.name
-            for fx_node in writers(self.flow, self.flow.by_name[self.stage.output])
-            if fx_node.name in own
-        ]
-        finished = (
-            self.by_name[max(late, key=lambda name: self.flow.order[self.flow.by_name[name]])]
-            if late
-            else last
-        )
-        with self.lowered.inserting_after(
-            finished
-        ):  # `y[mask] = z` as the block's last line: only then is y what it hands on
-            anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
-        with self.lowered.inserting_before(anchor):
-            new_output = self._write_vertex(len(self.vertices) - 1)
-            if self.deciders.scope == "node":
-                weights = self._call(torch.cat, (self.weights, 1), "weights")
-                raw = self._call(torch.cat, (self.raw, 1), "raw")
-            else:
-                weights, raw = self.settled, self.rows[0]
-        self.lowered.erase_node(anchor)
-        for user in outside:
-            user.replace_input_with(last, new_output)
-        blocks = [{self.by_name[name] for name in block.fx_nodes} for block in self.stage.blocks]
-        mark_routing(self.own, blocks, self.stage.blocks[0].path, self.lowered)
-        self._erase([*spent, last])
-        self.by_name[self.stage.output] = new_output
-        self.by_name |= {weights.name: weights, raw.name: raw}
-        return StagePlan(
-            name=self.name,
-            scope=self.deciders.scope,
-            entry=self.values[0].name,
-            output=new_output.name,
-            weights=weights.name,
-            raw=raw.name,
-            own=tuple(fx_node.name for fx_node in self.own),
-            blocks=tuple(self.blocks),
-            writes_output=may_overwrite(self.flow, new_output),
-            dense_only=why_dense(self.flow, self.blocks, self.values, self.own),
-        )
-
-    def _write_vertex(self, index: int) -> fx.Node:
-        """What stands in front of vertex `index`; returns its new input."""
-        incoming = self.graph.incoming(self.vertices[index].name)
-        sources = self.topology.sources[self.topology.incoming(index)]
-        self.shared.append(
-            self._call(share, (self.values[-1], self.cache, index - 1), f"x{index - 1}")
-        )
-        weights = (
-            self._write_weights(index, sources)
-            if self.deciders.scope == "node"
-            else self._take_weights(index)
-        )
-        axis = self.stage.channel_axis
-        wanted = self.vertices[index - 1].shape[self.channel_position]
-        features = [
-            (
-                self._call(adapt, (self.shared[source], wanted, axis), f"x{source}_for_{index}")
-                if edge.kind == "adapter"
-                else self.shared[source]
-            )
-            for source, edge in zip(sources, incoming, strict=True)
-        ]
-        if incoming[0].kind == "concat":
-            return self._call(concatenate, (features, weights, axis), f"in{index}")
-        marks = tuple(
-            None if edge.kind == "adapter" else source
-            for source, edge in zip(sources, incoming, strict=True)
-        )
-        return self._call(aggregate, (features, weights, self.cache, marks, index), f"in{index}")
-
-    def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
-        """With `node` routers: the row of the vertex before, then the column of this one,
-        settled.
-        """
-        self._write_row(index - 1, self.graph.outgoing(self.vertices[index - 1].name))
-        edges = self.graph.incoming(self.vertices[index].name)
-        picks = tuple(
-            (source, self.graph.outgoing(edge.source).index(edge))
-            for source, edge in zip(sources, edges, strict=True)
-        )
-        self.raw.append(self._call(column, (self.rows, picks), f"raw{index}"))
-        live = [self.live[source] for source in sources]
-        weights = self._call(
-            open_edges, (self.raw[-1], live, self.threshold, self.training), f"a{index}"
-        )
-        if index == len(self.vertices) - 1:
-            weights = self._call(
-                open_output, (weights, self.raw[-1], live, self.training), f"reached{index}"
-            )
-        else:
-            self.live.append(self._call(is_live, (weights,), f"live{index}"))
-        self.weights.append(weights)
-        return weights
-
-    def _take_weights(self, index: int) -> fx.Node:
-        """With a `stage` router: this vertex' columns of what the router decided at the entry."""
-        if index == 1:
-            self._write_row(0, self.graph.edges(self.name))
-            self.settled = self._call(
-                settle, (self.rows[0], self.topology, self.threshold, self.training), "weights"
-            )
-        place = self.topology.incoming(index)
-        return self._call(
-            torch.narrow,
-            (self.settled, 1, place.start, place.stop - place.start),
-            f"a{index}",
-        )
-
-    def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
-        """Router and gate at vertex `index`, deciding `edges`."""
-        axis = self.stage.channel_axis
-        num_channels = self.vertices[index].shape[self.channel_position]
-        self.routing.add_module(
-            f"router_{index}", self.deciders.router(num_channels, len(edges), axis)
-        )
-        self.routing.add_module(
-            f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges])
-        )
-        routing = routing_name(self.name)
-        logits = self._node(
-            "call_module", f"{routing}.router_{index}", (self.shared[index],), f"logits{index}"
-        )
-        self.rows.append(
-            self._node("call_module", f"{routing}.gate_{index}", (logits,), f"row{index}")
-        )
-
-    def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
-        """F alone: the sum of the block's branches. Returns the first branch and the sums; the
-        block's last add loses its readers.
-        """
-        lines = [self.flow.by_name[block.input], *adds]
-        branches = [
-            self.by_name[branch(add, line).name] for add, line in zip(adds, lines, strict=False)
-        ]
-        last = self.by_name[block.output]
-        terms = branches[:1]
-        with self.lowered.inserting_before(last):
-            for number, term in enumerate(branches[1:], start=1):
-                name = f"{self.prefix}_branches_{last.name}_{number}"
-                terms.append(
-                    self.lowered.create_node(
-                        "call_function", torch.add, (terms[-1], term), {}, name=name
-                    )
-                )
-        mark_lifted(terms, last)
-        return terms
-
-    def _erase(self, candidates: Sequence[fx.Node]) -> None:
-        """Remove what lost its last reader: the adds of lifted blocks, the concats of growth
-        stages.
-        """
-        open_ends = [
-            *candidates,
-            *(self.by_name[block.input] for block in reversed(self.stage.blocks)),
-        ]
-        for fx_node in dict.fromkeys(open_ends):
-            is_rest = fx_node.op == "call_function" and fx_node.target in (torch.cat, torch.concat)
-            if (
-                not fx_node.users
-                and (is_rest or fx_node in candidates)
-                and fx_node.op != "placeholder"
-            ):
-                self.lowered.erase_node(fx_node)
-
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
-        return self._node("call_function", function, args, name)
-
-    def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str) -> fx.Node:
-        self.own.append(
-            self.lowered.create_node(op, target, args, {}, name=f"{self.prefix}_{name}")
-        )
-        return self.own[-1]
-
-
-def stage_topology(graph: DynamicGraph, stage: str) -> Topology:
-    """The edges of `stage` as vertex indices."""
-    place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
-    edges = graph.edges(stage)
-    return Topology(
-        tuple(place[edge.source] for edge in edges), tuple(place[edge.target] for edge in edges)
-    )

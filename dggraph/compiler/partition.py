@@ -14,7 +14,6 @@ from torch import fx
 
 from dggraph.compiler.contexts import CONTEXTS
 from dggraph.compiler.lowered import LoweredModule
-from dggraph.compiler.lowering import stage_topology
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import (
     NEEDED,
@@ -24,6 +23,7 @@ from dggraph.compiler.planning import (
     batch_norms,
     mark_needed,
 )
+from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.liveness import Topology
 

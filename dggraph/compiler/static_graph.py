@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.residuals import StageAdds, identity_adds
+from dggraph.compiler.stages import FoundStage
 from dggraph.errors import WiringError
 from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph, NodeKind, Residual, Stage
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dggraph.compiler.discovery import FoundStage
+from dggraph.compiler.stages import FoundStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.compiler.lowered import LoweredModule, routing_of
-from dggraph.compiler.lowering import stage_topology
+from dggraph.compiler.stage_writer import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.execution import refuse_nan

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.regions import Region
+from dggraph.compiler.stages import FoundStage
 from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
 from dggraph.models.preprocessing import Preprocess

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from dggraph.compiler.hooks import drop_idle_calls_, hooked_blocks, hooked_layers, is_hooked
+from dggraph.compiler.hooked_plan import hooked_blocks, hooked_layers
+from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
 from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dggraph.compiler.answers import Assumption
-from dggraph.compiler.discovery import FoundStage
 from dggraph.compiler.planning import StagePlan
 from dggraph.compiler.regions import Flow
+from dggraph.compiler.stages import FoundStage
 from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
 from dggraph.network.blueprint import Blueprint

@@ -1,0 +1,56 @@
+"""Hooks see whole batches: which stages run dense for the sake of hooks in them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from dggraph.compiler.hooked_calls import enter, entered, leave
+from dggraph.compiler.hooks import has_hooks
+from dggraph.compiler.planning import StagePlan
+
+
+def hooked_blocks(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """`plan`, with the stages that `enter` or `leave` stand in on whole batches."""
+    ends = [
+        fx_node for fx_node in graph_module.graph.nodes if fx_node.target in (enter, entered, leave)
+    ]
+    touched = {user.name for end in ends for user in end.users} | {
+        read.name for end in ends for read in end.all_input_nodes
+    }
+    return tuple(
+        _on_whole_batches(stage) if not _inside(stage).isdisjoint(touched) else stage
+        for stage in plan
+    )
+
+
+def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """`plan`, with the stages in whose blocks a layer that the graph calls has hooks on whole
+    batches.
+    """
+    hooked = {
+        fx_node.name
+        for fx_node in graph_module.graph.nodes
+        if fx_node.op == "call_module"
+        and has_hooks(graph_module.get_submodule(str(fx_node.target)))
+    }
+    return tuple(
+        _on_whole_batches(stage) if not _inside(stage).isdisjoint(hooked) else stage
+        for stage in plan
+    )
+
+
+def _inside(stage: StagePlan) -> set[str]:
+    """Names of the fx nodes that the sparse executor runs in `stage`; what it hands on is read
+    outside.
+    """
+    return {*stage.own, *(name for block in stage.blocks for name in block.fx_nodes)} - {
+        stage.output
+    }
+
+
+def _on_whole_batches(stage: StagePlan) -> StagePlan:
+    """Hooks see every instance, in its place."""
+    return replace(
+        stage, dense_only=stage.dense_only or "a module in it has hooks, which see whole batches"
+    )
