@@ -1,40 +1,35 @@
-"""Every error dggraph raises on purpose: one class per meaning, each message says what, why and how
-to fix it.
+"""The exceptions and warnings of dggraph, one class per meaning.
+
+Each message says what is wrong, why, and how to fix it.
 """
 
 
 class DggraphError(Exception):
-    """Root of all dggraph errors; the command line turns it into one line and exit code 4."""
+    """The base class of all errors; the command line prints it as one line, with exit code 4."""
 
 
 class DggraphWarning(UserWarning):
-    """Something that a user should know and that ends nothing; the command line prints it as one
-    line.
-    """
+    """A fact that the user should know and that stops nothing; the command line prints one line."""
 
 
 class InputError(DggraphError):
-    """A model, an input tensor, an image or an option is not something dggraph can work with."""
+    """A model, an input tensor, an image or an option that dggraph cannot work with."""
 
 
 class BranchError(InputError):
-    """A batch for which the backbone's own forward would take another branch than the one that was
-    traced.
-    """
+    """The backbone would take another branch for this batch than the one that was traced."""
 
 
 class TraceError(DggraphError):
-    """`torch.fx` could not trace the backbone; the message names the module, the line and the way
-    out.
-    """
+    """`torch.fx` could not trace the backbone; the message names module, line and a way out."""
 
 
 class DiscoveryError(DggraphError):
-    """The stages asked for do not describe single-entry, single-exit blocks of the backbone."""
+    """The requested stages are not single-entry, single-exit blocks of the backbone."""
 
 
 class NothingToRouteError(DggraphError):
-    """The backbone has no block with a candidate edge around it."""
+    """The backbone has no block around which an edge could lead."""
 
 
 class GraphError(DggraphError):
@@ -46,32 +41,32 @@ class WiringError(DggraphError):
 
 
 class LoweringError(DggraphError):
-    """The lowered network does not equal the backbone, so it is not handed out."""
+    """The lowered network differs from the backbone, so `convert` does not return it."""
 
 
 class BackboneOnlyError(DggraphError, AttributeError):
-    """Something that the backbone can do and a converted network cannot; the message says what to
-    do before converting.
+    """An attribute or method that the backbone has and its converted network does not.
+
+    The message says what to do before converting.
     """
 
 
 class StructureError(DggraphError):
-    """A module of a converted network was taken away, or replaced by one that its graph cannot
-    run.
-    """
+    """A module of a converted network was removed, or replaced by one that its graph cannot run."""
 
 
 class GateError(DggraphError):
-    """A gate produced something that is not a weight, for example NaN."""
+    """A gate returned a value that is not a valid weight, for example NaN."""
 
 
 class GradientError(DggraphError):
-    """A derivative was asked for that the fast backward does not have."""
+    """A derivative was requested that the fast backward pass does not have."""
 
 
 class HookError(DggraphError):
-    """A hook was put where the converted network cannot run it, or does what it cannot do there;
-    the message names other modules.
+    """A hook on a module of a converted network cannot run, or does what is not possible there.
+
+    The message names modules on which it would work.
     """
 
 
@@ -80,26 +75,29 @@ class ArchiveError(DggraphError):
 
 
 class MissingExtraError(DggraphError):
-    """An optional dependency is needed; the message names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
 
 class KernelError(DggraphError):
-    """The optional C++ kernels could not be built; the message says what the compiler said."""
+    """The optional C++ kernels could not be built; the message quotes the compiler."""
 
 
 class CheckpointError(DggraphError):
-    """A training checkpoint is damaged or cannot be written; the message says which, and what still
-    holds.
+    """A training checkpoint is damaged or cannot be written.
+
+    The message names it, and says which checkpoint is still valid.
     """
 
 
 class TrainingError(DggraphError):
-    """Training cannot go on: a loss is not finite, the processes disagree, or what it computes
-    cannot be written.
+    """Training cannot go on.
+
+    A loss is not finite, the processes disagree, or the results cannot be written.
     """
 
 
 class LostProcessError(TrainingError):
-    """Other processes of the same run cannot be reached; where one of them has said why it ended,
-    that is the error to look at.
+    """Other processes of the same run cannot be reached.
+
+    If one of them reported an error of another kind, that error is the cause.
     """

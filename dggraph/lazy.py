@@ -1,6 +1,4 @@
-"""Names that are imported when they are first used, so that `import dggraph` does not import
-torch.
-"""
+"""Lazy imports of public names, so that `import dggraph` does not import torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -10,12 +8,12 @@ from typing import Any
 def lazily(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package.
+    """Return `__getattr__` and `__dir__` for a package.
 
     Args:
-        package: its name.
-        homes: per public name the module that defines it; a module of the package itself is its own
-            home.
+        package: the name of the package.
+        homes: maps each public name to the module that defines it; a submodule of the package maps
+            to itself.
     """
 
     def get(name: str) -> Any:

@@ -1,10 +1,9 @@
-"""Losses on gates. Value: the meter's own numbers. Gradient: that of the expected MACs, straight
-through.
+"""Losses on gates: the value is the measured MACs, the gradient that of the expected MACs.
 
-Why not the expected MACs themselves: they and the real ones differ, and a loss that is content with
-.70 expected was seen to end at .57 real. Why not the real ones alone: they are steps, without a
-gradient; and closing one of two edges into a node saves nothing until the other closes too, which
-only a probability shows.
+The expected MACs cannot be the value, because they differ from the real ones: a loss that was
+satisfied with 0.70 expected ended at 0.57 real. The real MACs cannot give the gradient, because
+they are a step function. Besides, closing one of two edges into a node saves nothing until the
+other closes too, which only a probability shows.
 
 Shape suffixes: B instances, K classes.
 """
@@ -21,18 +20,19 @@ __all__ = ["budget", "budget_of", "divergence", "kept"]
 
 
 def kept(gates: Gates) -> Tensor:
-    """MACs of each instance's path as a fraction of the static network's, as `record` would report
-    it.
+    """Return the MACs of each instance's path, as a fraction of the static network's MACs.
+
+    The values are those that `record` reports.
 
     Args:
-        gates: of `net(x, return_gates=True)`, in train mode or with gradients enabled.
+        gates: the gates of `net(x, return_gates=True)`, in train mode or with gradients enabled.
 
     Returns:
-        (B,) float64, may exceed 1. Its gradient is that of the expected MACs: edges open
+        (B,) float64, which may exceed 1. Its gradient is that of the expected MACs: edges open
         independently with probability sigmoid((raw - threshold) / 0.2), and `ops/liveness` turns
-        that into the probability that a node runs. This reaches every edge into a node that no
-        instance reaches, so that a dead node can come back; the task's gradient does not.
-        `ops/macs` says where the expectation is exact. NaN weights give NaN.
+        that into the probability that a node runs. Unlike the task's gradient, it reaches every
+        edge into a node that no instance reaches, so that a dead node can come back. `ops/macs`
+        says where the expectation is exact. NaN weights give NaN.
 
     Raises:
         InputError: the batch is empty, or the network has no stages.
@@ -46,62 +46,72 @@ def kept(gates: Gates) -> Tensor:
     """
     if not gates.weights or not next(iter(gates.weights.values())).shape[0]:
         raise InputError(
-            "there is no instance with a path here: the batch is empty, or the network has no"
-            " stages."
+            "there is no path to measure: the batch is empty, or the network has no stages. Give"
+            " at least one image, to a network with a dynamic stage."
         )
     real_B = gates.macs()
     expected_B = gates.expected_macs()
-    # Finite minus itself is exactly 0, so the value is the meter's to the bit; NaN minus itself is
-    # NaN and stays visible.
+    # A finite number minus itself is exactly 0, so the value is bitwise that of the meter; NaN
+    # minus itself is NaN and stays visible.
     return (real_B + (expected_B - expected_B.detach())) / gates.table.static
 
 
 def budget(gates: Gates, target: float) -> Tensor:
-    """Squared distance of the batch's mean kept fraction from `target`; add it to the task's loss,
-    times a factor.
+    """Return the squared distance of the batch's mean kept fraction from `target`.
 
-    Of the mean, not of each instance: a hard image may cost more where an easy one costs less.
-    Squared: it fades out at the target instead of pulling with full strength one way, then the
-    other; and both sides count, because a net below its budget has nodes to win back. With several
-    processes each sees its own batch, as with batch norm: below some eight instances a process the
-    noise of the mean also pushes paths to be alike.
+    Add it to the task's loss, scaled by a factor.
+
+    The loss acts on the mean, not on each instance, so that a hard image may cost more where an
+    easy one costs less. The square fades out at the target instead of pulling at full strength from
+    one side and then from the other. Both sides count, because a network below its budget has nodes
+    to win back. In distributed training each process uses the mean of its own batch, as batch norm
+    does. Below about eight instances per process, the noise of that mean also pushes paths to be
+    alike.
 
     Args:
-        gates: of `net(x, return_gates=True)`.
-        target: mean MACs to reach, as a fraction of the static network's.
+        gates: the gates of `net(x, return_gates=True)`.
+        target: the mean MACs to reach, as a fraction of the static network's MACs.
 
     Returns:
         0-d float64, for example 0.04 for a batch that keeps 0.9 with a target of 0.7.
 
     Raises:
-        InputError: nothing can reach `target`, since what lies outside the stages already costs as
+        InputError: the target cannot be reached, since the layers outside the stages alone cost as
             much; or as for `kept`.
 
     Example:
         >>> import dggraph, torch
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> logits, gates = net.train()(torch.rand(2, 3, 32, 32), return_gates=True)
-        >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])) + 10 * dggraph.losses.budget(gates, 0.8)
-        >>> loss.backward()
+        >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+        >>> (loss + 10 * dggraph.losses.budget(gates, 0.8)).backward()
     """
     return budget_of(kept(gates), gates.table, target)
 
 
 def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
-    """`budget` of what `kept` gave, where that is wanted for itself too.
+    """Return `budget` from the result of `kept`, for callers that use both.
+
+    Args:
+        kept_B: the kept fraction of each instance.
+        table: the MACs of the network's parts, `gates.table`.
+        target: as for `budget`.
+
+    Raises:
+        InputError: the target cannot be reached.
 
     Example:
         >>> import dggraph, torch
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> _, gates = net(torch.rand(2, 3, 32, 32), return_gates=True)
-        >>> kept_B = dggraph.losses.kept(gates)
-        >>> torch.equal(dggraph.losses.budget_of(kept_B, gates.table, 0.8), dggraph.losses.budget(gates, 0.8))
+        >>> loss = dggraph.losses.budget_of(dggraph.losses.kept(gates), gates.table, 0.8)
+        >>> torch.equal(loss, dggraph.losses.budget(gates, 0.8))
         True
     """
     floor = table.fixed / table.static
     if not floor < target < float("inf"):
         raise InputError(
-            f"target={target} is out of reach: what lies outside the stages always runs and is"
+            f"target={target} is out of reach: the layers outside the stages always run and take"
             f" {floor:.3f} of the static network's MACs. Choose a larger fraction."
         )
     return torch.square(kept_B.mean() - target)

@@ -1,5 +1,4 @@
-"""Modules that once had another path: importing them there still works in versions 0.1 and 0.2,
-with a DeprecationWarning.
+"""Old module paths, which still work in versions 0.1 and 0.2 with a DeprecationWarning.
 
 Public names are importable from `dggraph` and its public submodules, and stay there.
 """
@@ -97,14 +96,14 @@ MOVED = {
     "views.summary": "views.training_summary",
     "views.svg": "views.svg_picture",
 }
-"""Old path to new one, both within the package."""
+"""Maps old paths to new ones, both relative to the package."""
 PACKAGE = "dggraph.runtime"
-"""The room that most of them lay in."""
+"""The former package of most of these modules."""
 
 
 class _Alias:  # not an importlib.abc.Loader, whose module takes 20 ms to import
     def create_module(self, spec: ModuleSpec) -> None:
-        """A module as usual; the real one takes its place."""
+        """Return None for a plain module; the real one replaces it."""
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
@@ -131,6 +130,6 @@ class _Finder:
 
 
 def keep_old_paths() -> None:
-    """Let old paths be found after all others."""
+    """Install the finder of old paths, after all other finders."""
     if not any(type(finder) is _Finder for finder in sys.meta_path):
         sys.meta_path.append(cast("Any", _Finder()))

@@ -270,5 +270,5 @@ def test_without_mixing_the_batch_is_passed_on() -> None:
 
 
 def test_a_label_without_an_output_is_refused() -> None:
-    with pytest.raises(InputError, match="a label is 3, but the network has 3 outputs"):
+    with pytest.raises(InputError, match="labels from 0 to 3, but the network has 3 outputs"):
         mix(*batch(), 3, **NOT_MIXED | {"mixup": 1.0}, seed=0)

@@ -409,9 +409,9 @@ def test_registered_router_gate_and_wiring(registries: None, tmp_path: Any) -> N
     assert not torch.equal(net(x), model(x))
     dggraph.save(net, tmp_path / "a")
     assert torch.equal(dggraph.load(tmp_path / "a", model=model)(x), net(x))
-    with pytest.raises(InputError, match="router 'max' already"):
+    with pytest.raises(InputError, match="router named 'max' is already registered"):
         dggraph.register_router("max", MaxRouter)
-    with pytest.raises(InputError, match="gate 'clamped' already"):
+    with pytest.raises(InputError, match="gate named 'clamped' is already registered"):
         dggraph.register_gate("clamped", ClampedGate)
     with pytest.raises(WiringError, match="'gap'"):
         dggraph.register_wiring("gap", lambda: lambda size: ())

@@ -167,7 +167,7 @@ def test_images_without_folders_are_no_classes(tmp_path: Path) -> None:
     parts(tmp_path)
     picture(tmp_path / "loose" / "train" / "1.png")
     picture(tmp_path / "loose" / "val" / "1.png")
-    with pytest.raises(InputError, match="no folders of them"):
+    with pytest.raises(InputError, match="no folders of images"):
         opened(tmp_path / "loose")
 
 
@@ -176,7 +176,7 @@ def test_of_a_large_set_some_are_looked_at_and_that_is_said(
 ) -> None:
     parts(tmp_path)
     monkeypatch.setattr(folders, "MAX_INSPECTED", 3)
-    assert opened(tmp_path).notes[0] == "train: 3 of 4 image files were looked at before their turn"
+    assert opened(tmp_path).notes[0] == "train: 3 of 4 image files were checked before training"
 
 
 def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:

@@ -212,10 +212,10 @@ def test_json_round_trip(graph: DynamicGraph) -> None:
     ("change", "message"),
     [
         ({"schema_version": 2}, "upgrade dggraph"),
-        ({"schema_version": 0}, "foreign"),
+        ({"schema_version": 0}, "not a dggraph archive"),
         ({"extra": 1}, "extra"),
         ({"name": 3}, "name"),
-        ({"nodes": []}, "no valid graph"),
+        ({"nodes": []}, "invalid graph"),
     ],
 )
 def test_foreign_json(change: dict[str, object], message: str) -> None:

@@ -130,7 +130,7 @@ def test_names_of_other_classes_are_not_borrowed(tmp_path: Path) -> None:
 
 
 def test_what_is_no_set_of_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="none' is neither a folder nor a file"):
         open_image_set(tmp_path / "none")
     with pytest.raises(InputError, match="no images"):
         open_image_set(tmp_path)

@@ -49,7 +49,7 @@ def test_the_report_says_what_to_call_first() -> None:
     backbone = Net(Branched).eval()
     branches = dggraph.convert(backbone, X[:1]).report.branches
     assert (
-        "3 blocks, such as 'blocks.0' (Branched)" in branches
+        "3 blocks, for example 'blocks.0' (Branched)" in branches
         and "model.blocks.0.switch_to_deploy()" in branches
     )
     for block in backbone.blocks:

@@ -85,7 +85,7 @@ def test_classes_go_by_the_networks_names(net: DynamicNetwork, tmp_path: Path) -
         (("ant", "cat", "cat"), "cat"),
     ):
         net.labels = labels
-        with pytest.raises(InputError, match=f"'{culprit}' is not to be found once"):
+        with pytest.raises(InputError, match=f"exactly one is '{culprit}'"):
             validated(net, config(tmp_path))
 
 

@@ -113,7 +113,7 @@ def test_what_a_wrapper_has_besides_is_left_out_and_told(tmp_path: Path, net: nn
         tmp_path / "x.pth",
     )
     (said,) = load_checkpoint_(Net(), read_checkpoint(tmp_path / "x.pth"))
-    assert "1 tensors beside the network under 'model.'" in said and "criterion.weight" in said
+    assert "1 tensors outside the network under 'model.'" in said and "criterion.weight" in said
 
 
 def test_two_networks_are_not_chosen_from(tmp_path: Path, net: nn.Module) -> None:
@@ -189,7 +189,7 @@ def test_heads_of_other_classes_begin_anew_and_nothing_else(tmp_path: Path, name
     anew = {
         key for key, value in loaded.model.state_dict().items() if value.shape != stored[key].shape
     }
-    assert len(anew) == 2 and all(key in said for key in anew) and "begins anew" in said
+    assert len(anew) == 2 and all(key in said for key in anew) and "starts from new weights" in said
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[key] if key in anew else stored[key]), key
     first = next(iter(stored))

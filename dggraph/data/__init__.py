@@ -1,1 +1,1 @@
-"""Sets of images: reading, augmentation, the order of samples."""
+"""Image sets, augmentation, and the order of samples."""

@@ -1,9 +1,9 @@
-"""From a picture to what the network reads, at random for training, always the same for evaluation;
-and batches mixed with themselves.
+"""Transforms from pictures to the network's input, and MixUp and CutMix of batches.
 
-Everything random is drawn from torch's generator, so `order.SeededDataset` gives each sample again.
-A picture is a PIL image or a uint8 tensor (1 or C, H, W). What small pictures need (shift, flip,
-normalise) is done in numpy: one call of a torch transform costs as much.
+Training transforms are random; evaluation transforms are deterministic. All randomness comes from
+torch's generator, so that `sampler.SeededDataset` can reproduce each sample. A picture is a PIL
+image or a uint8 tensor (1 or C, H, W). Shift, flip and normalisation of small pictures run in
+numpy, since a single call of a torch transform would cost as much.
 
 Shape suffixes: B instances, C channels, H height, W width, K classes, 1 an axis of length one.
 """
@@ -29,26 +29,28 @@ Transform = Callable[[Picture], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """What is drawn at random for a training image."""
+    """The random augmentation of training images."""
 
     crop_padding: int | None = None
-    """Shift by up to so many pixels each way; None draws a random resized crop."""
+    """Shift by up to this many pixels in each direction; None draws a random resized crop."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random resized crop, as a fraction of the image's."""
+    """Area of the random resized crop, as a fraction of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random resized crop."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation."""
+    """Largest relative change of brightness, contrast and saturation."""
     randaugment: tuple[int, int] | None = None
-    """Operations an image, and their magnitude."""
+    """Number of operations per image, and their magnitude."""
     reprob: float = 0.0
     """Probability of erasing a rectangle."""
 
 
 def evaluation_transform(preprocess: Preprocess) -> Transform:
-    """What `preprocess_image` does, to the bit, for a picture: (C, H, W) float32.
+    """Return the transform of evaluation, which maps a picture to (C, H, W) float32.
+
+    The result is bitwise identical to that of `preprocess_image`.
 
     Raises:
         InputError: mean and std do not fit the channels.
@@ -57,14 +59,16 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
 
 
 def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Transform:
-    """Crop, flip, colour, normalise and erase at random: (C, H, W) float32.
+    """Return the transform of training: crop, flip, colour, normalise and erase at random.
 
-    With `crop_padding` a picture is fitted as for evaluation and then shifted by up to so many
-    pixels each way, black moving in; without, it is a random resized crop. Of `crop_padding = 0`,
-    `hflip = 0` and nothing else it is `evaluation_transform`.
+    It maps a picture to (C, H, W) float32. With `crop_padding`, a picture is fitted as for
+    evaluation and then shifted by up to that many pixels in each direction, with black moving in.
+    Without it, the transform takes a random resized crop. With `crop_padding = 0`, `hflip = 0` and
+    nothing else it is `evaluation_transform`.
 
     Raises:
-        InputError: mean and std do not fit the channels, or nothing of a picture would be left.
+        InputError: mean and std do not fit the channels, or the shift could move a picture out of
+            view.
     """
     _, height, width = preprocess.input_size
     steps: list[Callable[..., Any]] = []
@@ -82,8 +86,8 @@ def training_transform(augmentation: Augmentation, preprocess: Preprocess) -> Tr
     else:
         if augmentation.crop_padding >= min(height, width):
             raise InputError(
-                f"crop_padding = {augmentation.crop_padding} shifts images of {width}x{height}"
-                " pixels out of sight; make it smaller."
+                f"crop_padding = {augmentation.crop_padding} can shift images of {width}x{height}"
+                " pixels out of view; make it smaller."
             )
         steps.append(partial(_fit, preprocess=preprocess))
         if augmentation.crop_padding or augmentation.hflip:
@@ -118,21 +122,21 @@ def mix(
     smoothing: float,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """MixUp or CutMix of a batch with itself, rolled by one, and label smoothing.
+    """Apply MixUp or CutMix to a batch and its roll by one, and smooth the labels.
 
     Args:
-        images_BCHW: float.
-        labels_B: int64.
+        images_BCHW: float images.
+        labels_B: int64 labels.
         num_classes: outputs of the network.
-        mixup: alpha of MixUp; 0 is none. With CutMix too, each is used for half of the batches.
-        cutmix: alpha of CutMix; 0 is none.
-        smoothing: of labels.
-        seed: of the draw; torch's generator is left as it was.
+        mixup: alpha of MixUp; 0 disables it. With CutMix too, each is used for half of the batches.
+        cutmix: alpha of CutMix; 0 disables it.
+        smoothing: label smoothing.
+        seed: seed of the draw; the state of torch's generator is restored.
 
     Returns:
-        Images, and labels as they came where nothing is mixed or smoothed, else targets (B, K)
-        float32 that sum to 1: with m the share of an image's own pixels or weight and s the
-        smoothing, `(1 - s) * (m * own + (1 - m) * other) + s / K`.
+        Images, and the unchanged labels if nothing is mixed or smoothed, else targets (B, K)
+        float32 that sum to 1. With m the share of an image's own pixels or weight and s the
+        smoothing, they are `(1 - s) * (m * own + (1 - m) * other) + s / K`.
 
     Raises:
         InputError: a label is not an output of the network.
@@ -141,15 +145,14 @@ def mix(
         return images_BCHW, labels_B
     if int(labels_B.min()) < 0 or int(labels_B.max()) >= num_classes:
         raise InputError(
-            f"a label is {int(labels_B.max())}, but the network has {num_classes} outputs; set"
-            " num_classes."
+            f"the batch has labels from {int(labels_B.min())} to {int(labels_B.max())}, but the"
+            f" network has {num_classes} outputs; set num_classes."
         )
     targets_BK = nn.functional.one_hot(labels_B, num_classes).float()
     if mixup or cutmix:
         before = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would reset GPUs too, and takes 0.2 ms
+        # torch.manual_seed would reseed GPUs too, and takes 0.2 ms
+        torch.default_generator.manual_seed(seed)
         try:
             is_cutmix = bool(cutmix) and (not mixup or float(torch.rand(())) < 0.5)
             mixer = v2.CutMix(alpha=cutmix) if is_cutmix else v2.MixUp(alpha=mixup)
@@ -167,9 +170,7 @@ def _in_turn(steps: Sequence[Callable[..., Any]], picture: Picture) -> Tensor:
 
 
 def _fit(picture: Picture, *, preprocess: Preprocess) -> Tensor:
-    """Resized and cropped as for evaluation, uint8; a tensor that has the size already is left
-    alone.
-    """
+    """Resize and crop as for evaluation, to uint8; keep a tensor that has the right size."""
     height, width = preprocess.input_size[1:]
     if isinstance(picture, Tensor):
         if picture.shape[1:] == (height, width) and resized_side(preprocess) == min(height, width):
@@ -182,14 +183,15 @@ def _fit(picture: Picture, *, preprocess: Preprocess) -> Tensor:
 
 def _in_channels(picture: Picture, *, num_channels: int) -> Picture:
     if isinstance(picture, Tensor):
-        return picture  # grey ones are repeated when they are normalised
+        return picture  # normalisation repeats grey channels
     mode = "RGB" if num_channels == 3 else "L"
     return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _shift_and_flip(pixels_CHW: Tensor, *, padding: int, hflip: float) -> Tensor:
-    """A random crop of the picture padded with black, then a flip: what v2's Pad, RandomCrop and
-    RandomHorizontalFlip give.
+    """Take a random crop of the picture padded with black, then flip it at random.
+
+    The distribution is that of v2's Pad, RandomCrop and RandomHorizontalFlip.
     """
     down, right, flip = torch.rand(3).tolist()
     top, left = int(down * (2 * padding + 1)) - padding, int(right * (2 * padding + 1)) - padding
@@ -207,8 +209,8 @@ def _normaliser(preprocess: Preprocess) -> Callable[[Picture], Tensor]:
     channels = preprocess.input_size[0]
     if channels not in (1, 3):
         raise InputError(
-            f"the network reads {channels} channels; images have 3, or 1 in grey. Name a dataset"
-            " function of your own."
+            f"the network reads {channels} channels, but images have 3, or 1 in grey. Give a"
+            " dataset function of your own."
         )
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) != channels:
@@ -218,7 +220,8 @@ def _normaliser(preprocess: Preprocess) -> Callable[[Picture], Tensor]:
             )
     if min(preprocess.std) <= 0:
         raise InputError(
-            f"std = {preprocess.std}: pixels are divided by it, so each must be larger than 0."
+            f"std = {preprocess.std}: pixels are divided by std, so each value must be larger than"
+            " 0."
         )
     mean_C11, std_C11 = (
         np.array(values, np.float32).reshape(-1, 1, 1)
@@ -230,13 +233,13 @@ def _normaliser(preprocess: Preprocess) -> Callable[[Picture], Tensor]:
 def _normalise(
     picture: Picture, *, mean_C11: NDArray[np.float32], std_C11: NDArray[np.float32]
 ) -> Tensor:
-    """Scale, subtract, divide, in the order and precision of `preprocess_image`; a grey picture
-    becomes as many channels as there are means.
+    """Scale, subtract and divide in the order and precision of `preprocess_image`.
+
+    A grey picture becomes as many channels as there are means.
     """
     pixels = picture if isinstance(picture, Tensor) else functional.pil_to_tensor(picture)
-    scaled = pixels.numpy().astype(
-        np.float32, order="C"
-    )  # an image file has its channels last: five times slower
+    # an image file has its channels last, in which the next ops are five times slower
+    scaled = pixels.numpy().astype(np.float32, order="C")
     scaled /= 255
     normalised = scaled - mean_C11
     normalised /= std_C11

@@ -1,6 +1,4 @@
-"""Names of classes as archives, checkpoints and reports hold them: text that any JSON reader
-takes.
-"""
+"""Class names as text that any JSON reader accepts, for archives, checkpoints and reports."""
 
 import operator
 import os
@@ -11,22 +9,22 @@ from dggraph.errors import InputError
 
 
 def as_text(names: Iterable[object]) -> tuple[str, ...]:
-    """`names` as text: numbers as they are printed, bytes and names of files that are not UTF-8
-    with `\\xe9` where they are none.
+    r"""Return `names` as text.
 
-    Letters with accents are put together (NFC): "é" of one disk and "é" of another are one class.
+    Numbers are printed. Bytes, and names of files that are not UTF-8, get escapes such as `\\xe9`.
+    Accented letters are composed (NFC), so that both spellings of "é" are one class.
 
     Args:
-        names: of classes, by label; from folders, annotations, or a function of the user's own.
+        names: class names by label, from folders, annotations, or a user's function.
 
     Raises:
-        InputError: one has no text, for example None; names it.
+        InputError: a name cannot become text, for example None; names it.
     """
     return tuple(_as_text(name, label) for label, name in enumerate(names))
 
 
 def tell_changed(names: Iterable[object], texts: Iterable[str]) -> list[str]:
-    """A sentence where `as_text` has changed more than the spelling of accents."""
+    """Return a sentence if `as_text` changed more than the spelling of accents, else nothing."""
     changed = [
         (name, text)
         for name, text in zip(names, texts, strict=True)
@@ -36,8 +34,8 @@ def tell_changed(names: Iterable[object], texts: Iterable[str]) -> list[str]:
         return []
     name, text = changed[0]
     return [
-        f"names of {len(changed)} classes are not text in UTF-8, and were made so: {name!r} is"
-        f" called {text!r}"
+        f"names of {len(changed)} classes are not UTF-8 text, and were converted: {name!r} is now"
+        f" {text!r}"
     ]
 
 
@@ -54,6 +52,6 @@ def _as_text(name: object, label: int) -> str:
         return str(operator.index(name))  # type: ignore[arg-type]
     except TypeError:
         raise InputError(
-            f"class {label} is called {name!r}, a {type(name).__name__}, which is not text. Name"
-            " the classes of the data set, for example ('cat', 'dog')."
+            f"class {label} is called {name!r}, a {type(name).__name__}, which is not text. Give"
+            " the classes names, for example ('cat', 'dog')."
         ) from None

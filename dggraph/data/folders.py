@@ -1,5 +1,6 @@
-"""Folders of images as training and evaluation read them: listed, looked at before any work, bad
-images left out where that is asked for.
+"""Image folders for training and evaluation: listed and checked before any work.
+
+Bad images stop the run, or are left out on request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,40 +16,42 @@ from dggraph.views.escaping import plural
 
 OnBadImage = Literal["error", "skip"]
 MAX_INSPECTED = 50_000
-"""Files of one part whose ends are looked at before training, evenly spread: less than a minute.
-Others are found bad when their turn comes.
+"""Files of one part that are checked before training, evenly spread: less than a minute.
+
+Errors in other files are found when they are read.
 """
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadFolder:
-    """The images of one part."""
+    """The images of one part of a data set."""
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
-    """Names, by label; empty where images have none."""
+    """Names by label; empty if the images have no classes."""
     empty: tuple[str, ...]
     """Class folders without an image."""
     skipped: tuple[str, ...]
-    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    """One sentence per bad image that was left out; empty unless requested."""
     notes: tuple[str, ...]
-    """What else was left out, a sentence each."""
+    """One sentence per other thing that was left out."""
     facts: dict[str, Any]
     """The same in numbers, as JSON."""
 
 
 def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
-    """Read what `open_image_set` finds in `folder`.
+    """Read and check what `open_image_set` finds in `folder`.
 
     Args:
-        folder: with a sub-folder for each class, or with images.
-        on_bad: `error` looks at the header and the end of up to 50,000 files, and raises for those
-            that cannot be read; `skip` reads every file whole, which takes as long as an epoch
-            without training, and leaves bad ones out.
+        folder: a folder with one sub-folder per class, or with images.
+        on_bad: `error` checks the header and the end of up to 50,000 files, and raises if some
+            cannot be read. `skip` decodes every file, which takes as long as loading one epoch, and
+            leaves out bad ones.
 
     Raises:
-        InputError: as for `open_image_set`; images that cannot be read, by name; or none is left.
+        InputError: as for `open_image_set`; images cannot be read, with their names; or none is
+            left.
     """
     found = open_image_set(folder)
     items = tuple(found.items())
@@ -71,9 +74,7 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
     if bad:
         notes.append(f"{plural(len(bad), 'image')} that cannot be read left out")
     if num_inspected < len(items):
-        notes.append(
-            f"{num_inspected} of {len(items)} image files were looked at before their turn"
-        )
+        notes.append(f"{num_inspected} of {len(items)} image files were checked before training")
     facts = {
         "folder": str(folder),
         "images": len(kept),
@@ -91,36 +92,39 @@ def read_folder(folder: Path, on_bad: OnBadImage) -> ReadFolder:
 
 
 def refuse_bad(errors: Sequence[str], of_what: str) -> None:
-    """
+    """Raise an error for bad images, which says how to leave them out.
+
     Raises:
-        InputError: always; with the first of `errors`, and the way out.
+        InputError: always, with the first of `errors`.
     """
     shown, more = (
         " ".join(errors[:SHOWN]),
         f" And {len(errors) - SHOWN} more." if len(errors) > SHOWN else "",
     )
     raise InputError(
-        f"{shown}{more} That is {len(errors)} of {of_what}. Mend or remove them, or leave them out"
-        " with on_bad_image = 'skip' (--on-bad-image skip)."
+        f"{shown}{more} That is {len(errors)} of {of_what}. Repair or remove them, or leave them"
+        " out with on_bad_image = 'skip' (--on-bad-image skip)."
     )
 
 
 @contextmanager
 def telling_way_out() -> Iterator[None]:
-    """Within this context an image is read in its turn, which may be damaged where nobody looked
-    before.
+    """Within this context, errors of an image mention how to leave bad images out.
+
+    It is for images that were not checked before training.
     """
     try:
         yield
     except InputError as error:
         raise InputError(
-            f"{error} on_bad_image = 'skip' (--on-bad-image skip) finds such before training, and"
-            " leaves them out."
+            f"{error} To find such images before training and leave them out, set on_bad_image ="
+            " 'skip' (--on-bad-image skip)."
         ) from error
 
 
 def refuse_empty(folder: Path, found: ReadFolder) -> None:
-    """
+    """Reject a folder that lacks images for a class.
+
     Raises:
         InputError: a class has no image.
     """
@@ -133,8 +137,9 @@ def refuse_empty(folder: Path, found: ReadFolder) -> None:
 
 
 def _find_bad(items: Sequence[Item], on_bad: OnBadImage) -> tuple[dict[int, InputError], int]:
-    """Errors by place, and how many files were looked at; images inside another file were checked
-    with it.
+    """Return errors by place in the set, and the number of checked images.
+
+    Images inside another file count as checked, since that file was.
     """
     files = [item for item in items if item.file is not None]
     is_taken = evenly_spaced(len(files), MAX_INSPECTED if on_bad == "error" else None)

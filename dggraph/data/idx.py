@@ -1,7 +1,7 @@
-"""Files in MNIST's format (idx): big-endian sizes, then bytes; packed by gzip or not.
+"""Files in MNIST's format (idx): big-endian sizes, then bytes, with or without gzip.
 
-A file is read to its end before anything in it is used: there is neither too little nor too much in
-it, and gzip's checksum holds.
+A file is read to its end before its contents are used, so that its length and gzip's checksum are
+known to be right.
 """
 
 import gzip
@@ -20,15 +20,15 @@ from dggraph.errors import InputError
 from dggraph.models.preprocessing import MAX_PIXELS
 
 MAGIC = 0x800
-"""First bytes of files that hold bytes; the number of axes is added."""
+"""First bytes of files of unsigned bytes; the number of axes is added."""
 CHUNK = 1 << 20
 
 
 def read_idx(file: Path, num_axes: int) -> NDArray[np.uint8]:
-    """The whole array.
+    """Read the complete array.
 
     Raises:
-        InputError: it cannot be read, is damaged, or is something else; names the file.
+        InputError: the file cannot be read, is damaged, or has another content; names the file.
     """
     with _reading(file) as stream:
         shape = _shape(file, stream, num_axes)
@@ -38,7 +38,7 @@ def read_idx(file: Path, num_axes: int) -> NDArray[np.uint8]:
 
 
 def check_idx(file: Path, num_axes: int) -> tuple[int, ...]:
-    """The array's shape, once the file has been read to its end; little of it is held.
+    """Return the shape of the array after reading the file to its end, in chunks.
 
     Raises:
         InputError: as for `read_idx`.
@@ -52,11 +52,11 @@ def check_idx(file: Path, num_axes: int) -> tuple[int, ...]:
 
 
 def rows_of(file: Path, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """One entry of the first axis after the other.
+    """Yield the entries of the first axis, as bytes.
 
     Args:
-        file: that `check_idx` has read.
-        shape: what it gave.
+        file: a file that `check_idx` has read.
+        shape: the result of `check_idx`.
 
     Raises:
         InputError: the file has changed since.
@@ -75,8 +75,8 @@ def _shape(file: Path, stream: BufferedIOBase, num_axes: int) -> tuple[int, ...]
     magic, *shape = struct.unpack(f">{num_axes + 1}I", head.ljust(4 * (num_axes + 1), b"\0"))
     if magic != MAGIC + num_axes:
         raise InputError(
-            f"{file} begins with {magic:#x}, not {MAGIC + num_axes:#x}; it is no such file of"
-            " MNIST's format."
+            f"{file} begins with {magic:#x}, not {MAGIC + num_axes:#x}, so it is not a file in"
+            f" MNIST's format with {num_axes} axes."
         )
     if len(head) < 4 * (num_axes + 1):
         raise InputError(
@@ -85,17 +85,18 @@ def _shape(file: Path, stream: BufferedIOBase, num_axes: int) -> tuple[int, ...]
     if math.prod(shape[1:]) > MAX_PIXELS:
         sides = " x ".join(str(side) for side in shape[1:])
         raise InputError(
-            f"{file} says that its images are {sides} pixels; the limit is {MAX_PIXELS}."
+            f"{file} declares images of {sides} pixels; the limit is {MAX_PIXELS}. Check that it is"
+            " the right file."
         )
     return tuple(shape)
 
 
 def _refuse_other_length(file: Path, shape: tuple[int, ...], length: int) -> None:
     if length != math.prod(shape):
-        what = "ends too early" if length < math.prod(shape) else "goes on behind its end"
+        what = "ends too early" if length < math.prod(shape) else "is too long"
         raise InputError(
-            f"{file} {what}: it says that it holds {list(shape)} numbers, but has {length}. Copy it"
-            " again."
+            f"{file} {what}: it declares the shape {list(shape)}, but has {length} bytes of data."
+            " Copy it again."
         )
 
 

@@ -1,8 +1,7 @@
-"""Sets of images, read one at a time: a folder of images, a folder with one sub-folder a class, or
-files in MNIST's format.
+"""Image sets, read one image at a time: folders, folders per class, or files in MNIST's format.
 
-Names are read twice, once to count and fingerprint the set and once to use it, and only those of
-one class are held at a time.
+Names are read twice, once to count and fingerprint the set and once to use it. Only the names of
+one class are in memory at a time.
 """
 
 import os
@@ -22,24 +21,24 @@ from dggraph.errors import InputError
 from dggraph.models.preprocessing import open_image
 
 PARTS = ("t10k", "test", "train")
-"""Beginnings of MNIST's file names; the first one there is used."""
+"""Prefixes of MNIST's file names; the first one that exists is used."""
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of a set, not yet read."""
+    """One image of a set, not read yet."""
 
     index: int
     """Its place in the set."""
     name: str
-    """Within the set, for example `cat/7.jpg`."""
+    """Its name within the set, for example `cat/7.jpg`."""
     label: int | None
     """Its class, an index into `ImageSet.classes`."""
     open: Callable[[], Image.Image]
-    """Reads it; raises InputError naming the file where it cannot be read."""
+    """Reads the image; raises an InputError that names the file if it cannot be read."""
     file: str | None = None
-    """Its file, where it has one of its own."""
+    """Its file, or None for an image inside a larger file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,44 +47,44 @@ class ImageSet:
 
     name: str
     classes: tuple[str, ...]
-    """Class names, composed (NFC) however the disk has them; empty where images have none."""
+    """Class names, composed (NFC) however the disk stores them; empty without classes."""
     num_images: int
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """How many files and folders were left out, by reason, see `listing`."""
+    """The number of files and folders that were left out, by reason (see `listing`)."""
     empty: tuple[str, ...] = ()
-    """Folders beside those of the classes, without an image."""
+    """Folders next to those of the classes that have no image."""
     fingerprint: str
-    """Changes with names, sizes and times of the files."""
+    """A hash that changes with names, sizes and times of the files."""
     items: Callable[[], Iterator[Item]]
-    """A new pass over the set."""
+    """Starts a new pass over the set."""
 
     @property
     def num_ignored(self) -> int:
-        """Files that were left out."""
+        """The number of files that were left out."""
         return num_files(self.ignored)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, a sentence each; nothing where nothing was."""
-        told = [say_ignored(self.ignored)] if self.ignored else []
+        """One sentence per kind of file or folder that was left out."""
+        notes = [say_ignored(self.ignored)] if self.ignored else []
         if self.empty:
-            told.append(f"folders without an image: {list_some(self.empty)}")
-        return tuple(told)
+            notes.append(f"folders without an image: {list_some(self.empty)}")
+        return tuple(notes)
 
 
 def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = None) -> ImageSet:
-    """Find out what is at `path`.
+    """Open the image set at `path`.
 
     Args:
         path: a folder of images; a folder whose sub-folders are classes; an images file in MNIST's
-            format (idx3-ubyte, with or without .gz), whose labels file lies beside it; or a folder
-            with such files, of which the test part is read.
-        labels: class names for MNIST's format, which has numbers; where their number is another
-            one, and by default, `class 0` and so on. A folder whose name is one of them, composed
-            otherwise (NFC, NFD), is called as it is here.
+            format (idx3-ubyte, with or without .gz) next to its labels file; or a folder with such
+            files, of which the test part is read.
+        labels: class names for MNIST's format, which has numbers only. Without them, or if their
+            number differs, the names are `class 0` and so on. A folder whose name is one of them in
+            another Unicode composition (NFC, NFD) takes the spelling given here.
 
     Raises:
-        InputError: nothing there that can be read; says what was found.
+        InputError: nothing at `path` can be read; says what was found.
 
     Example:
         >>> import dggraph
@@ -106,9 +105,9 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
     if place.is_file() and "-images-idx3" in place.name:
         return _open_idx(place, labels)
     what = (
-        "a file, but no images file in MNIST's format (NAME-images-idx3-ubyte.gz)"
+        "a file, but not an images file in MNIST's format (NAME-images-idx3-ubyte.gz)"
         if place.is_file()
-        else "not there"
+        else "neither a folder nor a file"
     )
     raise InputError(
         f"{str(place)!r} is {what}. Give a folder of images, a folder with a sub-folder for each"
@@ -117,14 +116,14 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
 
 
 def evenly_spaced(num_images: int, limit: int | None) -> Callable[[int], bool]:
-    """Which of `num_images` places to take: all, or `limit` of them evenly spread."""
+    """Return which of `num_images` places to take: all, or `limit` of them, evenly spaced."""
     if limit is None or limit >= num_images:
         return lambda _: True
     return lambda index: (index + 1) * limit // num_images > index * limit // num_images
 
 
 def list_some(names: Sequence[str]) -> str:
-    """The first names, quoted, and how many more there are."""
+    """Return the first names, quoted, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(repr(name) for name in names[:SHOWN]) + more
 
@@ -145,8 +144,8 @@ def _open_folder(folder: Path, labels: Sequence[str]) -> ImageSet:
     classes = [name for name in kept if name]
     if loose and classes:
         raise InputError(
-            f"{str(folder)!r} has images beside folders of images ({loose[0]!r} and"
-            f" {classes[0]!r}), so classes are unclear. Move one or the other."
+            f"{str(folder)!r} has both images and folders of images ({loose[0]!r} and"
+            f" {classes[0]!r}), so the classes are unclear. Move one or the other."
         )
     if not number:
         told = f" {say_ignored(ignored)}." if ignored else ""
@@ -168,7 +167,7 @@ def _open_folder(folder: Path, labels: Sequence[str]) -> ImageSet:
 def _facts(file: Path) -> os.stat_result:
     try:
         return file.stat()
-    except OSError:  # a link to nothing is an image that cannot be read
+    except OSError:  # a broken link counts as an image that cannot be read
         return file.lstat()
 
 
@@ -192,22 +191,23 @@ def _folder_items(folder: Path, classes: Sequence[str]) -> Iterator[Item]:
 
 
 def _called(folder: Path, names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes: macOS decomposes letters (NFD) that others compose, and the class stays the
-    same.
+    """Return class names in the spelling of `labels`.
+
+    macOS decomposes letters (NFD) that other systems compose; the class stays the same.
     """
     known = {composed(label): label for label in labels}
     called = Counter(composed(name) for name in names)
     twice = next((name for name, number in called.items() if number > 1), None)
     if twice is not None:
         raise InputError(
-            f"two folders in {str(folder)!r} are called {twice!r}, in letters composed differently."
-            " Put them together."
+            f"two folders in {str(folder)!r} are called {twice!r}, in different Unicode"
+            " compositions. Merge them."
         )
     return tuple(known.get(name, name) for name in called)
 
 
 def composed(name: str) -> str:
-    """`name` as everybody but macOS writes it (NFC)."""
+    """Return `name` in the composed spelling (NFC), which all systems except macOS use."""
     return normalize("NFC", name)
 
 
@@ -217,16 +217,16 @@ def _open_idx(file: Path, labels: Sequence[str] | None) -> ImageSet:
     number, height, width = shape = check_idx(file, 3)
     if not number * height * width:
         raise InputError(
-            f"{file} has {number} images of {width}x{height} pixels, so there is nothing to"
-            " look at."
+            f"{file} has {number} images of {width}x{height} pixels, so there is nothing to read."
+            " Check that it is the right file."
         )
     classes: tuple[str, ...] = ()
     if beside.is_file():
         labels_N = read_idx(beside, 1)
         if len(labels_N) != number:
             raise InputError(
-                f"{str(beside)!r} has {len(labels_N)} labels for {number} images; the files do not"
-                " belong together."
+                f"{str(beside)!r} has {len(labels_N)} labels for {number} images, so the files do"
+                " not belong together. Copy both again from one place."
             )
         num_classes = int(labels_N.max()) + 1 if number else 0
         fits = labels is not None and len(labels) == num_classes

@@ -1,5 +1,6 @@
-"""Which files of a folder are images: one answer for training, evaluation, the atlas and paths.
-What is left out is counted by reason.
+"""Which files of a folder are images, for training, evaluation, the atlas and paths alike.
+
+Files and folders that are left out are counted by reason.
 """
 
 import os
@@ -44,7 +45,7 @@ OF_SYSTEMS = frozenset(
     }
     | {"$recycle.bin", "system volume information", "lost+found"}
 )
-"""What systems and drives leave in folders, in small letters: hidden, though no dot says so."""
+"""Names, in lower case, that operating systems and drives create; they count as hidden."""
 HIDDEN, HIDDEN_FOLDERS = "hidden", "hidden folders"
 REPEATED = "links to folders that are read already"
 NO_FILE, NO_SUFFIX = "neither file nor folder", "no suffix"
@@ -52,15 +53,15 @@ MAX_SUFFIX = 6
 
 
 def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Counter[str]]:
-    """Images in `folder` at any depth, in torchvision's order: by folder, then by name.
+    """List the images in `folder` at any depth, in torchvision's order: by folder, then by name.
 
-    Links to folders are followed, but each folder is read once, so a link to a folder above it, or
-    to one beside it, ends there. A link to a file that is gone counts as an image, which cannot be
+    Links to folders are followed, but each folder is read once, so that a link to a folder above it
+    or next to it ends there. A link to a file that does not exist counts as an image that cannot be
     read.
 
     Args:
-        folder: where to look.
-        above: folders that are read by others, for example the one with all classes.
+        folder: the folder to list.
+        above: folders that others read, for example the one with all classes.
 
     Returns:
         Names within `folder`, and how many entries were left out, by reason: `HIDDEN` and so on, or
@@ -74,9 +75,8 @@ def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Co
     ignored: Counter[str] = Counter()
     folders, links = deque([""]), deque[str]()
     while folders or links:
-        within = (
-            folders or links
-        ).popleft()  # links last: of a folder and a link to it, the folder is read
+        # links last, so that a folder is read under its own name rather than under a link's
+        within = (folders or links).popleft()
         identity = _identity(folder / within)
         if identity in seen:
             ignored[REPEATED] += 1
@@ -91,11 +91,10 @@ def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Co
 
 
 def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
-    """Images, folders, and the number of other entries by reason, of `folder` alone; names are
-    sorted.
+    """Return the images and folders in `folder` itself, sorted, and counts of other entries.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     files, folders, ignored = list[str](), list[str](), Counter[str]()
     try:
@@ -120,20 +119,21 @@ def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether people do not see an entry of this name, or did not put it there."""
+    """Whether users do not see an entry of this name, or did not create it."""
     return name.startswith(".") or name.lower() in OF_SYSTEMS
 
 
 def num_files(ignored: Mapping[str, int]) -> int:
-    """How many of what was left out are files."""
+    """Return how many of the ignored entries are files."""
     return sum(
         number for reason, number in ignored.items() if reason not in (HIDDEN_FOLDERS, REPEATED)
     )
 
 
 def say_ignored(ignored: Mapping[str, int]) -> str:
-    """For example `3 files ignored: 1 hidden, 2 without an image's suffix (.txt)`; empty where
-    nothing was left out.
+    """Describe the ignored entries, or return an empty string if there are none.
+
+    For example `3 files ignored: 1 hidden, 2 without an image's suffix (.txt)`.
     """
     suffixes = sorted(reason for reason in ignored if reason.startswith(".") or reason == NO_SUFFIX)
     files = [f"{ignored[reason]} {reason}" for reason in (HIDDEN, NO_FILE) if ignored.get(reason)]
@@ -148,16 +148,16 @@ def say_ignored(ignored: Mapping[str, int]) -> str:
         if ignored.get(reason)
     ]
     number = num_files(ignored)
-    told = (
+    sentences = (
         [f"{number} {'file' if number == 1 else 'files'} ignored: {', '.join(files)}"]
         if files
         else []
     )
-    return "; ".join(told + ([f"ignored: {', '.join(others)}"] if others else []))
+    return "; ".join(sentences + ([f"ignored: {', '.join(others)}"] if others else []))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What identifies a folder, whatever it is called; Windows has one too."""
+    """Return device and inode, which identify a folder under any name (on Windows too)."""
     try:
         facts = folder.stat()
     except OSError as error:

@@ -1,5 +1,6 @@
-"""Small data sets as pixels in memory: MNIST's format, read by `idx`, and CIFAR, read by
-torchvision. Nothing is downloaded.
+"""Small data sets as pixels in memory: MNIST's format, and CIFAR through torchvision.
+
+Nothing is downloaded.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -41,7 +42,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class PixelSet:
-    """A data set."""
+    """A data set of two parts."""
 
     train: Pixels
     validation: Pixels
@@ -49,11 +50,11 @@ class PixelSet:
 
 
 def read_pixels(name: str, folder: Path | None) -> PixelSet:
-    """The set called `name`, one of `SMALL_SETS`.
+    """Read the set called `name`, one of `SMALL_SETS`.
 
     Args:
         name: for example `mnist`.
-        folder: where its files are; may be None for fashion_mnist, which Debian packages.
+        folder: the folder of its files; may be None for fashion_mnist, which Debian packages.
 
     Raises:
         InputError: files are missing or damaged; says where they must be and how to get them.
@@ -67,8 +68,8 @@ def _mnist(
     place = folder or usual
     if place is None:
         raise InputError(
-            f"{name} needs data_dir: a folder with the four idx files, or with {home}/raw, which"
-            " has them."
+            f"{name} needs data_dir: a folder with the four idx files, or with {home}/raw that has"
+            " them."
         )
     here = (place, place / home / "raw")
     parts = []
@@ -81,23 +82,25 @@ def _mnist(
             packed = (
                 ""
                 if usual is None
-                else "`apt-get install dataset-fashion-mnist` brings the first; "
+                else "`apt-get install dataset-fashion-mnist` fills the first one; "
             )
             raise InputError(
-                f"{name} is not there: no {part}-images-idx3-ubyte or {part}-images-idx3-ubyte.gz"
-                f" in {here[0]} or {here[1]}. {packed}torchvision.datasets.{home}(DATA_DIR,"
-                " download=True) brings the second. Name the folder as data_dir."
+                f"{name} is missing: there is no {part}-images-idx3-ubyte or"
+                f" {part}-images-idx3-ubyte.gz in {here[0]} or {here[1]}."
+                f" {packed}torchvision.datasets.{home}(DATA_DIR, download=True) fills the second"
+                " one. Give the folder as data_dir."
             )
         beside = file.with_name(file.name.replace("-images-idx3", "-labels-idx1"))
         images_NHW, labels_N = read_idx(file, 3), read_idx(beside, 1)
         if len(labels_N) != len(images_NHW) or not images_NHW.size:
             raise InputError(
-                f"{beside} has {len(labels_N)} labels for {len(images_NHW)} images; the files do"
-                " not belong together."
+                f"{beside} has {len(labels_N)} labels for {len(images_NHW)} images, so the files do"
+                " not belong together. Copy both again from one place."
             )
         if labels_N.max() >= len(classes):
             raise InputError(
                 f"{beside} has a label {labels_N.max()}, but {name} has {len(classes)} classes."
+                " Check that it is the right file."
             )
         parts.append(Pixels(images_NHW[..., None], labels_N.tolist()))
     return PixelSet(parts[0], parts[1], classes)
@@ -111,11 +114,11 @@ def _cifar(name: str, folder: Path | None, *, home: str) -> PixelSet:
         train, test = (
             builder(str(folder), train=is_train, download=False) for is_train in (True, False)
         )
-    except RuntimeError as error:  # a file is missing, or its digest is another
+    except RuntimeError as error:  # a file is missing, or has another digest
         raise InputError(
-            f"{name} is not there, or damaged: {folder / home} must hold the files of its python"
-            f" version. torchvision.datasets.{name.upper()}({str(folder)!r}, download=True) brings"
-            " them."
+            f"{name} is missing or damaged: {folder / home} must have the files of its Python"
+            f" version. torchvision.datasets.{name.upper()}({str(folder)!r}, download=True)"
+            " downloads them."
         ) from error
     parts = [Pixels(one.data, list(one.targets)) for one in (train, test)]
     return PixelSet(parts[0], parts[1], tuple(train.classes))

@@ -1,9 +1,8 @@
-"""Which sample comes when, and with which random numbers, as functions of a seed: nothing to store,
-nothing to restore.
+"""The order of samples and their random numbers, as functions of a seed, without stored state.
 
-A run that stops after any step and goes on from there sees the same samples, augmented the same
-way, whatever the number of loader workers or processes. Order: a permutation of f(seed, epoch).
-Augmentation: torch's generator seeded by f(seed, epoch, index) around each sample.
+A run that stops after any step and resumes there sees the same samples, augmented in the same way,
+with any number of loader workers or processes. The order is a permutation from f(seed, epoch). For
+augmentation, torch's generator is seeded with f(seed, epoch, index) around each sample.
 """
 
 from collections import Counter
@@ -19,33 +18,35 @@ Place = tuple[int, int]
 
 
 def seed_of(*parts: int) -> int:
-    """A seed of 63 bits that no other `parts` share, for all one will ever meet."""
+    """Return a seed of 63 bits, which practically no other `parts` share."""
     text = ",".join(str(int(part)) for part in parts).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of `epoch`, (num_samples,) int64."""
+    """Return the order of samples in `epoch`, (num_samples,) int64."""
     return torch.randperm(
         num_samples, generator=torch.Generator().manual_seed(seed_of(seed, epoch))
     )
 
 
 class EpochBatches(Sampler[list[Place]]):
-    """The batches of one process in one epoch; the last samples that fill no global batch wait for
-    another epoch's order.
+    """The batches of one process in one epoch.
+
+    Samples at the end that do not fill a global batch are left to other epochs, which have other
+    orders.
 
     Args:
-        groups: of each sample of the data set; a global batch has samples of one group, for example
+        groups: the group of each sample; a global batch has samples of one group, for example
             images that are all wide.
-        batch_size: of one process; a global batch is `batch_size * world_size` neighbours in the
-            epoch's order of their group, so one process with that batch size sees the same global
-            batches.
-        seed: of the run.
-        epoch: counts from 0.
-        rank: of this process.
+        batch_size: batch size of one process. A global batch is `batch_size * world_size`
+            neighbours in the epoch's order of their group, so one process with that batch size sees
+            the same global batches.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        rank: rank of this process.
         world_size: number of processes.
-        first: global batches of this epoch that are done already.
+        first: number of global batches of this epoch that are done already.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EpochBatches(Sampler[list[Place]]):
         world_size: int = 1,
         first: int = 0,
     ) -> None:
+        """Store the arguments; the order is drawn in each iteration."""
         self.groups, self.seed, self.epoch, self.first = groups, seed, epoch, first
         self.mine, self.global_size = (
             slice(rank * batch_size, (rank + 1) * batch_size),
@@ -84,21 +86,21 @@ class EpochBatches(Sampler[list[Place]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """`dataset`, asked for (epoch, index), with torch's generator seeded for each sample and put
-    back afterwards.
+    """Wraps `dataset` so that item (epoch, index) is drawn with its own seed.
 
-    What draws from `random` or numpy instead is not reproduced.
+    The state of torch's generator is restored after each sample. Samples that draw from `random` or
+    numpy are not reproduced.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        """Wrap `dataset`; `seed` is the seed of the run."""
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, place: Place) -> Any:
         epoch, index = place
         before = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(
-            seed_of(self.seed, epoch, index)
-        )  # torch.manual_seed would reseed GPUs too
+        # torch.manual_seed would reseed GPUs too
+        torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
         try:
             return self.dataset[index]
         finally:

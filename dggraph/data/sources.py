@@ -1,8 +1,7 @@
-"""Where images and labels come from: folders of images, the small data sets everybody knows, or a
-function of the user's own.
+"""Data sets for classifiers: image folders, well-known small sets, or a user's function.
 
-Every set is asked by index and gives (image (C, H, W) float32, label), ready for the network. Small
-images are read once, into one uint8 tensor that loader processes share.
+An item of a set is (image (C, H, W) float32, label), ready for the network. Small images are read
+once, into one uint8 tensor that loader processes share.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -36,55 +35,56 @@ from dggraph.system.loaders import num_samples
 NAMES = ("imagefolder", *SMALL_SETS)
 NO_LABEL = -1
 VALIDATION_FOLDERS = ("val", "validation", "valid")
-"""Names of the validation part, the first that is there."""
+"""Names of the validation part; the first one that exists is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a data set is, and how it is read."""
+    """The location of a data set, and how to read it."""
 
     dataset: str
     """A name, or `package.module:function`."""
     data_dir: Path | None = None
-    """The folder that it is in."""
+    """The folder of the set."""
     num_classes: int | None = None
-    """Outputs of the network, where that was said."""
+    """Outputs of the network, if given."""
     is_labelled: bool = True
-    """False for images without classes, which distillation learns from."""
+    """Whether images have classes; distillation can learn from images without."""
     on_bad_image: OnBadImage = "error"
     on_bad_box: OnBadImage = "error"
     argument: Any = None
-    """What `package.module:function` is called with."""
+    """The argument of `package.module:function`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Two sets and what their labels mean."""
+    """The training and validation sets, and the names of their labels."""
 
     train: Dataset[Any]
-    """Augmented at random."""
+    """Randomly augmented images."""
     validation: Dataset[Any]
-    """Always the same."""
+    """Images without augmentation."""
     classes: tuple[str, ...]
-    """Names, by label."""
+    """Names by label."""
     skipped: tuple[str, ...] = ()
-    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    """One sentence per bad image that was left out; empty unless requested."""
     notes: tuple[str, ...] = ()
-    """What else is not as one might expect, a sentence each."""
+    """One sentence per other fact that users may not expect."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What was read and what was left out, of each part, as JSON."""
+    """What was read and what was left out in each part, as JSON."""
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
-    """Images in memory.
+    """A set of images in memory.
 
     Args:
-        pixels: of the images; in grey where `num_channels` is 1.
-        transform: from (C, H, W) uint8 to what the network reads.
-        num_channels: that the network reads.
+        pixels: images and labels; converted to grey if `num_channels` is 1.
+        transform: maps (C, H, W) uint8 to the network's input.
+        num_channels: input channels of the network.
     """
 
     def __init__(self, pixels: Pixels, transform: Transform, num_channels: int) -> None:
+        """Copy the images to one (N, C, H, W) tensor."""
         images_NHWC = pixels.images_NHWC
         if num_channels == 1 and images_NHWC.shape[3] == 3:
             images_NHWC = np.stack(
@@ -101,17 +101,18 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
 
 
 class FileDataset(Dataset[tuple[Tensor, int]]):
-    """Image files.
+    """A set of image files.
 
     Args:
-        items: of an `ImageSet`.
-        transform: from a picture to what the network reads.
+        items: items of an `ImageSet`.
+        transform: maps a picture to the network's input.
         outputs: the label of each class of the set; by default its place.
     """
 
     def __init__(
         self, items: Sequence[Item], transform: Transform, outputs: Sequence[int] | None = None
     ) -> None:
+        """Store the arguments; files are read when they are indexed."""
         self.items, self.transform, self.outputs = items, transform, outputs
 
     def __len__(self) -> int:
@@ -126,29 +127,30 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
 
 
 def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation) -> TrainingData:
-    """The data set that `source.dataset` names, in `source.data_dir`.
+    """Open the data set that `source.dataset` names, in `source.data_dir`.
 
-    `imagefolder` reads `data_dir/train/CLASS/...` and `data_dir/val/CLASS/...`, or for distillation
-    images in `data_dir/train` and `data_dir/val`, at any depth; `fashion_mnist` and `mnist` their
-    four idx files, packed or not, in `data_dir` itself or where torchvision has them
-    (`data_dir/FashionMNIST/raw`); `cifar10` and `cifar100` torchvision's layout;
-    `package.module:function` is imported and called with `source.argument`, and returns a
-    `TrainingData` or (train, validation, classes).
+    - `imagefolder` reads `data_dir/train/CLASS/...` and `data_dir/val/CLASS/...`, or for
+      distillation images in `data_dir/train` and `data_dir/val`, at any depth.
+    - `fashion_mnist` and `mnist` read their four idx files, with or without gzip, in `data_dir`
+      itself or where torchvision stores them (`data_dir/FashionMNIST/raw`).
+    - `cifar10` and `cifar100` read torchvision's layout.
+    - `package.module:function` is imported and called with `source.argument`, and returns a
+      `TrainingData` or (train, validation, classes).
 
     Args:
-        source: what to read.
-        preprocess: of the network, for images of both sets.
-        augmentation: of training images.
+        source: the set to open.
+        preprocess: the network's preprocessing, for images of both sets.
+        augmentation: the augmentation of training images.
 
     Raises:
-        InputError: the set is not there, is damaged, or does not fit the network; says where files
-            must be and how to get them. Image files that are not images, or end too early, are
-            found here and named; damage in the middle of one when its turn comes.
+        InputError: the set is missing, is damaged, or does not fit the network; says where files
+            must be and how to get them. Files that are not images, or are truncated, are found and
+            named here; damage in the middle of a file is found when it is read.
     """
     if source.on_bad_image == "skip" and source.dataset in SMALL_SETS:
         raise InputError(
             f"on_bad_image = 'skip' means nothing for {source.dataset}, whose images are in one"
-            " file. Leave it out."
+            " file. Remove that option."
         )
     if ":" in source.dataset:
         data = _call(source, preprocess)
@@ -167,15 +169,15 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
         hint = (
             f"Did you mean {close[0]!r}?"
             if close
-            else f"There are {', '.join(NAMES)}, and package.module:function."
+            else f"Choose from {', '.join(NAMES)} and package.module:function."
         )
         if source.dataset in ("coco", "voc"):
-            hint = "It is one of boxes: add task = 'detection'."
+            hint = "It is a set of boxes: add task = 'detection'."
         raise InputError(f"there is no dataset {source.dataset!r}. {hint}")
     if source.num_classes is not None and len(data.classes) > source.num_classes:
         raise InputError(
             f"{source.dataset} has {len(data.classes)} classes, but num_classes ="
-            f" {source.num_classes}; the network needs an output for each."
+            f" {source.num_classes}; the network needs one output per class."
         )
     return data
 
@@ -213,14 +215,14 @@ def _open_folder(
 def _read_classes(folder: Path, source: Source) -> ReadFolder:
     if not folder.is_dir():
         raise InputError(
-            f"there is no folder {folder}. The data set imagefolder reads data_dir/train/CLASS/..."
+            f"there is no folder {folder}. The data set imagefolder needs data_dir/train/CLASS/..."
             " and data_dir/val/CLASS/..."
         )
     found = read_folder(folder, source.on_bad_image)
     if not found.classes:
         raise InputError(
-            f"{folder} has images but no folders of them, so classes are unclear. Make a folder for"
-            " each class."
+            f"{folder} has images but no folders of images, so the classes are unclear. Make one"
+            " folder per class."
         )
     refuse_empty(folder, found)
     return found
@@ -229,8 +231,9 @@ def _read_classes(folder: Path, source: Source) -> ReadFolder:
 def _outputs(
     judged: Sequence[str], learned: Sequence[str], train: Path, validation: Path
 ) -> list[int]:
-    """The label of each class of the validation part: its place among those of the training part,
-    which a copy may have in another order.
+    """Return the label of each class of the validation part: its place in the training part.
+
+    A copy may have the classes in another order.
     """
     if set(judged) != set(learned):
         here, there = (
@@ -239,7 +242,7 @@ def _outputs(
         raise InputError(
             f"{train} and {validation} have different classes: only in the first {here}, only in"
             f" the second {there}. A label is the place of its class among the sorted folders, so"
-            " both need the same ones."
+            " both need the same folders."
         )
     return [learned.index(name) for name in judged]
 
@@ -281,11 +284,11 @@ def _call(source: Source, preprocess: Preprocess) -> TrainingData:
         }
     except DggraphError:
         raise
-    except Exception as error:  # whatever a user's function does not return, or its sets raise
+    except Exception as error:  # a user's function or its sets may raise or return anything
         raise InputError(
             f"{source.dataset} is not a data set: {type(error).__name__}: {error}. Called with the"
-            " configuration, it must return (train, validation, classes): two sets with a length,"
-            " at least one (image tensor, label) each, and the names of the classes."
+            " configuration, it must return (train, validation, classes): two sets with a length"
+            " and at least one (image tensor, label) each, and the names of the classes."
         ) from error
     for part, (shape, dtype, label) in shapes.items():
         if shape != preprocess.input_size or dtype != torch.float32:
@@ -296,6 +299,6 @@ def _call(source: Source, preprocess: Preprocess) -> TrainingData:
         if not 0 <= label < len(data.classes):
             raise InputError(
                 f"{source.dataset}: a label of {part} is {label}, but there are {len(data.classes)}"
-                " classes."
+                " classes; labels count from 0."
             )
     return data

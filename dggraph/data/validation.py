@@ -1,5 +1,6 @@
-"""The images that a network is judged on: the validation part of a data set, or a folder of images,
-with labels as the network means them.
+"""Images to evaluate a network on, labelled by its outputs.
+
+They are the validation part of a data set, or a folder of images.
 """
 
 from collections.abc import Sequence
@@ -22,20 +23,20 @@ from dggraph.system.loaders import num_samples
 
 @dataclass(frozen=True, slots=True)
 class ValidationData:
-    """What to judge on."""
+    """The images of an evaluation, and the names of their labels."""
 
     images: Dataset[Any]
-    """(image (C, H, W), label); label -1 where there are no classes."""
+    """Items (image (C, H, W), label); the label is -1 if there are no classes."""
     classes: tuple[str, ...]
-    """Names, by label; empty for images without classes."""
+    """Names by label; empty for images without classes."""
     skipped: tuple[str, ...] = ()
-    """What was left out as bad, a sentence each; empty unless that was asked for."""
+    """One sentence per bad image that was left out; empty unless requested."""
     notes: tuple[str, ...] = ()
-    """What else was left out, a sentence each."""
+    """One sentence per other thing that was left out."""
 
 
 class _Relabelled(Dataset[tuple[Tensor, int]]):
-    """Another data set with other labels."""
+    """A data set with other labels."""
 
     def __init__(self, images: Dataset[Any], outputs: Sequence[int]) -> None:
         self.images, self.outputs = images, outputs
@@ -55,21 +56,21 @@ def open_validation(
     preprocess: Preprocess | None = None,
     limit: int | None = None,
 ) -> ValidationData:
-    """The validation part of `source.dataset`.
+    """Open the validation part of `source.dataset`.
 
-    `imagefolder` needs no training part here: where `data_dir/train` is not there, `data_dir/val`
-    or `data_dir` itself is read, a folder with a sub-folder for each class, or of images without
-    classes.
+    `imagefolder` needs no training part here. If there is no `data_dir/train`, this reads
+    `data_dir/val` or `data_dir` itself: a folder with one sub-folder per class, or of images
+    without classes.
 
     Args:
-        net: what will be judged; its labels say which output a class is.
-        source: what to read.
-        preprocess: how images become its input; by default as the network says.
-        limit: at most so many images, evenly spread.
+        net: the network to evaluate; its labels say which output a class is.
+        source: the set to open.
+        preprocess: how images become the network's input; by default as the network declares.
+        limit: the largest number of images, evenly spaced over the set.
 
     Raises:
-        InputError: as for `open_data`; or the network does not say how images become its input; or
-            it names its outputs, and a class of the set is not among them.
+        InputError: as for `open_data`; the network does not say how images become its input; or it
+            names its outputs, and a class of the set is not among them.
     """
     preprocess = require_preprocess(preprocess or net.preprocess)
     data = _open(source, preprocess)
@@ -103,9 +104,7 @@ def _open(source: Source, preprocess: Preprocess) -> ValidationData:
 
 
 def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) -> ValidationData:
-    """Labels are places of outputs: by name where the network knows the classes' names, by place
-    where it knows none of them.
-    """
+    """Match classes to outputs: by name if the network has the names, else by place."""
     classes = data.classes
     if not classes or labels is None or tuple(labels) == classes:
         return data
@@ -117,7 +116,7 @@ def _as_named(data: ValidationData, labels: Sequence[str] | None, dataset: str) 
     if len(labels) == len(classes) and not set(known) & {composed(name) for name in classes}:
         return data
     raise InputError(
-        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, among which"
-        f" {strangers[0]!r} is not to be found once, so which output is which class is not known."
-        " Name the folders as the network's labels, or judge it on its own classes."
+        f"{dataset} has {len(classes)} classes and the network {len(labels)} labels, of which not"
+        f" exactly one is {strangers[0]!r}, so it is unclear which output is which class. Name the"
+        " folders as the network's labels, or evaluate it on its own classes."
     )

@@ -1,1 +1,1 @@
-"""What may connect and what did: nodes, candidate edges, wirings, paths. No torch."""
+"""Nodes, candidate edges, wirings and activated paths, without torch."""

@@ -1,4 +1,5 @@
-"""The atlas of a set: what the paths of its images have in common and where they part, in numbers.
+"""The atlas of an image set: statistics of the paths of its images.
+
 `evaluation.atlas` collects one.
 """
 
@@ -9,10 +10,10 @@ from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, CandidateEdge
 
 Frequencies = Mapping[str, tuple[float, ...]]
-"""Per stage, one share of images per candidate edge, in the order of `DynamicGraph.edges`."""
+"""For each stage, one share of images per candidate edge, in the order of `DynamicGraph.edges`."""
 
 BINS_PER_STATIC = 200
-"""Histogram bins are a two-hundredth of the static network's MACs wide."""
+"""Number of histogram bins per MACs of the static network: each bin is 0.5 % of them wide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +24,13 @@ class Instance:
     """Its place in the set."""
     name: str
     label: str | None
-    """Its class, where the set has classes."""
+    """Its class, or None where the set has no classes."""
     prediction: str | None
-    """The network's most probable class, where it is a classifier."""
+    """The network's most probable class, or None where the network is not a classifier."""
     probability: float | None
     path: ActivatedPath
     detected: Detected | None = None
-    """What the network's detector found, where it is the backbone of one."""
+    """The objects found by the detector whose backbone this network is, else None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,88 +40,89 @@ class ClassPaths:
     name: str
     num_images: int
     num_correct: int | None
-    """Predicted as their class; None where the set's classes are not the network's."""
+    """How many images were predicted as their class.
+
+    None if the set's classes are not the network's.
+    """
     mean_macs: float
     frequencies: Frequencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonPath:
-    """A path that several images share: the same open edges, at weights of their own."""
+    """A path that several images share: the same open edges, with different weights."""
 
     count: int
     path: ActivatedPath
-    """Every open edge at weight 1, since weights differ between images."""
+    """Every open edge at weight 1, since the weights differ between images."""
     classes: tuple[tuple[str, int], ...]
-    """How many images of which class, the most frequent first."""
+    """The number of images of each class, the most frequent class first."""
     examples: tuple[int, ...]
-    """Places in the set of the first images that took it."""
+    """Places in the set of the first images that took this path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateFacts:
-    """What a `HealthReport` says of edges and blocks."""
+    """The part of a `HealthReport` that concerns edges and blocks."""
 
     always_open: tuple[CandidateEdge, ...]
     always_closed: tuple[CandidateEdge, ...]
     tie_fractions: Mapping[CandidateEdge, float]
-    """Share of images for which the edge was closer than 1e-4 to the threshold; edges with none are
-    left out.
-    """
+    """Share of images for which an edge was closer than 1e-4 to the threshold, if not 0."""
     live_fractions: Mapping[str, float]
-    """Per block, the share of images that reach it."""
+    """For each block, the share of images that reach it."""
     never_live: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atlas:
-    """Everything a report shows, but for the images themselves.
+    """All contents of an atlas report except the images themselves.
 
     Example:
         >>> import dggraph
         >>> from PIL import Image
         >>> Image.new("RGB", (40, 40)).save("grey.png")
-        >>> collected = dggraph.evaluation.collect_atlas(dggraph.convert("dggraph:resnet20_8"), dggraph.evaluation.open_image_set("."))
-        >>> collected.atlas.num_images
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> images = dggraph.evaluation.open_image_set(".")
+        >>> dggraph.evaluation.collect_atlas(net, images).atlas.num_images
         1
     """
 
     network: str
     images: str
-    """Name of the set."""
+    """The name of the set."""
     num_images: int
-    """Images that were run."""
+    """The number of images that were run."""
     num_skipped: int
-    """Images that could not be read."""
+    """The number of images that could not be read."""
     skipped: tuple[tuple[str, str], ...]
-    """Name and reason of the first of them."""
+    """Name and reason for the first skipped images."""
     num_ignored: int
-    """Files without an image's suffix."""
+    """The number of files without an image suffix."""
     static_macs: int
     mean_macs: float
     std_macs: float
     histogram: tuple[tuple[int, int], ...]
-    """(bin, images) in rising order: images with `bin <= BINS_PER_STATIC * macs / static_macs < bin
-    + 1`; empty bins are left out.
+    """(bin, images) in ascending order, without empty bins.
+
+    An image is in a bin if `bin <= BINS_PER_STATIC * macs / static_macs < bin + 1`.
     """
     accuracy: float | None
-    """Share of images predicted as their class; None where the set's classes are not the
-    network's.
-    """
+    """Share of images predicted as their class; None if the set's classes are not the network's."""
     frequencies: Frequencies
     classes: tuple[ClassPaths, ...]
     num_paths: int
-    """Different paths."""
+    """The number of distinct paths."""
     path_entropy_bits: float
-    """0 if all images take one path, log2(num_images) if each takes its own."""
+    """0 if all images take one path, log2(num_images) if each image takes another one."""
     most_common: tuple[CommonPath, ...]
     instances: tuple[Instance, ...]
-    """Images spread evenly over the set, with the cheapest and the dearest, by place in the set."""
+    """Images spread evenly over the set, and the cheapest and dearest ones, by place in the set."""
     cheapest: tuple[int, ...]
-    """Places in the set of the images with the fewest MACs, the fewest first."""
+    """Places in the set of the images with the fewest MACs, in ascending order of MACs."""
     dearest: tuple[int, ...]
-    """Places in the set of the images with the most MACs, the most first."""
+    """Places in the set of the images with the most MACs, in descending order of MACs."""
     gates: GateFacts
 
     @property

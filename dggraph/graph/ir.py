@@ -1,9 +1,8 @@
-"""The graph: what may connect (`DynamicGraph`), and what did connect for one instance
-(`ActivatedPath`).
+"""The graph of candidate edges (`DynamicGraph`) and the path of one instance (`ActivatedPath`).
 
 Each stage is a DAG over its vertices v0, v1 .. vN, out. `v0` is the stage's entry (the output of
 the block that changes shape), v1 .. vN are routed blocks, and `out` is the stage's output, an
-aggregation without a block of its own.
+aggregation without a block.
 
 The order of a stage's edges is fixed: by target, then by source, both in vertex order. Tensors with
 an edge axis and archives depend on it.
@@ -41,15 +40,15 @@ class BlockNode:
     name: str
     """Unique in the graph and a valid identifier, for example `layer1_0`."""
     stage: str
-    """Name of the stage it belongs to."""
+    """The name of its stage."""
     kind: NodeKind
     """`entry` (v0), `block` (v1 .. vN) or `out`."""
     shape: tuple[int, ...]
     """Output shape of one instance, without the batch axis."""
     macs: int
-    """Multiply-accumulates of one instance; 0 for `out` and for an entry that is not a block."""
+    """MACs of one instance; 0 for `out` and for an entry that is not a block."""
     module_path: str
-    """Where the block lives in the backbone, for example `layer1.0`; empty for `out`."""
+    """The path of the block in the backbone, for example `layer1.0`; empty for `out`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,49 +57,48 @@ class CandidateEdge:
 
     Example:
         >>> import dggraph
-        >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> [(edge.source, edge.target) for edge in net.graph.edges("layer1") if edge.is_static][0]
+        >>> edges = dggraph.convert("dggraph:resnet20_8").graph.edges("layer1")
+        >>> [(edge.source, edge.target) for edge in edges if edge.is_static][0]
         ('layer1_in', 'layer1_0')
     """
 
     source: str
     target: str
     is_static: bool
-    """True for an edge the backbone had."""
+    """Whether the backbone has this edge."""
     kind: EdgeKind = "add"
-    """`add` (one shape), `concat` (an operand of a growing concat) or `adapter` (channels padded or
-    cropped).
+    """The way in which the source's features enter the target.
+
+    `add` adds features of one shape, `concat` is an operand of a growing concat, and `adapter` pads
+    or crops channels before it adds.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Facts about one stage that belong to no single node."""
+    """Facts about one stage as a whole."""
 
     name: str
     residual: Residual = "keep"
-    """`keep`: blocks hold their own `x + F(x)`. `lift`: blocks are F alone and the identity skips
-    are edges.
-    """
+    """`keep`: blocks contain `x + F(x)`. `lift`: blocks are F alone, and skips are edges."""
     channel_axis: int = 1
-    """Axis of the channels in a batched feature: 1 for NCHW, -1 for NHWC and tokens."""
+    """The channel axis of a batched feature: 1 for NCHW, -1 for NHWC and tokens."""
 
     @property
     def channel_position(self) -> int:
-        """Where the channels are in the shape of one instance."""
+        """The channel axis in the shape of one instance."""
         return 0 if self.channel_axis == 1 else -1
 
 
 class DynamicGraph:
-    """Stages of blocks and their candidate edges, held in one `networkx.DiGraph`.
+    """Stages of blocks and their candidate edges, in one `networkx.DiGraph`.
 
     Nodes carry a `BlockNode` under the key `block`, edges a `CandidateEdge` under the key `edge`. A
-    graph is never
-    changed: a pass returns a new one.
+    graph is immutable: a pass returns a new one.
 
     Args:
-        name: what was converted, for the printed form.
-        stages: the stages in the order the backbone runs them.
+        name: the name of the converted model, for the printed form.
+        stages: the stages in the order in which the backbone runs them.
         nodes: every vertex, in vertex order within its stage.
         edges: every candidate edge, in any order.
 
@@ -115,8 +113,9 @@ class DynamicGraph:
     """
 
     notebook_drawer: ClassVar[Callable[["DynamicGraph"], str] | None] = None
-    """Gives a graph as HTML for notebooks. `dggraph.views` fills it in, because the graph knows no
-    views.
+    """Renders a graph as HTML for notebooks.
+
+    `dggraph.views` sets it, since this package does not import views.
     """
 
     def __init__(
@@ -127,6 +126,7 @@ class DynamicGraph:
         nodes: Iterable[BlockNode],
         edges: Iterable[CandidateEdge],
     ) -> None:
+        """Build the graph and verify it."""
         self.name = name
         self.stages: Mapping[str, Stage] = {stage.name: stage for stage in stages}
         self.nx: nx.DiGraph[str] = nx.DiGraph()
@@ -173,21 +173,22 @@ class DynamicGraph:
         verify(self)
 
     def nodes(self, stage: str) -> tuple[BlockNode, ...]:
-        """The vertices of `stage`: v0, v1 .. vN, out."""
+        """Return the vertices of `stage`: v0, v1 .. vN, out."""
         return self._nodes[stage]
 
     def edges(self, stage: str) -> tuple[CandidateEdge, ...]:
-        """The candidate edges of `stage` in their fixed order: by target, then by source."""
+        """Return the candidate edges of `stage` in their fixed order: by target, then by source."""
         return self._edges[stage]
 
     def incoming(self, node: str) -> tuple[CandidateEdge, ...]:
-        """The candidate edges into `node`, by source in vertex order."""
+        """Return the candidate edges into `node`, by source in vertex order."""
         stage = self.nx.nodes[node]["block"].stage
         return tuple(edge for edge in self._edges[stage] if edge.target == node)
 
     def outgoing(self, node: str) -> tuple[CandidateEdge, ...]:
-        """The candidate edges out of `node`, by target in vertex order: its row of the adjacency
-        matrix.
+        """Return the candidate edges out of `node`, by target in vertex order.
+
+        They are its row of the adjacency matrix.
         """
         stage = self.nx.nodes[node]["block"].stage
         return tuple(edge for edge in self._edges[stage] if edge.source == node)
@@ -201,15 +202,13 @@ class DynamicGraph:
         )
         return mine == theirs
 
-    __hash__ = None  # type: ignore[assignment]  # equal graphs may be different objects; nobody keys on them
+    __hash__ = None  # type: ignore[assignment]  # graphs compare by value and never serve as keys
 
     def __str__(self) -> str:
         return format_graph(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture, or the printed graph where it cannot be drawn. Never
-        raises.
-        """
+        """Return the picture for a notebook, or the printed graph if drawing fails; never raise."""
         draw = type(self).notebook_drawer
         if draw is not None:
             with suppress(Exception):
@@ -222,30 +221,28 @@ class DynamicGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivatedPath:
-    """What did connect for one instance: the weight of every candidate edge, 0 where it was
-    dropped.
+    """The path of one instance: the weight of every candidate edge, 0 where it is inactive.
 
     Example:
         >>> import dggraph, torch
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> path = dggraph.record(net, torch.rand(1, 3, 32, 32)).paths[0]
-        >>> len(path.active_edges(net.graph)) == sum(edge.is_static for stage in net.graph.stages for edge in net.graph.edges(stage))
+        >>> all(edge.is_static for edge in path.active_edges(net.graph))
         True
     """
 
     weights: Mapping[str, tuple[float, ...]]
-    """Per stage, one weight per candidate edge, in the order of `DynamicGraph.edges`. 0 means
-    inactive.
-    """
+    """For each stage, one weight per candidate edge, in the order of `DynamicGraph.edges`."""
     macs: int
-    """Multiply-accumulates this instance needed, routers and aggregation included."""
+    """MACs of this instance, routers and aggregation included."""
     margin: float
-    """Smallest distance of any edge weight from the threshold; at 0 another batch may take another
-    path.
+    """The smallest distance of any edge weight from the threshold.
+
+    At 0 the instance may take another path in another batch.
     """
 
     def active_edges(self, graph: DynamicGraph) -> dict[CandidateEdge, float]:
-        """The active edges with their weights."""
+        """Return the active edges with their weights."""
         return {
             edge: weight
             for stage, weights in self.weights.items()
@@ -254,8 +251,9 @@ class ActivatedPath:
         }
 
     def live_nodes(self, graph: DynamicGraph) -> frozenset[str]:
-        """Nodes the instance reached: every v0, and every node with an active edge from a live
-        node.
+        """Return the nodes that the instance reached.
+
+        They are every v0, and every node with an active edge from a live node.
         """
         entries = {
             node.name
@@ -266,8 +264,9 @@ class ActivatedPath:
         return frozenset(_reach(entries, self._active_pairs(graph)))
 
     def useful_nodes(self, graph: DynamicGraph) -> frozenset[str]:
-        """Live nodes whose output reaches their stage's `out`; the others run in vain behind node
-        routers, not at all behind stage ones.
+        """Return the live nodes whose output reaches the `out` of their stage.
+
+        With node routers the other live nodes run in vain; with stage routers they do not run.
         """
         outs = {
             node.name for stage in graph.stages for node in graph.nodes(stage) if node.kind == "out"
@@ -286,30 +285,31 @@ class ActivatedPath:
 
 
 def verify(graph: DynamicGraph) -> None:
-    """Check every invariant; run between passes.
+    """Check every invariant of a graph. It runs between passes.
 
     Raises:
-        GraphError: names the first stage, node or edge that breaks one.
+        GraphError: an invariant does not hold; names the first stage, node or edge that breaks it.
     """
     for name in [*graph.stages, *graph.nx]:
         if not IDENTIFIER.fullmatch(name):
             raise GraphError(
-                f"{name!r} is not an identifier; stage and node names become code, use letters,"
-                " digits, _."
+                f"{name!r} is not an identifier. Stage and node names become code: use letters,"
+                " digits and _."
             )
     for name in graph.nx:
         stage = graph.nx.nodes[name]["block"].stage
         if stage not in graph.stages:
             raise GraphError(
-                f"node {name!r} belongs to stage {stage!r}, which the graph does not have."
+                f"node {name!r} belongs to stage {stage!r}, which is not in the graph; add the"
+                " stage, or correct the name."
             )
     for stage in graph.stages:
         members = graph.nodes(stage)
         kinds = [node.kind for node in members]
         if len(kinds) < 3 or kinds != ["entry", *["block"] * (len(kinds) - 2), "out"]:
             raise GraphError(
-                f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, blocks, then one"
-                " out."
+                f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, then blocks, then"
+                " one out."
             )
         position = {node.name: index for index, node in enumerate(members)}
         shapes = {node.name: node.shape for node in members}
@@ -322,8 +322,8 @@ def verify(graph: DynamicGraph) -> None:
         for node in members[1:]:
             if not any(edge.is_static for edge in graph.incoming(node.name)):
                 raise GraphError(
-                    f"node {node.name!r} has no static edge into it; the backbone always feeds a"
-                    " block."
+                    f"node {node.name!r} has no static edge into it, but the backbone feeds every"
+                    " block; mark that edge as static."
                 )
             expected = input_shape(graph, node.name)
             for edge in graph.incoming(node.name):
@@ -335,8 +335,9 @@ def verify(graph: DynamicGraph) -> None:
 
 
 def input_shape(graph: DynamicGraph, node: str) -> tuple[int, ...]:
-    """Shape that the features summed into `node` must have: that of its static source, without the
-    batch axis.
+    """Return the shape that the features summed into `node` must have, without the batch axis.
+
+    It is the shape of the node's static source.
     """
     static = next(edge for edge in graph.incoming(node) if edge.is_static)
     shape: tuple[int, ...] = graph.nx.nodes[static.source]["block"].shape
@@ -344,8 +345,9 @@ def input_shape(graph: DynamicGraph, node: str) -> tuple[int, ...]:
 
 
 def format_graph(graph: DynamicGraph) -> str:
-    """A short, stable text: one line a stage and one a node, with the sources that may feed it
-    (static ones bare).
+    """Return a short, stable text: one line per stage and one per node.
+
+    A node's line names the sources that may feed it, with `?` after those that are not static.
     """
     lines = [f"{graph.name}: {_counts(graph)}"]
     for stage in graph.stages.values():
@@ -375,7 +377,7 @@ def _counts(graph: DynamicGraph) -> str:
 
 
 def _reach(start: Iterable[str], pairs: Iterable[tuple[str, str]]) -> set[str]:
-    """`start` and all that the pairs lead to from it; plain Python, because every picture asks."""
+    """Return `start` and all that the pairs lead to, in plain Python, which suffices here."""
     targets: dict[str, list[str]] = {}
     for source, target in pairs:
         targets.setdefault(source, []).append(target)

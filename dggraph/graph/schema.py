@@ -1,4 +1,4 @@
-"""`graph.json`: a strict schema of our own with a version, not networkx's `node_link_data`."""
+"""The schema of `graph.json`: strict and versioned, unlike networkx's `node_link_data`."""
 
 import json
 from typing import Annotated
@@ -57,7 +57,7 @@ class _Graph(_Strict):
 
 
 def to_json(graph: DynamicGraph) -> str:
-    """`graph` as JSON; equal graphs give equal text."""
+    """Return `graph` as JSON; equal graphs give equal text."""
     nodes = [node for stage in graph.stages for node in graph.nodes(stage)]
     edges = [edge for stage in graph.stages for edge in graph.edges(stage)]
     document = {
@@ -74,24 +74,24 @@ def to_json(graph: DynamicGraph) -> str:
 
 
 def from_json(text: str) -> DynamicGraph:
-    """The graph that `to_json` wrote.
+    """Parse the text that `to_json` wrote.
 
     Raises:
-        ArchiveError: not JSON, not our schema, a newer version, or a graph that breaks an
-            invariant.
+        ArchiveError: the text is not JSON, does not follow the schema, has a newer version, or
+            describes a graph that breaks an invariant.
     """
     try:
         document = json.loads(text)
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > SCHEMA_VERSION:
             raise ArchiveError(
-                f"the graph has schema version {version}, this dggraph reads {SCHEMA_VERSION};"
-                " upgrade dggraph."
+                f"the graph has schema version {version}, and this dggraph reads version"
+                f" {SCHEMA_VERSION}; upgrade dggraph."
             )
         if type(version) is int and version != SCHEMA_VERSION:
             raise ArchiveError(
-                f"the graph has schema version {version}; no dggraph ever wrote that, so it is"
-                " foreign."
+                f"the graph has schema version {version}, which no dggraph has written; the file is"
+                " not a dggraph archive."
             )
         parsed = _Graph.model_validate_json(text)
         return DynamicGraph(
@@ -107,9 +107,9 @@ def from_json(text: str) -> DynamicGraph:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ArchiveError(
-            f"graph.json: {where}: {first['msg']}; the file is damaged or foreign."
+            f"graph.json: {where}: {first['msg']}; the file is damaged or not dggraph's."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"graph.json is not JSON: {error}.") from None
+        raise ArchiveError(f"graph.json is not JSON: {error}; the file is damaged.") from None
     except GraphError as error:
-        raise ArchiveError(f"graph.json describes no valid graph: {error}") from error
+        raise ArchiveError(f"graph.json describes an invalid graph: {error}") from error

@@ -1,5 +1,6 @@
-"""Wirings: which pairs of a stage's vertices become candidate edges. Every wiring is united with
-the static edges.
+"""Wirings: which pairs of a stage's vertices become candidate edges.
+
+Every wiring is united with the static edges.
 """
 
 import ast
@@ -14,31 +15,33 @@ from dggraph.errors import WiringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
 
 Wiring = Callable[[int], Iterable[tuple[int, int]]]
-"""Number of vertices of a stage (v0 .. vN, out) to pairs (source, target) of indices, source <
-target.
+"""Maps the number of vertices of a stage (v0 .. vN, out) to its candidate edges.
+
+Edges are pairs (source, target) of vertex indices with source < target.
 """
 
 
 def complete() -> Wiring:
-    """Every pair: the paper's complete DAG."""
+    """Return the wiring of all pairs: the paper's complete DAG."""
     return _complete
 
 
 def chain() -> Wiring:
-    """Nothing beyond the static edges."""
+    """Return the wiring that adds nothing to the static edges."""
     return lambda size: ()
 
 
 def window(reach: int) -> Wiring:
-    """Pairs at most `reach` apart, so that edges grow linearly with depth."""
+    """Return the wiring of pairs at most `reach` apart, whose edges grow linearly with depth."""
     _require_whole("window", reach)
     _require(reach >= 1, f"window({reach}): the reach must be at least 1.")
     return lambda size: ((i, j) for j in range(size) for i in range(max(0, j - reach), j))
 
 
 def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
-    """A small world: `k` neighbours each, rewired with probability `p` (networkx), edges oriented
-    forward.
+    """Return a small world: `k` neighbours per vertex, rewired with probability `p`.
+
+    networkx draws the graph; edges are oriented forward.
     """
     _require_whole("watts_strogatz", k, seed)
     _require(k >= 2 and 0 <= p <= 1, f"watts_strogatz({k}, {p}): needs k >= 2 and 0 <= p <= 1.")
@@ -46,14 +49,20 @@ def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
 
 
 def erdos_renyi(p: float, seed: int = 0) -> Wiring:
-    """Every pair with probability `p` (networkx), edges oriented forward."""
+    """Return a random wiring that has every pair with probability `p`.
+
+    networkx draws the graph; edges are oriented forward.
+    """
     _require_whole("erdos_renyi", seed)
     _require(0 <= p <= 1, f"erdos_renyi({p}): needs 0 <= p <= 1.")
     return lambda size: _forward(nx.gnp_random_graph(size, p, seed=seed))
 
 
 def barabasi_albert(m: int, seed: int = 0) -> Wiring:
-    """Preferential attachment, `m` edges a new vertex (networkx), edges oriented forward."""
+    """Return a wiring of preferential attachment, with `m` edges per new vertex.
+
+    networkx draws the graph; edges are oriented forward.
+    """
     _require_whole("barabasi_albert", m, seed)
     _require(m >= 1, f"barabasi_albert({m}): needs m >= 1.")
     return lambda size: _forward(nx.barabasi_albert_graph(size, min(m, size - 1), seed=seed))
@@ -70,41 +79,43 @@ WIRINGS: dict[str, Callable[..., Wiring]] = {
 
 
 def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
-    """Make `name` usable as `wiring=` and `--wiring`.
+    """Register a wiring, to be selected with `wiring=name` or `--wiring name`.
 
     Args:
-        name: an identifier that is not taken.
-        make: takes the numbers written in brackets after the name, returns a `Wiring`.
+        name: an identifier that is not registered yet.
+        make: called with the numbers in brackets after the name; returns a `Wiring`.
 
     Raises:
-        WiringError: the name is taken or no identifier.
+        WiringError: the name is already registered or is not an identifier.
 
     Example:
         >>> import dggraph
         >>> from dggraph.graph.wiring import WIRINGS
         >>> dggraph.register_wiring("star", WIRINGS["chain"])
-        >>> dggraph.convert("dggraph:resnet20_8", wiring="star", allow_static=True).report.num_edges > 0
+        >>> net = dggraph.convert("dggraph:resnet20_8", wiring="star", allow_static=True)
+        >>> net.report.num_edges > 0
         True
     """
     _require(
         name.isidentifier() and name not in WIRINGS,
-        f"cannot register a wiring as {name!r}: taken, or no identifier.",
+        f"cannot register a wiring as {name!r}: "
+        + ("the name is already registered." if name in WIRINGS else "it is not an identifier."),
     )
     WIRINGS[name] = make
 
 
 def parse_wiring(text: str) -> Wiring:
-    """`complete`, `window(4)` or `watts_strogatz(4, 0.5, 0)` as a `Wiring`.
+    """Parse a wiring such as `complete`, `window(4)` or `watts_strogatz(4, 0.5, 0)`.
 
     Raises:
-        WiringError: no such wiring, or arguments it does not take.
+        WiringError: there is no wiring of that name, or it does not accept these arguments.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
     name = match.group(1) if match else text
     if match is None or name not in WIRINGS:
         close = difflib.get_close_matches(name, WIRINGS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise WiringError(f"no wiring is called {name!r}; there are {', '.join(WIRINGS)}.{hint}")
+        raise WiringError(f"there is no wiring {name!r}; choose from {', '.join(WIRINGS)}.{hint}")
     try:
         arguments = (
             ast.literal_eval(f"({match.group(2)},)") if (match.group(2) or "").strip() else ()
@@ -114,7 +125,7 @@ def parse_wiring(text: str) -> Wiring:
         return WIRINGS[name](*arguments)
     except (TypeError, ValueError, SyntaxError) as error:
         raise WiringError(
-            f"wiring {text!r}: {error}. Write for example window(4) or watts_strogatz(4, 0.5, 0)."
+            f"wiring {text!r}: {error}. Examples: window(4), watts_strogatz(4, 0.5, 0)."
         ) from error
 
 
@@ -124,12 +135,13 @@ def wire(
     """Add the candidate edges of `wiring` to a graph of static edges.
 
     Args:
-        graph: holds the static edges alone.
+        graph: a graph with static edges only.
         wiring: a name with arguments, a `Wiring`, an edge list of node names, or a networkx graph
-            of them.
+            of node names.
 
     Raises:
-        WiringError: an edge runs backward, joins stages or shapes, or names an unknown node.
+        WiringError: an edge runs backward, joins two stages or two shapes, or names an unknown
+            node.
     """
     names = _pairs(graph, wiring)
     known = {(edge.source, edge.target) for stage in graph.stages for edge in graph.edges(stage)}
@@ -147,14 +159,14 @@ def wire(
 
 
 def is_complete(wiring: object) -> bool:
-    """True for the complete wiring by name, written in any way, or as `complete()`."""
+    """Whether `wiring` is the complete one, as a name in any spelling or as `complete()`."""
     return (parse_wiring(wiring) if isinstance(wiring, str) else wiring) is _complete
 
 
 def _pairs(
     graph: DynamicGraph, wiring: "str | Wiring | Iterable[tuple[str, str]] | nx.DiGraph[str]"
 ) -> list[tuple[str, str]]:
-    """The pairs of node names that `wiring` asks for."""
+    """Return the pairs of node names that `wiring` describes."""
     if isinstance(wiring, str):
         wiring = parse_wiring(wiring)
     if isinstance(wiring, nx.DiGraph):
@@ -168,8 +180,8 @@ def _pairs(
             ]
         except (TypeError, ValueError, IndexError) as error:
             raise WiringError(
-                f"the wiring {wiring!r} failed: {error}. It takes a number of vertices and gives"
-                " pairs of indices below it."
+                f"the wiring {wiring!r} failed: {error}. It must map a number of vertices to pairs"
+                " of indices below that number."
             ) from error
     pairs: list[Any] = list(wiring) if isinstance(wiring, Iterable) else [wiring]
     for pair in pairs:
@@ -179,8 +191,8 @@ def _pairs(
             and all(isinstance(end, str) for end in pair)
         ):
             raise WiringError(
-                f"{pair!r} is not an edge of a wiring. Give a name, for example 'window(4)', a"
-                " networkx.DiGraph, or pairs of node names."
+                f"{pair!r} is not an edge. A wiring is a name such as 'window(4)', a"
+                " networkx.DiGraph, or a list of pairs of node names."
             )
     return [(source, target) for source, target in pairs]
 
@@ -199,13 +211,13 @@ def _candidate(graph: DynamicGraph, source: str, target: str) -> CandidateEdge:
     first, last = graph.nx.nodes[source]["block"], graph.nx.nodes[target]["block"]
     if first.stage != last.stage:
         raise WiringError(
-            f"{label} joins stages {first.stage} and {last.stage}; their shapes differ. Wire inside"
+            f"{label} joins stages {first.stage} and {last.stage}, whose shapes differ. Wire within"
             " a stage."
         )
     order = [node.name for node in graph.nodes(first.stage)]
     if order.index(source) >= order.index(target):
         raise WiringError(
-            f"{label} runs backward; the source must come first. Turn the edge around or drop it."
+            f"{label} runs backward; the source must come first. Reverse the edge or drop it."
         )
     return CandidateEdge(
         source=source, target=target, is_static=False, kind=_kind(graph, source, target)
@@ -226,7 +238,7 @@ def _kind(graph: DynamicGraph, source: str, target: str) -> EdgeKind:
         return "adapter"
     raise WiringError(
         f"edge {source} -> {target} joins shapes {have} and {want}; aggregation adds features, so"
-        " both ends need one shape. Leave the edge out."
+        " both ends must have the same shape. Remove the edge."
     )
 
 

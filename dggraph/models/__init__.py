@@ -1,1 +1,1 @@
-"""Static backbones: their names, their weights, and how images become their input."""
+"""Backbones: registry, weights, preprocessing, small ResNets and feature pyramids."""

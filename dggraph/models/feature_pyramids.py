@@ -1,8 +1,7 @@
-"""Feature pyramids on trained classifiers: ResNet, ResNeXt, and those for which torchvision ships
-none, MobileNetV2, RegNet and other chains.
+"""Feature pyramids on trained classifiers: ResNet, RegNet, MobileNetV2 and other chains.
 
-What comes out is torchvision's `BackboneWithFPN`, so that its detectors take it, and
-`convert_backbone_` makes it dynamic.
+torchvision ships pyramids for ResNet and ResNeXt only. The result here is its `BackboneWithFPN`,
+which its detectors accept and `convert_backbone_` makes dynamic.
 """
 
 from collections import OrderedDict
@@ -25,20 +24,21 @@ PROBE_SIDE = 64
 def pyramid_on(
     classifier: nn.Module, *, out_channels: int = 256, is_frozen: bool = True
 ) -> BackboneWithFPN:
-    """The trunk of a trained classifier, with a feature pyramid on the last features of strides 4,
-    8, 16 and 32.
+    """Build a feature pyramid on the trunk of a trained classifier.
+
+    The pyramid reads the last features of strides 4, 8, 16 and 32.
 
     Args:
         classifier: torchvision's ResNet or RegNet, or a model whose trunk is an `nn.Sequential`
             called `features` (MobileNetV2, EfficientNet, ConvNeXt). Its modules are used, not
-            copied. A last 1x1 convolution of MobileNetV2 and EfficientNet, made for the classifier,
-            is left out.
-        out_channels: of every level.
-        is_frozen: replace batch norms by `FrozenBatchNorm2d`, as usual where few images fit a
-            batch.
+            copied. The last 1x1 convolution of MobileNetV2 and EfficientNet, made for the
+            classifier, is left out.
+        out_channels: channels of every level.
+        is_frozen: replace batch norms by `FrozenBatchNorm2d`, as is usual where a batch has few
+            images.
 
     Raises:
-        InputError: there is no such trunk, or it lacks a stride.
+        InputError: the classifier has no supported trunk, or the trunk lacks a stride.
 
     Example:
         >>> import dggraph, torch, torchvision
@@ -58,7 +58,7 @@ def pyramid_on(
     if missing:
         raise InputError(
             f"{type(classifier).__name__} has no features of stride {missing[0]}; a pyramid needs"
-            f" {', '.join(map(str, STRIDES))}."
+            f" {', '.join(map(str, STRIDES))}. Choose a classifier that has them."
         )
     order = [name for name, _ in trunk.named_children()]
     return BackboneWithFPN(
@@ -73,17 +73,18 @@ def pyramid_on(
 def faster_rcnn_on(
     classifier: nn.Module, num_classes: int, *, is_frozen: bool = True, **options: object
 ) -> FasterRCNN:
-    """torchvision's Faster R-CNN on `pyramid_on(classifier)`.
+    """Build torchvision's Faster R-CNN on `pyramid_on(classifier)`.
 
     Args:
         classifier: as for `pyramid_on`.
-        num_classes: without the background, which torchvision counts besides.
+        num_classes: number of classes without the background, which torchvision adds.
         is_frozen: as for `pyramid_on`.
-        options: of `FasterRCNN`, for example `min_size`.
+        options: options of `FasterRCNN`, for example `min_size`.
 
     Example:
         >>> import dggraph, torchvision
-        >>> detector = dggraph.detection.faster_rcnn_on(torchvision.models.resnet18(), num_classes=3)
+        >>> classifier = torchvision.models.resnet18()
+        >>> detector = dggraph.detection.faster_rcnn_on(classifier, num_classes=3)
         >>> detector.roi_heads.box_predictor.cls_score.out_features
         4
     """
@@ -91,9 +92,7 @@ def faster_rcnn_on(
 
 
 def freeze_norms_(model: nn.Module) -> None:
-    """Replace every `BatchNorm2d` inside `model` by a `FrozenBatchNorm2d` of the same numbers. In
-    place.
-    """
+    """Replace every `BatchNorm2d` in `model` by an equal `FrozenBatchNorm2d`, in place."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
@@ -116,13 +115,13 @@ def _layers(classifier: nn.Module) -> "OrderedDict[str, nn.Module]":
         return OrderedDict(features.named_children())
     raise InputError(
         f"{type(classifier).__name__} has no nn.Sequential called features and is neither a ResNet"
-        " nor a RegNet of torchvision. Build the pyramid yourself: torchvision's BackboneWithFPN"
-        " on your own trunk."
+        " nor a RegNet of torchvision. Build the pyramid yourself with torchvision's"
+        " BackboneWithFPN."
     )
 
 
 def _strides(trunk: nn.Sequential) -> tuple[list[int], list[int]]:
-    """What one pixel of each layer's output spans, and its channels."""
+    """Return the stride and the number of channels of each layer's output."""
     strides, widths = [], []
     with evaluating(trunk):
         x = torch.zeros((1, 3, PROBE_SIDE, PROBE_SIDE))
@@ -134,6 +133,6 @@ def _strides(trunk: nn.Sequential) -> tuple[list[int], list[int]]:
 
 
 def _is_pointwise(layer: nn.Module) -> bool:
-    """A convolution of single pixels by itself, with its norm and activation."""
+    """Whether the layer is a single 1x1 convolution, with its norm and activation."""
     convolutions = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
     return len(convolutions) == 1 and convolutions[0].kernel_size == (1, 1)

@@ -1,5 +1,6 @@
-"""From an image file to the tensor a backbone expects. Image files are hostile: a 48 KB PNG can
-hold 400 megapixels.
+"""From an image file to the input tensor of a backbone.
+
+Image files may be hostile: a PNG of 48 KB can hold 400 megapixels.
 """
 
 import os
@@ -21,9 +22,9 @@ from dggraph.errors import InputError
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "DIB", "AVIF", "JPEG2000")
-"""What is read. Pillow knows others, some of which start programs (EPS: Ghostscript)."""
+"""Formats that are read. Pillow supports more, and some start programs (EPS: Ghostscript)."""
 SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
-"""Formats whose mode I holds numbers from 0 to 65,535, and no larger ones."""
+"""Formats in which mode I holds numbers from 0 to 65,535 only."""
 FOREIGN = {
     b"version https://git-lfs": "it is a pointer of Git LFS: run `git lfs pull`",
     b"<!doctype html": "it is a web page, saved in place of the image",
@@ -32,21 +33,22 @@ FOREIGN = {
     b"<?xml": "it is XML, perhaps an SVG drawing: export it as pixels",
     b"%pdf": "it is a PDF: export its pages as pixels",
 }
-"""Beginnings, in small letters, of what is often called an image."""
+"""First bytes, in lower case, of files that are often mistaken for images."""
 
 
 Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-"""What can be read as one image."""
+"""Everything that can be read as one image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Resize the short side, crop the centre, normalise.
+    """Resize the short side, crop the centre and normalise.
 
     Example:
         >>> import dggraph
         >>> from PIL import Image
-        >>> preprocess = dggraph.Preprocess(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> half = (0.5, 0.5, 0.5)
+        >>> preprocess = dggraph.Preprocess(input_size=(3, 32, 32), mean=half, std=half)
         >>> preprocess(Image.new("RGB", (40, 60))).shape
         torch.Size([1, 3, 32, 32])
     """
@@ -57,40 +59,41 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     crop_fraction: float = 0.875
-    """Crop over resized short side."""
+    """Side of the crop as a fraction of the resized short side."""
     antialias: bool = True
 
     def __call__(self, image: "Picturable") -> Tensor:
-        """One image, preprocessed: float32 (1, C, H, W).
+        """Preprocess one image to float32 (1, C, H, W).
 
         Args:
-            image: a path, a PIL image, or an array (H, W), (H, W, 1) or (H, W, 3) of uint8.
+            image: a path, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3).
 
         Raises:
-            InputError: no image, or the network reads neither colour (3) nor grey (1) images.
+            InputError: `image` cannot be read as an image, or the network reads neither colour (3
+                channels) nor grey (1) images.
         """
         return preprocess_image(as_image(image), self)
 
 
 def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
-    """What a network says of its input.
+    """Return `preprocess`, which must not be None.
 
     Raises:
-        InputError: it says nothing.
+        InputError: it is None.
     """
     if preprocess is None:
         raise InputError(
-            "this network does not say how images become its input; give --input-size when"
-            " converting it."
+            "this network does not say how images become its input; convert it with --input-size,"
+            " or give a `Preprocess`."
         )
     return preprocess
 
 
 def as_image(image: "Picturable") -> Image.Image:
-    """A path opened, an array wrapped, a PIL image as it is.
+    """Open a path, wrap an array, or return a PIL image unchanged.
 
     Raises:
-        InputError: it is none of these, or cannot be read.
+        InputError: `image` is none of these, or cannot be read.
     """
     if isinstance(image, Image.Image):
         return image
@@ -100,20 +103,21 @@ def as_image(image: "Picturable") -> Image.Image:
             pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         ):
             raise InputError(
-                f"an array of {image.dtype} {image.shape} is not an image: give uint8 (height,"
-                " width, 3), or (height, width) for grey."
+                f"an array of dtype {image.dtype} and shape {image.shape} is not an image: give"
+                " uint8 (height, width, 3), or (height, width) for grey."
             )
         return Image.fromarray(pixels)
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     raise InputError(
-        f"{type(image).__name__} is not an image: give a path, a PIL image, or an array of uint8."
+        f"{type(image).__name__} is not an image: give a path, a PIL image, or a uint8 array."
     )
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
-    """Channels, height and width that `model` says it takes: timm's of itself, torchvision's by
-    class; None for others.
+    """Return the channels, height and width that `model` declares, or None.
+
+    timm's models have a configuration; torchvision's are recognised by their class.
     """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, dict) and "input_size" in config:
@@ -128,15 +132,16 @@ def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def num_channels_of(model: nn.Module) -> int:
-    """Channels that the first convolution of `model` reads; 3 where it has none."""
+    """Return the input channels of the first convolution of `model`; 3 if it has none."""
     return next(
         (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3
     )
 
 
 def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preprocess:
-    """What `model` says of itself (timm), else ImageNet's usual; what is not RGB goes to [-1,
-    1].
+    """Return the preprocessing that `model` declares (timm), else that of ImageNet.
+
+    Images that are not RGB are normalised to [-1, 1].
     """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if input_size[0] != 3:
@@ -155,16 +160,16 @@ def preprocess_of(model: nn.Module, input_size: tuple[int, int, int]) -> Preproc
 
 
 def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """`image` resized and cropped, in the channels of the network, (C, H, W) uint8.
+    """Resize and crop `image` to (C, H, W) uint8, with the channels of the network.
 
     Raises:
-        InputError: the network reads neither colour (3) nor grey (1) images.
+        InputError: the network reads neither colour (3 channels) nor grey (1) images.
     """
     channels, height, width = preprocess.input_size
     if channels not in (1, 3):
         raise InputError(
-            f"the network reads {channels} channels; an image file gives 3, or 1 in grey. Make its"
-            " input yourself."
+            f"the network reads {channels} channels, but an image file gives 3, or 1 in grey. Build"
+            " the input tensor yourself."
         )
     resized = functional.resize(
         image.convert("RGB" if channels == 3 else "L"),
@@ -177,15 +182,15 @@ def fit_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
 
 
 def resized_side(preprocess: Preprocess) -> int:
-    """The short side in pixels that an image is resized to before the crop."""
+    """Return the length in pixels of an image's short side after resizing, before the crop."""
     return int(min(preprocess.input_size[1:]) / preprocess.crop_fraction + 0.5)
 
 
 def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """`image` as a float32 batch of one, (1, C, H, W).
+    """Preprocess `image` to a float32 batch of one, (1, C, H, W).
 
     Raises:
-        InputError: the network reads neither colour (3) nor grey (1) images.
+        InputError: the network reads neither colour (3 channels) nor grey (1) images.
     """
     scaled = functional.convert_image_dtype(fit_image(image, preprocess), torch.float32)
     batch: Tensor = functional.normalize(
@@ -195,21 +200,21 @@ def preprocess_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
 
 
 def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image.Image:
-    """The first frame of an image file, in RGB.
+    """Read the first frame of an image file in RGB.
 
-    Greys of 16 bits are scaled from 0..65,535 to 0..255. Numbers of 32 bits and floats are refused:
-    no file says which of them is white.
+    Greys of 16 bits are scaled from 0..65,535 to 0..255. Integers of 32 bits and floats are
+    rejected, because no file says which value is white.
 
     Args:
         file: its path.
-        is_turned: upright, as its EXIF data say; False leaves it as it is stored.
+        is_turned: rotate the image upright, as its EXIF data say; False keeps it as stored.
 
     Raises:
-        InputError: no image, a damaged one, one of a format not in `FORMATS`, of 32-bit numbers, or
-            of more than 100 megapixels; names the file.
+        InputError: the file is not an image, is damaged, has a format that is not in `FORMATS`,
+            holds 32-bit numbers, or has more than 100 megapixels; names the file.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata; size is checked here, damage raises
+        warnings.simplefilter("ignore")  # odd metadata; size is checked here, and damage raises
         with opened(file) as image:
             return in_eight_bits(ImageOps.exif_transpose(image) if is_turned else image).convert(
                 "RGB"
@@ -218,14 +223,14 @@ def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image
 
 @contextmanager
 def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """An image file whose header has been read and found good; pixels are read within this context.
+    """Open an image file after checking its header; pixels are read within this context.
 
     Raises:
         InputError: as for `open_image`, within the context too.
     """
     name = repr(os.fspath(file))
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would block
             raise InputError(f"{name} is not a file.")
         with Image.open(file, formats=_readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -235,31 +240,31 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
                 what = (
-                    "32-bit floats" if image.mode == "F" else "integers of 32 bits, or with a sign"
+                    "32-bit floats" if image.mode == "F" else "integers of 32 bits, or signed ones"
                 )
                 raise InputError(
-                    f"{name} holds {what}, and nothing says which of them is black and which is"
-                    " white. Save it with 8 or 16 bits, scaled to the range that you mean."
+                    f"{name} holds {what}, and the file does not say which value is black and which"
+                    " is white. Scale it to the range that you mean and save it with 8 or 16 bits."
                 )
             yield image
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(
-            f"{name} is a link to a file that is gone."
+            f"{name} is a link to a file that does not exist."
             if os.path.islink(file)
-            else f"{name} is not there."
+            else f"{name} does not exist."
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is not an image that can be read: {_what_it_is(file)}."
         ) from error
-    except Exception as error:  # Pillow's readers raise what they like on damaged files
+    except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         raise InputError(f"{name} is not an image that can be read: {error}.") from error
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits as 0..255; what has 8 bits as it is."""
+    """Scale greys of 16 bits to 0..255; return images of 8 bits unchanged."""
     return (
         image.convert("I").point(lambda value: value / 256) if image.mode.startswith("I") else image
     )
@@ -267,7 +272,7 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 @cache
 def _readable_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """The subset of `FORMATS` that this build of Pillow supports."""
     Image.init()
     return tuple(one for one in FORMATS if one in Image.OPEN)
 
@@ -280,4 +285,4 @@ def _what_it_is(file: str | os.PathLike[str]) -> str:
     known = next(
         (what for start, what in FOREIGN.items() if begins.lstrip().lower().startswith(start)), None
     )
-    return known or f"it is damaged, or of another format than {', '.join(_readable_formats())}"
+    return known or f"it is damaged, or its format is not one of {', '.join(_readable_formats())}"

@@ -1,6 +1,4 @@
-"""MODEL names: torchvision's classifiers, `timm:NAME`, and `package.module:function` for a user's
-own.
-"""
+"""Model names: torchvision's classifiers, `timm:NAME`, and `package.module:function`."""
 
 import difflib
 import importlib
@@ -28,23 +26,21 @@ _LAZY_INIT = {"googlenet", "inception_v3"}
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A backbone with what is known of it."""
+    """A backbone and the facts that its name gives."""
 
     model: nn.Module
     source: str
-    """The MODEL name."""
+    """The name of the model."""
     options: dict[str, int]
-    """What its builder was called with: `num_classes`, `image_size`."""
+    """The arguments of its builder: `num_classes`, `image_size`."""
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
     said: tuple[str, ...]
-    """What its checkpoint left open, and how that was settled, a sentence each."""
+    """One sentence per choice that its checkpoint left open, and how it was made."""
 
 
 def model_names() -> tuple[str, ...]:
-    """Names that can be built here: torchvision's classifiers, some of our own, and timm's where it
-    is installed.
-    """
+    """Return the names that can be built here: torchvision's, dggraph's, and any of timm's."""
     names = (*torchvision.models.list_models(module=torchvision.models), *SMALL_NAMES)
     try:
         import timm
@@ -54,8 +50,9 @@ def model_names() -> tuple[str, ...]:
 
 
 def is_registered(name: str | None) -> bool:
-    """True for names that `build_trusted` may know; `package.module:function` is code, and only a
-    caller may run code.
+    """Whether `build_trusted` may build `name`.
+
+    `package.module:function` is code, and only a caller may run code.
     """
     return name is not None and (":" not in name or name.startswith(("timm:", "dggraph:")))
 
@@ -72,12 +69,13 @@ def load_model(
     Args:
         name: `resnet50` (torchvision), `timm:regnety_008`, or `package.module:function`, which is
             imported and called.
-        num_classes: outputs of the classifier; the builder's default where None.
+        num_classes: outputs of the classifier; None takes the builder's default.
         checkpoint: a state dict, `.safetensors` or torch's format (read with `weights_only=True`).
-        input_size: side of the square input in pixels, where it is not the usual one.
+        input_size: side of the square input in pixels; None takes the model's default.
 
     Raises:
-        InputError: no such model, a checkpoint that does not fit, or a function that fails.
+        InputError: there is no model of that name, the checkpoint does not fit, or the function
+            fails.
         MissingExtraError: a timm name without timm.
     """
     options: dict[str, int] = {} if num_classes is None else {"num_classes": num_classes}
@@ -105,7 +103,7 @@ def load_model(
 
 
 def takes_num_classes(name: str) -> bool:
-    """Whether the builder called `name` can be told how many classes there are.
+    """Whether the builder called `name` accepts `num_classes`.
 
     Raises:
         InputError: `package.module:function` cannot be imported.
@@ -122,8 +120,9 @@ def takes_num_classes(name: str) -> bool:
 
 
 def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Load a checkpoint that may have been trained on another number of classes: what depends on
-    that number stays as it was built. In place.
+    """Load a checkpoint that may have another number of classes, in place.
+
+    Tensors whose shape depends on the number of classes keep their initial values.
 
     Args:
         loaded: the model, built with its `num_classes`.
@@ -133,7 +132,7 @@ def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tupl
         As `load_checkpoint_`.
 
     Raises:
-        InputError: it cannot be read, or something else does not fit.
+        InputError: the checkpoint cannot be read, or another tensor does not fit.
     """
     weights, expected = read_checkpoint(checkpoint), loaded.model.state_dict()
     tensors = fitted(weights, expected.keys()).tensors
@@ -146,7 +145,7 @@ def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tupl
 
 
 def _of_classes(loaded: LoadedModel) -> set[str]:
-    """Names of the tensors whose shape depends on the number of classes."""
+    """Return the names of the tensors whose shape depends on the number of classes."""
     if not takes_num_classes(loaded.source):
         return set()
     options = loaded.options | {"num_classes": loaded.options.get("num_classes", 16) + 1}
@@ -164,16 +163,14 @@ def _of_classes(loaded: LoadedModel) -> set[str]:
 
 
 def build_shapes(name: str, options: Mapping[str, int]) -> dict[str, Tensor]:
-    """The state dict that `build_trusted` would give, as cheap as it can be had: on the meta device
-    where the builder can do that.
+    """Return the state dict that `build_trusted` would give, for its shapes.
+
+    It is on the meta device where the builder supports that.
     """
     try:
         with torch.device("meta"):
             built = build_trusted(name, **options)
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # builders that read values cannot do so on the meta device
+    except (RuntimeError, NotImplementedError):  # a builder that reads values of its tensors
         built = build_trusted(name, **options)
     return built.state_dict()
 
@@ -181,17 +178,17 @@ def build_shapes(name: str, options: Mapping[str, int]) -> dict[str, Tensor]:
 def build_trusted(
     name: str, *, num_classes: int | None = None, image_size: int | None = None
 ) -> nn.Module:
-    """Build from a closed registry (torchvision, timm or our own), never from code that `name`
-    points at.
+    """Build from a closed registry (torchvision, timm or dggraph), never from a user's code.
 
     Args:
         name: a registered name.
         num_classes: outputs of the classifier.
-        image_size: side of the input, for models whose weights depend on it; a TypeError for
-            others.
+        image_size: side of the input, for models whose weights depend on it; other builders raise a
+            TypeError.
 
     Raises:
-        InputError: the name is in neither registry.
+        InputError: the name is not registered.
+        MissingExtraError: a timm name without timm.
     """
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if image_size is not None:
@@ -219,10 +216,11 @@ def build_trusted(
 
 
 def import_function(name: str) -> Any:
-    """What `package.module:function` names; the current folder is searched too.
+    """Return the function `package.module:function`; the current folder is searched too.
 
     Raises:
         InputError: it cannot be imported.
+        MissingExtraError: its module needs a package that is not installed.
     """
     module_name, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -235,17 +233,17 @@ def import_function(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"cannot import {name!r}: there is no module {error.name!r} here. Write"
+                f"cannot import {name!r}: there is no module {error.name!r}. Write"
                 f" package.module:function, importable from {os.getcwd()}, or set PYTHONPATH."
             ) from error
         raise MissingExtraError(
-            f"{name} needs the package {error.name!r}, which is not here. Install it in this"
+            f"{name} needs the package {error.name!r}, which is not installed. Install it in this"
             " environment."
         ) from error
     except Exception as error:  # whatever a user's module raises
         raise InputError(
             f"cannot import {name!r}: {_first_line(error)}. Write package.module:function,"
-            " importable from here."
+            f" importable from {os.getcwd()}."
         ) from error
 
 
@@ -270,7 +268,7 @@ def unknown_model(
         hint = f"timm has it: write timm:{name}."
     elif name.endswith((".pth", ".pt", ".safetensors", ".ckpt", ".bin")):
         hint = (
-            "It looks like a file of weights: name the model they belong to, and give the file with"
+            "It looks like a file of weights: give the name of their model, and the file with"
             " --checkpoint."
         )
     return InputError(f"there is no model {name!r}. {hint}")
@@ -283,24 +281,24 @@ def _call(name: str, options: dict[str, int]) -> nn.Module:
     except Exception as error:
         raise InputError(
             f"{name} failed when it was called with {options or 'no arguments'}:"
-            f" {_first_line(error)}. It must build the model without other arguments than"
-            " num_classes (--num-classes)."
+            f" {_first_line(error)}. It must build the model from no arguments, or from num_classes"
+            " (--num-classes) alone."
         ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returned {type(model).__name__}, not an nn.Module.")
+        raise InputError(
+            f"{name} returned {type(model).__name__}, not an nn.Module; it must return the model."
+        )
     return model
 
 
 def _sized(name: str, model: nn.Module, options: dict[str, int], side: int) -> nn.Module | None:
-    """The model built for images of `side`, where that changes its weights (ViT, Swin); None where
-    any size will do.
-    """
+    """Return the model for images of `side` if that changes its weights (ViT, Swin), else None."""
     usual = input_size_of(model)
     if name.startswith("dggraph:") or usual is None or usual[1:] == (side, side):
         return None
     try:
         sized = build_trusted(name, **options, image_size=side)
-    except (TypeError, ValueError):  # the builder knows no such option
+    except (TypeError, ValueError):  # the builder does not accept `image_size`
         return None
     is_same = {k: v.shape for k, v in model.state_dict().items()} == {
         k: v.shape for k, v in sized.state_dict().items()

@@ -1,5 +1,6 @@
-"""Blocks that train as several branches and run as one: their branches belong fused before
-conversion, which keeps what it finds.
+"""Detection of blocks that train as several branches and run as one (RepVGG, MobileOne).
+
+Their branches should be fused before conversion, which keeps the modules that it finds.
 """
 
 from collections.abc import Iterator
@@ -10,13 +11,11 @@ from torch.nn.modules.conv import _ConvNd
 
 _BRANCHED = ("reparameterize", "switch_to_deploy")
 _MAYBE_BRANCHED = ("fuse",)
-"""Called so where one convolution takes in its norm, too."""
+"""Some models also use this name for fusing a single convolution with its norm."""
 
 
 def advice(model: nn.Module) -> str:
-    """What to call first where blocks hold branches that can be fused into one convolution; else
-    empty.
-    """
+    """Return which method to call first if `model` has branches that can be fused, else ""."""
     found = list(_found(model))
     if not found:
         return ""
@@ -28,9 +27,9 @@ def advice(model: nn.Module) -> str:
         else f"{method}() of each, for example model.{path}.{method}()"
     )
     return (
-        f"{len(found)} blocks, such as {path!r} ({type(module).__name__}), hold the branches that"
-        " they were trained with. Unless they are to be trained further, reparameterise first:"
-        f" {call}, in eval mode, then convert"
+        f"{len(found)} blocks, for example {path!r} ({type(module).__name__}), still have the"
+        " branches that they were trained with. Unless you train them further, reparameterise"
+        f" first: {call}, in eval mode, then convert"
     )
 
 

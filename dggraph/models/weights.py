@@ -1,9 +1,8 @@
-"""State dicts as others save them: read without running code, found in what a training script keeps
-beside them, and fitted to a model.
+"""State dicts in other projects' checkpoints: read without running code, found, and fitted.
 
-torchvision's reference scripts keep {"model", "model_ema", "optimizer", "args", ...}, timm's
-{"state_dict", "state_dict_ema", ...}, Lightning {"state_dict", "hyper_parameters", ...} with the
-name of the attribute before each key. DataParallel, torch.compile and averages put `module.` or
+torchvision's reference scripts save {"model", "model_ema", "optimizer", "args", ...}, timm saves
+{"state_dict", "state_dict_ema", ...}, and Lightning {"state_dict", "hyper_parameters", ...} with
+the name of the attribute before each key. DataParallel, torch.compile and averages add `module.` or
 `_orig_mod.` there.
 """
 
@@ -40,7 +39,7 @@ PLAIN = (
     "weights",
     "params",
 )
-"""What scripts call a state dict in a checkpoint, the likeliest first."""
+"""Names of state dicts in checkpoints, the most likely first."""
 HARMLESS: tuple[Any, ...] = (
     argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque,
     frozenset, range, slice,
@@ -53,36 +52,34 @@ HARMLESS: tuple[Any, ...] = (
       for name, function in (("scalar", np.float64(0).__reduce__()[0]), ("_reconstruct",
       np.zeros(0).__reduce__()[0]))),
 )  # fmt: skip
-"""Containers and values that scripts keep beside weights, and that do nothing when they are
-read.
-"""
+"""Containers and values that scripts save with weights, and that run no code when read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A state dict that was found."""
+    """A state dict found in a checkpoint."""
 
     file: str
     tensors: dict[str, Tensor]
     said: tuple[str, ...]
-    """Which of several was taken, in a sentence."""
+    """At most one sentence: which of several state dicts was taken."""
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Weights:
-    """The state dict in a file: `.safetensors`, or torch's format, read with `weights_only=True`
-    and the containers in `HARMLESS`.
+    """Read the state dict in a file: `.safetensors`, or torch's format.
 
-    Where there is an average of the weights beside them, it is the one that is taken.
+    torch's format is read with `weights_only=True` and the containers in `HARMLESS`. If the file
+    has both weights and their average, the average is taken.
 
     Raises:
-        InputError: it cannot be read, or holds no state dict, several, or a class that is code;
-            names the class.
+        InputError: the file cannot be read, or holds no state dict, several, or a class that is
+            code; names the class.
     """
     file = os.fspath(checkpoint)
     loaded = _read(file)
     found = {path: state for path, state in _state_dicts(loaded, ()).items() if state}
     if not found:
-        raise InputError(f"{file!r} holds no state dict of tensors. Save model.state_dict().")
+        raise InputError(f"{file!r} has no state dict of tensors. Save model.state_dict().")
     known = [
         path
         for names in (AVERAGES, PLAIN)
@@ -96,13 +93,13 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Weights:
     if path is None:
         names = ", ".join(repr(".".join(path)) for path in list(found)[:4])
         raise InputError(
-            f"{file!r} holds {len(found)} state dicts, {names}, and it is unclear which is meant."
+            f"{file!r} has {len(found)} state dicts, {names}, and it is unclear which one to load."
             " Save that one alone."
         )
     others = [other for other in known if other != path and other[-1] in PLAIN]
     is_average = path[-1:] != () and path[-1] in AVERAGES
     said = (
-        (f"{file} holds weights and their average; {'.'.join(path)!r}, the average, was taken",)
+        (f"{file} has weights and their average; the average, {'.'.join(path)!r}, was loaded",)
         if is_average and others
         else ()
     )
@@ -110,11 +107,10 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Weights:
 
 
 def fitted(weights: Weights, expected: Collection[str]) -> Weights:
-    """`weights` with names as `expected` has them: without what a wrapper put before them, and
-    without the wrapper's own.
+    """Return `weights` under the names in `expected`, without a wrapper's prefix and tensors.
 
     Raises:
-        InputError: they hold two networks of these names.
+        InputError: the weights hold two networks of these names.
     """
     votes: Counter[str] = Counter()
     for key in weights.tensors:
@@ -126,15 +122,15 @@ def fitted(weights: Weights, expected: Collection[str]) -> Weights:
         return weights
     if len(best) > 1:
         raise InputError(
-            f"{weights.file!r} holds {len(best)} networks of these names, under"
-            f" {', '.join(map(repr, sorted(best)[:4]))}, and it is unclear which is meant. Save the"
-            " state dict of one."
+            f"{weights.file!r} has {len(best)} networks with the names of this model, under"
+            f" {', '.join(map(repr, sorted(best)[:4]))}, and it is unclear which one to load. Save"
+            " the state dict of that one alone."
         )
     (prefix,) = best
     left = [key for key in weights.tensors if not key.startswith(prefix) and key != "n_averaged"]
     said = [
-        f"{weights.file} has {len(left)} tensors beside the network under {prefix!r}, as {one!r};"
-        " they were left out"
+        f"{weights.file} has {len(left)} tensors outside the network under {prefix!r}, for example"
+        f" {one!r}; they were left out"
         for one in left[:1]
     ]
     tensors = {
@@ -148,19 +144,19 @@ def fitted(weights: Weights, expected: Collection[str]) -> Weights:
 def load_checkpoint_(
     model: nn.Module, weights: Weights, *, replaceable: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Load what `read_checkpoint` gave. In place.
+    """Load the result of `read_checkpoint` into `model`, in place.
 
     Args:
-        model: what it is of.
-        weights: its tensors.
-        replaceable: names of tensors that stay as they are in `model` where they have another
-            shape, or are not there.
+        model: the network that receives the weights.
+        weights: the tensors to load.
+        replaceable: names of tensors that keep their values in `model` if they are missing or have
+            another shape in `weights`.
 
     Returns:
         Sentences about what was chosen and what was left out.
 
     Raises:
-        InputError: it does not fit.
+        InputError: the weights do not fit the model.
     """
     expected = model.state_dict()
     weights = fitted(weights, expected.keys())
@@ -184,8 +180,8 @@ def load_checkpoint_(
     if missing or unexpected or misfits:
         raise InputError(
             f"{weights.file!r} does not fit {type(model).__name__}: missing {missing[:3]},"
-            f" unexpected {unexpected[:3]}, other shapes {misfits[:3]}. Is it this model's, with"
-            " this --num-classes?"
+            f" unexpected {unexpected[:3]}, other shapes {misfits[:3]}. Check the name of the model"
+            " and --num-classes."
         )
     model.load_state_dict(state)
     return tuple(said)
@@ -198,8 +194,9 @@ def _tell_left(weights: Weights, expected: Mapping[str, Tensor], left: list[str]
         f"{tuple(weights.tensors[first].shape)} there" if first in weights.tensors else "not there"
     )
     return (
-        f"{weights.file} is of another number of classes, so the head begins anew: {names} ({was},"
-        f" {tuple(expected[first].shape)} here); all else is the checkpoint's"
+        f"{weights.file} has another number of classes, so the head starts from new weights:"
+        f" {names} ({was}, {tuple(expected[first].shape)} here); all other tensors are the"
+        " checkpoint's"
     )
 
 
@@ -224,14 +221,14 @@ def _read(file: str) -> Any:
         found = re.search(r"(?:GLOBAL|class|function)\s+([A-Za-z_][\w.]*\.\w+)", str(error))
         if found is None:
             raise InputError(
-                f"{file!r} is no state dict of torch's: it holds something else than tensors, which"
-                " would be code, or it is damaged. Save model.state_dict(), or use safetensors."
+                f"{file!r} is not a state dict in torch's format: it is damaged, or holds objects"
+                " that only code can restore. Save model.state_dict(), or use safetensors."
             ) from error
         raise InputError(
             f"{file!r} holds a {found.group(1)}, and reading one may run code, so it is not read."
-            " Where you trust the file, save its weights alone: state = torch.load(FILE,"
-            " weights_only=False), then torch.save(state['model'], NEW), or of a whole model"
-            " state.state_dict()."
+            " If you trust the file, save its weights alone: state = torch.load(FILE,"
+            " weights_only=False), then torch.save(state['model'], NEW), or state.state_dict() if"
+            " the file is a complete model."
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
@@ -245,9 +242,7 @@ def _read(file: str) -> Any:
 
 
 def _state_dicts(value: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Mapping[str, Tensor]]:
-    """Every mapping of names to tensors in what a script has saved, by the names that lead to
-    it.
-    """
+    """Return every mapping of names to tensors in `value`, under the path of keys to it."""
     if not isinstance(value, Mapping) or len(path) > 2:
         return {}
     if all(isinstance(key, str) and isinstance(one, Tensor) for key, one in value.items()):

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: routing, gating, aggregation. Knows no graph."""
+"""Tensor functions without a graph: routing, gating, liveness, aggregation and MACs."""

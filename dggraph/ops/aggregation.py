@@ -1,17 +1,20 @@
-"""Aggregation: the weighted sum (or concat) of the features that reach a node, and its gradient in
-pull form.
+"""Aggregation of the features that reach a node, with its gradient in pull form.
 
-Shape suffixes: B instances, E incoming edges. An edge of weight 0 contributes exactly nothing, even
-where its source holds inf or nan, and every result is a fresh tensor: the first op of a block may
-overwrite it.
+A node reads the weighted sum (or concatenation) of its sources. An edge of weight 0 contributes
+exactly nothing, even where its source holds inf or NaN. Every result is a fresh tensor, because the
+first op of a block may overwrite it.
 
-The backward of a stage caches the adjacency with what flows back into each node:
-1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`, and returns
-   dA_ij = <dz_j, x_i> for the weights; to the features it returns nothing.
-2. `share` of node i, which autograd reaches once all its consumers are done, pulls dx_i = sum_j
-   A_ij dz_j: one weighted sum, the same arithmetic as forward, instead of one gradient tensor per
-   edge.
-Compilers, exporters and functorch see the plain expression instead, whose gradient is the same.
+The backward pass of a stage caches each adjacency column with the gradient of its node:
+
+1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`. It returns
+   dA_ij = <dz_j, x_i> for the weights, and nothing for the features.
+2. Autograd reaches `share` of node i once all consumers of i are done. `share` then pulls dx_i =
+   sum_j A_ij dz_j: one weighted sum with the arithmetic of the forward pass, in place of one
+   gradient tensor per edge.
+
+Compilers, exporters and functorch see a plain expression instead, which has the same gradient.
+
+Shape suffixes: B instances, E incoming edges.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +35,7 @@ _plain = ContextVar("plain_aggregation", default=False)
 
 @contextmanager
 def plain_aggregation() -> Iterator[None]:
-    """Use the plain expression within this context: slower, and differentiable twice."""
+    """Use the plain expression within this context: slower, but twice differentiable."""
     token = _plain.set(True)
     try:
         yield
@@ -41,22 +44,22 @@ def plain_aggregation() -> Iterator[None]:
 
 
 class Cache:
-    """What one stage's backward pass holds: per node the gradient that reached it, and its
-    adjacency column.
-    """
+    """The state of one stage's backward pass: each node's gradient and adjacency column."""
 
     def __init__(self) -> None:
+        """Start without columns."""
         self._task = -1
         self._columns: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
 
     def put(self, target: int, grad: Tensor, column: dict[int, Tensor]) -> None:
-        """Store dz of `target` for the sources in `column`, {source: weight (B,)}."""
+        """Store dz of node `target` and its `column`, {source: weight (B,)}."""
         self._enter()
         self._columns[target] = (grad, column)
 
     def pull(self, source: int) -> list[tuple[Tensor, Tensor]]:
-        """(dz, weight) of every target that reads `source`; each is forgotten after its last
-        source.
+        """Return (dz, weight) of every target that reads `source`.
+
+        A target's entry is deleted once its last source has been pulled.
         """
         self._enter()
         found: list[tuple[Tensor, Tensor]] = []
@@ -68,9 +71,7 @@ class Cache:
         return found
 
     def _enter(self) -> None:
-        """Forget what an earlier backward pass left, if it ended early or went through a part of
-        the stage.
-        """
+        """Drop the entries of an earlier backward pass that covered only a part of the stage."""
         task = backward_pass()
         if task != self._task:
             self._task = task
@@ -78,13 +79,14 @@ class Cache:
 
 
 def stage_cache() -> Cache:
-    """A new cache, for one stage and one forward pass."""
+    """Return an empty cache for one stage and one forward pass."""
     return Cache()
 
 
 def share(features: Tensor, cache: Cache, index: int) -> Tensor:
-    """`features` of node `index`, as the nodes after it read them: the same values, and the place
-    where their gradients meet.
+    """Return `features` of node `index` for its consumers, and collect their gradients here.
+
+    The values are unchanged. Without gradients, or in plain form, this is `features` itself.
     """
     if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
         return features
@@ -98,22 +100,23 @@ def aggregate(
     sources: Sequence[int | None] = (),
     target: int = 0,
 ) -> Tensor:
-    """Sum `features`, each scaled per instance, left to right.
+    """Sum `features` from left to right, each scaled per instance.
 
-    Weight 1 is exact: with one open edge of weight 1 the result is that feature to the bit.
+    Weight 1 is exact: with one open edge of weight 1, the result is bitwise identical to that
+    feature.
 
     Args:
         features: E tensors (B, ...) of one shape.
-        weights_BE: one weight per instance and edge; 0 is inactive.
-        cache: the stage's; without it the plain expression is used.
-        sources: per feature the index it was shared under, or None for one that was changed on its
-            way (an adapter's).
+        weights_BE: one weight per instance and edge; 0 means inactive.
+        cache: the stage's cache; without one, the plain expression is used.
+        sources: for each feature, the index under which it was shared, or None if it was changed on
+            its way (by an adapter).
         target: index of the node that reads the sum.
 
     Returns:
-        A fresh (B, ...) tensor. Backward, x_i gets gradient through active edges alone; every
-        weight gets dA_ij = <dz_j, x_i>, non-finite elements of x_i taken as 0, so that a closed
-        edge can open again.
+        A fresh (B, ...) tensor. In the backward pass, x_i receives gradient through active edges
+        only. Every weight receives dA_ij = <dz_j, x_i>, with non-finite elements of x_i taken as 0,
+        so that a closed edge can open again.
     """
     if is_plain() or (cache is None and torch.is_grad_enabled()):
         total, *others = [
@@ -130,8 +133,9 @@ def aggregate(
 
 
 def concatenate(features: Sequence[Tensor], weights_BE: Tensor, channel_axis: int) -> Tensor:
-    """Concatenate `features` along `channel_axis`, each scaled per instance; a closed edge gives
-    zeros.
+    """Concatenate `features` along `channel_axis`, each scaled per instance.
+
+    A closed edge contributes zeros.
     """
     return torch.cat(
         [gated(x, weights_BE[:, edge]) for edge, x in enumerate(features)], dim=channel_axis
@@ -139,7 +143,7 @@ def concatenate(features: Sequence[Tensor], weights_BE: Tensor, channel_axis: in
 
 
 def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
-    """Pad with zero channels or crop to `num_channels`; everything else stays."""
+    """Pad with zero channels, or crop, to `num_channels` along `channel_axis`."""
     axis = channel_axis % features.ndim
     missing = num_channels - features.shape[axis]
     if missing <= 0:
@@ -150,15 +154,19 @@ def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
 
 
 def gated(features: Tensor, weight_B: Tensor) -> Tensor:
-    """`features` times one weight an instance; exactly nothing where it is 0. A fresh tensor."""
-    if is_jit_traced():  # what `torch.jit.trace` wrote down could not be saved with Python in it
+    """Scale `features` (B, ...) by one weight per instance; weight 0 gives exactly 0.
+
+    The result is a fresh tensor.
+    """
+    if is_jit_traced():  # a trace that calls a Python autograd function cannot be saved
         return masked(features, weight_B)
     return _Gated.apply(features, weight_B)  # type: ignore[no-any-return]
 
 
 def is_plain() -> bool:
-    """True where Python's bookkeeping must not be seen: compilers, exporters, functorch, and
-    `plain_aggregation`.
+    """Whether aggregation must be a plain expression, without Python bookkeeping.
+
+    This holds within compilers, exporters, functorch and `plain_aggregation`.
     """
     return torch.compiler.is_compiling() or _plain.get() or is_jit_traced() or is_in_functorch()
 
@@ -166,7 +174,7 @@ def is_plain() -> bool:
 def _refuse_double_backward() -> None:
     if torch.is_grad_enabled():
         raise GradientError(
-            "aggregation in pull form has no second derivative: backward ran with"
+            "aggregation in pull form has no second derivative, and backward ran with"
             " create_graph=True. Run the forward pass within"
             " dggraph.ops.aggregation.plain_aggregation()."
         )

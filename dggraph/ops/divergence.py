@@ -1,18 +1,18 @@
-"""How far one network's answers are from another's."""
+"""The divergence between the predictions of two networks."""
 
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 
 def divergence(expected_BK: Tensor, actual_BK: Tensor) -> Tensor:
-    """KL(expected || actual) of each instance, of what logits stand for.
+    """Return KL(expected || actual) of each instance, between the softmax of two sets of logits.
 
     Args:
         expected_BK: logits of the static network.
-        actual_BK: logits on the instances' paths; gets the gradient.
+        actual_BK: logits on the instances' paths; receives the gradient.
 
     Returns:
-        (B,) in nats, 0 where both say the same.
+        (B,) in nats; 0 where both distributions agree.
 
     Example:
         >>> import torch

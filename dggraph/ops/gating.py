@@ -1,4 +1,6 @@
-"""Gates: router logits to bounded edge weights. Which of them are open is for `liveness` to say.
+"""Gates: router logits to bounded edge weights.
+
+`liveness` then decides which of these edges are open.
 
 Shape suffixes: B instances, E edges that one router decides.
 """
@@ -14,20 +16,23 @@ SCRATCH_OFFSET = 1.0
 
 
 class AnchoredGate(nn.Module):
-    """weight = static + tanh(logit / temperature): logit 0 is the backbone itself. Our choice, not
-    the paper's.
+    """A gate with weight = static + tanh(logit / temperature); logit 0 is the backbone.
+
+    This form is our choice, not the paper's.
 
     Args:
-        static: for each edge of the row, 1 where the backbone had it, else 0.
+        static: for each edge of the row, 1 if the backbone has it, else 0.
     """
 
     anchor_E: Tensor
     temperature: Tensor
-    """0-d buffer, 1 at the start; smaller makes decisions sharper
-    (`DynamicNetwork.set_temperature`).
+    """0-d buffer, initially 1. Smaller values give sharper decisions.
+
+    Set it with `DynamicNetwork.set_temperature`.
     """
 
     def __init__(self, static: Sequence[bool]) -> None:
+        """Register the anchors and the temperature as buffers."""
         super().__init__()
         self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
         self.register_buffer(
@@ -35,24 +40,26 @@ class AnchoredGate(nn.Module):
         )
 
     def forward(self, logits_BE: Tensor) -> Tensor:
-        """Weights in (-1, 2), shape (B, E)."""
+        """Map logits (B, E) to weights in (-1, 2), shape (B, E)."""
         return self.anchor_E.to(logits_BE.dtype) + torch.tanh(logits_BE / self.temperature)
 
 
 class SigmoidGate(nn.Module):
-    """weight = sigmoid(logit / temperature + 1): every edge starts open at 0.73, for training from
-    nothing.
+    """A gate with weight = sigmoid(logit / temperature + 1), for training from scratch.
+
+    At logit 0 every edge is open, with weight 0.73.
     """
 
     temperature: Tensor
-    """As for `AnchoredGate`."""
+    """As in `AnchoredGate`."""
 
     def __init__(self, static: Sequence[bool]) -> None:
+        """Register the temperature as a buffer; `static` is not used."""
         super().__init__()
         self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float32))
 
     def forward(self, logits_BE: Tensor) -> Tensor:
-        """Weights in (0, 1), shape (B, E)."""
+        """Map logits (B, E) to weights in (0, 1), shape (B, E)."""
         return torch.sigmoid(logits_BE / self.temperature + SCRATCH_OFFSET)
 
 
@@ -63,16 +70,16 @@ GATES: dict[str, Callable[[Sequence[bool]], nn.Module]] = {
 
 
 def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> None:
-    """Make `name` usable as `gate=`.
+    """Register a gate, to be selected with `gate=name`.
 
     Args:
-        name: not taken.
-        make: takes, for each edge of a row, whether the backbone had it; returns a module from
-            logits to weights, both (B, E). For `init="preserve"` zero logits must give weight 1 on
-            those edges and at most the threshold on the others.
+        name: a name that is not registered yet.
+        make: called with one bool per edge of a row, whether the backbone has it; returns a module
+            from logits to weights, both (B, E). For `init="preserve"`, zero logits must give weight
+            1 on the backbone's edges and at most the threshold on all others.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is already registered.
 
     Example:
         >>> import dggraph, torch
@@ -87,16 +94,16 @@ def register_gate(name: str, make: Callable[[Sequence[bool]], nn.Module]) -> Non
         'hard'
     """
     if name in GATES:
-        raise InputError(f"there is a gate {name!r} already; choose another name.")
+        raise InputError(f"a gate named {name!r} is already registered; choose another name.")
     GATES[name] = make
 
 
 def column(rows: Sequence[Tensor], picks: Sequence[tuple[int, int]]) -> Tensor:
-    """Gather the weights of the edges into one node out of the adjacency rows of its sources.
+    """Gather the weights of the edges into one node from the adjacency rows of its sources.
 
     Args:
-        rows: weights, each (B, edges that this router decides).
-        picks: per incoming edge, which row and which place in it.
+        rows: one tensor (B, edges of that router) per router.
+        picks: for each incoming edge, its row and its place in that row.
 
     Returns:
         (B, E), one column of the adjacency matrix.

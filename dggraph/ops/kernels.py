@@ -1,10 +1,9 @@
-"""Optional C++ kernels for the CPU: weighted sums of rows and inner products, each in one pass over
-memory.
+"""Optional C++ kernels for the CPU: weighted row sums and inner products in one pass over memory.
 
 `dggraph doctor --build-kernels` compiles `kernels.cpp` into the user's cache, in a folder named
-after torch, Python, the instructions of the CPU and the source. The first aggregation loads what it
-finds there. Nothing is ever built at import or install, and without the kernels, or with
-DGGRAPH_KERNELS=0, everything works in plain torch: the same values, slower.
+after the versions of torch and Python, the CPU's instruction set and the source. The first
+aggregation loads the library from there. Import and installation never compile anything. Without
+the kernels, or with DGGRAPH_KERNELS=0, plain torch computes the same values more slowly.
 
 Shape suffixes: R rows of the result, B instances, E edges; `_ER` is [edge][row].
 """
@@ -41,9 +40,10 @@ INSTRUCTIONS = {
     ),
     "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
 }
-"""Compiler flags per `torch.backends.cpu.get_cpu_capability()`: what torch itself found to work on
-this CPU, not -march=native, since a home folder may be shared by machines. Elsewhere the compiler's
-own choice.
+"""Compiler flags per `torch.backends.cpu.get_cpu_capability()`; elsewhere the compiler's default.
+
+This is the instruction set that torch found on this CPU. It is not -march=native, because several
+machines may share a home folder.
 """
 
 _NAME = "dggraph_kernels"
@@ -51,7 +51,7 @@ _lock = threading.Lock()
 
 
 def is_usable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels are loaded, and made for these tensors, here and now."""
+    """Whether the kernels are loaded and support `tensors` (one dtype, CPU, not traced)."""
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if is_traced or torch.compiler.is_compiling() or not load():
         return False
@@ -64,8 +64,9 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
 def sum_rows(
     features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]
 ) -> Tensor:
-    """`rows.sum_rows` for usable features, one per edge, none of them None; always a fresh
-    tensor.
+    """`rows.sum_rows` for usable features, one per edge and none of them None.
+
+    The result is always a fresh tensor.
     """
     places = None if places_RE is None else torch.from_numpy(places_RE.T)
     with below_autograd():
@@ -78,7 +79,7 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
 
 
 def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """(num_rows, ...) laid out as `like` is."""
+    """Return an uninitialised (num_rows, ...) tensor with the memory layout of `like`."""
     if like.is_contiguous():
         return torch.empty((num_rows, *like.shape[1:]), dtype=dtype, device=like.device)
     row = torch.empty_like(like[:1], dtype=dtype)
@@ -91,19 +92,20 @@ def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def load() -> bool:
-    """Load the kernels that were built for this very installation, if there are any. Later calls
-    answer at once.
+    """Load the kernels built for this installation, and return whether that succeeded.
+
+    The result is cached.
     """
     return not _load()
 
 
 def status() -> str:
-    """For people: loaded from where, or why not, and what to do."""
+    """Return one line for users: where the kernels are, or why they are off and what to do."""
     return _load() or f"built: {location()}"
 
 
 def location() -> Path:
-    """The folder of the library that belongs to this source, torch, Python and CPU."""
+    """The cache folder of the library for this source, torch, Python and CPU."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
     key = hashlib.sha256(SOURCE.read_bytes() + json.dumps(_flags()).encode()).hexdigest()[:16]
@@ -111,10 +113,14 @@ def location() -> Path:
 
 
 def build() -> Path:
-    """Compile the kernels, unless they are there and load; the next aggregation uses them.
+    """Compile the kernels, unless an intact library exists; the next aggregation uses them.
+
+    Returns:
+        The folder of the library.
 
     Raises:
-        KernelError: no compiler, no ninja, no place to write, or one of them failed; says how.
+        KernelError: there is no compiler or no ninja, the cache cannot be written, or the compiler
+            failed; the message says which.
     """
     folder = location()
     try:
@@ -122,15 +128,15 @@ def build() -> Path:
             _build_into(folder)
     except OSError as error:
         raise KernelError(
-            f"the C++ kernels could not be built into {folder}: {error}. XDG_CACHE_HOME names"
-            " another place."
+            f"the C++ kernels could not be built into {folder}: {error}. Set XDG_CACHE_HOME to a"
+            " folder that can be written."
         ) from error
     _load.cache_clear()
     return folder
 
 
 def _build_into(folder: Path) -> None:
-    """Work goes on in a scratch folder beside it, so that `folder` is whole or not there."""
+    """Compile in a scratch folder and rename it, so that `folder` is complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
         work, ready = Path(scratch, "work"), Path(scratch, "ready")
@@ -149,8 +155,9 @@ def _build_into(folder: Path) -> None:
 
 
 def _compile(work: Path) -> None:
-    """In a process of its own, which also loads the result: a library that cannot be loaded ends
-    that process, not this one.
+    """Compile and load the library in a subprocess.
+
+    A library that cannot be loaded then ends the subprocess, not this process.
     """
     options = {
         "name": _NAME,
@@ -165,9 +172,8 @@ def _compile(work: Path) -> None:
         "import json, sys; from torch.utils.cpp_extension import load;"
         " load(**json.loads(sys.argv[1]))"
     )
-    scripts = sysconfig.get_path(
-        "scripts"
-    )  # where pip puts ninja, whether or not the environment is activated
+    # pip installs ninja here, whether or not the environment is activated
+    scripts = sysconfig.get_path("scripts")
     environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
     command = [sys.executable, "-c", program, json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -177,7 +183,7 @@ def _compile(work: Path) -> None:
         ]
         raise KernelError(
             f"the C++ kernels could not be built: {' | '.join(said[:3])}. They need a C++ compiler"
-            " and ninja (pip install 'dggraph[kernels]'). Everything works without them, slower."
+            " and ninja (pip install 'dggraph[kernels]'). Without them everything works, but slower."
         )
 
 
@@ -187,8 +193,9 @@ def _flags() -> list[str]:
 
 
 def _is_intact(folder: Path) -> bool:
-    """The digest tells a library that was cut short, which would end the process instead of raising
-    an error.
+    """Whether the library has the recorded digest.
+
+    Loading a truncated library would crash the process instead of raising an error.
     """
     try:
         return (
@@ -201,7 +208,7 @@ def _is_intact(folder: Path) -> bool:
 
 @cache
 def _load() -> str:
-    """Empty once the kernels are loaded, else why they are not."""
+    """Return an empty string once the kernels are loaded, else the reason why they are not."""
     if os.environ.get("DGGRAPH_KERNELS") == "0":
         return "turned off by DGGRAPH_KERNELS=0"
     folder = location()
@@ -209,7 +216,7 @@ def _load() -> str:
         return f"not built ({HOW})"
     try:
         if not _is_intact(folder):
-            raise OSError("the library is missing, or its digest does not fit")
+            raise OSError("the library is missing, or its digest does not match")
         with _lock:
             if not hasattr(torch.ops.dggraph, "sum_rows"):
                 torch.ops.load_library(folder / f"{_NAME}.so")  # type: ignore[no-untyped-call]
@@ -217,7 +224,7 @@ def _load() -> str:
     except (OSError, RuntimeError) as error:
         warnings.warn(
             f"the C++ kernels in {folder} cannot be loaded ({error}); aggregation runs in plain"
-            f" torch, slower. Build them again: {HOW}",
+            f" torch, which is slower. Build them again with `{HOW}`.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -226,8 +233,9 @@ def _load() -> str:
 
 
 def _register() -> None:
-    """What compilers and autograd have to know. Closed edges hear of their source, as in
-    `aggregation`.
+    """Register fake implementations for compilers, and the gradient of `sum_rows`.
+
+    As in `aggregation`, the weight of a closed edge gets a gradient too.
     """
 
     def fake_sum_rows(
@@ -264,8 +272,9 @@ def _register() -> None:
 def _edge_gradients(
     feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the source (B, ...) and of the weight (R,). The place of a closed edge may lie
-    outside the source: nothing flows there.
+    """Return the gradients of one edge: of its source (B, ...) and of its weight (R,).
+
+    The place of a closed edge may lie outside the source; no gradient flows there.
     """
     spread = [-1, *[1] * (grad.ndim - 1)]
     weight = weight_R.to(grad.dtype).reshape(spread)

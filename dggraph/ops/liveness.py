@@ -1,19 +1,21 @@
-"""Which edges are open and which nodes an instance reaches: the one place that decides, for every
-executor, the meter and the budget.
+"""Liveness: which edges are open and which nodes an instance reaches.
 
-Everything here takes torch tensors, or numpy arrays where the host decides about a few instances:
-there one small op costs a tenth.
+All executors, the MACs meter and the budget use this one definition:
 
-Shape suffixes: B instances, E edges (of one vertex, or of a stage), V vertices. A weight of exactly
-0 means an inactive edge, everywhere after `open_edges`: thresholds are never negative, so an active
-weight is never 0.
-
-1. `v0` is live. Vertex j is live iff a live node has an active edge into it; edges that leave a
+1. `v0` is live. Vertex j is live iff a live node has an active edge into it. Edges that leave a
    dead node are closed.
-2. Where no live node has an active edge to `out`, the one with the largest weight opens (ties: the
-   later node), at weight 1.
-3. One pass in vertex order suffices. `settle` makes it for a whole stage, the steps alone serve
-   routers that decide node by node.
+2. Where no live node has an active edge to `out`, the one with the largest weight opens, at weight
+   1 (ties: the later node).
+3. One pass in vertex order suffices. `settle` makes it for a whole stage; routers that decide node
+   by node use the single steps.
+
+A weight of exactly 0 means an inactive edge, everywhere after `open_edges`: thresholds are never
+negative, so an active weight is never 0.
+
+All functions take torch tensors or numpy arrays. The host decides about a few instances in numpy,
+where a small op costs a tenth.
+
+Shape suffixes: B instances, E edges (of one vertex, or of a stage), V vertices.
 """
 
 import operator
@@ -30,27 +32,28 @@ Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
 class Topology(NamedTuple):
-    """The candidate edges of one stage as vertex indices, in the graph's edge order: by target,
-    then by source.
+    """The candidate edges of one stage as pairs of vertex indices.
+
+    They are in the graph's edge order: by target, then by source.
     """
 
     sources: tuple[int, ...]
-    """Per edge, the vertex it leaves: 0 for v0."""
+    """For each edge, the vertex that it leaves; 0 is v0."""
     targets: tuple[int, ...]
-    """Per edge, the vertex it enters; the last vertex is `out`."""
+    """For each edge, the vertex that it enters; the last vertex is `out`."""
 
     @property
     def num_vertices(self) -> int:
-        """v0, v1 .. vN, out."""
+        """The number of vertices: v0, v1 .. vN and out."""
         return self.targets[-1] + 1
 
     def incoming(self, vertex: int) -> slice:
-        """Where the edges into `vertex` stand: they are neighbours in the edge order."""
+        """Return the places of the edges into `vertex`, which are contiguous in the edge order."""
         start = self.targets.index(vertex)
         return slice(start, start + self.targets.count(vertex))
 
     def outgoing(self) -> list[list[int]]:
-        """Per vertex, where the edges that leave it stand."""
+        """Return, for each vertex, the places of the edges that leave it."""
         places: list[list[int]] = [[] for _ in range(self.num_vertices)]
         for edge, source in enumerate(self.sources):
             places[source].append(edge)
@@ -58,13 +61,13 @@ class Topology(NamedTuple):
 
 
 def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) -> Array:
-    """The weights that apply, from those the gates gave.
+    """Apply the threshold and the liveness rules to the gates' weights of one stage.
 
     Args:
         raw_BE: bounded weights of all edges of a stage.
         topology: the stage's edges.
         threshold: 0-d, not negative.
-        training: straight-through gradients; tensors only.
+        training: use straight-through gradients (tensors only).
 
     Returns:
         (B, E), 0 where an edge is inactive.
@@ -81,13 +84,14 @@ def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) 
 def open_edges(
     raw_BE: Array, live: Sequence[Array | None], threshold: Array, training: bool
 ) -> Array:
-    """Drop edges at or below the threshold and edges whose source is dead for the instance.
+    """Drop edges at or below the threshold, and edges whose source is dead for the instance.
 
     Args:
-        raw_BE: bounded weights as the gate gave them.
-        live: per edge, (B,) bool of its source node, or None for the entry, which is always live.
+        raw_BE: bounded weights from the gate.
+        live: for each edge, whether its source is live, (B,) bool, or None for the entry, which is
+            always live.
         threshold: 0-d, not negative. NaN weights stay open and visible.
-        training: straight-through: the gradient passes dropped edges too, if their source is live.
+        training: straight-through: the gradient also passes dropped edges whose source is live.
 
     Returns:
         (B, E), 0 where an edge is inactive.
@@ -103,15 +107,14 @@ def open_edges(
 def open_output(
     weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], training: bool
 ) -> Array:
-    """Where nothing reaches `out`, open the live edge of largest weight (ties: the later node), at
-    weight 1.
+    """Where nothing reaches `out`, open the live edge of largest weight, at weight 1.
 
-    Where a wiring gives no live node an edge to `out` at all, nothing opens and the stage's output
-    is zeros; the complete wiring, and any with v0 -> out, rules that out.
+    The later node wins ties. If the wiring gives no live node an edge to `out`, nothing opens and
+    the stage's output is zeros. The complete wiring, and any wiring with v0 -> out, rules that out.
 
     Args:
-        weights_BE: what `open_edges` left of the edges into `out`.
-        raw_BE: their weights before.
+        weights_BE: the weights of the edges into `out`, after `open_edges`.
+        raw_BE: their weights before `open_edges`.
         live: as in `open_edges`.
         training: pass the gradient straight through to the raw weight.
 
@@ -135,19 +138,21 @@ def open_output(
 
 
 def is_live(weights_BE: Array) -> Array:
-    """(B,) bool: an active edge leads into the node. `open_edges` closed those of dead sources, so
-    one pass suffices.
+    """Whether an active edge leads into the node, (B,) bool.
+
+    `open_edges` has closed the edges of dead sources, so one pass suffices.
     """
     live_B: Array = (weights_BE != 0).any(1)
     return live_B
 
 
 def live_vertices(open_BE: Array, topology: Topology) -> Array:
-    """(B, V): which vertices each instance reaches from v0; `out` is always live.
+    """Return (B, V): which vertices each instance reaches from v0; `out` is always live.
 
     Args:
-        open_BE: bool, which edges are open; or, as a tensor, probabilities, taken as independent,
-            and then so is the result.
+        open_BE: which edges are open, as bool; or, for tensors, independent probabilities, which
+            give probabilities.
+        topology: the stage's edges.
     """
     opened, always = _pack(open_BE), _always(open_BE)
     live: list[Column] = [always]
@@ -158,11 +163,13 @@ def live_vertices(open_BE: Array, topology: Topology) -> Array:
 
 
 def leads_to_out(open_BE: Array, topology: Topology) -> Array:
-    """(B, V): from which vertices open edges lead on to `out`; with a `stage` router only live
-    nodes that do are computed.
+    """Return (B, V): from which vertices open edges lead on to `out`.
+
+    With a `stage` router, only live nodes that do so are computed.
 
     Args:
         open_BE: as for `live_vertices`.
+        topology: the stage's edges.
     """
     opened, outgoing = _pack(open_BE), topology.outgoing()
     leads = {topology.num_vertices - 1: _always(open_BE)}
@@ -186,14 +193,17 @@ def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, trainin
 
 
 Column = Any
-"""One vertex or edge for all instances: a tensor (B,), or on the host an integer whose bit b is
-instance b. `&` and `|` then take 40 ns.
+"""One vertex or edge for all instances.
+
+This is a tensor (B,), or on the host an integer whose bit b is instance b: `&` and `|` of integers
+take 40 ns.
 """
 
 
 def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
-    """That at least one of `edges` is open whose end, in `ends`, holds: `or`, or the probability if
-    they are independent.
+    """Whether at least one of `edges` is open and its entry in `ends` is true.
+
+    For probabilities this is the probability of that, under independence.
     """
     if not isinstance(opened, Tensor):
         numbers = opened[edges] if isinstance(edges, slice) else [opened[edge] for edge in edges]
@@ -203,7 +213,7 @@ def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
 
 
 def _pack(open_BE: Tensor | npt.NDArray[Any]) -> Any:
-    """A tensor as it is, an array as one integer an edge."""
+    """Return a tensor unchanged, and an array as one integer per edge."""
     if isinstance(open_BE, Tensor):
         return open_BE
     packed = np.packbits(open_BE.T, axis=1, bitorder="little")
@@ -211,7 +221,7 @@ def _pack(open_BE: Tensor | npt.NDArray[Any]) -> Any:
 
 
 def _unpack(columns: Sequence[Column], like_BE: Array) -> Array:
-    """(B, V)."""
+    """Stack columns to (B, V), the inverse of `_pack`."""
     if isinstance(like_BE, Tensor):
         return torch.stack(list(columns), 1)
     size = -(-len(like_BE) // 8)
@@ -228,7 +238,7 @@ def _always(like_BE: Tensor | npt.NDArray[Any]) -> Column:
 
 
 def _stack(columns: Sequence[Array]) -> Array:
-    """(B, E); for small arrays `np.stack` takes three times as long."""
+    """Stack columns to (B, E); for small arrays `np.stack` would take three times as long."""
     stacked: Any = (
         torch.stack(list(columns), 1) if isinstance(columns[0], Tensor) else np.array(columns).T
     )
@@ -236,12 +246,12 @@ def _stack(columns: Sequence[Array]) -> Array:
 
 
 def _library(array: Tensor | npt.NDArray[Any]) -> Any:
-    """The module whose functions take `array`."""
+    """Return torch or numpy, whichever `array` belongs to."""
     return torch if isinstance(array, Tensor) else np
 
 
 def _straight_through(value: Array, gradient_of: Array) -> Array:
-    """`value` forward, to the bit; the gradient of `gradient_of` backward. Tensors only."""
+    """Return `value`, bitwise identical, with the gradient of `gradient_of`. Tensors only."""
     assert isinstance(value, Tensor)
     return _StraightThrough.apply(value.detach(), gradient_of)  # type: ignore[no-any-return]
 

@@ -1,15 +1,14 @@
-"""Multiply-accumulates of an instance's path, as a function of which edges are open: one function
-for the meter and for the budget.
+"""MACs of an instance's path as a function of its open edges, for the meter and the budget.
 
-With edges that are open (1) or closed (0) it counts exactly what the sparse executor computes. With
-probabilities it is the expected count, edges taken as independent, and has a gradient:
+With edges that are open (1) or closed (0), this counts exactly what the sparse executor computes.
+With probabilities it is the expected count, edges taken as independent, and is differentiable:
 `ops/liveness` then gives the probability that a node is reached.
 
 The expected count takes the sources of a node as independent of each other. That is exact where no
-two of them depend on the same uncertain
-edge: in chains and trees, and under the complete wiring for stages of up to two blocks. Elsewhere
-paths share edges, being reached is positively correlated, and the count is an upper bound (Harris'
-inequality; `live * leads` adds no error, since they share no edge).
+two of them depend on the same uncertain edge: in chains and trees, and under the complete wiring
+for stages of up to two blocks. Elsewhere paths share edges, so that reaching two nodes is
+positively correlated, and the count is an upper bound (Harris' inequality; `live * leads` adds no
+error, since they share no edge).
 
 Shape suffixes: B instances, E edges of a stage, V vertices of a stage.
 """
@@ -23,46 +22,53 @@ from torch import Tensor
 from dggraph.ops.liveness import Topology, leads_to_out, live_vertices
 
 TEMPERATURE = 0.2
-"""Width of the step from closed to open, in units of edge weight. An anchored net starts 0.5 away
-from its threshold on both sides; there 0.2 gives a gradient of 0.35, the peak being 1.25 at the
-threshold; 0.05 would give 0.001, and 1 would not know open from closed.
+"""Width of the step from closed to open, in units of edge weight.
+
+An anchored network starts 0.5 away from its threshold on both sides. There 0.2 gives a gradient of
+0.35, against a peak of 1.25 at the threshold; 0.05 would give 0.001, and 1 would hardly separate
+open from closed.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMacs:
-    """What the parts of one stage cost, in multiply-accumulates of one instance."""
+    """The MACs of one instance in each part of one stage."""
 
     topology: Topology
     vertices: tuple[int, ...]
-    """Per vertex: its block and, with `node` routers, its router; 0 for `out`. v0 counts its router
-    alone.
+    """For each vertex, its block and, with `node` routers, its router.
+
+    `out` counts 0, and v0 only its router.
     """
     edges: tuple[int, ...]
-    """Per edge: one for every element of the feature it hands on."""
+    """For each edge, one MAC per element of the feature that it carries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacsTable:
-    """What a network's paths are made of."""
+    """The MACs of all parts of a network."""
 
     fixed: int
-    """Outside the routed blocks: what every instance computes."""
+    """MACs outside the routed blocks, which every instance computes."""
     static: int
-    """The backbone, for `kept` fractions."""
+    """MACs of the backbone, the denominator of `kept` fractions."""
     is_useful_only: bool
-    """True with `stage` routers: a block that does not lead on to `out` is not computed."""
+    """Whether blocks that do not lead on to `out` are skipped, as with `stage` routers."""
     stages: Mapping[str, StageMacs]
 
 
 def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
-    """MACs of each instance, (B,) float64: exact for 0 and 1, expected (see the top of this file)
-    for what lies between.
+    """Return the MACs of each instance, (B,) float64.
+
+    The count is exact for 0 and 1, and expected (see the module) for values between them.
 
     Args:
-        opens: per stage (B, E), how open each edge is. Edges that leave a dead node may say
-            anything.
-        table: what the parts cost.
+        opens: per stage (B, E), how open each edge is. Values of edges that leave a dead node are
+            ignored.
+        table: the MACs of each part.
+
+    Raises:
+        ValueError: the table has no stage.
     """
     total_B: Tensor | None = None
     for name, stage in table.stages.items():
@@ -71,7 +77,7 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
         used_BE = open_BE * live_BV[:, list(stage.topology.sources)]
         if table.is_useful_only:
             leads_BV = leads_to_out(open_BE, stage.topology)
-            # v0's router runs whether or not anything but v0 leads on.
+            # v0's router always runs, even if v0 is the only live node.
             runs_BV = torch.cat([live_BV[:, :1], live_BV[:, 1:] * leads_BV[:, 1:]], dim=1)
             used_BE = used_BE * leads_BV[:, list(stage.topology.targets)]
         vertices_V = open_BE.new_tensor(stage.vertices)
@@ -79,7 +85,7 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
         macs_B = runs_BV @ vertices_V + used_BE @ edges_E
         total_B = macs_B if total_B is None else total_B + macs_B
     if total_B is None:
-        raise ValueError("a network without stages has no paths")
+        raise ValueError("`table` has no stages, so there is no path to count; convert found none.")
     return total_B + table.fixed
 
 
@@ -100,18 +106,18 @@ def open_probabilities(
     thresholds: Mapping[str, Tensor],
     table: MacsTable,
 ) -> dict[str, Tensor]:
-    """How probably each edge would be open were its weight a little different: sigmoid((raw -
-    threshold) / TEMPERATURE).
+    """Return how likely each edge is to be open: sigmoid((raw - threshold) / TEMPERATURE).
 
-    Two kinds of edges are not asked about their weight. With `node` routers an edge that leaves a
-    dead node is closed, without gradient: its router never saw a feature of that node. An edge that
-    the output rule opened is open, and its weight still gets the gradient.
+    Two kinds of edges do not follow their weight. With `node` routers, an edge that leaves a dead
+    node is closed and gets no gradient, since its router never saw a feature of that node. An edge
+    opened by the output rule is open, and its weight still gets the gradient.
 
     Args:
         weights: per stage (B, E), as settled: 0 where an edge is inactive.
-        raw: per stage (B, E), before the threshold and liveness; gets the gradient. NaN propagates.
+        raw: per stage (B, E), before the threshold and liveness; receives the gradient. NaN
+            propagates.
         thresholds: per stage, 0-d.
-        table: layouts, and where routers stand.
+        table: the stages' topologies and the kind of router.
 
     Returns:
         Per stage (B, E) float64, for `path_macs`.

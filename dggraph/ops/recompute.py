@@ -1,9 +1,9 @@
-"""Make sums again in the backward pass instead of keeping them: a node's input costs one weighted
-sum, its memory a stage-sized tensor.
+"""Recompute weighted sums in the backward pass instead of storing them.
 
-While `checkpoint_aggregation` is on, a block that saves its input for backward (its first
-convolution does) saves how the input was made instead. The features it was made of are kept anyway,
-for the gradient of the weights.
+A node's input costs one weighted sum to compute, and a stage-sized tensor to store. Within
+`checkpoint_aggregation`, a block that saves its input for the backward pass (its first convolution
+does) saves a recipe for that input instead. The features in the sum are stored anyway, for the
+gradient of the weights.
 """
 
 import weakref
@@ -24,8 +24,9 @@ _sums: ContextVar[dict[int, tuple[int, Remake]] | None] = ContextVar("sums", def
 
 @contextmanager
 def checkpoint_aggregation() -> Iterator[None]:
-    """Run the forward pass within this context; backward may come later. Eager mode only: compilers
-    plan their own recomputation.
+    """Recompute aggregation sums of the forward passes within this context.
+
+    The backward pass may run outside it. Eager mode only: compilers plan their own recomputation.
     """
     sums: dict[int, tuple[int, Remake]] = {}
 
@@ -45,9 +46,7 @@ def checkpoint_aggregation() -> Iterator[None]:
 
 
 def remember(total: Tensor, features: Sequence[Tensor], weights_BE: Tensor) -> None:
-    """Note how `total` was made, for as long as the Python object `total` lives and nobody
-    overwrites it.
-    """
+    """Record how to recompute `total`, as long as it is alive and not overwritten."""
     sums = _sums.get()
     if sums is None:
         return
@@ -57,9 +56,9 @@ def remember(total: Tensor, features: Sequence[Tensor], weights_BE: Tensor) -> N
     def remake() -> Tensor:
         if [feature._version for feature in kept] != versions:
             raise GradientError(
-                "a feature was overwritten in place after it was aggregated, so the sum cannot be"
-                " made again. Run without checkpoint_aggregation(), or do not write to a stage's"
-                " tensors."
+                "a feature was overwritten in place after aggregation, so the sum cannot be"
+                " recomputed. Run without checkpoint_aggregation(), or do not write to a stage's"
+                " tensors in place."
             )
         with torch.no_grad():
             return weighted_sum(kept, weights)

@@ -1,9 +1,10 @@
-"""Routers: features to logits, one a candidate edge.
+"""Routers: features to logits, one per candidate edge.
 
-`node` routers look at one node's output and fill its adjacency row as the pass reaches it, the
-paper's "updated in the forward pass". A `stage` router looks at the stage's entry and fills the
-whole matrix. Both pool, then apply one linear layer, or with a hidden width (`node(16)`) two, in at
-least float32 and outside autocast. Router form is our choice, not the paper's.
+A `node` router reads the output of one node and fills its adjacency row as the forward pass reaches
+it, the paper's "updated in the forward pass". A `stage` router reads the entry of a stage and fills
+the whole matrix. Both apply global average pooling and one linear layer, or two with a hidden width
+(`node(16)`), in at least float32 and outside autocast. The form of the router is our choice, not
+the paper's.
 """
 
 import difflib
@@ -19,20 +20,22 @@ from dggraph.errors import InputError
 
 
 class LinearRouter(nn.Module):
-    """Global average pool, then linear. Zero-initialised: an anchored gate then starts as the
-    backbone.
+    """Global average pooling followed by a linear layer, or by two with a hidden width.
+
+    The last layer is zero-initialised, so that an anchored gate starts as the backbone.
 
     Args:
-        num_channels: channels of the features it sees.
-        num_edges: logits to give.
+        num_channels: channels of the input features.
+        num_edges: number of logits.
         channel_axis: 1 for NCHW, -1 for NHWC and tokens.
-        num_hidden: width of a hidden layer with ReLU; 0 for none. Its own weights get a gradient
-            from the second step on, since the last layer starts at zero.
+        num_hidden: width of a hidden layer with ReLU; 0 for none. Its weights get a gradient from
+            the second step on, since the last layer starts at zero.
     """
 
     def __init__(
         self, num_channels: int, num_edges: int, channel_axis: int, num_hidden: int = 0
     ) -> None:
+        """Build the layers in float32."""
         super().__init__()
         self.channel_axis = channel_axis
         self.hidden = (
@@ -44,7 +47,7 @@ class LinearRouter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_edges, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, E), float32 or wider."""
+        """Map features (B, ...) to logits (B, E), float32 or wider."""
         dtype = torch.promote_types(features.dtype, torch.float32)
         device = features.device.type
         with (
@@ -66,7 +69,7 @@ class LinearRouter(nn.Module):
 
 
 Router = Callable[[int, int, int], nn.Module]
-"""(channels, edges, channel axis) to a module from features to logits (B, edges)."""
+"""Maps (channels, edges, channel axis) to a module from features to logits (B, edges)."""
 
 Scope = Literal["node", "stage"]
 
@@ -74,25 +77,22 @@ ROUTERS: dict[str, tuple[Scope, Callable[..., nn.Module]]] = {
     "node": ("node", LinearRouter),
     "stage": ("stage", LinearRouter),
 }
-"""Per name: whether one router serves each `node` or the whole `stage`, and its factory."""
+"""For each name, its scope (one router per `node` or per `stage`) and its factory."""
 
 
 def find_router(text: str) -> tuple[Scope, Router]:
-    """`node`, `stage`, `node(16)` or a registered name, numbers in brackets being further arguments
-    of its factory.
+    """Return the scope and the factory of a router such as `node`, `stage` or `node(16)`.
+
+    Numbers in brackets are further arguments of the factory.
 
     Raises:
-        InputError: no such router, or arguments that are not integers.
+        InputError: there is no router of that name, or its arguments are not integers.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([\d\s,]*)\))?\s*", text)
     name = match.group(1) if match else text
     if match is None or name not in ROUTERS:
         close = difflib.get_close_matches(name, ROUTERS, n=1)
-        hint = (
-            f" Did you mean {close[0]!r}?"
-            if close
-            else " Write for example node, stage or node(16)."
-        )
+        hint = f" Did you mean {close[0]!r}?" if close else " Examples: node, stage, node(16)."
         raise InputError(f"router={text!r} is not one of {', '.join(ROUTERS)}.{hint}")
     scope, make = ROUTERS[name]
     numbers = [int(part) for part in (match.group(2) or "").split(",") if part.strip()]
@@ -100,17 +100,17 @@ def find_router(text: str) -> tuple[Scope, Router]:
 
 
 def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
-    """Make `name` usable as `router=`.
+    """Register a router, to be selected with `router=name`.
 
     Args:
-        name: not taken.
-        make: takes (channels, edges, channel axis), returns a module from features (B, ...) to
-            logits (B, edges).
-        scope: `node`: one router per node, deciding its outgoing edges; `stage`: one at the stage's
-            entry, deciding all.
+        name: a name that is not registered yet.
+        make: called with (channels, edges, channel axis); returns a module from features (B, ...)
+            to logits (B, edges).
+        scope: `node` for one router per node, which decides its outgoing edges; `stage` for one
+            router at the stage's entry, which decides all edges.
 
     Raises:
-        InputError: the name is taken.
+        InputError: the name is already registered.
 
     Example:
         >>> import dggraph, torch
@@ -127,5 +127,5 @@ def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
         'max'
     """
     if name in ROUTERS:
-        raise InputError(f"there is a router {name!r} already; choose another name.")
+        raise InputError(f"a router named {name!r} is already registered; choose another name.")
     ROUTERS[name] = (scope, make)

@@ -1,12 +1,11 @@
-"""Weighted sums over rows, the arithmetic of aggregation wherever the host knows the weights:
-closed edges cost nothing.
+"""Weighted sums over rows, for hosts that know the weights: closed edges cost nothing.
 
-The sparse executor's nodes hold only the instances that reached them, so each edge says in which
-row of its source it finds an instance.
+In the sparse executor a node holds only the rows of the instances that reached it. Each edge
+therefore says in which row of its source it finds an instance.
 
-Shape suffixes: R rows of the result, E edges. `places_RE` are row numbers, or None where every
-source holds the same R instances; `weights_RE` is 0 where an edge is closed, whose place means
-nothing. No gradients.
+Shape suffixes: R rows of the result, E edges. `places_RE` holds row numbers, or is None where every
+source has the same R instances. `weights_RE` is 0 where an edge is closed; its place is then
+meaningless. These functions have no gradient.
 """
 
 from collections.abc import Sequence
@@ -25,12 +24,10 @@ Places = npt.NDArray[np.int64]
 Weights = npt.NDArray[Any]
 
 LARGE_ROW = 1 << 14
-"""Elements an instance, above which one pass an open edge and row is cheaper than gathering rows
-first.
-"""
+"""Elements of one instance above which a pass per open edge and row is cheaper than a gather."""
 
 BLOCK = 1 << 21
-"""Elements of a sum that stay in the last cache while all its sources pass by."""
+"""Elements of a sum that stay in the last-level cache while all its sources are added."""
 
 
 def sum_rows(
@@ -40,16 +37,17 @@ def sum_rows(
     *,
     may_alias: bool,
 ) -> Tensor:
-    """Row r of the result is the sum over e of weights[r, e] * features[e][places[r, e]], closed
-    edges left out.
+    """Sum rows over edges: row r is the sum over e of weights[r, e] * features[e][places[r, e]].
+
+    Closed edges are left out.
 
     Args:
-        features: per edge (rows of its source, ...), or None where no instance reached it; not all
-            None.
+        features: for each edge (rows of its source, ...), or None where no instance reached it; not
+            all may be None.
         places_RE: row numbers.
         weights_RE: 0 where an edge is closed.
-        may_alias: the caller never writes to the result, so a source taken as it is may be returned
-            itself.
+        may_alias: whether the caller never writes to the result, so that a source that needs no
+            change may be returned itself.
     """
     is_open_RE = weights_RE != 0
     is_used_E = is_open_RE.any(axis=0).tolist()
@@ -72,8 +70,7 @@ def sum_rows(
         return like
     sources = [feature for _, feature in opened]
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
-    # 16-bit sums are rounded term by term, as the backbone's own adds are; the kernels would round
-    # once.
+    # 16-bit sums must round after each term, as the backbone's adds do; the kernels round once.
     if dtype.itemsize >= 4 and kernels.is_usable(sources):
         edges = [edge for edge, _ in opened]
         return kernels.sum_rows(
@@ -86,17 +83,15 @@ def sum_rows(
             and is_open_RE.all()
             and all(_is_whole(feature, columns[edge]) for edge, feature in opened)
         )
-        if (
-            is_dense and len(opened) == len(features) and dtype.itemsize >= 4
-        ):  # 16-bit weights would be rounded
+        # 16-bit weights would be rounded
+        if is_dense and len(opened) == len(features) and dtype.itemsize >= 4:
             _sum_blocks(total, sources, weights_RE)
         else:
             _sum_each_row(total, opened, columns, weights_RE)
         return total
     if not is_open_RE[:, first].all():
-        total.fill_(
-            -0.0
-        )  # the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0
+        # the identity of IEEE addition: x + -0.0 is bitwise x, also for x = -0.0
+        total.fill_(-0.0)
     for edge, feature in opened:
         rows, places = np.flatnonzero(is_open_RE[:, edge]), columns[edge]
         weights = torch.as_tensor(weights_RE[rows, edge], dtype=dtype, device=like.device).reshape(
@@ -119,9 +114,7 @@ def concatenate_rows(
     weights_RE: Weights,
     channel_axis: int,
 ) -> Tensor:
-    """The same for a growing concat: one operand of `channels[e]` channels per edge, zeros where it
-    is closed.
-    """
+    """Concatenate rows of a growing concat: `channels[e]` channels per edge, zeros if closed."""
     like = next(feature for feature in features if feature is not None)
     operands: list[Tensor] = []
     for edge, feature in enumerate(features):
@@ -137,8 +130,9 @@ def concatenate_rows(
 
 
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of `shape`, channels last where `like` is: one operand in another layout would cost the
-    sum or concat its own.
+    """Return zeros of `shape`, in channels-last layout if `like` has it.
+
+    A sum or concat with one operand in another layout would lose its own.
     """
     is_last = (
         like.ndim == 4
@@ -152,7 +146,7 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def take_rows(value: Tensor, places: Places | None) -> Tensor:
-    """Rows `places` of `value`; `value` itself where that is all of it, in order."""
+    """Return rows `places` of `value`, or `value` itself if these are all its rows in order."""
     return (
         value
         if places is None or _is_whole(value, places)
@@ -161,8 +155,9 @@ def take_rows(value: Tensor, places: Places | None) -> Tensor:
 
 
 def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -> None:
-    """Every edge open, every row in its place: as many rows at a time as stay in the cache, since
-    every op costs a start of its own.
+    """Sum blocks of rows that fit in the cache; every edge is open and every row in its place.
+
+    Blocks are as large as the cache allows, since each op has a fixed cost.
     """
     weights = torch.as_tensor(weights_RE, dtype=total.dtype).reshape(
         len(total), -1, *[1] * (total.ndim - 1)
@@ -182,7 +177,7 @@ def _sum_each_row(
     columns: Sequence[Places | None],
     weights_RE: Weights,
 ) -> None:
-    """One row at a time, which stays in the cache."""
+    """Sum one row at a time, which stays in the cache."""
     weights = weights_RE.tolist()
     places = [
         range(len(total)) if (column := columns[edge]) is None else column.tolist()

@@ -1,8 +1,7 @@
-"""The arithmetic of aggregation, without gradients: weighted sums over edges, and inner products
-with what flows back.
+"""The arithmetic of aggregation without gradients: weighted sums and inner products.
 
 Shape suffixes: B instances, E edges. Weights are per instance and edge; 0 means that the edge
-contributes exactly nothing, even where its source holds inf or nan.
+contributes exactly nothing, even where its source holds inf or NaN.
 """
 
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ LARGE_INSTANCE = 1 << 16
 
 
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """sum_e weights[:, e] * features[e], left to right, as a fresh tensor. On the CPU closed edges
-    cost nothing.
+    """Return sum_e weights[:, e] * features[e], added from left to right, as a fresh tensor.
+
+    On the CPU closed edges cost nothing.
 
     Args:
         features: E tensors (B, ...) of one shape.
@@ -36,8 +36,9 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
 
 
 def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """The same as one expression, for compilers, and for devices where looking at values would
-    wait.
+    """`weighted_sum` as one expression.
+
+    It serves compilers, and devices on which reading the weights would force a synchronisation.
     """
     total, *others = [masked(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)]
     for term in others:
@@ -46,15 +47,16 @@ def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
 
 
 def masked(feature: Tensor, weight_B: Tensor) -> Tensor:
-    """`feature` times one weight an instance; exactly nothing where it is 0."""
+    """Scale `feature` (B, ...) by one weight per instance; weight 0 gives exactly nothing."""
     weight = expand_weight(weight_B, feature)
-    # -0.0 is the identity of IEEE addition: x + -0.0 is x to the bit, also for x = -0.0.
+    # -0.0 is the identity of IEEE addition: x + -0.0 is bitwise x, also for x = -0.0.
     return torch.where(weight != 0, feature * weight, -0.0)
 
 
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """(B, E): <features[e], grad> of each instance, non-finite elements of the features taken as 0;
-    float32 or wider.
+    """Return <features[e], grad> of each instance, (B, E), in float32 or wider.
+
+    Non-finite elements of the features are taken as 0.
     """
     if kernels.is_usable([*features, grad]):
         return kernels.inner_products(features, grad)
@@ -69,7 +71,7 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
 
 
 def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
-    """(B,) to (B, 1, ..., 1) in the feature's dtype."""
+    """Reshape (B,) to (B, 1, ..., 1), in the feature's dtype."""
     return weight_B.to(feature.dtype).reshape(-1, *[1] * (feature.ndim - 1))
 
 
@@ -80,7 +82,7 @@ def _inner_product(feature: Tensor, grad: Tensor, wide: torch.dtype) -> Tensor:
         and feature.dtype == grad.dtype == wide
         and size >= LARGE_INSTANCE
     ):
-        # One instance at a time stays in the cache, and `dot` writes no product.
+        # One instance at a time stays in the cache, and `dot` stores no product.
         pairs = zip(feature.reshape(-1, size), grad.reshape(-1, size), strict=True)
         return torch.stack([torch.dot(one, other) for one, other in pairs])
     return (feature.to(wide) * grad.to(wide)).flatten(1).sum(1)
