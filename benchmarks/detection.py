@@ -5,7 +5,7 @@ checkpoint, static against dynamic.
     benchmarks/detection.py list                          every run, and which are done python
     benchmarks/detection.py run --data COMPOSITES         the next ones, one after the other; goes
     on wherever it was stopped python benchmarks/detection.py table                         what
-    docs/benchmarks.md says of them python benchmarks/detection.py time --data COMPOSITES
+    docs/benchmarks/detection.md says of them python benchmarks/detection.py time --data COMPOSITES
     seconds an image beside the static detector, in turns
 
 A finished run is a row of docs/benchmarks/detection.jsonl. Proposals are fewer and the pyramid is
@@ -113,7 +113,7 @@ def execute(variant: str, seed: int, data: Path, output: Path) -> None:
 def table() -> str:
     """Markdown: means over seeds, AP in percent."""
     lines = [
-        "| backbone | seeds | AP | AP50 | AP75 | medium | MACs kept | training, s |",
+        "| backbone | seeds | AP | AP50 | AP75 | medium | MACs ratio | training, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = done()

@@ -5,7 +5,7 @@ fixed path, time-sharing; and the oracle.
     benchmarks/distillation.py list python benchmarks/distillation.py run --crops CROPS [--hours 1]
     goes on wherever it was stopped python benchmarks/distillation.py time --crops CROPS
     wall clock of the trained networks, on an idle machine python benchmarks/distillation.py table
-    what docs/benchmarks.md says of them
+    what docs/benchmarks/distillation.md says of them
 
 Agreement is the share of test images (the stamps and the held-out photographs) whose best class
 stays the static network's. Fixed paths, and mixtures of two, are chosen on images of the pool and
@@ -332,7 +332,7 @@ def measure(run: Run, crops: Path, output: Path, rounds: int) -> None:
 def table() -> str:
     """Markdown: means over seeds, with 95 % intervals by Student's t."""
     lines = [
-        "| network, budget | MACs kept | agreement, % | random | fixed | time-sharing | oracle |",
+        "| network, budget | MACs ratio | agreement, % | random | fixed | time-sharing | oracle |",
         "|---|---|---|---|---|---|---|",
     ]
     others = [
@@ -369,7 +369,11 @@ def table() -> str:
             f" | {right} |"
         )
     lines += others
-    lines += ["", "| network, budget | batch | MACs kept | time over static |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| network, budget | batch | MACs ratio | time over static |",
+        "|---|---|---|---|",
+    ]
     for row in done():
         if "timing" in row:
             spread = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"

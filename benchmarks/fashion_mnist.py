@@ -4,7 +4,7 @@ networks with both routers.
     python benchmarks/fashion_mnist.py list                 every run, and which are done python
     benchmarks/fashion_mnist.py run [--hours 1.5]    the next ones, one after the other; goes on
     wherever it was stopped python benchmarks/fashion_mnist.py table                what
-    docs/benchmarks.md says of them
+    docs/benchmarks/fashion-mnist.md says of them
 
 A finished run is a row of docs/benchmarks/fashion_mnist.jsonl. `swapped` says what each image's
 adjacency is worth: accuracy when every image gets the mean adjacency of the test set, or another
@@ -200,7 +200,7 @@ def tables(variants: Iterable[str], static: str) -> str:
     """
     rows = done()
     accuracies = [
-        "| variant | seeds | accuracy, % | minus static | MACs kept |",
+        "| variant | seeds | accuracy, % | minus static | MACs ratio |",
         "|---|---|---|---|---|",
     ]
     gates = [

@@ -5,7 +5,7 @@ libraries, and write what holds as a table.
     timm               writes docs/tables/timm.md python docs/sweep.py transformers       and so on
     for `smp`, `open_clip` and `pytorchcv`: see encoders.py
 
-Weights and norm statistics are randomised first. For each model: equal to the bit under `auto` and
+Weights and norm statistics are randomised first. For each model: bitwise identical under `auto` and
 `keep` (fresh routers, a batch size that was not traced), `lift` within 1e-5 max |y|, seeded random
 routers against the original modules run through hooks (both in float64 where deep random weights
 magnify float32's rounding), and whether opening each non-static edge (40 a model, spread evenly;
@@ -213,7 +213,7 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
         "",
         (
             f"Made by `python docs/sweep.py {kind}` with torch {torch.__version__.split('+')[0]}:"
-            f" {len(good)} of {len(rows)} converted, {exact} equal to the bit under `auto` and"
+            f" {len(good)} of {len(rows)} converted, {exact} bitwise identical under `auto` and"
             " `keep`, largest `lift` difference"
             f" {max((row['lift'] for row in good), default=0):.1e} of max |y|, mean share of MACs"
             f" inside stages {mean:.3f}{_routed(good)}. {len(count)} count as converted, because"
@@ -223,7 +223,7 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
         "",
         (
             "| model | depths (entry block counted) | routed | edges | residual | MACs in stages |"
-            " to the bit | lift | hooked reference | edges that matter | what stays static, what is"
+            " bitwise identical | lift | hooked reference | edges that matter | what stays static, what is"
             " missing |"
         ),
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -47,7 +47,7 @@ def test_the_table_counts_what_its_rows_say() -> None:
         "timm",
     )
     assert (
-        "2 of 3 converted, 2 equal to the bit" in text
+        "2 of 3 converted, 2 bitwise identical" in text
         and "2 count as converted" in text
         and "1 of these have at least half" in text
         and "stages 0.550" in text

@@ -56,7 +56,7 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
     error the statistics are too.
 
     Weights trained with dead rows in their batch statistics have got used to them: compare on
-    held-out data (docs/inference.md).
+    held-out data (docs/benchmarks/norms.md).
 
     Args:
         net: a converted network.
