@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+?) -->\n+)?"
     r'^```(?P<language>\w+)(?: title="(?P<title>[^"\n]+)")?\n(?P<code>.*?)^```$'
-    r"(?P<output>\n\n```text title="Output"\n.*?^```$)?",
+    r'(?P<output>\n\n```text title="Output"\n.*?^```$)?',
     flags=re.MULTILINE | re.DOTALL,
 )
 INLINE = re.compile(r"`(dggraph [^`\n]+)`")

@@ -156,10 +156,21 @@ def test_every_command_is_documented() -> None:
     assert set(re.findall(r"^\| `dggraph (\w+)", text, flags=re.MULTILINE)) == set(COMMANDS)
 
 
+@pytest.mark.skipif(
+    not (ROOT / "mkdocs.yml").exists(), reason="tests of an installed package go without mkdocs.yml"
+)
 def test_every_page_is_in_the_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in PAGES[1:]:
         assert page.removeprefix("docs/") in menu, page
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Pages name files of the package from `dggraph/` on, as `compiler/lowering.py`."""
+    for page in PAGES:
+        for name in re.findall(r"`(\w+/\w+\.py)`", (ROOT / page).read_text("utf-8")):
+            places = (Path(dggraph.__file__).parent / name, ROOT / name)
+            assert any(place.exists() for place in places) or name.startswith("benchmarks/"), name
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
