@@ -122,9 +122,14 @@ def test_the_page_runs(page: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_prose_exist(page: str) -> None:
+    """Commands in backticks, and those that a `text` block lists with what they do."""
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
-    for found in INLINE.finditer(text):
-        for words in commands(found[1].replace("\\|", "|").replace("...", "")):
+    said = [found[1] for found in INLINE.finditer(text)]
+    for block in read_blocks(page):
+        if block.language == "text":
+            said += re.findall(r"^(dggraph .+?)(?:  |$)", block.code, flags=re.MULTILINE)
+    for command in said:
+        for words in commands(command.replace("...", "")):
             check_arguments(words[1:], page)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from pages import read_blocks
 from PIL import Image
 from test_atlas import build, paint
 from test_cli import run
-from test_docs import blocks
 from test_imagesets import write_idx
 
 import dggraph
@@ -451,6 +451,6 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_documented_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paint(tmp_path / "flowers", 1)
-    (code,) = blocks("docs/atlas.md", "python")
+    (code,) = [one.code for one in read_blocks("docs/atlas.md") if one.language == "python"]
     exec(compile(code, "docs/atlas.md", "exec"), {"__name__": "documentation"})
     assert (tmp_path / "report.html").stat().st_size > 20_000
