@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dggraph
-from dggraph.errors import BranchError, NothingToRouteError, TraceError
+from dggraph.errors import BranchError, InputError, NothingToRouteError, TraceError
 
 
 class Asks(Net):
@@ -438,3 +438,45 @@ def test_einops_is_called_whole_or_traced() -> None:
         X, "b c h w -> b (c h w)"
     ).shape  # einops still works, and knows nothing of the trace
     assert shape == (2, 768)
+
+
+class HooksGradient(Block):
+    """Halves a gradient on its way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient / 2)
+        return y
+
+
+class HooksAtTheRoot(Net):
+    def features(self, x: Tensor) -> Tensor:
+        y = super().features(x)
+        y.register_hook(lambda gradient: gradient / 2)
+        return y
+
+
+def test_hooks_on_gradients_in_a_forward_run() -> None:
+    model = Net(HooksGradient).eval()
+    net = dggraph.convert(model, X).eval()
+    assert "puts a hook on the gradient of a feature map (register_hook)" in str(
+        net.report.opaque[0]
+    )
+    for module in (model, net):
+        module(X).sum().backward()
+    assert torch.equal(net.stem.weight.grad, model.stem.weight.grad)
+
+
+def test_hooks_on_gradients_that_cannot_be_kept_are_named() -> None:
+    with pytest.raises(TraceError, match=r"backbone itself \(HooksAtTheRoot\).*\(register_hook\)"):
+        dggraph.convert(HooksAtTheRoot(), X)
+
+    class Unguarded(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            y.register_hook(lambda gradient: gradient / 2)
+            return y
+
+    with pytest.raises(InputError, match=r"cannot run without gradients.*`if y.requires_grad"):
+        dggraph.convert(Net(Unguarded), X)

@@ -13,7 +13,7 @@ from small import Block, Net, X
 from torch import Tensor, nn
 
 import dggraph
-from dggraph.errors import BackboneOnlyError, LoweringError
+from dggraph.errors import BackboneOnlyError, InputError, LoweringError
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.routing import LinearRouter
 
@@ -250,3 +250,56 @@ def test_what_tracing_has_fixed_cannot_be_set() -> None:
     assert net.scale == 2.0
     with pytest.raises(AttributeError, match="'nothing', and neither had the backbone"):
         _ = net.nothing
+
+
+class ByName(Net):
+    """Takes its images by another name than ours, and a switch."""
+
+    def forward(self, pixel_values: Tensor, doubled: bool = False) -> Tensor:
+        logits = super().forward(pixel_values)
+        return 2 * logits if doubled else logits
+
+
+def test_images_by_the_name_that_the_backbone_has_for_them() -> None:
+    net = converted(ByName().eval()).eval()
+    assert torch.equal(net(pixel_values=X), net(X))
+    assert torch.equal(net(pixel_values=X, doubled=False), net(X))
+    _, gates = net(pixel_values=X, return_gates=True)
+    assert list(gates.weights) == ["blocks"]
+    with pytest.raises(BackboneOnlyError, match=r"'doubled' cannot be given .* default, False"):
+        net(X, doubled=True)
+    for wrong, message in (
+        ({}, r"call net\(x\), or net\(pixel_values=x\)"),
+        ({"images": X}, r"no argument 'images'. It takes images, net\(x\) or net\(pixel_values=x"),
+    ):
+        with pytest.raises(InputError, match=message):
+            net(**wrong)
+    with pytest.raises(InputError, match="images once, by position or as 'pixel_values'"):
+        net(X, pixel_values=X)
+
+
+def test_a_sequence_is_indexed_as_the_backbone_is() -> None:
+    parts = dict(Net().eval().named_children())
+    backbone = nn.Sequential(parts["stem"], *parts["blocks"], *parts["head"])
+    net = dggraph.convert(backbone, X).eval()
+    assert len(net) == len(backbone) and bool(net)  # type: ignore[arg-type]
+    assert [type(layer) for layer in net] == [type(layer) for layer in backbone]  # type: ignore[attr-defined]
+    assert net[0] is net.get_submodule("0") and net[-1] is net.get_submodule(f"{len(backbone) - 1}")  # type: ignore[index]
+    with pytest.raises(BackboneOnlyError, match=r"net\[:-1\] would be a static Sequential"):
+        net[:-1]  # type: ignore[index]
+    with pytest.raises(BackboneOnlyError, match=r"net\[0\] cannot be deleted"):
+        del net[0]  # type: ignore[attr-defined]
+    with pytest.raises(IndexError):
+        net[99]  # type: ignore[index]
+    twin = copy.deepcopy(net)
+    twin[-1] = nn.Linear(8, 2)  # type: ignore[index]
+    assert twin(X).shape == (2, 2) and net(X).shape == (2, 5)
+    assert torch.equal(net(X), backbone(X))
+
+
+def test_what_the_backbone_cannot_do_is_an_error_as_there() -> None:
+    net = converted()
+    with pytest.raises(TypeError, match="not subscriptable"):
+        net[0]  # type: ignore[index]
+    with pytest.raises(TypeError, match="no len"):
+        len(net)  # type: ignore[arg-type]

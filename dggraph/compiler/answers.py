@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from dggraph.compiler.asked import Asked, AskedAttribute, AskedProxy
-from dggraph.compiler.frames import asking_place, plain_function
-from dggraph.compiler.witnesses import Unanswered, Witness
+from dggraph.compiler.asked import GRADIENT_HOOKS, Asked, AskedAttribute, AskedProxy
+from dggraph.compiler.frames import asking_frame, asking_place, plain_function
+from dggraph.compiler.witnesses import HooksGradients, Unanswered, Witness
 from dggraph.ops.guards import hold
 from dggraph.system.torch_private import tree_leaves
 
@@ -101,6 +101,8 @@ class AnsweringTracer(fx.Tracer):
         if isinstance(value, tuple | list | Mapping) or value is None or reads <= _RANK:
             self._forget_later(asked)
             return answer
+        if "requires_grad" in reads:
+            _refuse_hooks_on_gradients()
         if reads <= _RANK | _GRADIENTS | _STRIDES:
             self.assumptions[Assumption(asking_place(), repr(answer), is_checked=False)] = None
             self._forget_later(asked)
@@ -204,6 +206,17 @@ class AnsweringTracer(fx.Tracer):
                 else:
                     open_ends.append(source)
         return found
+
+
+def _refuse_hooks_on_gradients() -> None:
+    """Where the code that asks whether there are gradients would hook them, the answer of a trace,
+    which has none, would lose the hook.
+    """
+    frame = asking_frame()
+    names = frame.f_code.co_names if frame is not None else ()
+    method = next((name for name in GRADIENT_HOOKS if name in names), None)
+    if method is not None:
+        raise HooksGradients(method)
 
 
 def holds_tensors(value: Any) -> bool:

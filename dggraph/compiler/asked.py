@@ -16,7 +16,10 @@ from torch import Tensor, fx
 from dggraph.compiler.frames import (
     is_library_code,
 )
-from dggraph.compiler.witnesses import Unanswered
+from dggraph.compiler.witnesses import HooksGradients, Unanswered
+
+GRADIENT_HOOKS = ("register_hook", "retain_grad", "register_post_accumulate_grad_hook")
+"""Methods of tensors that have an effect in the backward pass alone."""
 
 
 class Asked(fx.Proxy):
@@ -142,6 +145,8 @@ class AskedAttribute(Asked, fx.proxy.Attribute):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         root: Any = self.root
+        if self.attr in GRADIENT_HOOKS:
+            raise HooksGradients(self.attr)
         if self.attr in ("values", "items") and isinstance(mapping := root.peek(), Mapping):
             parts = [(key, root.part(key)) for key in mapping]
             return parts if self.attr == "items" else [part for _, part in parts]

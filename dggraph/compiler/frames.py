@@ -26,13 +26,19 @@ def is_module_code(frame: types.FrameType) -> bool:
     return isinstance(frame.f_locals.get("self"), nn.Module)
 
 
-def asking_place() -> str:
-    """File, line and source of the backbone's code that asks."""
+def asking_frame() -> types.FrameType | None:
+    """Where the backbone's code asks; None where nothing of it is on the stack."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(
         tuple(f"{folder}{os.sep}" for folder in _OTHERS_FILES)
     ):
         frame = frame.f_back
+    return frame
+
+
+def asking_place() -> str:
+    """File, line and source of the backbone's code that asks."""
+    frame = asking_frame()
     if frame is None:
         return "an unknown place"
     file, line = Path(frame.f_code.co_filename), frame.f_lineno

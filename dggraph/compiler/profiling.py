@@ -65,6 +65,11 @@ def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profil
 def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
     wanted = tuple(_repeated(example, TRACED_BATCH).shape)
+    if "hook on a tensor that doesn't require grad" in reason:
+        return (
+            f"the backbone cannot run without gradients, as in evaluation: {reason}. In its"
+            " forward, write `if y.requires_grad: y.register_hook(...)`."
+        )
     if _runs_itself(module, example):
         return (
             f"the backbone runs on an input of shape {wanted}, but not as it was traced: {reason}."

@@ -17,6 +17,17 @@ class Unanswered(fx.proxy.TraceError):
     """What was asked depends on the values of the images, or on how many there are."""
 
 
+class HooksGradients(Exception):
+    """A forward puts a hook on the gradient of a feature map, which a graph of ops cannot hold."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"forward puts a hook on the gradient of a feature map ({method}), which a graph of"
+            " ops cannot hold; a hook on a module, register_full_backward_hook, can be set on the"
+            " converted network"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Unknown:
     """A value that could not be computed on the fake batch."""

@@ -14,6 +14,7 @@ from dggraph.compiler.stage_writer import Deciders
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.cost import tabulate_macs
+from dggraph.network.indexing import IndexedNetwork, is_indexed
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import report_conversion
 from dggraph.network.snapshot import Snapshot, count_outputs, outline_of
@@ -48,7 +49,8 @@ def assemble(
     lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
     _follow_backbone_(lowered.module, graph, flow.module)
     frozen = _freeze_unused_(lowered.module)
-    net = DynamicNetwork(
+    kind = IndexedNetwork if is_indexed(flow.module) else DynamicNetwork
+    net = kind(
         lowered.module,
         backbone=flow.module,
         graph=graph,

@@ -20,6 +20,7 @@ from dggraph.network.execution import run_sparse, uses_batch_statistics
 from dggraph.network.gates import Gates
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
+from dggraph.network.shell import only_images
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain
@@ -222,12 +223,14 @@ class DynamicNetwork(StandIn):
             f" {float(ratio_B.max()):.3f}"
         )
 
-    def forward(self, x: Tensor, *, return_gates: bool = False) -> Any:
+    def forward(self, x: Tensor | None = None, *, return_gates: bool = False, **named: Any) -> Any:
         """Run the backbone along each instance's own path.
 
         Args:
             x: (B, C, H, W).
             return_gates: also return the `Gates` of this pass.
+            named: the images by the name that the backbone has for them, as `pixel_values`. Its
+                other arguments are at their defaults.
 
         Raises:
             InputError: `x` is not an image batch with the backbone's number of channels, or of a
@@ -237,6 +240,8 @@ class DynamicNetwork(StandIn):
             BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is
                 asked for in forward mode.
         """
+        if named or x is None:
+            x = only_images(self._shell, x, named)
         if isinstance(x, fx.Proxy):
             raise BackboneOnlyError(
                 "torch.fx cannot trace a converted network, which decides per instance what runs;"
@@ -288,15 +293,15 @@ class DynamicNetwork(StandIn):
         if not return_gates and self._collected is None:
             return output
         thresholds = {stage: routing_of(self.lowered, stage).threshold for stage in gates}
-        named = Gates(
+        found = Gates(
             {k: v[0] for k, v in gates.items()},
             {k: v[1] for k, v in gates.items()},
             thresholds,
             self.macs_table,
         )
         if self._collected is not None:
-            self._collected.append(named)
-        return (output, named) if return_gates else output
+            self._collected.append(found)
+        return (output, found) if return_gates else output
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` asks first."""

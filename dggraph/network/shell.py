@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from dggraph.compiler.copying import STATE_HOOKS, rebind_
 from dggraph.compiler.lowered import OWNED
-from dggraph.errors import BackboneOnlyError
+from dggraph.errors import BackboneOnlyError, InputError
 
 _LOOKS = re.compile(r"(get|is|has|num)_\w+|group_matcher|no_weight_decay\w*")
 _ADVICE = {
@@ -82,6 +82,41 @@ def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.M
     vars(twin).update({name: vars(owner)[name] for name in OWNED})
     rebind_(twin, memo)
     return twin
+
+
+def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
+    """The images of a call, which may have them by the backbone's own name.
+
+    Args:
+        shell: of the backbone.
+        images: what was given by position, or None.
+        named: what was given by name.
+
+    Raises:
+        InputError: there are no images, or they are given twice.
+        BackboneOnlyError: another argument is not at its default, which conversion went by.
+    """
+    parameters = inspect.signature(shell.forward).parameters
+    first, *_ = parameters
+    given, kind = dict(named), type(shell).__name__
+    if images is None:
+        images = given.pop(first, None)
+    for name, value in given.items():
+        if name == first:
+            raise InputError(f"{kind} takes its images once, by position or as {first!r}.")
+        if name not in parameters:
+            raise InputError(
+                f"{kind} has no argument {name!r}. It takes images, net(x) or net({first}=x)."
+            )
+        if value is not parameters[name].default:
+            raise BackboneOnlyError(
+                f"{name!r} cannot be given to a converted {kind}: conversion went by its default,"
+                f" {parameters[name].default!r}. Set that in the backbone's configuration, or wrap"
+                f" the backbone in a module whose forward gives {name!r}, and convert it."
+            )
+    if images is None:
+        raise InputError(f"{kind} takes images (B, C, H, W): call net(x), or net({first}=x).")
+    return images
 
 
 def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:
