@@ -4,6 +4,8 @@ download are random. `torchrun` lines run as one process; `test_torchrun` starts
 """
 
 import ast
+import dataclasses
+import pkgutil
 import re
 import shutil
 import sys
@@ -19,6 +21,8 @@ from pages import (
     INLINE,
     ROOT,
     check_arguments,
+    check_command,
+    check_names,
     commands,
     read_blocks,
     run_page,
@@ -30,6 +34,7 @@ from toy_boxes import write_coco
 import dggraph
 from dggraph.cli.main import COMMANDS
 from dggraph.graph.wiring import WIRINGS
+from dggraph.network.report import ConversionReport
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
 
@@ -131,6 +136,41 @@ def test_commands_in_the_prose_exist(page: str) -> None:
     for command in said:
         for words in commands(command.replace("...", "")):
             check_arguments(words[1:], page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_in_the_prose_exist(page: str) -> None:
+    """Names that begin with `dggraph.`, and fields of the report."""
+    text = (ROOT / page).read_text("utf-8")
+    for name in re.findall(r"`(dggraph(?:\.\w+)+)", text):
+        assert pkgutil.resolve_name(name) is not None, name
+    fields = {field.name for field in dataclasses.fields(ConversionReport)}
+    for name in re.findall(r"\breport\.(\w+)`", text):
+        assert name in fields | set(dir(ConversionReport)) | {"json", "html", "state"}, name
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "dggraph paths net photo.jpg --formt svg",
+        "dggraph paths net photo.jpg --format gif",
+        "dggraph drwa net",
+        "torchrun --nproc 2 -m dggraph train",
+        "pip install 'dggraph[kernel]'",
+        "python examples/plain_lop.py net",
+        "python examples/timm_script.py DATA net --modl regnety_008",
+    ],
+)
+def test_a_wrong_command_is_noticed(code: str) -> None:
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        for words in commands(code):
+            check_command(words, "here")
+
+
+@pytest.mark.parametrize("code", ["dggraph.covnert(net)", "from dggraph import covnert"])
+def test_a_wrong_name_is_noticed(code: str) -> None:
+    with pytest.raises(AttributeError, match="covnert"):
+        check_names(code)
 
 
 def test_a_reason_is_given_for_what_does_not_run() -> None:
