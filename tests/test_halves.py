@@ -41,7 +41,7 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
 
 
 def test_one_image_has_no_other_half() -> None:
-    with pytest.raises(InputError, match="there is 1 in this set"):
+    with pytest.raises(InputError, match="this set has 1; give at least two"):
         judge_budgets(
             converted("kept"), TensorDataset(torch.zeros(1, 3, 16, 16), torch.zeros(1)), (0.7,)
         )

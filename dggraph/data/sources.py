@@ -248,10 +248,10 @@ def _outputs(
 
 
 def call_with_configuration(source: Source) -> Any:
-    """What the function `package.module:function` that `source.dataset` names returns.
+    """Call the function that `source.dataset` names with `source.argument`.
 
     Raises:
-        InputError: it cannot be imported, or fails.
+        InputError: the function cannot be imported, or fails.
     """
     function = import_function(source.dataset)
     try:
@@ -261,7 +261,8 @@ def call_with_configuration(source: Source) -> Any:
     except Exception as error:  # whatever a user's function raises
         raise InputError(
             f"{source.dataset} failed when it was called with the configuration:"
-            f" {type(error).__name__}: {error}."
+            f" {type(error).__name__}: {error}. It must accept the configuration and return the"
+            " sets."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What is measured on a network: paths, accuracy, budgets, gates, time."""
+"""Measurements on a network: paths, accuracy, budgets, gates and time."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,7 @@
-"""How good a network is on a labelled set, in integer counts: the same for any number of processes,
-since batches are dealt out whole.
+"""Accuracy and kept MACs of a network on a labelled set, in integer counts.
+
+Each batch is evaluated by one process as a whole, so the counts do not depend on the number of
+processes.
 """
 
 from collections import Counter
@@ -30,32 +32,32 @@ class Accuracy:
     top1: int
     """Images whose best class is the right one."""
     top5: int
-    """Images with the right class among the best five."""
+    """Images whose right class is among the best five."""
     class_images: tuple[int, ...]
-    """Per class."""
+    """Images of each class."""
     class_top1: tuple[int, ...]
-    """Per class."""
+    """Images of each class whose best class is the right one."""
     kept: float | None
     """Mean MACs as a fraction of the static network's; None for a static network."""
     kept_percentiles: dict[int, float] | None
-    """5, 25, 50, 75 and 95: kept fractions of images."""
+    """The 5th, 25th, 50th, 75th and 95th percentile of the images' kept fractions."""
     num_paths: int | None
-    """Different paths."""
+    """The number of distinct paths."""
     path_entropy_bits: float | None
     """Entropy of the distribution of paths."""
 
     @property
     def accuracy(self) -> float:
-        """Top-1."""
+        """Top-1 accuracy, from 0 to 1."""
         return self.top1 / self.num_images
 
     @property
     def score(self) -> int:
-        """Top-1, a count."""
+        """The number of top-1 hits, which ranks checkpoints."""
         return self.top1
 
     def row(self) -> dict[str, Any]:
-        """For metrics: accuracies, counts, paths."""
+        """Return accuracies, counts and paths for the metrics file."""
         counts = {
             "num_images": self.num_images,
             "top1": self.top1,
@@ -74,13 +76,13 @@ class Accuracy:
 def evaluate(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0
 ) -> Accuracy:
-    """Run `model` over `dataset` in eval mode; modes are restored.
+    """Run `model` over `dataset` in eval mode and count; modes are restored.
 
     Args:
         model: a converted network, or a static one.
-        dataset: (image (C, H, W), label) by index.
-        batch_size: images at a time; each process takes whole batches.
-        workers: loader processes.
+        dataset: items (image (C, H, W), label) by index.
+        batch_size: images per batch.
+        workers: number of loader processes.
 
     Raises:
         InputError: the set is empty, or a label is not a class of the model.
@@ -88,7 +90,7 @@ def evaluate(
     """
     num_images = num_samples(dataset)
     if num_images == 0:
-        raise InputError("there are no images to evaluate on.")
+        raise InputError("there are no images to evaluate on; the set is empty.")
     batches = own_batches(num_images, batch_size)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     paths: Counter[bytes] = Counter()
@@ -153,16 +155,19 @@ def evaluate(
 
 
 def own_batches(num_images: int, batch_size: int) -> list[list[int]]:
-    """The batches of this process: whole ones, in turn, so that what a batch holds does not depend
-    on the number of processes.
+    """Return the batches of this process as lists of indices.
+
+    Processes take complete batches in turn, so the contents of a batch do not depend on their
+    number.
     """
     starts = range(processes.rank() * batch_size, num_images, processes.world_size() * batch_size)
     return [list(range(start, min(start + batch_size, num_images))) for start in starts]
 
 
 def _joined(parts: list[object]) -> torch.Tensor:
-    """MACs of all images. They are whole numbers, below 2 ** 53 in sum, so any order gives the same
-    mean.
+    """Concatenate the MACs of all images.
+
+    They are integers with a sum below 2 ** 53, so the mean does not depend on their order.
     """
     return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
 

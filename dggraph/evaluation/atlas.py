@@ -1,11 +1,10 @@
-"""Collect an atlas: run a network, or a detector on one, over a set of images, one at a time, and
-count what their paths do.
+"""Collect an atlas: run a network or a detector over an image set and count its paths.
 
-What is held does not grow with the set: numbers for each edge, class and bin, a bounded number of
-images, and of each different path a few bytes, up to bounds of its own. Counts are whole numbers,
-so an interrupted collection that continues ends with the very same atlas. Several processes share
-out the images and tell each other what they saw; all count everything, in the order of the set, and
-so agree with one process to the last byte.
+Memory does not grow with the set. It takes numbers for each edge, class and bin, a bounded number
+of images, and a few bytes for each distinct path, up to a limit. Counts are integers, so that an
+interrupted collection that continues ends with an identical atlas. Several processes share the
+images and exchange their observations. Each counts all of them, in the order of the set, and so
+obtains the same bytes as a single process.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,19 +31,17 @@ from dggraph.system import processes
 
 SAVE_SECONDS = 10.0
 THUMBNAIL_PIXELS, DETECTED_PIXELS = 96, 480
-"""Largest side of a small copy; of one to outline objects on."""
+"""Largest side of a thumbnail, and of one on which objects are outlined."""
 ROUND = 16
-"""Images that each of several processes runs before they tell each other."""
+"""Images that each of several processes runs before they exchange observations."""
 
 Observation = tuple[Instance, Gates] | str | DggraphError
-"""What became of an image: its path, with the gates on the CPU; why it was left out; or what stops
-the collection.
-"""
+"""The result for one image: its path and its gates on the CPU, why it was skipped, or an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """An atlas, and small copies of the images that it names."""
+    """An atlas, and thumbnails of the images that it names."""
 
     atlas: Atlas
     thumbnails: dict[int, Image.Image]
@@ -61,24 +58,25 @@ def collect_atlas(
     state: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Collected:
-    """Run a model over `images`.
+    """Run a model over `images` and count its paths.
 
     Args:
-        watched: a converted network that knows how images become its input, or a detector, from
+        watched: a converted network with preprocessing, or a detector from
             `make_detector_predictor`; modes are restored.
-        images: from `open_image_set`.
-        limit: take at most this many, evenly spread.
-        num_instances: how many images to keep with their paths, besides the cheapest and the
+        images: the set, from `open_image_set`.
+        limit: the largest number of images to take, evenly spaced over the set.
+        num_instances: the number of images to keep with their paths, besides the cheapest and the
             dearest.
-        on_bad_image: `skip` counts images that cannot be read and goes on.
-        state: a file to save counts in now and then, and to continue from; it remains when this
-            returns. One of several processes, the first, reads and writes it, and their number may
-            change.
-        progress: called with the number of images passed and of all.
+        on_bad_image: `error` stops at an image that cannot be read; `skip` counts it and goes on.
+        state: a file in which counts are saved from time to time, and from which a collection
+            continues. It is not deleted at the end. Of several processes the first reads and writes
+            it, and their number may change.
+        progress: called with the number of images done and the total.
 
     Raises:
-        InputError: an image cannot be read; there is none; the network does not say how images
-            become its input, or has no stages; `state` is of another network, set or settings.
+        InputError: an image cannot be read; there is no image; the network does not say how images
+            become its input, or has no stages; or `state` belongs to another network, set or
+            settings.
         GateError: an edge weight is NaN; names the image.
         TrainingError: the processes have different networks, sets or settings.
 
@@ -86,8 +84,9 @@ def collect_atlas(
         >>> import dggraph
         >>> from PIL import Image
         >>> Image.new("RGB", (40, 40)).save("grey.png")
-        >>> collected = dggraph.evaluation.collect_atlas(dggraph.convert("dggraph:resnet20_8"), dggraph.evaluation.open_image_set("."))
-        >>> collected.atlas.num_paths
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> images = dggraph.evaluation.open_image_set(".")
+        >>> dggraph.evaluation.collect_atlas(net, images).atlas.num_paths
         1
     """
     predictor = as_predictor(watched)
@@ -122,9 +121,8 @@ def collect_atlas(
             if state is not None and monotonic() - saved >= SAVE_SECONDS:
                 write_state(state, identity, counts.document())
                 saved = monotonic()
-    except (
-        DggraphError
-    ):  # of an image that was not counted; after other errors the last saved state stands
+    except DggraphError:
+        # The image with this error was not counted; after any other error the saved state is kept.
         if state is not None and counts.next_index > start:
             write_state(state, identity, counts.document())
         raise
@@ -137,29 +135,31 @@ def collect_atlas(
 def _observe_all(
     predictor: Predictor, items: Iterator[Item], classes: tuple[str, ...], on_bad_image: OnBadImage
 ) -> Iterator[tuple[Item, Observation]]:
-    """Every item in its turn, observed by one of the processes and told to all."""
+    """Yield every item in order, with its observation by one of the processes."""
     number = processes.world_size()
     while batch := list(islice(items, number * ROUND if number > 1 else 1)):
         mine = [
             observe(predictor, item, classes, on_bad_image)
             for item in batch[processes.rank() :: number]
         ]
-        told: list[Any] = processes.all_gather_objects(mine)
+        parts: list[Any] = processes.all_gather_objects(mine)
         for place, item in enumerate(batch):
-            yield item, told[place % number][place // number]
+            yield item, parts[place % number][place // number]
 
 
 def observe(
     predictor: Predictor, item: Item, classes: tuple[str, ...], on_bad_image: OnBadImage
 ) -> Observation:
-    """Run one image."""
+    """Run one image, and return its path, or the reason why there is none."""
     try:
         prediction = predictor.predict(item.open())
     except InputError as error:
         return (
             str(error)
             if on_bad_image == "skip"
-            else InputError(f"{error} With --on-bad-image skip it is counted and left out.")
+            else InputError(
+                f"{error} To count such images and leave them out, --on-bad-image skip."
+            )
         )
     except GateError as error:
         return GateError(f"{item.name!r}: {error}")
@@ -167,7 +167,11 @@ def observe(
 
 
 def count_item(item: Item, observation: Observation, counts: AtlasCounts) -> None:
-    """Count an image, or raise what stops the collection."""
+    """Count an image.
+
+    Raises:
+        DggraphError: the observation is an error, which stops the collection.
+    """
     if isinstance(observation, DggraphError):
         raise observation
     if isinstance(observation, str):
@@ -206,8 +210,9 @@ def _is_comparable(predictor: Predictor, images: ImageSet) -> bool:
 def _identify(
     predictor: Predictor, images: ImageSet, limit: int | None, num_instances: int
 ) -> dict[str, str]:
-    """What a state must agree with; on_bad_image may change, because until the first bad image it
-    makes no difference.
+    """Return the facts that a saved state must match.
+
+    `on_bad_image` is not among them: it has no effect until the first bad image.
     """
     return {
         **predictor.identify(),

@@ -1,6 +1,4 @@
-"""What an atlas counts, image by image, and the way between the counts and a JSON document, so that
-a collection can be continued.
-"""
+"""The counts of an atlas, image by image, and their JSON form for interrupted collections."""
 
 import math
 from collections import Counter
@@ -30,15 +28,16 @@ from dggraph.network.gates import Gates
 
 NUM_COMMON, NUM_EXAMPLES, NUM_EXTREMES, NUM_SKIPPED = 12, 8, 5, 20
 MAX_DETAILED = 1 << 16
-"""Different paths of which edges, classes and examples are held; those first met later are only
-counted.
+"""Number of distinct paths that are stored with edges, classes and examples.
+
+Others are only counted.
 """
 
 
 @dataclass(slots=True)
 class _ClassCounts:
     open_E: npt.NDArray[np.int64]
-    """Counts for the edges of all stages, one after the other."""
+    """Counts for the edges of all stages, concatenated."""
     num_images: int = 0
     num_correct: int = 0
     macs: int = 0
@@ -47,20 +46,20 @@ class _ClassCounts:
 @dataclass(slots=True)
 class _SeenPath:
     open_edges: str
-    """One digit an edge, of all stages, one after the other."""
+    """One digit per edge, of all stages, concatenated."""
     macs: int
     classes: Counter[int] = field(default_factory=Counter)
     examples: list[int] = field(default_factory=list)
 
 
 class AtlasCounts:
-    """Counts of the images so far; `atlas()` turns them into shares.
+    """The counts over the images so far, which `atlas` turns into shares.
 
     Args:
-        graph: what may connect.
-        static_macs: of the static network.
+        graph: the network's graph.
+        static_macs: MACs of the static network.
         classes: class names of the set.
-        is_comparable: whether those are the network's classes, so that predictions can be right or
+        is_comparable: whether these are the network's classes, so that predictions can be right or
             wrong.
     """
 
@@ -72,6 +71,7 @@ class AtlasCounts:
         *,
         is_comparable: bool,
     ) -> None:
+        """Start with empty counts."""
         self.graph, self.static_macs, self.classes, self.is_comparable = (
             graph,
             static_macs,
@@ -85,14 +85,14 @@ class AtlasCounts:
         self.macs = self.squares = self.num_skipped = self.next_index = 0
         self.skipped: list[tuple[str, str]] = []
         self.is_wanted = False
-        """Whether the next image that can be read is one to keep."""
+        """Whether to keep the next image that can be read."""
         self.shown: list[Instance] = []
         self.cheapest: list[Instance] = []
         self.dearest: list[Instance] = []
 
     @property
     def num_passed(self) -> int:
-        """Images run or skipped."""
+        """The number of images that were run or skipped."""
         return self.health.num_instances + self.num_skipped
 
     def skip(self, name: str, reason: str) -> None:
@@ -102,7 +102,7 @@ class AtlasCounts:
             self.skipped.append((name, reason))
 
     def add(self, instance: Instance, label: int | None, gates: Gates) -> None:
-        """Count an image; `gates` are of its forward pass, at batch 1."""
+        """Count an image; `gates` are those of its forward pass, at batch size 1."""
         path, (key,) = instance.path, path_keys(gates)
         open_E = np.array([weight != 0 for weights in path.weights.values() for weight in weights])
         self.health.update(gates)
@@ -137,16 +137,16 @@ class AtlasCounts:
         )[:NUM_EXTREMES]
 
     def atlas(self, *, network: str, images: str, num_ignored: int) -> Atlas:
-        """The counts as shares.
+        """Return the counts as shares.
 
         Raises:
-            InputError: nothing was counted.
+            InputError: no image was counted.
         """
         number = self.health.num_instances
         if not number:
             raise InputError(
-                f"no image of {images!r} could be read, so there is nothing to report;"
-                f" {self.num_skipped} were skipped."
+                f"no image of {images!r} could be read, so there is nothing to report"
+                f" ({self.num_skipped} were skipped). Give a set with readable images."
             )
         health = self.health.report()
         opens = [self.health.stages[stage].open_E.numpy() for stage in self.graph.stages]
@@ -187,7 +187,7 @@ class AtlasCounts:
         )
 
     def document(self) -> dict[str, Any]:
-        """Everything counted so far, as JSON can hold it."""
+        """Return all counts so far as a JSON document."""
         return {
             "next_index": self.next_index,
             "is_wanted": self.is_wanted,
@@ -216,7 +216,7 @@ class AtlasCounts:
         }
 
     def restore(self, document: dict[str, Any]) -> None:
-        """Continue from what `document()` gave."""
+        """Continue from the result of `document`."""
         self.next_index, self.is_wanted = document["next_index"], document["is_wanted"]
         self.macs, self.squares = document["macs"], document["squares"]
         self.num_skipped, self.skipped = (
@@ -252,7 +252,7 @@ class AtlasCounts:
         )
 
     def _split(self, values_E: Sequence[float] | npt.NDArray[np.float64]) -> Frequencies:
-        """Values of all edges, by stage."""
+        """Split values of all edges by stage."""
         rest = iter(values_E)
         return {
             stage: tuple(float(next(rest)) for _ in self.graph.edges(stage))

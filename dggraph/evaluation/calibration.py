@@ -1,15 +1,14 @@
-"""Calibrate: find the threshold for each MACs target on held-out images. One scalar serves all
-stages.
+"""Calibration: find the threshold for each MACs target on held-out images.
 
-A threshold changes which nodes are live, so what later routers see, so other weights: nothing can
-be read off one pass. Each threshold is run as it would be used, and the mean kept fraction need not
-fall smoothly, or everywhere, as the threshold rises.
+One threshold serves all stages. A threshold changes which nodes are live, hence what later routers
+see, hence other weights, so one pass is not enough. Each threshold is measured in actual use. The
+mean kept fraction need not fall smoothly, or everywhere, as the threshold rises.
 
 1. Measure five thresholds.
-2. For each target take two neighbours, one that keeps more and one that keeps less, and measure
+2. For each target, find two neighbours of which one keeps more and one keeps less, and measure
    between them.
-3. Until every target has a point within 0.002, or its neighbours are 1/1024 apart. One pass over
-   the images serves all targets.
+3. Repeat until every target has a point within 0.002, or its neighbours are 1/1024 apart. One pass
+   over the images serves all targets.
 """
 
 import math
@@ -24,8 +23,9 @@ from dggraph.network.gate_contexts import own_thresholds
 from dggraph.network.network import DynamicNetwork
 
 START = (0.0, 0.25, 0.5, 0.75, 1 - 2**-7)
-"""The last is the largest below 1 that bfloat16 can hold with room to spare; at 1 the backbone's
-own edges would close.
+"""The first thresholds.
+
+The last one is safely below 1 in bfloat16; at 1 the backbone's own edges would close.
 """
 PRECISION = 0.002
 RESOLUTION = 2**-10
@@ -37,26 +37,26 @@ def calibrate(
     *,
     targets: Sequence[float] = (0.9, 0.8, 0.7, 0.6, 0.5),
 ) -> BudgetCurve:
-    """Measure which threshold keeps which share of the MACs, and store the curve as `net.budgets`
-    for `net.set_budget`.
+    """Measure which threshold keeps which share of the MACs, for `net.set_budget`.
 
-    The network is run in eval mode without gradients, by its own executor; thresholds and modes are
-    restored. This only moves along what training has learned: a threshold calibrated on a network
-    that was trained without one destroys it. Look at the accuracy.
+    The curve is stored as `net.budgets`. The network runs in eval mode without gradients, with its
+    own executor; thresholds and modes are restored. Calibration only moves along the trade-off that
+    training has learned: a threshold calibrated on a network that was trained without one destroys
+    it. Check the accuracy.
 
     Args:
         net: a converted network, trained with `losses.budget` or at least with its threshold.
-        batches: held-out images (B, C, H, W), or tuples that begin with them; read several times,
-            so a list or a loader.
+        batches: held-out images (B, C, H, W), or tuples that begin with them, as a list or a
+            loader, since they are read several times.
         targets: mean MACs as fractions of the static network's.
 
     Returns:
-        The curve; per target the threshold, what it really keeps, and whether that meets the
-        budget.
+        The curve, and for each target the threshold, what it really keeps, and whether that meets
+        the budget.
 
     Raises:
-        InputError: no stages, no images, an iterator that can be read once, or a target that is not
-            a positive number.
+        InputError: there are no stages or no images, `batches` is an iterator that can be read
+            once, or a target is not a positive number.
         GateError: an edge weight is NaN.
 
     Example:
@@ -67,7 +67,10 @@ def calibrate(
         4
     """
     if not net.graph.stages:
-        raise InputError("this network has no stages, so no threshold changes what it costs.")
+        raise InputError(
+            "this network has no stages, so no threshold changes its MACs; there is nothing to"
+            " calibrate."
+        )
     if isinstance(batches, Iterator):
         raise InputError(
             "calibrate reads the images once per round, and this iterator is used up after one."
@@ -99,8 +102,9 @@ def calibrate(
 def _measure(
     net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[float]
 ) -> tuple[list[float], int]:
-    """The mean kept fraction at each of `thresholds`, and of how many instances; every batch is
-    read once.
+    """Return the mean kept fraction at each threshold, and the number of instances.
+
+    Every batch is read once.
     """
 
     def replay() -> Iterator[Any]:
@@ -120,7 +124,7 @@ def _measure(
 
 
 def _between(points: Sequence[BudgetPoint], target: float) -> float | None:
-    """The next threshold to measure for `target`, or None where there is nothing left to gain."""
+    """Return the next threshold to measure for `target`, or None if there is nothing to gain."""
     if min(abs(point.kept - target) for point in points) <= PRECISION:
         return None
     for low, high in pairwise(points):

@@ -1,6 +1,4 @@
-"""One call for one image: what the network says of it, and the path on which it came there,
-drawn.
-"""
+"""The prediction for one image and a picture of its path, in one call."""
 
 import os
 from dataclasses import dataclass
@@ -16,42 +14,42 @@ from dggraph.views.svg_picture import write_svg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What `explain` found. Notebooks show its picture.
+    """The result of `explain`. Notebooks show its picture.
 
     Example:
         >>> import dggraph
         >>> from PIL import Image
-        >>> found = dggraph.explain(dggraph.convert("dggraph:resnet20_8"), Image.new("RGB", (40, 40)))
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> found = dggraph.explain(net, Image.new("RGB", (40, 40)))
         >>> len(found.predictions)
         5
     """
 
     predictions: tuple[ClassScore, ...]
-    """The most probable classes first, up to five; empty where the network is not a classifier."""
+    """Up to five classes, the most probable first; empty if the network is not a classifier."""
     path: ActivatedPath
-    """Weights of all edges, MACs, margin."""
+    """Weights of all edges, MACs and margin."""
     macs_ratio: float
-    """MACs of the path over those of the static backbone."""
+    """MACs of the path divided by those of the static backbone."""
     picture: Picture
-    """The path beside the image."""
+    """The path next to the image."""
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write the picture in the format of the file's suffix: .svg, .png, .pdf, .dot, .mmd or
-        .json.
+        """Write the picture in the format of the suffix: .svg, .png, .pdf, .dot, .mmd or .json.
 
         Raises:
-            InputError: another suffix.
-            MissingExtraError: the format needs a drawing program that is not here.
+            InputError: the suffix is another one.
+            MissingExtraError: the format needs a drawing program that is not installed.
         """
         draw(self.picture, file)
 
     def __repr__(self) -> str:
-        said = (
+        best = (
             f"{self.predictions[0].label!r} {self.predictions[0].probability:.2f}, "
             if self.predictions
             else ""
         )
-        return f"<Explanation: {said}MACs ratio {self.macs_ratio:.3f}>"
+        return f"<Explanation: {best}MACs ratio {self.macs_ratio:.3f}>"
 
     def _repr_html_(self) -> str:
         return write_svg(self.picture)
@@ -61,13 +59,13 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
     """Run one image through `net` and draw the path that it takes.
 
     Args:
-        net: a converted network that knows how images become its input, as those built by name do;
-            its mode is restored.
-        image: a path, a PIL image, or an array (H, W, 3) of uint8.
+        net: a converted network with preprocessing, as those built from a name have; its mode is
+            restored.
+        image: a path, a PIL image, or a uint8 array (H, W, 3).
 
     Raises:
-        InputError: no image; or the network does not say how images become its input, or has no
-            stages.
+        InputError: `image` cannot be read as an image; or the network does not say how images
+            become its input, or has no stages.
         GateError: an edge weight is NaN.
 
     Example:

@@ -1,9 +1,9 @@
-"""Are the gates alive? Which edges always or never open, which nodes nobody reaches, how many paths
-there are, and what to do about it.
+"""Gate diagnostics: edges that never change, unreached blocks, few paths, and what to do.
 
-`GateHealth` takes one batch at a time and holds one number an edge and a vertex, plus 16 bytes and
-a count for each different path, up to `MAX_PATHS` of them. Shape suffixes: B instances, E edges, V
-vertices of a stage.
+`GateHealth` takes one batch at a time. It stores one number per edge and vertex, and 16 bytes and a
+count for each distinct path, up to `MAX_PATHS` of them.
+
+Shape suffixes: B instances, E edges, V vertices of a stage.
 """
 
 import math
@@ -23,8 +23,9 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.ops.liveness import leads_to_out, live_vertices
 
 TIE_MARGIN = 1e-4
-"""Executors and batch sizes differ by less; closer than this to the threshold an edge may fall
-either way.
+"""Closer to the threshold than this, an edge may open or close by chance.
+
+Differences between executors and batch sizes are smaller.
 """
 MAX_PATHS = 1 << 20
 MANY_TIES = 0.01
@@ -33,12 +34,12 @@ DOMINANT = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """What the gates did over a set.
+    """The behaviour of the gates over a set.
 
     Example:
         >>> import dggraph, torch
-        >>> report = dggraph.check_gates(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
-        >>> report.num_instances
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> dggraph.check_gates(net, [torch.rand(4, 3, 32, 32)]).num_instances
         4
     """
 
@@ -46,21 +47,21 @@ class HealthReport:
     open_fractions: dict[CandidateEdge, float]
     """Share of instances for which the edge was active."""
     tie_fractions: dict[CandidateEdge, float]
-    """Share of instances for which the edge had a live source and was closer than 1e-4 to the
-    threshold; edges with none are left out.
+    """Share of instances for which an edge was closer than 1e-4 to the threshold, if not 0.
+
+    Only edges with a live source count.
     """
     live_fractions: dict[str, float]
-    """Per block, the share of instances that reach it."""
+    """For each block, the share of instances that reach it."""
     num_paths: int
-    """Different paths; a lower bound from 1,048,576 on."""
+    """The number of distinct paths; a lower bound from 1,048,576 on."""
     path_entropy_bits: float
-    """Entropy of the distribution of paths: 0 if all take one, log2(num_instances) if each takes
-    its own.
+    """Entropy of the distribution of paths.
+
+    It is 0 if all instances take one path, and log2(num_instances) if each takes another one.
     """
     warnings: tuple[str, ...]
-    """What is wrong, why it matters and what to do, one sentence or two each; empty if nothing
-    is.
-    """
+    """What is wrong, why it matters and what to do, a sentence or two each."""
 
     @property
     def always_open(self) -> tuple[CandidateEdge, ...]:
@@ -80,16 +81,17 @@ class HealthReport:
 
 @dataclass(slots=True)
 class StageCounts:
-    """What one stage's gates did so far."""
+    """Counts over the gates of one stage."""
 
     open_E: Tensor
     ties_E: Tensor
     live_V: Tensor
     used_V: Tensor
-    """Live, and open edges lead on to `out`."""
+    """Instances for which the vertex is live and open edges lead on from it to `out`."""
     runs_V: Tensor
-    """Computed by the sparse executor: used ones with `stage` routers, live ones with `node`
-    routers.
+    """Instances for which the sparse executor computes the vertex.
+
+    With `stage` routers these are the used vertices, with `node` routers the live ones.
     """
     lowest_E: Tensor
     highest_E: Tensor
@@ -97,8 +99,9 @@ class StageCounts:
 
 @dataclass(slots=True)
 class GateHealth:
-    """Counts what gates do, batch by batch; `report()` says what it means. For a whole set at once
-    there is `check_gates`.
+    """Counts the decisions of gates, batch by batch, for `report`.
+
+    `check_gates` does this for a complete set.
 
     Example:
         >>> import dggraph, torch
@@ -115,7 +118,7 @@ class GateHealth:
     stages: dict[str, StageCounts] = field(default_factory=dict)
 
     def update(self, gates: Gates) -> None:
-        """Count a batch; takes a training step's gates as they are."""
+        """Count the gates of a batch; gates with gradients, as in a training step, are accepted."""
         for stage, weights_BE in gates.weights.items():
             layout = gates.table.stages[stage].topology
             open_BE, raw_BE = weights_BE.detach() != 0, gates.raw[stage].detach().double()
@@ -145,10 +148,10 @@ class GateHealth:
                 self.paths[key] += 1
 
     def report(self) -> HealthReport:
-        """What was seen so far.
+        """Return the report on all batches so far.
 
         Raises:
-            InputError: nothing was seen.
+            InputError: no batch was counted.
         """
         if not self.num_instances:
             raise InputError(
@@ -179,21 +182,21 @@ class GateHealth:
         )
 
     def _path_warnings(self) -> list[str]:
-        """At most one of: one image, one path, nothing saved, one path for most."""
+        """Return at most one warning: one image, one path, nothing saved, or one path for most."""
         (_, most), *_ = self.paths.most_common(1)
         if len(self.paths) == 1:
             if self.num_instances == 1:
                 return [
-                    "Only one image was seen, so nothing can be said about how paths differ; pass"
-                    " more."
+                    "Only one image was counted, so it is unknown how paths differ; pass more"
+                    " images."
                 ]
             if all(
                 torch.equal(counts.lowest_E, counts.highest_E) for counts in self.stages.values()
             ):
                 return [
                     "Every image takes one path and gets the same weights: the routers are"
-                    " untrained, or blind to the image. Train the network, with losses.budget,"
-                    " before looking at its paths."
+                    " untrained, or ignore the image. Train the network with losses.budget before"
+                    " you study its paths."
                 ]
             return [
                 "Every image takes one path: weights differ between images, but none crosses the"
@@ -205,9 +208,9 @@ class GateHealth:
             for counts in self.stages.values()
         ):
             return [
-                "Edges close, but every block runs for every image, so almost nothing is saved:"
-                " closed edges are not saved compute. Train with losses.budget, whose gradient acts"
-                " on dead nodes."
+                "Edges close, but every block runs for every image, so almost nothing is saved: a"
+                " closed edge saves compute only if its block dies. Train with losses.budget, whose"
+                " gradient acts on dead nodes."
             ]
         if most >= DOMINANT * self.num_instances:
             return [
@@ -218,7 +221,7 @@ class GateHealth:
         return []
 
     def _block_warnings(self) -> list[str]:
-        """Blocks that nobody reaches, and blocks that run for nothing."""
+        """Return warnings about blocks that no image reaches, and blocks that run in vain."""
         dead: list[str] = []
         wasted: list[str] = []
         for stage, counts in self.stages.items():
@@ -230,15 +233,15 @@ class GateHealth:
         found = []
         if dead:
             found.append(
-                f"No image reaches {_list(dead)}: the task's gradient never will either. If it"
-                " should live, train with losses.budget at a target above what is kept now, and"
-                " lower that later; otherwise leave it out with `stages=`."
+                f"No image reaches {_list(dead)}: the task's gradient does not reach it either. If"
+                " it should be used, train with losses.budget at a target above the current MACs"
+                " ratio, and lower the target later; otherwise leave it out with `stages=`."
             )
         if wasted:
             found.append(
                 f"{_list(wasted)}: computed, but for no image does an open edge lead on to `out`,"
                 " so the MACs are wasted. Train with losses.budget at a lower target, or use"
-                ' router="stage", which knows before it computes.'
+                ' router="stage", which decides before it computes.'
             )
         return found
 
@@ -254,7 +257,7 @@ class GateHealth:
             found.append(
                 f"{_list(names)}: closer than {TIE_MARGIN:g} to the threshold for up to"
                 f" {ties[worst]:.0%} of the images, so the same image may take another path in"
-                " another batch or executor. Move the threshold a little with net.set_threshold."
+                " another batch or executor. Change the threshold slightly with net.set_threshold."
             )
         if len(self.paths) >= MAX_PATHS:
             found.append(
@@ -276,8 +279,8 @@ def check_gates(net: DynamicNetwork, batches: Iterable[Any]) -> HealthReport:
 
     Example:
         >>> import dggraph, torch
-        >>> report = dggraph.check_gates(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
-        >>> report.num_instances
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> dggraph.check_gates(net, [torch.rand(4, 3, 32, 32)]).num_instances
         4
     """
     health = GateHealth(net.graph)

@@ -1,6 +1,4 @@
-"""Budgets judged fairly: thresholds are calibrated on one half of a set, and what they keep and
-cost is measured on the other.
-"""
+"""Held-out budgets: thresholds are calibrated on one half of a set and measured on the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +20,12 @@ HALVES = "calibrated on the images at even places (0, 2, ...), measured on those
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedBudget:
-    """One target on the half that its threshold was not chosen on."""
+    """One target, measured on the half that its threshold was not calibrated on."""
 
     target: float
     threshold: float
     calibrated_kept: float
-    """What the threshold kept on the other half."""
+    """The fraction that the threshold kept on the half for calibration."""
     budget_met: bool
     """Whether `evaluation.kept` is at most target + 0.02."""
     evaluation: Accuracy
@@ -35,12 +33,12 @@ class JudgedBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedBudgets:
-    """What `judge_budgets` found."""
+    """The result of `judge_budgets`."""
 
     curve: BudgetCurve
-    """Measured on the half for calibration; `net.budgets` from now on."""
+    """Measured on the half for calibration; also stored as `net.budgets`."""
     before: Accuracy
-    """The held-out half at the thresholds that the network came with."""
+    """The held-out half at the original thresholds of the network."""
     budgets: tuple[JudgedBudget, ...]
 
 
@@ -52,28 +50,27 @@ def judge_budgets(
     batch_size: int = 256,
     workers: int = 0,
 ) -> JudgedBudgets:
-    """Calibrate on the images at even places, evaluate on those at odd places. Thresholds are
-    restored; the curve stays in `net.budgets`.
+    """Calibrate on the images at even places, and evaluate on those at odd places.
 
-    Every process calibrates on the whole half, so that all agree without waiting for one;
-    evaluation is shared out.
+    Thresholds are restored; the curve is stored in `net.budgets`. Every process calibrates on the
+    complete half, so that all agree without waiting for one; the processes share the evaluation.
 
     Args:
         net: a converted network.
-        dataset: (image (C, H, W), label) by index.
+        dataset: items (image (C, H, W), label) by index.
         targets: mean MACs as fractions of the static network's.
-        batch_size: images at a time.
-        workers: loader processes.
+        batch_size: images per batch.
+        workers: number of loader processes.
 
     Raises:
-        InputError: fewer than two images; or as for `calibrate` and `evaluate`.
+        InputError: there are fewer than two images; or as for `calibrate` and `evaluate`.
         GateError: an edge weight is NaN.
     """
     num_images = num_samples(dataset)
     if num_images < 2:
         raise InputError(
-            "budgets need images to calibrate on and others to measure on, and there is"
-            f" {num_images} in this set."
+            "budgets need images to calibrate on and others to measure on, and this set has"
+            f" {num_images}; give at least two."
         )
     first, second = (Subset(dataset, range(start, num_images, 2)) for start in (0, 1))
     loader = DataLoader(first, batch_size=batch_size, num_workers=workers)

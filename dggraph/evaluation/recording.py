@@ -1,7 +1,6 @@
-"""Record what every instance did: its adjacency matrices, its path and its MACs; of an image also
-what its model said of it.
+"""Recording of every instance's adjacency matrices, path and MACs, and of an image's prediction.
 
-Outside the model, so training sees none of it.
+It sits outside the model, so that training is not affected.
 
 Shape suffixes: B instances, E candidate edges of a stage, V vertices of a stage (v0, v1 .. vN,
 out).
@@ -34,25 +33,24 @@ NUM_CLASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What `record` saw, in input order. Notebooks show it as a table, one row an instance.
+    """The result of `record`, in input order. Notebooks show it as a table with a row per instance.
 
     Example:
         >>> import dggraph, torch
-        >>> recording = dggraph.record(dggraph.convert("dggraph:resnet20_8"), torch.rand(2, 3, 32, 32))
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> recording = dggraph.record(net, torch.rand(2, 3, 32, 32))
         >>> len(recording.paths), recording.adjacency["layer1"].shape
         (2, torch.Size([2, 5, 5]))
     """
 
     output: Any
-    """The backbone's output for the whole batch."""
+    """The backbone's output for the complete batch."""
     adjacency: dict[str, Tensor]
-    """Per stage (B, V, V): row = source, column = target, 0 where an edge is inactive."""
+    """For each stage (B, V, V): row = source, column = target, 0 where an edge is inactive."""
     paths: tuple[ActivatedPath, ...]
-    """One per instance."""
+    """One path per instance."""
     macs: Tensor
-    """(B,) int64: multiply-accumulates of each instance's path, routers and aggregation
-    included.
-    """
+    """(B,) int64: MACs of each instance's path, routers and aggregation included."""
 
     def _repr_html_(self) -> str:
         rows = [
@@ -69,7 +67,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScore:
-    """How probable one class is on an image."""
+    """The probability of one class."""
 
     label: str
     index: int
@@ -78,37 +76,38 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a model said of one image, and the path on which its network came there."""
+    """The prediction of a model for one image, and the path of the image through its network."""
 
     path: ActivatedPath
     gates: Gates
     """On the CPU."""
     classes: tuple[ClassScore, ...]
-    """The most probable first, up to five; empty where the network is not a classifier."""
+    """Up to five classes, the most probable first; empty if the network is not a classifier."""
     detected: Detected | None
-    """Where it is the backbone of a detector."""
+    """The objects found, if the network is the backbone of a detector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """A model that is shown one image at a time, and the network in it whose paths are noted."""
+    """A model that takes one image at a time, and the network in it whose paths are recorded."""
 
     name: str
     net: DynamicNetwork
     predict: Callable[[Image.Image], Prediction]
-    """Runs an image by itself, in eval mode without gradients; modes are restored. Raises GateError
-    where an edge weight is NaN.
+    """Runs a single image in eval mode without gradients; modes are restored.
+
+    Raises a GateError if an edge weight is NaN.
     """
     identify: Callable[[], Mapping[str, str]]
-    """What predictions depend on, by name: the same for models that see the same."""
+    """Returns the facts that predictions depend on, by name."""
     is_detector: bool
 
 
 def make_predictor(net: DynamicNetwork) -> Predictor:
-    """A predictor of a converted network.
+    """Return a predictor of a converted network.
 
     Raises:
-        InputError: it does not say how images become its input, or has no stages.
+        InputError: the network does not say how images become its input, or has no stages.
 
     Example:
         >>> import dggraph
@@ -126,7 +125,7 @@ def make_predictor(net: DynamicNetwork) -> Predictor:
 
 
 def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
-    """The predictor of a network; a predictor as it is.
+    """Return the predictor of a network; return a predictor unchanged.
 
     Raises:
         InputError: as for `make_predictor`.
@@ -137,14 +136,14 @@ def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
 def record(
     net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, batch_size: int = 1
 ) -> Recording:
-    """Run `x` through `net` in eval mode without gradients and note every instance's path.
+    """Run `x` through `net` in eval mode without gradients and record every instance's path.
 
     Args:
         net: a converted network; its mode is restored.
-        x: (B, C, H, W); or an image or a list of them, each a path, a PIL image or an array (H, W,
-            3) of uint8, which are preprocessed as `net.preprocess` says.
-        batch_size: instances a forward pass; 1 by default, because a weight at the threshold may
-            fall differently in another batch.
+        x: a batch (B, C, H, W); or an image or a list of images, each a path, a PIL image or a
+            uint8 array (H, W, 3), which `net.preprocess` preprocesses.
+        batch_size: instances per forward pass; 1 by default, because an edge whose weight is at the
+            threshold may differ in another batch.
 
     Raises:
         InputError: `x` is not an image batch, or `batch_size` is not positive.
@@ -162,8 +161,8 @@ def record(
         x = _batch_of(net, x)
     if x.ndim != 4 or batch_size < 1:
         raise InputError(
-            f"record needs a batch (B, C, H, W) and a positive batch_size, got {tuple(x.shape)} and"
-            f" {batch_size}."
+            "record needs a batch (B, C, H, W) and a positive batch_size, but got shape"
+            f" {tuple(x.shape)} and batch_size={batch_size}."
         )
     outputs: list[Any] = []
     parts: list[Gates] = []
@@ -184,11 +183,11 @@ def record(
 
 
 def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, ...]:
-    """The path of every instance of a batch.
+    """Return the path of every instance of a batch.
 
     Args:
-        graph: whose gates they are.
-        gates: of a forward pass in eval mode.
+        graph: the network's graph.
+        gates: the gates of a forward pass in eval mode.
 
     Raises:
         GateError: an edge weight is NaN; names stage, edge and instance.
@@ -219,7 +218,11 @@ def _batch_of(net: DynamicNetwork, images: Picturable | list[Picturable]) -> Ten
 
 
 def require_stages(net: DynamicNetwork) -> None:
-    """Refuse a network without paths."""
+    """Reject a network without paths.
+
+    Raises:
+        InputError: it has no stages.
+    """
     if not net.graph.stages:
         raise InputError("this network has no stages, so there are no paths to record.")
 
@@ -243,7 +246,7 @@ def _most_probable(net: DynamicNetwork, logits_1K: Tensor) -> tuple[ClassScore, 
 
 
 def on_cpu(gates: Gates) -> Gates:
-    """Copies that outlive the pass."""
+    """Return copies of the gates on the CPU, which outlive the forward pass."""
     weights, raw, thresholds = (
         {stage: one.cpu() for stage, one in part.items()} for part in gates[:3]
     )
@@ -251,7 +254,7 @@ def on_cpu(gates: Gates) -> Gates:
 
 
 def identify_network(net: DynamicNetwork) -> dict[str, str]:
-    """What its predictions depend on, by name."""
+    """Return the facts that the network's predictions depend on, by name."""
     settings = {
         "preprocess": net.preprocess,
         "labels": net.labels,
@@ -262,8 +265,9 @@ def identify_network(net: DynamicNetwork) -> dict[str, str]:
 
 
 def _margins(gates: Gates) -> list[float]:
-    """Per instance the smallest |weight - threshold| over edges whose source is live; closed edges
-    of dead sources cannot flip.
+    """Return the smallest |weight - threshold| of each instance, over edges with a live source.
+
+    Edges of dead sources are closed at any threshold.
     """
     smallest: Tensor | None = None
     for stage, raw_BE in gates.raw.items():

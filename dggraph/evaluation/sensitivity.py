@@ -1,8 +1,7 @@
-"""What leaving out one block costs: for each, the static path past it for every image, against the
-static network's own answers.
+"""Sensitivity: the cost of leaving out each block, against the static network's own answers.
 
-Needs no labels. KL divergence and agreement are with the static network, at the precision and by
-the executor that both run with.
+Every image takes the static path around the block. No labels are needed. KL divergence and
+agreement are relative to the static network, at the same precision and with the same executor.
 
 Shape suffixes: B instances, K classes, E edges.
 """
@@ -30,13 +29,14 @@ from dggraph.system.modes import evaluating
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCost:
-    """The network without one block, the others static."""
+    """The network without one block, with all others static."""
 
     stage: str
     node: str
     saved: float
-    """MACs as a fraction of the static network's, with the block's router and what its edges would
-    hand on.
+    """MACs saved, as a fraction of the static network's.
+
+    They include the block's router and its edges.
     """
     agreement: int
     """Images whose best class is the static network's."""
@@ -45,22 +45,23 @@ class BlockCost:
     divergence: float
     """Mean over images of KL(static outputs || outputs without the block), in nats."""
     branch_energy: float | None
-    """|F(z)|^2 over |z|^2, both summed over all images, of the block as z + F(z) in the static
-    network. None where shapes differ.
+    """|F(z)|^2 / |z|^2, both summed over all images, for the block z + F(z) in the static network.
+
+    None if the shapes differ.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """Every routed block."""
+    """The cost of leaving out each routed block."""
 
     num_images: int
     static_top1: int | None
-    """None without labels."""
+    """Images that the static network classifies correctly; None without labels."""
     blocks: tuple[BlockCost, ...]
-    """In the order the backbone runs them."""
+    """In the order in which the backbone runs them."""
     unskippable: tuple[str, ...]
-    """Blocks past which the wiring has no candidate edge."""
+    """Blocks around which the wiring has no candidate edge."""
 
 
 def measure_sensitivity(
@@ -71,21 +72,21 @@ def measure_sensitivity(
     batch_size: int = 256,
     workers: int = 0,
 ) -> Sensitivity:
-    """Run the static network, and once for each block the static network without it.
+    """Run the static network, and the static network without each of its blocks in turn.
 
     Args:
         net: a converted network; modes are restored.
-        dataset: (image (C, H, W), label) by index.
-        has_labels: False where labels mean nothing.
-        batch_size: images at a time; each process takes whole batches.
-        workers: loader processes.
+        dataset: items (image (C, H, W), label) by index.
+        has_labels: False if the labels are placeholders.
+        batch_size: images per batch.
+        workers: number of loader processes.
 
     Raises:
         InputError: the set is empty, or no block can be left out.
     """
     num_images = num_samples(dataset)
     if not num_images:
-        raise InputError("there are no images to measure sensitivity on.")
+        raise InputError("there are no images to measure sensitivity on; the set is empty.")
     paths, unskippable = _paths(net)
     if not paths:
         raise InputError(
@@ -117,7 +118,7 @@ def measure_sensitivity(
                 [float(divergence(expected_BK, logits_BK).sum()) for logits_BK in found[1:]]
             )
     agreement, top1 = processes.all_reduce_sum(counts).T.tolist()
-    # one item a batch; sums over them are exactly rounded, so that their order does not matter
+    # One item per batch; their sums are exactly rounded, so that the order does not matter.
     every_divergence = processes.all_gather_items(divergences)
     every_energy = processes.all_gather_items(energies)
     blocks = [
@@ -142,7 +143,7 @@ def measure_sensitivity(
 
 
 def _paths(net: DynamicNetwork) -> tuple[dict[tuple[str, str], Tensor], tuple[str, ...]]:
-    """Per (stage, block) the edges of the path past it, and the blocks that have none."""
+    """Return the edges of the path around each (stage, block), and the blocks without one."""
     paths: dict[tuple[str, str], Tensor] = {}
     unskippable: list[str] = []
     for stage in net.graph.stages:
@@ -160,14 +161,14 @@ def _ratio(energies: list[tuple[float, float]]) -> float | None:
 
 
 def _branch_energies(net: DynamicNetwork, images: Tensor) -> dict[str, tuple[float, float]]:
-    """Per block (|F(z)|^2, |z|^2) of this batch, on the path that gates give now."""
+    """Return (|F(z)|^2, |z|^2) of each block for this batch, on the path that the gates select."""
     watch = _Watch(net)
     watch.run(images)
     return watch.energies
 
 
 class _Watch(fx.Interpreter):
-    """Runs the lowered graph and looks at every block's input and output."""
+    """Runs the lowered graph and records the energy of every block's input and branch."""
 
     def __init__(self, net: DynamicNetwork) -> None:
         super().__init__(net.lowered)

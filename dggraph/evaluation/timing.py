@@ -1,8 +1,7 @@
-"""Paired timing: every round runs all contestants once, in turning order, and each is compared with
-the baseline of the same round.
+"""Paired timing: each round runs all contestants once, and compares them with its baseline.
 
-A machine that is busy now and idle later changes seconds, hardly ratios; where it changes ratios
-too, the result says that it is unreliable.
+The order rotates from round to round. Changing load on the machine affects seconds, but hardly the
+ratios; if it affects the ratios too, the result is marked as unreliable.
 """
 
 import statistics
@@ -24,19 +23,19 @@ MAX_SPREAD = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One contestant against the baseline."""
+    """The time of one contestant, relative to the baseline."""
 
     name: str
     seconds: float
-    """Median of its rounds."""
+    """Median over rounds."""
     ratio: float
-    """Median over rounds of its time over the baseline's in the same round; below 1 is faster."""
+    """Median over rounds of its time / the baseline's in the same round; below 1 is faster."""
     low: float
     """Lower quartile of the ratios."""
     high: float
-    """Upper quartile."""
+    """Upper quartile of the ratios."""
     is_reliable: bool
-    """False where the quartiles lie more than 10 % of the ratio apart."""
+    """Whether the quartiles are at most 10 % of the ratio apart."""
 
 
 def compare(
@@ -45,21 +44,21 @@ def compare(
     *,
     rounds: int = 15,
 ) -> list[Timing]:
-    """Time `contestants` against `baseline`, interleaved; two rounds to warm up.
+    """Time `contestants` against `baseline`, interleaved, after two rounds of warm-up.
 
     Args:
-        baseline: what to compare with.
-        contestants: by name.
-        rounds: counted rounds, at least 3.
+        baseline: the function to compare with.
+        contestants: functions by name.
+        rounds: number of counted rounds, at least 3.
 
     Returns:
         The baseline first, then the contestants in order.
 
     Raises:
-        InputError: too few rounds.
+        InputError: there are fewer than 3 rounds.
     """
     if rounds < 3:
-        raise InputError(f"rounds={rounds}: a spread needs at least 3 rounds.")
+        raise InputError(f"rounds={rounds}: quartiles need at least 3 rounds.")
     runs = {"baseline": baseline, **contestants}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -76,15 +75,14 @@ def compare(
 def time_inference(
     net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15
 ) -> tuple[float, list[Timing]]:
-    """Time every executor on random paths that keep about `kept` of the MACs, against the static
-    backbone.
+    """Time every executor on random paths against the static backbone.
 
     Args:
-        net: `backbone`, converted.
+        net: the converted `backbone`.
         backbone: the static network.
-        x: (B, C, H, W).
-        kept: fraction of all MACs, see `sample_paths`.
-        rounds: counted rounds.
+        x: images (B, C, H, W).
+        kept: fraction of the MACs that paths should keep, see `sample_paths`.
+        rounds: number of counted rounds.
 
     Returns:
         The fraction really kept, and the timings: baseline, `dense`, `sparse`, `auto`.
@@ -115,21 +113,22 @@ def time_inference(
 def sample_paths(
     net: DynamicNetwork, kept: float, num_instances: int, seed: int = 0
 ) -> tuple[dict[str, Tensor], float]:
-    """Random paths that keep about `kept` of the static network's MACs: nodes closed at random,
-    every edge between the others open.
+    """Draw random paths that keep about `kept` of the static network's MACs.
+
+    Random nodes are closed, and every edge between the others is open.
 
     Args:
         net: a converted network.
-        kept: fraction of all MACs, the part outside the routed blocks included.
+        kept: fraction of all MACs, including those outside the routed blocks.
         num_instances: B.
-        seed: of the choice of nodes.
+        seed: seed of the choice of nodes.
 
     Returns:
         Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and the mean
         fraction really kept.
 
     Raises:
-        InputError: no path keeps so little.
+        InputError: no path keeps as little as `kept`.
     """
     generator = torch.Generator().manual_seed(seed)
     table = net.macs_table
@@ -155,14 +154,14 @@ def sample_paths(
     mean = total / max(num_instances, 1)
     if abs(mean - kept) > 0.05 and kept < 1:
         raise InputError(
-            f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest keep"
-            f" {mean:.2f}."
+            f"no path of {net.graph.name} keeps {kept:.2f} of its MACs; the nearest ones keep"
+            f" {mean:.2f}. Choose a larger fraction."
         )
     return {name: torch.stack(weights) for name, weights in rows.items()}, mean
 
 
 def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str, Tensor], float]:
-    """Per stage (E,) of 0 and 1 with the nodes in `closed` cut off, and the fraction kept."""
+    """Return per stage (E,) of 0 and 1 without the nodes in `closed`, and the fraction kept."""
     opens = {
         name: torch.tensor(
             [

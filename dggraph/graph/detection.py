@@ -1,5 +1,6 @@
-"""What a detector finds on an image. Everywhere in dggraph a label is a place among the classes,
-from 0.
+"""The objects that a detector finds in an image.
+
+Everywhere in dggraph a label is an index into the classes, from 0.
 """
 
 from dataclasses import dataclass, replace
@@ -13,22 +14,22 @@ class Detection:
     """One object that was found."""
 
     corners: Corners
-    """In pixels of the image as it came."""
+    """In pixels of the original image."""
     label: int
-    """Its class: a place among the classes, from 0."""
+    """Its class, as an index from 0."""
     score: float
     name: str = ""
-    """Name of its class, where it is to be shown."""
+    """The name of its class, or an empty string if it is not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detected:
-    """What a detector found on one image."""
+    """The objects that a detector found in one image."""
 
     size: tuple[int, int]
     """Width and height of the image in pixels."""
     objects: tuple[Detection, ...]
 
     def scoring(self, least: float) -> "Detected":
-        """Only the objects of score `least` or more."""
+        """Return a copy with only the objects of score `least` or more."""
         return replace(self, objects=tuple(one for one in self.objects if one.score >= least))

@@ -250,12 +250,12 @@ def import_function(name: str) -> Any:
 def unknown_model(
     name: str, known: Sequence[str], listing: str = "`dggraph models` lists them."
 ) -> InputError:
-    """The error for a MODEL name that is none, with what may have been meant.
+    """Return the error for an unknown model name, with names that may be meant.
 
     Args:
-        name: as it was given.
-        known: names that it may be a misspelling of.
-        listing: where to find them all, a sentence.
+        name: the name as given.
+        known: names of which it may be a misspelling.
+        listing: a sentence that says where all names are listed.
     """
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else listing

@@ -90,11 +90,11 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
 
 
 def path_share(opens: Mapping[str, Tensor], table: MacsTable) -> float:
-    """MACs of one path as a fraction of the static network's.
+    """Return the MACs of one path as a fraction of the static network's.
 
     Args:
         opens: per stage (E,), 1 for its open edges and 0 for the others.
-        table: what the parts cost.
+        table: the MACs of each part.
     """
     macs = path_macs({stage: open_E[None] for stage, open_E in opens.items()}, table)
     return float(macs) / table.static
