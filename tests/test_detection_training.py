@@ -137,8 +137,8 @@ def test_a_stopped_run_goes_on_to_the_byte(
     with pytest.raises(
         ArchiveError,
         match=(
-            r"no finished run of a detector: detector.safetensors is not there. The command that"
-            r" began it goes on"
+            r"no finished run of a detector: detector.safetensors is missing. Continue the run"
+            r" with the command that started it"
         ),
     ):
         open_detector(tmp_path / "run", MODEL)
@@ -532,7 +532,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
 
     monkeypatch.setattr(Detecting, "loss", loss)
     with pytest.raises(
-        TrainingError, match=r"a gradient of step 2 is not finite, so nothing was changed with it"
+        TrainingError, match=r"a gradient of step 2 is not finite, so no step was taken with it"
     ):
         train(keys(data, tmp_path, grad_accum_steps=1))
     weight, before = seen[-1]

@@ -182,6 +182,6 @@ def test_a_batch_splits_into_equal_parts() -> None:
     assert TrainConfig(model="a", batch_size=6, grad_accum_steps=3).grad_accum_steps == 3
     with pytest.raises(
         InputError,
-        match=r"grad_accum_steps = 4: .*batch_size = 6 does not split into so many equal parts",
+        match=r"grad_accum_steps = 4: .*batch_size = 6 cannot be split into 4 equal parts",
     ):
         read_config(None, {"model": "a", "batch_size": 6, "grad_accum_steps": 4})

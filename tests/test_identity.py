@@ -68,22 +68,22 @@ def rename(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (swap, ["other classes (gone 'cat'; new 'zebra')"]),
+        (swap, ["other classes (removed 'cat'; new 'zebra')"]),
         (
             add,
             [
-                "16 images of train then, 17 now",
-                "image 8 of train was 'dog/0.png' and is 'cat/zz.png'",
+                "16 images of train before, 17 now",
+                "image 8 of train was 'dog/0.png' and now is 'cat/zz.png'",
             ],
         ),
         (
             remove,
             [
-                "16 images of validation then, 15 now",
-                "image 11 of validation was 'dog/3.png' and is 'dog/4.png'",
+                "16 images of validation before, 15 now",
+                "image 11 of validation was 'dog/3.png' and now is 'dog/4.png'",
             ],
         ),
-        (rename, ["image 10 of train was 'dog/2.png' and is 'dog/2b.png'"]),
+        (rename, ["image 10 of train was 'dog/2.png' and now is 'dog/2b.png'"]),
     ],
 )
 def test_other_images_are_refused_by_name(
@@ -144,8 +144,8 @@ def test_differences_in_words(tmp_path: Path) -> None:
         document, identity("a/1.png", "b/é.png", classes=("b", "a")), tmp_path
     ) == ["other classes (the same ones in another order)"]
     assert tell_differences(document, identity("a/1.png"), tmp_path) == [
-        "2 images of train then, 1 now",
-        "image 1 of train was 'b/é.png' and is nothing",
+        "2 images of train before, 1 now",
+        "image 1 of train was 'b/é.png' and now is nothing",
     ]
     (tmp_path / NAMES).write_bytes(b"damaged")
     assert tell_differences(document, identity("a/1.png", "c"), tmp_path) == [
@@ -163,7 +163,7 @@ def test_other_boxes_are_other_data(tmp_path: Path) -> None:
     before, after = (identity(*names_of_boxes([image(right)])) for right in (4.0, 5.0))
     write_names(before, tmp_path)
     assert tell_differences(before.document(), after, tmp_path) == [
-        "what is marked on 'x.png' of train is another"
+        "the annotations of 'x.png' in train have changed"
     ]
 
 
@@ -193,6 +193,6 @@ def test_a_detector_s_run_knows_its_data(tmp_path: Path, monkeypatch: pytest.Mon
     file.write_text(json.dumps(content))
     with pytest.raises(
         CheckpointError,
-        match=r"learned from other data: what is marked on '.*' of train is another",
+        match=r"learned from other data: the annotations of '.*' in train have changed",
     ):
         train(config)

@@ -67,7 +67,7 @@ def test_texts_of_windows(tmp_path: Path, encoding: str, end: str) -> None:
 
 def test_a_text_of_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes('model = "é"'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"my\.toml is not text in UTF-8.*Save it as UTF-8"):
+    with pytest.raises(InputError, match=r"my\.toml is not UTF-8 text.*Save it as UTF-8"):
         read_config(tmp_path / "my.toml", {})
 
 

@@ -93,11 +93,11 @@ def test_the_page_bears_what_a_dying_process_left(tmp_path: Path) -> None:
     [
         (b'{"step": 1}\n{"step": 2}\n{"st', 24, b'{"step": 1}\n{"step": 2}\n', ""),
         (b'{"step": 1}\n{"step": 2}\n', 12, b'{"step": 1}\n', ""),
-        (b'{"step": 1}\n{"st', 24, b'{"step": 1}\n', "behind row 1: 12 bytes"),
-        (b'{"step": 1}\n' + bytes(12), 24, b'{"step": 1}\n', "behind row 1: 12 bytes"),
-        (b'{"step": 1}\n[]\n{"step": 2}\n', 27, b'{"step": 1}\n', "behind row 1: 15 bytes"),
-        (b"", 24, b"", "behind row 0: 24 bytes"),
-        (None, 24, b"", "is gone"),
+        (b'{"step": 1}\n{"st', 24, b'{"step": 1}\n', "after row 1: 12 bytes"),
+        (b'{"step": 1}\n' + bytes(12), 24, b'{"step": 1}\n', "after row 1: 12 bytes"),
+        (b'{"step": 1}\n[]\n{"step": 2}\n', 27, b'{"step": 1}\n', "after row 1: 15 bytes"),
+        (b"", 24, b"", "after row 0: 24 bytes"),
+        (None, 24, b"", "is missing, so a new one was started"),
         (None, 0, b"", ""),
     ],
 )

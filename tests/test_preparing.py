@@ -82,7 +82,7 @@ def raising() -> nn.Module:
         ({"dataset": "test_preparing:nameless"}, "class 1 is called None"),
         (
             {"model": "test_preparing:five_outputs"},
-            "gives 5 outputs for the 4 classes of toy_data:make",
+            "returns 5 outputs for the 4 classes of toy_data:make",
         ),
         ({"model": "test_preparing:of_features"}, r"a tensor of \(1, 4, 14, 14\) for one image"),
         (

@@ -63,7 +63,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             {4},
         ),
         ("unreadable", "cannot read the image 'roses/7.png'.", {4}),
-        ("infinite", "the loss of step 6 is nan, so nothing was changed with it", {4}),
+        ("infinite", "the loss of step 6 is nan, so no step was taken with it", {4}),
         ("killed", "another process of this run ended or was killed", {-9, 4}),
         (
             "uneven",
@@ -74,35 +74,39 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("occupied", "killed is being written by another run, process ", {4}),
         ("untrained", "differ in network", {4}),
         ("atlas-bad", "sandal-0.png", {4}),
-        ("fsdp-infinite", "the loss of step 6 is nan, so nothing was changed with it", {4}),
+        ("fsdp-infinite", "the loss of step 6 is nan, so no step was taken with it", {4}),
         (
             "ddp-then-fsdp",
-            "ddp holds a run with other parallel. Go on with those, or choose another experiment",
+            "ddp has a run with other parallel. Continue with those, or choose another experiment",
             {4},
         ),
         (
             "fsdp-then-ddp",
-            "fsdp holds a run with other parallel. Go on with those, or choose another experiment",
+            "fsdp has a run with other parallel. Continue with those, or choose another experiment",
             {4},
         ),
         (
             "torchcompile",
             (
-                "torchcompile does not go with parallel = 'fsdp': the hooks that gather the weights"
-                " would cut the compiled graph. Leave it out"
+                "torchcompile does not work with parallel = 'fsdp': the hooks that gather the weights"
+                " would break the compiled graph. Leave it out"
             ),
             {4},
         ),
         (
             "channels_last",
             (
-                "channels_last does not go with parallel = 'fsdp': weights are shared out as"
-                " contiguous ones. Leave it out, or choose"
+                "channels_last does not work with parallel = 'fsdp': weights are sharded in"
+                " contiguous layout. Leave it out, or choose"
             ),
             {4},
         ),
-        ("opt", "opt = 'adamp' does not go with parallel = 'fsdp': it may need whole weights", {4}),
-        ("fewer", "holds a run with other number of processes", {4}),
+        (
+            "opt",
+            "opt = 'adamp' does not work with parallel = 'fsdp': it may need complete weights",
+            {4},
+        ),
+        ("fewer", "has a run with other number of processes", {4}),
     ],
 )
 def test_one_message_says_what_is_wrong(

@@ -1,4 +1,4 @@
-"""Training: from a configuration to an archive."""
+"""Training, from a configuration to an archive."""
 
 from typing import TYPE_CHECKING
 

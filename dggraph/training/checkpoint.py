@@ -1,10 +1,8 @@
-"""Checkpoints: a folder a step, whole or not there, without pickle.
+"""Checkpoints: one folder per step, complete or absent, without pickle.
 
-    checkpoints/00001200/    model.safetensors, optimiser.safetensors, ... and state.json, written
-    last with a SHA-256 of each
-
-`system.files` writes them; old ones are removed only afterwards. A process killed at any moment
-leaves the last whole checkpoint as it was.
+A folder `checkpoints/00001200/` has model.safetensors, optimiser.safetensors and so on, and
+state.json, written last, with a SHA-256 of each. `system.files` writes them, and old ones are
+removed only afterwards. A process killed at any moment leaves the last complete checkpoint intact.
 """
 
 import hashlib
@@ -31,11 +29,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was saved."""
+    """The contents of a checkpoint."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """Per part, for example `model`, tensors by name."""
+    """For each part, for example `model`, its tensors by name."""
     state: dict[str, Any]
     """Everything else, as JSON."""
 
@@ -43,16 +41,16 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/<step>`, all of it or nothing.
+    """Write `folder/<step>` atomically, and return its path.
 
     Args:
-        folder: of all checkpoints of a run.
-        step: optimiser steps done.
-        tensors: per part, by name.
-        state: what JSON can hold.
+        folder: the folder of all checkpoints of a run.
+        step: number of optimiser steps done.
+        tensors: tensors by part and name.
+        state: a JSON document.
 
     Raises:
-        CheckpointError: it cannot be written; older checkpoints are as they were.
+        CheckpointError: the checkpoint cannot be written; older ones are unchanged.
     """
     target = folder / f"{step:08d}"
     try:
@@ -61,7 +59,8 @@ def save_checkpoint(
     except OSError as error:
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {error.strerror or error}. Older checkpoints"
-            " are as they were; make room, or choose another folder, and go on from the last."
+            " are unchanged; free some space, or choose another folder, and continue from the last"
+            " one."
         ) from error
     return target
 
@@ -69,7 +68,7 @@ def save_checkpoint(
 def _parts(
     step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of a checkpoint, one in memory at a time, `STATE` last."""
+    """Yield the files of a checkpoint, one in memory at a time, `STATE` last."""
     digests = {}
     for name, named in tensors.items():
         content = safetensors.torch.save(
@@ -85,42 +84,43 @@ def _parts(
 
 
 def load_checkpoint(target: Path) -> Checkpoint:
-    """Read a checkpoint folder.
+    """Read a checkpoint folder and verify its digests.
 
     Raises:
-        CheckpointError: something is missing, or differs from what was written.
+        CheckpointError: a file is missing, or differs from what was written.
     """
     try:
         seal, _, document = part_of(target, STATE).read_text().partition("\n")
         if hashlib.sha256(document.rstrip("\n").encode()).hexdigest() != seal:
             raise CheckpointError(
-                f"the checkpoint {target} is damaged: {STATE} differs from its digest. Go on from"
-                " another one."
+                f"the checkpoint {target} is damaged: {STATE} differs from its digest. Delete it to"
+                " continue from the one before."
             )
         found = json.loads(document)
         if found["format"] != FORMAT:
             raise CheckpointError(
-                f"the checkpoint {target} has format {found['format']}, this version reads"
-                f" {FORMAT}."
+                f"the checkpoint {target} has format {found['format']}, but this version reads"
+                f" format {FORMAT}. Use the version of dggraph that wrote it."
             )
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, digest in found["sha256"].items():
             content = part_of(target, name).read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CheckpointError(
-                    f"the checkpoint {target} is damaged: {name} differs from its digest. Go on"
-                    " from another one."
+                    f"the checkpoint {target} is damaged: {name} differs from its digest. Delete it"
+                    " to continue from the one before."
                 )
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
     except (OSError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
-            f"the checkpoint {target} cannot be read: {error}. Go on from another one."
+            f"the checkpoint {target} cannot be read: {error}. Delete it to continue from the one"
+            " before."
         ) from error
     return Checkpoint(found["step"], tensors, found["state"])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -131,20 +131,22 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def delete_old_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and the steps in `also`, and what killed
-    processes left half-written.
+    """Delete all but the newest `keep` checkpoints and the steps in `also`.
+
+    Partial folders that killed processes left behind are deleted too.
     """
     for old in list_checkpoints(folder)[:-keep]:
         if int(old.name) not in also:
             doomed = old.with_name(f".removing-{old.name}")
-            os.rename(old, doomed)  # a process killed here leaves no half-removed checkpoint
+            os.rename(old, doomed)  # a process killed during removal leaves no partial checkpoint
     for rest in (*folder.glob(".removing-*"), *folder.glob(".saving-*")):
         shutil.rmtree(rest, ignore_errors=True)
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of an optimiser's state by `<parameter>.<name>`, whole, and the rest as JSON. Where
-    they are sharded, every process must ask.
+    """Return an optimiser's state as full tensors by `<parameter>.<name>`, and the rest as JSON.
+
+    If the state is sharded, every process must call this.
     """
     found = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -161,7 +163,7 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def restore_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
-    """The inverse of `flatten_optimiser`."""
+    """Load the result of `flatten_optimiser` into `optimiser`."""
     state: dict[int, dict[str, Any]] = {
         int(parameter): dict(values) for parameter, values in rest["state"].items()
     }

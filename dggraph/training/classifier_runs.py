@@ -1,6 +1,4 @@
-"""Classifiers as runs train them, read back from a run's folder: its archive, or what its last
-checkpoint holds.
-"""
+"""Trained classifiers, read back from a run folder: from its archive or its last checkpoint."""
 
 import json
 from pathlib import Path
@@ -24,7 +22,7 @@ from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
 
 
 def is_classifier_run(folder: str | Path) -> bool:
-    """Whether a classifier was trained there, to the end or not."""
+    """Whether `folder` is the run folder of a classifier, finished or not."""
     return (
         not (Path(folder) / MANIFEST).is_file()
         and _keys(Path(folder)).get("task", "detection") == "classification"
@@ -32,28 +30,27 @@ def is_classifier_run(folder: str | Path) -> bool:
 
 
 def run_config(folder: str | Path) -> TrainConfig:
-    """The keys of the run in `folder`; the checkpoint that it started from is not needed any more.
+    """Return the configuration of the run in `folder`, without its initial checkpoint.
 
     Raises:
-        InputError: they are none.
+        InputError: the folder has no valid configuration.
     """
     return read_config(None, _keys(Path(folder)) | {"checkpoint": None})
 
 
 def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[DynamicNetwork, str]:
-    """The network of a run, in eval mode; of a static backbone that was trained, what it converts
-    to.
+    """Return the network of a run, in eval mode; a trained static backbone is converted.
 
     Args:
-        folder: of the run. It may come from anybody, so code that it names is not run.
-        backbone: `package.module:function` where the run's model is one; imported and called.
+        folder: the run folder. It may come from anyone, so code that it names is not run.
+        backbone: `package.module:function` if the run's model is one; imported and called.
 
     Returns:
-        The network, and a sentence where the run is not finished, or nothing.
+        The network, and a sentence if the run is not finished, else an empty string.
 
     Raises:
-        ArchiveError: the run has neither a network nor a checkpoint, or they are damaged or of
-            another model.
+        ArchiveError: the run has neither a network nor a checkpoint, or they are damaged or belong
+            to another model.
         InputError: the run's model is code and `backbone` is not given, or the other way round.
     """
     folder = Path(folder)
@@ -84,19 +81,18 @@ def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[Dy
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         raise ArchiveError(
-            f"the run in {folder} has no checkpoint yet, so there is no network. The command that"
-            " began it goes on."
+            f"the run in {folder} has no checkpoint yet, so there is no network. Continue it with"
+            " the command that started it."
         )
     found = load_checkpoint(checkpoints[-1])
     if "data" not in found.state:
         raise ArchiveError(
-            f"the run in {folder} does not say its classes, as newer ones do. The command that"
-            " began it finishes it."
+            f"the run in {folder} is of an older version that did not store the classes. Finish it"
+            " with the command that started it."
         )
     tensors = found.tensors["model"]
-    if (
-        "average" in found.tensors
-    ):  # the threshold is set, not learned: an average of it would lag behind
+    if "average" in found.tensors:
+        # the threshold is scheduled, not learned, so its average would lag behind
         prefix, now = "module.", tensors
         averaged = {
             key.removeprefix(prefix): value
@@ -119,14 +115,14 @@ def _built(
     classes: tuple[str, ...],
 ) -> DynamicNetwork:
     name = backbone or config.model
-    classes = (
-        classes if config.objective == "labels" else ()
-    )  # the teacher's outputs are learned, whatever the images are called
+    # distillation learns the teacher's outputs, which the data's classes do not name
+    classes = classes if config.objective == "labels" else ()
     number = config.num_classes or (len(classes) or None if takes_num_classes(name) else None)
     loaded = load_model(name, num_classes=number, input_size=config.input_size)
     if loaded.preprocess is None:
         raise InputError(
-            f"{name} does not say what images it takes, and neither does the run in {folder}."
+            f"neither {name} nor the run in {folder} says what images the model takes. Train it"
+            " again with input_size."
         )
     preprocess = configured(loaded.preprocess, config)
     example = torch.zeros((1, *preprocess.input_size))
@@ -141,8 +137,8 @@ def _built(
             release_(net)
     except RuntimeError as error:
         raise ArchiveError(
-            f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Was its code changed"
-            " since?"
+            f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Check whether its code"
+            " has changed since."
         ) from error
     net.labels, net.preprocess = classes or loaded.labels, preprocess
     return net.eval()
@@ -153,7 +149,7 @@ def _read_static(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         with safetensors.safe_open(file, "pt") as opened:
             classes = json.loads((opened.metadata() or {})["classes"])
         return safetensors.torch.load_file(file), tuple(str(name) for name in classes)
-    except Exception as error:  # whatever damaged files raise
+    except Exception as error:  # damaged files may raise anything
         raise ArchiveError(
             f"{file} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it again."
         ) from error
@@ -166,7 +162,7 @@ def _pinned(folder: Path) -> tuple[str, ...]:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(
-            f"{folder / 'sensitivity.json'} is damaged, so which blocks are pinned is not known."
+            f"{folder / 'sensitivity.json'} is damaged, so it is unknown which blocks are pinned."
             " Train it again."
         ) from error
 

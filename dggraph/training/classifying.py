@@ -1,4 +1,4 @@
-"""Learn one label an image, or what a trained static network says of it."""
+"""The task of classifiers: labels, or the outputs of a trained static network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,25 +25,28 @@ Part = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifying:
-    """A `Task`."""
+    """The `Task` of a classifier."""
 
     config: TrainConfig
     data: TrainingData
-    """For distillation the labels of the validation set are the teacher's answers."""
+    """For distillation, the labels of the validation set are the teacher's predictions."""
     teacher: nn.Module | None
-    """Whose outputs are learned, for distillation."""
+    """The network whose outputs are learned in distillation, else None."""
     collate: None = None
 
     @property
     def train(self) -> Dataset[Any]:
+        """Return the training set."""
         return self.data.train
 
     @property
     def groups(self) -> list[int]:
+        """Return one group for all samples."""
         return [0] * num_samples(self.data.train)
 
     @property
     def identity(self) -> Identity:
+        """Return the identity of the data."""
         parts: dict[str, Any] = {"train": self.data.train, "validation": self.data.validation}
         return Identity(
             classes=self.data.classes,
@@ -52,16 +55,15 @@ class Classifying:
         )
 
     def parts(self, batch: Any, step: int) -> list[Part]:
+        """Return the batch on the device, mixed and split into `grad_accum_steps` parts."""
         config = self.config
         images, labels = (tensor.to(processes.device()) for tensor in batch)
         if config.channels_last:
             images = images.to(memory_format=torch.channels_last)
         num_classes = config.num_classes or len(self.data.classes)
         if self.teacher is not None:
-            labels, num_classes = (
-                torch.zeros_like(labels),
-                1,
-            )  # its outputs stand for them, on images as they are mixed
+            # placeholders: the target is the teacher's output on the mixed images
+            labels, num_classes = torch.zeros_like(labels), 1
         images, targets = mix(
             images,
             labels,
@@ -82,6 +84,7 @@ class Classifying:
     def loss(
         self, model: nn.Module, net: DynamicNetwork | None, part: Part
     ) -> tuple[Tensor, Gates | None]:
+        """Return the cross-entropy or the divergence from the teacher, and the gates."""
         images, targets = part
         logits, gates = (model(images), None) if net is None else model(images, return_gates=True)
         if self.teacher is None:
@@ -91,6 +94,7 @@ class Classifying:
         return divergence(expected.float(), logits.float()).mean(), gates
 
     def evaluate(self, model: nn.Module) -> Accuracy:
+        """Return the accuracy of `model` on the validation set."""
         return evaluate(
             model,
             self.data.validation,

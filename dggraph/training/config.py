@@ -1,7 +1,7 @@
-"""What a training run is: one flat table of keys, named as timm names them where it has them.
+"""The configuration of a training run: a flat table of keys, with timm's names where it has them.
 
-Read from TOML, overridden by flags, and refused where a key is unknown or a value makes no sense,
-before anything is loaded.
+It is read from TOML and overridden by flags. Unknown keys and invalid values are rejected before
+anything is loaded.
 """
 
 import difflib
@@ -31,7 +31,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class TrainConfig(BaseModel):
-    """Every key of a run.
+    """All keys of a run.
 
     Example:
         >>> from dggraph.training import TrainConfig
@@ -42,12 +42,12 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Literal["classification", "detection"] = Field(
-        "classification", description="One label an image, or boxes by a torchvision detector."
+        "classification", description="One label per image, or boxes from a torchvision detector."
     )
     model: str = Field(
         description=(
-            "MODEL to convert and train: torchvision's name, timm:NAME, dggraph:NAME or"
-            " package.module:function. For detection a detector, whose backbone is converted, or a"
+            "MODEL to convert and train: a torchvision name, timm:NAME, dggraph:NAME or"
+            " package.module:function. For detection, a detector, whose backbone is converted, or a"
             " classifier, which becomes Faster R-CNN with a feature pyramid."
         )
     )
@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         description=(
-            "Side of the square input in pixels, for detection its shorter side; by default the"
+            "Side of the square input in pixels, or shorter side for detection; by default the"
             " model's."
         ),
     )
@@ -70,79 +70,81 @@ class TrainConfig(BaseModel):
     )
     wiring: str = Field("complete", description="Candidate edges: complete, window(k), ...")
     residual: Literal["auto", "keep", "lift"] = Field(
-        "auto", description="What becomes of identity residuals."
+        "auto",
+        description="Keep identity residuals inside their blocks, or lift them to edges.",
     )
     router: str = Field(
         "node",
         description=(
-            "node, stage, node(16), a registered name, or none: train the static backbone itself."
+            "node, stage, node(16), a registered name, or none, which trains the static backbone."
         ),
     )
     gate: str | None = Field(None, description="anchored, sigmoid, or a registered name.")
     init: Literal["preserve", "scratch"] = Field(
-        "preserve", description="preserve starts as the backbone; scratch with every edge open."
+        "preserve",
+        description="Start as the backbone (preserve), or with every edge open (scratch).",
     )
 
     objective: Literal["labels", "distill"] = Field(
         "labels",
         description=(
-            "labels: cross-entropy. distill: the static network's own outputs, from any images;"
-            " needs a trained one."
+            "labels: cross-entropy. distill: the outputs of the static network on any images, for"
+            " which it must be trained."
         ),
     )
     tune: Literal["all", "norms", "routers"] = Field(
         "all",
         description=(
-            "What learns besides the routers: everything, the norms' weights, or nothing; norm"
-            " statistics stay unless all."
+            "What is trained besides the routers: everything, the weights of norms, or nothing."
+            " Norm statistics change with all only."
         ),
     )
     decide: Literal["edges", "blocks"] = Field(
         "edges",
         description=(
-            "What routers decide about: each edge, or each lifted block with all its edges as one,"
-            " where the others stay static."
+            "What routers decide on: each edge, or each lifted block with all its edges together."
+            " Other blocks stay static."
         ),
     )
     pin_divergence: float | None = Field(
         None,
         gt=0,
         description=(
-            "Pin open the blocks without which the static network's outputs move by more, as mean"
-            " KL divergence in nats."
+            "Pin open each block whose removal changes the static network's outputs by more than"
+            " this mean KL divergence in nats."
         ),
     )
 
     dataset: str = Field(
         "imagefolder",
         description=(
-            "imagefolder, fashion_mnist, mnist, cifar10, cifar100; for detection coco or voc; or"
+            "imagefolder, fashion_mnist, mnist, cifar10 or cifar100; coco or voc for detection; or"
             " package.module:function."
         ),
     )
-    data_dir: Path | None = Field(None, description="Where the data set is.")
+    data_dir: Path | None = Field(None, description="Folder of the data set.")
     on_bad_box: Literal["error", "skip"] = Field(
         "error",
         description=(
-            "Stop at images and boxes whose annotations make no sense, or leave them out, and"
-            " images that cannot be read too, and say how many."
+            "Stop at invalid annotations and unreadable images, or leave them out and report how"
+            " many."
         ),
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
         description=(
-            "Stop at images that cannot be read, or read all of them once before training, leave"
-            " those out, and say how many."
+            "Stop at unreadable images; or read all images once before training, leave unreadable"
+            " ones out and report how many."
         ),
     )
     mean: tuple[float, ...] | None = Field(
-        None, description="Of the normalised pixels; by default the model's."
+        None, description="Mean that normalises pixels; by default the model's."
     )
     std: tuple[float, ...] | None = Field(
-        None, description="Of the normalised pixels; by default the model's."
+        None, description="Standard deviation that normalises pixels; by default the model's."
     )
     interpolation: Literal["bilinear", "bicubic"] | None = Field(
-        None, description="For resizing; by default the model's."
+        None, description="Interpolation for resizing; by default the model's."
     )
     crop_pct: float | None = Field(
         None,
@@ -150,14 +152,16 @@ class TrainConfig(BaseModel):
         le=1,
         description="Share of the resized side kept in evaluation; by default the model's.",
     )
-    scale: tuple[float, float] = Field((0.08, 1.0), description="Area of a random resized crop.")
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="Range of the random resized crop's area."
+    )
     ratio: tuple[float, float] = Field(
-        (0.75, 4 / 3), description="Aspect of a random resized crop."
+        (0.75, 4 / 3), description="Range of the random resized crop's aspect ratio."
     )
     crop_padding: int | None = Field(
         None,
         ge=0,
-        description="Instead of resized crops: pad by so many pixels and crop, for small images.",
+        description="For small images: pad by this many pixels and crop, without resizing.",
     )
     hflip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     color_jitter: float = Field(
@@ -167,64 +171,73 @@ class TrainConfig(BaseModel):
         None, description="RandAugment: number of operations, magnitude."
     )
     reprob: float = Field(0.0, ge=0, le=1, description="Probability of random erasing.")
-    mixup: float = Field(0.0, ge=0, description="MixUp alpha; 0 is off.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of MixUp; 0 disables it.")
     cutmix: float = Field(
-        0.0, ge=0, description="CutMix alpha; 0 is off. With both, each batch draws one."
+        0.0, ge=0, description="Alpha of CutMix; 0 disables it. With both, each batch draws one."
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
 
     epochs: int = Field(100, ge=1, description="Passes over the training set.")
-    batch_size: int = Field(128, ge=1, description="Images of one process and step.")
-    grad_accum_steps: int = Field(1, ge=1, description="Parts that a batch is split into.")
+    batch_size: int = Field(128, ge=1, description="Images per process and step.")
+    grad_accum_steps: int = Field(
+        1, ge=1, description="Number of parts of a batch, whose gradients are accumulated."
+    )
     validation_batch_size: int | None = Field(
         None,
         ge=1,
         description=(
-            "Images at a time in evaluation; by default 256, for detection 1, since images of a"
-            " batch pad each other."
+            "Images per batch in evaluation; by default 256, or 1 for detection, where images of a"
+            " batch are padded to one size."
         ),
     )
-    workers: int = Field(0, ge=0, description="Loader processes.")
+    workers: int = Field(0, ge=0, description="Number of loader processes.")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description=(
-            "How several processes share the work: each has the whole network, or a share of every"
-            " weight (FSDP2)."
+            "How several processes share the work: each has the complete network (ddp), or a shard"
+            " of every weight (fsdp, FSDP2)."
         ),
     )
-    seed: int = Field(0, ge=0, description="Of weights, order and augmentation.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
-    opt: str = Field("sgd", description="timm's name of an optimiser.")
+    opt: str = Field("sgd", description="Optimiser, by timm's name.")
     lr: float = Field(0.1, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(
-        1e-4, ge=0, description="Of weights; norms, biases and routers get none."
+        1e-4, ge=0, description="Weight decay, except for norms, biases and routers."
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="For optimisers that have one.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, for optimisers that have it.")
     router_lr: float | None = Field(
         None, gt=0, description="Peak learning rate of the routers; by default lr."
     )
-    clip_grad: float | None = Field(None, gt=0, description="Largest gradient norm.")
-    sched: str = Field("cosine", description="timm's name of a schedule.")
-    warmup_epochs: float = Field(5, ge=0, description="Linear from warmup_lr to lr.")
-    warmup_lr: float = Field(1e-5, ge=0, description="Where the warm-up starts.")
-    min_lr: float = Field(0.0, ge=0, description="Where the schedule ends.")
-    decay_epochs: float = Field(30, gt=0, description="For step schedules.")
+    clip_grad: float | None = Field(None, gt=0, description="Clip gradients to this norm.")
+    sched: str = Field("cosine", description="Schedule of the learning rate, by timm's name.")
+    warmup_epochs: float = Field(
+        5, ge=0, description="Epochs of linear warm-up from warmup_lr to lr."
+    )
+    warmup_lr: float = Field(1e-5, ge=0, description="Learning rate at the start of the warm-up.")
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the schedule.")
+    decay_epochs: float = Field(30, gt=0, description="Epochs between decays of the step schedule.")
     decay_milestones: tuple[int, ...] = Field(
         (90, 180, 270), description="Epochs at which the multistep schedule decays."
     )
-    decay_rate: float = Field(0.1, gt=0, description="For step schedules.")
-    model_ema: bool = Field(False, description="Keep and evaluate an average of the weights.")
-    model_ema_decay: float = Field(
-        0.9998, ge=0, lt=1, description="How slowly the average follows."
+    decay_rate: float = Field(
+        0.1, gt=0, description="Factor of each decay of the step and multistep schedules."
     )
+    model_ema: bool = Field(
+        False, description="Track and evaluate an exponential moving average of the weights."
+    )
+    model_ema_decay: float = Field(0.9998, ge=0, lt=1, description="Decay of that average.")
     amp: Literal["none", "bfloat16", "float16"] = Field(
-        "none", description="Autocast; float16 scales its loss."
+        "none", description="Dtype of autocast; float16 uses loss scaling."
     )
     channels_last: bool = Field(False, description="Memory format of images and weights.")
     torchcompile: bool = Field(False, description="Compile the training step's forward pass.")
 
     threshold: float = Field(
-        0.5, ge=0, lt=1, description="Edges at or below it are dropped, at the end of training."
+        0.5,
+        ge=0,
+        lt=1,
+        description="Edges at or below it are dropped; the value at the end of training.",
     )
     threshold_warmup: float = Field(
         0.5, ge=0, le=1, description="Share of the run over which the threshold rises from 0."
@@ -232,23 +245,24 @@ class TrainConfig(BaseModel):
     temperature: float = Field(
         1.0,
         gt=0,
-        description="Of the gates at the end of training; starts at 1 and falls geometrically.",
+        description=(
+            "Temperature of the gates at the end of training; it starts at 1 and falls"
+            " geometrically."
+        ),
     )
     budget: float | None = Field(
         None, gt=0, description="Mean MACs to keep, as a fraction of the static network's."
     )
-    budget_weight: float = Field(1.0, gt=0, description="Factor of the budget's loss.")
+    budget_weight: float = Field(1.0, gt=0, description="Factor of the budget loss.")
 
-    output: Path = Field(Path("runs"), description="Folder of runs.")
+    output: Path = Field(Path("runs"), description="Folder of all runs.")
     experiment: str = Field(
         "",
-        description=(
-            "Name of this run's folder; by default from the model and a digest of the keys."
-        ),
+        description=("Name of this run's folder; by default the model and a digest of the keys."),
     )
     checkpoint_hist: int = Field(2, ge=1, description="Checkpoints to keep besides the best.")
     checkpoint_steps: int = Field(
-        0, ge=0, description="Also checkpoint after so many steps; 0: each epoch only."
+        0, ge=0, description="Also save a checkpoint every so many steps; 0: each epoch only."
     )
     log_interval: int = Field(50, ge=1, description="Steps between rows of metrics.")
     tensorboard: bool = Field(False, description="Also write event files, into RUN/tensorboard.")
@@ -264,10 +278,10 @@ class TrainConfig(BaseModel):
             raise ValueError(str(error).rstrip(".")) from error
         if any(ord(character) < 32 for character in str(found)) and not found.exists():
             raise ValueError(
-                "a control character in a path was mostly a backslash once, which begins an escape"
-                " in \"...\": write the path in single quotes, '...', or with /"
+                "a control character in a path usually comes from a backslash, which starts an"
+                " escape in \"...\": write the path in single quotes, '...', or with /"
             )
-        return str(found)  # of JSON pydantic takes no Path
+        return str(found)  # in JSON mode pydantic does not accept a Path
 
     @pydantic.field_validator("scale", "ratio")
     @classmethod
@@ -277,8 +291,8 @@ class TrainConfig(BaseModel):
         low, high = value
         if not 0 < low <= high or (info.field_name == "scale" and high > 1):
             raise ValueError(
-                "give the smaller one first, above 0"
-                + (" and up to 1" if info.field_name == "scale" else "")
+                "give two numbers above 0, the smaller one first"
+                + (", of at most 1" if info.field_name == "scale" else "")
             )
         return value
 
@@ -286,7 +300,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _is_magnitude(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
         if value is not None and not (value[0] >= 1 and 0 <= value[1] <= 30):
-            raise ValueError("at least one operation, of a magnitude from 0 to 30")
+            raise ValueError("give at least one operation, and a magnitude from 0 to 30")
         return value
 
     @pydantic.field_validator("grad_accum_steps")
@@ -294,13 +308,13 @@ class TrainConfig(BaseModel):
     def _is_part(cls, value: int, info: pydantic.ValidationInfo) -> int:
         if info.data.get("batch_size", value) % value:
             raise ValueError(
-                f"batch_size = {info.data['batch_size']} does not split into so many equal parts"
+                f"batch_size = {info.data['batch_size']} cannot be split into {value} equal parts"
             )
         return value
 
     @property
     def conversion(self) -> dict[str, Any]:
-        """Options of `convert`, as training begins."""
+        """The options of `convert` at the start of training."""
         threshold = 0.0 if self.threshold_warmup else self.threshold
         names = ("wiring", "residual", "router", "gate", "init")
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
@@ -319,19 +333,20 @@ class TrainConfig(BaseModel):
 
     @property
     def augmentation(self) -> "Augmentation":
-        """What is drawn at random for a training image."""
+        """The random augmentation of training images."""
         from dggraph.data.augmentation import Augmentation
 
         return Augmentation(**{one.name: getattr(self, one.name) for one in fields(Augmentation)})
 
     @property
     def judged_at_a_time(self) -> int:
-        """Images at a time in evaluation."""
+        """Batch size of the evaluation."""
         return self.validation_batch_size or (1 if self.task == "detection" else 256)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The keys that decide what a run computes, as JSON: a run goes on only where these are the
-        same.
+        """Return the keys that decide what a run computes, as JSON.
+
+        A run can only be resumed with the same ones.
         """
         passing = {
             "output",
@@ -346,11 +361,11 @@ class TrainConfig(BaseModel):
 
 
 def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """The keys of a TOML `file`, or of a shipped recipe's name, those in `overrides` first.
+    """Read the keys of a TOML `file` or a shipped recipe, overridden by `overrides`.
 
     Raises:
-        InputError: no such file, no TOML, an unknown key, or a value that is none; names file and
-            key.
+        InputError: there is no such file, it is not TOML, a key is unknown, or a value is invalid;
+            names file and key.
 
     Example:
         >>> from pathlib import Path
@@ -370,11 +385,11 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         except OSError as error:
             names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
             raise InputError(
-                f"cannot read the configuration {file}: {error.strerror or error}. Name a .toml"
+                f"cannot read the configuration {file}: {error.strerror or error}. Give a .toml"
                 f" file, or one of the recipes {names}."
             ) from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not text in UTF-8: {error}. Save it as UTF-8.") from error
+            raise InputError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
         except tomllib.TOMLDecodeError as error:
             raise InputError(
                 f"{file} is not TOML: {error}.{_on_backslashes(text, error)}"
@@ -387,7 +402,7 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
 
 
 def configured(preprocess: "Preprocess", config: TrainConfig) -> "Preprocess":
-    """`preprocess`, with what `config` says of it."""
+    """Return `preprocess` with the values that `config` overrides."""
     given: dict[str, Any] = {
         "mean": config.mean,
         "std": config.std,
@@ -400,16 +415,14 @@ def configured(preprocess: "Preprocess", config: TrainConfig) -> "Preprocess":
 
 
 def _on_backslashes(text: str, error: Exception) -> str:
-    """Paths as Windows writes them are the likeliest reason of an error in a line that has a
-    backslash.
-    """
+    """Return a hint if the line of the error has a backslash, as Windows paths do."""
     found = re.search(r"at line (\d+)", str(error))
     lines = text.split("\n")
     line = lines[int(found.group(1)) - 1] if found and int(found.group(1)) <= len(lines) else ""
     if "\\" not in line:
         return ""
     return (
-        ' In "..." a backslash begins an escape: write a Windows path in single quotes,'
+        ' In "..." a backslash starts an escape: write a Windows path in single quotes,'
         " 'C:\\data', or with /, \"C:/data\"."
     )
 

@@ -1,4 +1,4 @@
-"""Learn boxes: a `Task` for detectors of torchvision's kind."""
+"""The task of detectors of torchvision's kind: boxes."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +18,12 @@ from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of_boxes
 
 Part = tuple[list[Tensor], list[Target]]
-"""Images (3, H, W) and what is on them."""
+"""Images (3, H, W) and their targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detecting:
-    """A `Task`."""
+    """The `Task` of a detector."""
 
     config: TrainConfig
     training: BoxSet
@@ -31,12 +31,14 @@ class Detecting:
 
     @cached_property
     def train(self) -> BoxDataset:
+        """Return the training set, flipped at random."""
         return BoxDataset(self.training.learnable, flip=self.config.hflip)
 
     @property
     def groups(self) -> list[int]:
-        """Tall images and wide ones: batches of both would be mostly padding. One group where
-        either would not fill a batch.
+        """Return a group for tall images and one for wide ones, which limits padding in a batch.
+
+        All images are in one group if either would not fill a batch.
         """
         is_tall = [int(image.height > image.width) for image in self.train.images]
         global_size = self.config.batch_size * processes.world_size()
@@ -48,10 +50,12 @@ class Detecting:
 
     @property
     def collate(self) -> Any:
+        """Return the function that makes a batch from samples."""
         return collate
 
     @property
     def identity(self) -> Identity:
+        """Return the identity of the data."""
         parts = {"train": self.train.images, "validation": self.validation.images}
         return Identity(
             classes=self.training.classes,
@@ -60,6 +64,7 @@ class Detecting:
         )
 
     def parts(self, batch: Part, step: int) -> list[Part]:
+        """Return the batch on the device, split into `grad_accum_steps` parts."""
         device, (images, targets) = processes.device(), batch
         images = [image.to(device) for image in images]
         targets = [
@@ -74,6 +79,7 @@ class Detecting:
     def loss(
         self, model: nn.Module, net: DynamicNetwork | None, part: Part
     ) -> tuple[Tensor, Gates | None]:
+        """Return the sum of the detector's losses, and the gates of its backbone."""
         if net is None:
             return sum(model(*part).values(), torch.zeros(())), None
         with collecting_gates(net) as gates:
@@ -81,15 +87,15 @@ class Detecting:
         return sum(losses.values(), torch.zeros(())), gates[0]
 
     def evaluate(self, model: nn.Module) -> DetectionEvaluation:
+        """Return the average precision of `model` on the validation set."""
         found = detect(
             model,
             BoxDataset(self.validation.images),
             batch_size=self.config.judged_at_a_time,
             workers=self.config.workers,
         )
-        judged = (
-            evaluate_boxes(found, self.validation) if processes.rank() == 0 else None
-        )  # seconds and a gigabyte for COCO
+        # COCO takes seconds and a gigabyte, so one process evaluates for all
+        judged = evaluate_boxes(found, self.validation) if processes.rank() == 0 else None
         (first, *_) = processes.all_gather_objects(judged)
         assert isinstance(first, DetectionEvaluation)
         return first

@@ -1,6 +1,4 @@
-"""Detectors as runs train them: built as a configuration says, and read back from a run's
-folder.
-"""
+"""Trained detectors: built from a configuration, and read back from a run folder."""
 
 import json
 from dataclasses import dataclass
@@ -23,18 +21,18 @@ from dggraph.training.runs import WEIGHTS
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A detector with what is known of it."""
+    """A detector and the facts about it."""
 
     model: nn.Module
-    """Takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of each."""
+    """Maps images (3, H, W) in [0, 1] to boxes, labels from 1 and scores."""
     net: DynamicNetwork | None
-    """Its backbone; None where that is static."""
+    """Its dynamic backbone; None if the backbone is static."""
     classes: tuple[str, ...]
     """Label k is `classes[k - 1]`."""
     config: TrainConfig
-    """What it was built from."""
+    """The configuration that it was built from."""
     said: tuple[str, ...]
-    """As of a `LoadedDetector`."""
+    """As in `LoadedDetector`."""
 
 
 def build_detector(
@@ -44,11 +42,12 @@ def build_detector(
     is_head_new: bool = False,
     is_frozen: bool | None = None,
 ) -> Detector:
-    """What `config.model` names, with a dynamic backbone unless `config.router` is none; in eval
-    mode.
+    """Build the detector `config.model` in eval mode.
+
+    Its backbone is dynamic unless `config.router` is none.
 
     Args:
-        config: what to build.
+        config: the configuration.
         classes: names of the labels.
         is_head_new: as for `load_detector`.
         is_frozen: as for `load_detector`.
@@ -79,7 +78,7 @@ def build_detector(
 
 
 def is_detector_run(folder: str | Path) -> bool:
-    """Whether a detector was trained there, to the end or not."""
+    """Whether `folder` is the run folder of a detector, finished or not."""
     try:
         keys = json.loads((Path(folder) / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -88,12 +87,13 @@ def is_detector_run(folder: str | Path) -> bool:
 
 
 def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
-    """The detector of a finished run, in eval mode. A checkpoint that it started from is not
-    needed.
+    """Return the detector of a finished run, in eval mode.
+
+    The checkpoint that the run started from is not needed.
 
     Args:
-        folder: of the run. It may come from anybody, so code that it names is not run.
-        backbone: `package.module:function` where the run's model is one; imported and called.
+        folder: the run folder. It may come from anyone, so code that it names is not run.
+        backbone: `package.module:function` if the run's model is one; imported and called.
 
     Raises:
         ArchiveError: there is no finished run of a detector in `folder`, or its files are damaged
@@ -110,9 +110,9 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
     except FileNotFoundError as error:
         raise ArchiveError(
             f"{folder} has no finished run of a detector: {Path(error.filename or file).name} is"
-            " not there. The command that began it goes on."
+            " missing. Continue the run with the command that started it."
         ) from error
-    except Exception as error:  # whatever damaged files raise
+    except Exception as error:  # damaged files may raise anything
         raise ArchiveError(
             f"the run in {folder} is damaged: {type(error).__name__}: {str(error)[:200]}. Train it"
             " again."
@@ -121,7 +121,7 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     ):
         raise ArchiveError(
-            f"the run in {folder} is damaged: its keys or classes are none. Train it again."
+            f"the run in {folder} is damaged: its keys or classes are not valid. Train it again."
         )
     config = read_config(None, overrides | {"checkpoint": None})
     if is_registered(config.model) != (backbone is None):
@@ -140,8 +140,8 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         detector.model.load_state_dict(state)
     except RuntimeError as error:
         raise ArchiveError(
-            f"{file} does not fit {detector.config.model}: {str(error)[:300]}. Was its code changed"
-            " since?"
+            f"{file} does not fit {detector.config.model}: {str(error)[:300]}. Check whether its"
+            " code has changed since."
         ) from error
     detector.model.eval()
     return detector

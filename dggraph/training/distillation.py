@@ -1,8 +1,8 @@
-"""Learning from a trained static network's own outputs, without labels.
+"""Distillation: learning from the outputs of a trained static network, without labels.
 
-The teacher is the backbone as it came. Its answers stand for labels in evaluation, so that accuracy
-there is agreement with it. Blocks that it cannot do without are found by leaving each out
-(`sensitivity`), to be pinned open.
+The teacher is the unchanged backbone. In evaluation its predictions replace labels, so that
+accuracy is agreement with the teacher. Blocks that it cannot do without are found by leaving out
+each one (`sensitivity`), and can be pinned open.
 
 Shape suffixes: B instances, K classes.
 """
@@ -26,13 +26,11 @@ from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
 SENSITIVITY_IMAGES = 256
-"""Images of the training set, evenly spaced: enough to tell blocks that cost everything from those
-that cost little.
-"""
+"""Number of evenly spaced training images, enough to separate essential blocks from others."""
 
 
 class _Answered(Dataset[tuple[Tensor, int]]):
-    """Another data set with other labels."""
+    """A data set with other labels."""
 
     def __init__(self, images: Dataset[Any], answers: Sequence[int]) -> None:
         self.images, self.answers = images, answers
@@ -45,20 +43,20 @@ class _Answered(Dataset[tuple[Tensor, int]]):
 
 
 def teacher_of(model: nn.Module) -> nn.Module:
-    """A copy of `model` that does not learn, in eval mode."""
+    """Return a frozen copy of `model` in eval mode."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def answered(
     teacher: nn.Module, dataset: Dataset[Any], *, batch_size: int, workers: int
 ) -> Dataset[Any]:
-    """`dataset` with the teacher's best classes for labels. The processes share the work.
+    """Return `dataset` labelled with the teacher's best classes; the processes share the work.
 
     Args:
-        teacher: in eval mode.
-        dataset: (image (C, H, W), anything) by index.
-        batch_size: images at a time.
-        workers: loader processes.
+        teacher: the teacher, in eval mode.
+        dataset: items (image (C, H, W), anything) by index.
+        batch_size: images per batch.
+        workers: number of loader processes.
     """
     num_images = num_samples(dataset)
     device = next((parameter.device for parameter in teacher.parameters()), torch.device("cpu"))
@@ -82,20 +80,18 @@ def find_fragile(
     batch_size: int,
     workers: int,
 ) -> dict[str, Any]:
-    """Leave out each block, and call fragile those without which the static network's outputs move
-    by more than `limit`.
+    """Find the blocks whose removal changes the static network's outputs by more than `limit`.
 
     Args:
         net: a converted network.
-        images: (image, anything) by index; up to 256 of them are used, as the first epoch sees
-            them.
-        limit: of the mean KL divergence, in nats.
-        seed: of the run.
-        batch_size: images at a time.
-        workers: loader processes.
+        images: items (image, anything) by index; up to 256 of them are used, as in the first epoch.
+        limit: mean KL divergence in nats.
+        seed: seed of the run.
+        batch_size: images per batch.
+        workers: number of loader processes.
 
     Returns:
-        What was found, as JSON: the blocks with their numbers, and the names of those to pin.
+        The findings as JSON: the measurements of every block, and the names of those to pin.
 
     Raises:
         InputError: as for `measure_sensitivity`.

@@ -1,9 +1,9 @@
-"""Event files for TensorBoard, in RUN/tensorboard: the rows of metrics.jsonl once more.
+"""Event files for TensorBoard, in RUN/tensorboard: the rows of metrics.jsonl in another form.
 
-Metrics are cut off behind the checkpoint that a run goes on from; event files cannot be cut, and
-the last rows of a process that died may be missing. So a run that goes on begins a new file with
-all metrics that are left, and marks it: TensorBoard drops what it read before. Where they cannot be
-written, the run goes on without.
+When a run resumes, metrics are truncated to its checkpoint. Event files cannot be truncated, and
+may lack the last rows of a process that died. So a resumed run starts a new file with all remaining
+metrics, and marks it such that TensorBoard drops what it read before. If the files cannot be
+written, the run goes on without them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +18,10 @@ EVENTS = "tensorboard"
 
 
 def event_writer() -> Any:
-    """torch's class that writes event files.
+    """Return the class `SummaryWriter`, which writes event files.
 
     Raises:
-        MissingExtraError: TensorBoard is not here, or too old.
+        MissingExtraError: TensorBoard is not installed, or too old.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -34,8 +34,9 @@ def event_writer() -> Any:
 
 @contextmanager
 def open_events(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """What adds a row of metrics to a new event file of the run in `folder`; the rows that are
-    there come first.
+    """Yield a function that adds a row of metrics to a new event file of the run in `folder`.
+
+    The existing rows are added first.
     """
     place, writers = folder / EVENTS, list[Any]()
 

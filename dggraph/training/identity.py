@@ -1,8 +1,7 @@
-"""What a run learns from, so that it goes on with nothing else: classes, numbers of images, and
-what each image is called.
+"""The identity of a run's data, which must not change when the run resumes.
 
-Checkpoints hold the classes, the numbers and a digest of the names. RUN/names.json.gz holds the
-names themselves, to say which one is another.
+Checkpoints hold the classes, the numbers of images and a digest of their names. RUN/names.json.gz
+holds the names, so that an error can say which one has changed.
 """
 
 import gzip
@@ -23,19 +22,20 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What identifies the data of one run."""
+    """The identity of the data of one run."""
 
     classes: tuple[str, ...]
-    """Names, by label."""
+    """Names by label."""
     sizes: dict[str, int]
-    """Numbers of images: of the training part, and of the validation part."""
+    """Number of images in the training part and in the validation part."""
     names: dict[str, tuple[str, ...] | None]
-    """Per part, of each image, with a digest of what is on it behind a tab where that is known;
-    None for sets that have no names.
+    """For each part, the name of each image; None for sets that have no names.
+
+    If the annotations are known, a tab and their digest follow the name.
     """
 
     def document(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as JSON."""
+        """Return the form stored in checkpoints, as JSON."""
         digests = {
             part: None if names is None else _digest(names) for part, names in self.names.items()
         }
@@ -43,10 +43,8 @@ class Identity:
 
 
 def names_of(dataset: object) -> tuple[str, ...] | None:
-    """What a set of image files calls its images, within its folder; None for a set without
-    names.
-    """
-    dataset = getattr(dataset, "images", dataset)  # with other labels
+    """Return the names of a set's image files within its folder; None if it has no names."""
+    dataset = getattr(dataset, "images", dataset)  # a set with replaced labels wraps another
     if hasattr(dataset, "samples") and hasattr(dataset, "root"):
         return as_text(
             Path(file).relative_to(dataset.root).as_posix() for file, *_ in dataset.samples
@@ -58,25 +56,25 @@ def names_of(dataset: object) -> tuple[str, ...] | None:
 
 
 def names_of_boxes(images: Sequence[BoxImage]) -> tuple[str, ...]:
-    """The names of images, each with a digest of its size and boxes."""
+    """Return the names of images, each with a digest of its size and boxes."""
     marks = (repr((image.width, image.height, image.boxes)).encode() for image in images)
     named = zip(as_text(image.name for image in images), marks, strict=True)
     return tuple(f"{name}\t{blake2b(mark, digest_size=8).hexdigest()}" for name, mark in named)
 
 
 def write_names(identity: Identity, folder: Path) -> None:
-    """Keep the names in the run's `folder`, where there are any."""
+    """Write the names to the run folder, if there are any."""
     if any(identity.names.values()):
         write_whole(folder / NAMES, gzip.compress(json.dumps(identity.names).encode(), mtime=0))
 
 
 def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> list[str]:
-    """What is not as it was, in words; empty where nothing is.
+    """Return one phrase per difference between the data of a run and those now.
 
     Args:
         before: the document of the run's `Identity`.
-        now: of the data as they are.
-        folder: of the run, for the names.
+        now: the identity of the present data.
+        folder: the run folder, which has the names.
     """
     told, document, known = [], now.document(), _read_names(folder)
     if before["classes"] != document["classes"]:
@@ -84,13 +82,13 @@ def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> 
         new = [name for name in now.classes if name not in before["classes"]]
         facts = [
             f"{what} {', '.join(map(repr, some[:SHOWN]))}"
-            for what, some in (("gone", gone), ("new", new))
+            for what, some in (("removed", gone), ("new", new))
             if some
         ]
         told.append(f"other classes ({'; '.join(facts) or 'the same ones in another order'})")
     for part, names in now.names.items():
         if before["sizes"][part] != now.sizes[part]:
-            told.append(f"{before['sizes'][part]} images of {part} then, {now.sizes[part]} now")
+            told.append(f"{before['sizes'][part]} images of {part} before, {now.sizes[part]} now")
         if before["names"][part] != document["names"][part]:
             then = known.get(part)
             is_known = then is not None and _digest(then) == before["names"][part]
@@ -111,9 +109,9 @@ def _tell_first(part: str, then: Sequence[str], now: Sequence[str]) -> str:
         names[place].partition("\t")[0] if place < len(names) else None for names in (then, now)
     )
     if one == other:
-        return f"what is marked on {one!r} of {part} is another"
+        return f"the annotations of {one!r} in {part} have changed"
     was, is_now = ("nothing" if name is None else repr(name) for name in (one, other))
-    return f"image {place} of {part} was {was} and is {is_now}"
+    return f"image {place} of {part} was {was} and now is {is_now}"
 
 
 def _digest(names: Iterable[str]) -> str:

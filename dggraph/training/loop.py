@@ -1,10 +1,9 @@
-"""The training loop: one function from a configuration to an archive, resumable after any
-checkpoint, on one process or many.
+"""The training loop: from a configuration to an archive, on one or several processes.
 
-What each step draws (order, augmentation, mixing, dropout) follows from the seed and the step
-alone, so a checkpoint holds no generator states. The order of one step: threshold and rate,
-forward, loss, a check that it is finite, backward, clip, step, average. `runs` says what is
-written.
+It can resume from any checkpoint. All randomness of a step (order, augmentation, mixing, dropout)
+follows from the seed and the step alone, so a checkpoint holds no generator states. The order
+within a step is: threshold and rate, forward, loss, a check that it is finite, backward, clip,
+step, average. `runs` describes the files.
 """
 
 import signal
@@ -55,42 +54,43 @@ Log = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Where a run ended.
+    """The end of a run.
 
     Example:
         >>> from pathlib import Path
         >>> from dggraph.training import TrainResult
-        >>> TrainResult(folder=Path("output/run"), step=10, is_finished=False, evaluation=None).is_finished
+        >>> result = TrainResult(folder=Path("run"), step=10, is_finished=False, evaluation=None)
+        >>> result.is_finished
         False
     """
 
     folder: Path
     step: int
     is_finished: bool
-    """False where a signal ended it; the same call goes on."""
+    """False if a signal ended the run; the same call continues it."""
     evaluation: Evaluation | None
-    """The last epoch's."""
+    """The evaluation of the last epoch."""
 
 
 def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
-    """Train as `config` says, or go on where the run folder's last checkpoint stands.
+    """Train as `config` says, or resume from the last checkpoint in the run folder.
 
     Args:
-        config: every key.
-        log: is called with every row that is written to metrics.jsonl; before them with the number
-            of bad images and annotations left out, if any, and with a {"note": sentence} for each
-            thing that is not as one might expect.
+        config: the keys of the run.
+        log: called with every row that is written to metrics.jsonl. Before them it is called with
+            the number of bad images and annotations left out, if any, and with {"note": sentence}
+            for each fact that users may not expect.
 
     Returns:
-        Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP behind a
+        Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP, after a
         checkpoint.
 
     Raises:
-        MissingExtraError: a package that a key asks for is not here.
-        InputError: keys that do not fit each other, the data or the model; another process trains
-            in this folder.
+        MissingExtraError: a package that a key needs is not installed.
+        InputError: keys do not fit each other, the data or the model; or another process trains in
+            this folder.
         CheckpointError: the folder holds a run with other keys, or a damaged checkpoint.
-        TrainingError: a loss is not finite, and nothing was stepped with it; or the processes have
+        TrainingError: a loss is not finite, and no step was taken with it; or the processes have
             different keys or data.
 
     Example:
@@ -100,12 +100,12 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
         >>> for number, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog") * 2):
         ...     Path("photos", name).mkdir(parents=True, exist_ok=True)
         ...     Image.new("RGB", (40, 40), (9 * number, 0, 0)).save(f"photos/{name}/{number}.png")
-        >>> config = TrainConfig(model="dggraph:resnet20_8", data_dir="photos", epochs=1, batch_size=2, warmup_epochs=0, workers=0)
-        >>> train(config).is_finished
+        >>> keys = {"data_dir": "photos", "epochs": 1, "batch_size": 2, "warmup_epochs": 0}
+        >>> train(TrainConfig(model="dggraph:resnet20_8", **keys)).is_finished
         True
     """
     if config.tensorboard:
-        event_writer()  # refuses before anything is loaded
+        event_writer()  # raises before anything is loaded
     folder = run_folder(config)
     prepared = prepare(config)
     if isinstance(prepared.model, DynamicNetwork):
@@ -115,8 +115,8 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
     per_epoch = len(_batches(config, prepared.task))
     if not prepared.task.groups:
         raise InputError(
-            f"the training part of {config.dataset} has no images to learn from, so there is"
-            " nothing to train."
+            f"the training part of {config.dataset} has no images to learn from. Add images, or"
+            " choose another data set."
         )
     if per_epoch == 0:
         raise InputError(
@@ -178,20 +178,21 @@ def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoc
 
 def _refuse_with_shards(config: TrainConfig) -> None:
     reasons = {
-        "torchcompile": "the hooks that gather the weights would cut the compiled graph",
-        "channels_last": "weights are shared out as contiguous ones",
+        "torchcompile": "the hooks that gather the weights would break the compiled graph",
+        "channels_last": "weights are sharded in contiguous layout",
     }
     for key, reason in reasons.items():
         if getattr(config, key):
             raise InputError(
-                f"{key} does not go with parallel = 'fsdp': {reason}. Leave it out, or choose"
+                f"{key} does not work with parallel = 'fsdp': {reason}. Leave it out, or choose"
                 " parallel = 'ddp'."
             )
     if config.opt.lower() not in ON_SHARES:
         raise InputError(
-            f"opt = {config.opt!r} does not go with parallel = 'fsdp': it may need whole weights,"
-            " and steps wrongly, or not at all, with shares of them. Choose one of"
-            f" {', '.join(ON_SHARES)}, which were seen to step alike, or parallel = 'ddp'."
+            f"opt = {config.opt!r} does not work with parallel = 'fsdp': it may need complete"
+            " weights, and then fails or takes wrong steps on shards. Choose one of"
+            f" {', '.join(ON_SHARES)}, which were tested to take the same steps, or parallel ="
+            " 'ddp'."
         )
 
 
@@ -204,9 +205,8 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
         if averages[0].is_floating_point():
             follow(local_tensors(averages), local_tensors(values), num_averaged)
             return
-        for average, value in zip(
-            averages, values, strict=True
-        ):  # counts and places: a mean of them would be cut to whole numbers
+        # counters and indices, whose mean would be truncated to integers
+        for average, value in zip(averages, values, strict=True):
             average.copy_(value)
 
     average: AveragedModel = AveragedModel(model, multi_avg_fn=follow_locally, use_buffers=True)
@@ -284,7 +284,10 @@ def _loop(
 def _step(
     run: Run, config: TrainConfig, task: Task, batch: Any, total: int
 ) -> Callable[[], dict[str, Any]]:
-    """One optimiser step; returns what makes the row of metrics, which waits for the device."""
+    """Take one optimiser step, and return a function for the row of metrics.
+
+    Only that function waits for the device.
+    """
     done, device = run.step / total, processes.device()
     torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
     run.schedule.step_update(run.step)
@@ -316,9 +319,8 @@ def _step(
     norm = nn.utils.get_total_norm(
         [parameter.grad for parameter in learning if parameter.grad is not None]
     )
-    if not (
-        run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))
-    ):  # a scaler leaves such steps out, and lowers its factor
+    # with a gradient scaler, such steps are skipped and its factor falls
+    if not (run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))):
         raise _not_finite(config, f"a gradient of step {run.step} is not finite")
     if config.clip_grad is not None:
         nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
@@ -345,8 +347,8 @@ def _not_finite(config: TrainConfig, what: str) -> TrainingError:
         "bfloat16": ", or leave amp out",
     }[config.amp]
     return TrainingError(
-        f"{what}, so nothing was changed with it. Lower lr, clip gradients (clip_grad){other}; the"
-        " last checkpoint still holds."
+        f"{what}, so no step was taken with it. Lower lr, clip gradients (clip_grad){other}; the"
+        " last checkpoint is still valid."
     )
 
 
@@ -358,8 +360,9 @@ def _autocast(config: TrainConfig, device: torch.device) -> Any:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that `ENDING` signals add to; a second one ends the process as usual. One that is
-    ignored, as SIGHUP under nohup, stays so.
+    """Yield a list that `ENDING` signals are appended to; a second signal ends the process.
+
+    Ignored signals, such as SIGHUP under nohup, stay ignored.
     """
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
@@ -373,7 +376,7 @@ def _signals() -> Iterator[list[int]]:
         for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    except ValueError:  # not the main thread, where the caller handles signals
         pass
     try:
         yield received

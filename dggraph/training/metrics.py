@@ -1,9 +1,8 @@
-"""What is told of a run while it goes on: rows of numbers, one JSON object a line, and the page
-made of them.
+"""The reports of a run in progress: rows of numbers, one JSON object per line, and a page.
 
-RUN/metrics.jsonl        what was computed: losses, rates, accuracy, MACs; the same for a run that
-was interrupted RUN/timing.jsonl         how long it took RUN/summary.html         both to look at,
-with the keys and the machine
+- RUN/metrics.jsonl: losses, rates, accuracy and MACs; identical for an interrupted run.
+- RUN/timing.jsonl: durations.
+- RUN/summary.html: a page with both, the keys and the machine.
 """
 
 import json
@@ -23,23 +22,25 @@ METRICS, TIMING, SUMMARY = "metrics.jsonl", "timing.jsonl", "summary.html"
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """
+    """Append a row to `file`.
+
     Raises:
-        TrainingError: it cannot be written; half of a row may be.
+        TrainingError: it cannot be written; a part of the row may have been.
     """
     try:
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
     except OSError as error:
         raise TrainingError(
-            f"cannot write {file}: {error.strerror or error}. Make room there; the same call goes"
-            " on from the last checkpoint."
+            f"cannot write {file}: {error.strerror or error}. Free some space there; the same call"
+            " goes on from the last checkpoint."
         ) from error
 
 
 def sync_rows(file: Path) -> int:
-    """The size of `file` in bytes, 0 where there is none, once all of it is on the disk: what a
-    checkpoint may count on.
+    """Sync `file` to the disk and return its size in bytes, 0 if it does not exist.
+
+    A checkpoint can rely on that size.
     """
     if not file.exists():
         return 0
@@ -49,11 +50,13 @@ def sync_rows(file: Path) -> int:
 
 
 def cut_rows(file: Path, size: int) -> str:
-    """Leave in `file` the whole rows among its first `size` bytes; a sentence about what is not
-    there that should be, or nothing.
+    """Truncate `file` to the complete rows in its first `size` bytes.
 
-    A file that is gone is begun anew. After a power cut one may be shorter than what was synced
-    says, or have zeros in it.
+    A missing file is created. After a power cut a file may be shorter than its synced size, or
+    contain zeros.
+
+    Returns:
+        A sentence about rows that are lost, or an empty string.
     """
     content = file.read_bytes() if file.exists() else None
     kept = b""
@@ -69,20 +72,21 @@ def cut_rows(file: Path, size: int) -> str:
         return ""
     if content is None:
         return (
-            f"{file.name} is gone, so it begins anew: the run's earlier rows are lost, its weights"
-            " are not"
+            f"{file.name} is missing, so a new one was started: the run's earlier rows are lost,"
+            " its weights are not"
         )
     rows = kept.count(b"\n")
     return (
-        f"{file.name} was damaged or cut off behind row {rows}: {size - len(kept)} bytes of the"
+        f"{file.name} was damaged or cut off after row {rows}: {size - len(kept)} bytes of the"
         " run's rows are lost, its weights are not"
     )
 
 
 @contextmanager
 def dispensable(file: Path) -> Iterator[None]:
-    """Within this context `file`, which only tells of the run, may fail to be written: a warning
-    says so, and the run goes on.
+    """Within this context, failing to write `file` is a warning, and the run goes on.
+
+    It is for files that only report on the run.
     """
     try:
         yield
@@ -91,8 +95,9 @@ def dispensable(file: Path) -> Iterator[None]:
 
 
 def read_rows(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of `file`, none where there is no such file, and how many lines are not rows: a
-    process may have died while it wrote one.
+    """Return the rows of `file`, and the number of lines that are not valid rows.
+
+    A process may have died while it wrote one. A missing file has no rows.
     """
     rows, num_unreadable = [], 0
     for line in file.read_bytes().splitlines() if file.exists() else ():
@@ -113,7 +118,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def make_page(folder: Path) -> str:
-    """The page of the run in `folder`, which follows from the files there alone."""
+    """Return the page of the run in `folder`, made only from the files there."""
     (metrics, num_damaged), (timing, num_others) = (
         read_rows(folder / METRICS),
         read_rows(folder / TIMING),
@@ -133,8 +138,6 @@ def make_page(folder: Path) -> str:
 
 
 def update_page(folder: Path) -> None:
-    """Replace RUN/summary.html; who has it open reads the old one or the new one. A run goes on
-    where that fails.
-    """
+    """Replace RUN/summary.html atomically; a failure does not stop the run."""
     with dispensable(folder / SUMMARY):
         write_whole(folder / SUMMARY, make_page(folder).encode())

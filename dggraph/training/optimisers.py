@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules: timm's, by timm's names; parameter groups are ours."""
+"""Optimisers and learning-rate schedules from timm, and parameter groups."""
 
 from typing import Any
 
@@ -23,24 +23,27 @@ ON_SHARES = (
     "rmsproptf",
     "sgd",
 )
-"""Optimisers that take the same steps where each process has a share of every weight, to 1e-6. Of
-timm's others some fail there.
+"""Optimisers that take the same steps on shards of the weights, to 1e-6.
+
+Some of timm's others fail on shards.
 """
 
 
 def param_groups(
     model: nn.Module, weight_decay: float, *, router_lr: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for any torch optimiser: weights decay; norms, biases and everything of the routers do
-    not.
+    """Return parameter groups for any torch optimiser.
+
+    Weights decay; norms, biases and all parameters of routers do not.
 
     Args:
-        model: a converted network, a model with one in it, or a static one, which has no routers.
-        weight_decay: of the weights.
+        model: a converted network, a model that contains one, or a static one, which has no
+            routers.
+        weight_decay: weight decay of the weights.
         router_lr: learning rate of the routers; by default the optimiser's own.
 
     Returns:
-        Up to three groups, none empty; frozen parameters are in none.
+        Up to three groups, none of them empty, without frozen parameters.
 
     Example:
         >>> import dggraph, torch
@@ -83,11 +86,11 @@ def param_groups(
 
 
 def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that `config.opt` names.
+    """Build the optimiser that `config.opt` names.
 
     Raises:
-        MissingExtraError: timm is not here.
-        InputError: timm knows no such optimiser.
+        MissingExtraError: timm is not installed.
+        InputError: timm has no optimiser of that name.
     """
     create, groups = (
         _timm("optim").create_optimizer_v2,
@@ -99,7 +102,7 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         )
     except (ValueError, AssertionError, KeyError) as error:
         raise InputError(
-            f"opt = {config.opt!r}: {error}. `timm.optim.list_optimizers()` names those there are."
+            f"opt = {config.opt!r}: {error}. `timm.optim.list_optimizers()` lists all names."
         ) from error
     return optimiser
 
@@ -107,17 +110,19 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 def build_schedule(
     config: TrainConfig, optimiser: torch.optim.Optimizer, steps_per_epoch: int
 ) -> Any:
-    """timm's schedule; `schedule.step_update(step)` sets the rates as a function of `step` alone,
-    so there is no state to keep.
+    """Build the schedule that `config.sched` names.
+
+    `schedule.step_update(step)` sets the rates as a function of `step` alone, so there is no state
+    to save.
 
     Raises:
-        MissingExtraError: timm is not here.
-        InputError: no such schedule, or one that looks at the results.
+        MissingExtraError: timm is not installed.
+        InputError: there is no schedule of that name, or it depends on results.
     """
     if config.sched == "plateau":
         raise InputError(
-            "sched = 'plateau' depends on results and cannot resume exactly; choose cosine, step,"
-            " multistep, poly or tanh."
+            "sched = 'plateau' depends on results, so it cannot resume exactly; choose cosine,"
+            " step, multistep, poly or tanh."
         )
     schedule, _ = _timm("scheduler").create_scheduler_v2(
         optimiser,

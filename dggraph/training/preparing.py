@@ -1,6 +1,4 @@
-"""What a run starts from, as its configuration says: the model, what it learns from, and what of it
-learns.
-"""
+"""The start of a run: the model, its data, and which of its parameters are trained."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -40,40 +38,40 @@ OF_CLASSIFICATION = (
     "crop_padding", "color_jitter",
     "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
 )  # fmt: skip
-"""Keys without a meaning for detectors, which resize, normalise and batch their images themselves,
-each to another shape.
+"""Keys without a meaning for detectors.
+
+Detectors resize, normalise and batch images themselves, each image to another shape.
 """
 OF_DETECTION = ("max_size", "on_bad_box")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Ready to train."""
+    """Everything that a run trains with."""
 
     model: nn.Module
-    """The DynamicNetwork, the static backbone, or a detector on either; on the device, in the modes
-    that it trains in.
+    """The DynamicNetwork, the static backbone, or a detector on either of them.
+
+    It is on the device, with each module in the mode in which it trains.
     """
     task: Task
     labels: tuple[str, ...]
-    """Names of the outputs, where known."""
+    """Names of the outputs, if known."""
     preprocess: Preprocess | None
     """How images become the input of a classifier."""
     notes: dict[str, Any]
-    """Files of the run folder about what was found: what pinning measured, what was read, which
-    images and boxes were left out.
-    """
+    """Files for the run folder: sensitivity, data facts, and bad images and boxes."""
     held: tuple[str, ...]
-    """Parameters that would learn, and are held as they came."""
+    """Names of the parameters that are frozen in this run only."""
     said: tuple[str, ...]
-    """What is not as one might expect, a sentence each."""
+    """One sentence per fact that users may not expect."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
-    """Build all that `config` names.
+    """Build everything that `config` describes.
 
     Raises:
-        InputError: keys that do not fit each other, the data or the model.
+        InputError: keys do not fit each other, the data or the model.
     """
     _refuse(config)
     return _prepare_detector(config) if config.task == "detection" else _prepare_classifier(config)
@@ -118,7 +116,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
 
     loaded = load(config.num_classes)
     if loaded.preprocess is None:
-        raise InputError(f"{config.model} does not say what images it takes; give input_size.")
+        raise InputError(f"{config.model} does not say what images it takes; set input_size.")
     preprocess = configured(loaded.preprocess, config)
     data, labels, said, renamed = (
         open_data(config.source, preprocess, config.augmentation),
@@ -134,7 +132,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
             raise InputError(
                 f"{config.dataset} has {len(labels)} classes, but num_classes ="
                 f" {config.num_classes}, and an archive names each output. Leave num_classes out:"
-                " the network gets an output for each class, also where its checkpoint has others."
+                " the network gets one output per class, even if its checkpoint has others."
             )
         if config.num_classes is None and takes_num_classes(config.model):
             loaded = load(len(labels))
@@ -177,37 +175,35 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
 def _refuse_other_outputs(
     config: TrainConfig, model: nn.Module, preprocess: Preprocess, labels: Sequence[str]
 ) -> None:
-    """One score for each class is what is learned, judged and named; a copy of the model is asked
-    for them.
-    """
+    """Reject a model whose output is not one score per class, by running a copy of it."""
     size = preprocess.input_size
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             output = copy.deepcopy(model)(torch.zeros((1, *size)))
         except DggraphError:
             raise
-        except Exception as error:  # whatever a user's forward raises
+        except Exception as error:  # a user's forward may raise anything
             raise InputError(
                 f"{config.model} fails on an image of {size[0]} x {size[1]} x {size[2]}:"
-                f" {type(error).__name__}: {str(error).strip()[:300]}. Give the input_size that it"
-                " was made for, or mend its forward."
+                f" {type(error).__name__}: {str(error).strip()[:300]}. Set the input_size that it"
+                " was made for, or fix its forward."
             ) from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1:
         what = type(output).__name__ if shape is None else f"a tensor of {shape} for one image"
         raise InputError(
-            f"{config.model} gives {what}, not one score for each class, (1, classes). Wrap it in a"
+            f"{config.model} returns {what}, not one score per class, (1, classes). Wrap it in a"
             " classifier."
         )
     if labels and shape[1] != len(labels):
         raise InputError(
-            f"{config.model} gives {shape[1]} outputs for the {len(labels)} classes of"
-            f" {config.dataset}. Let the function take num_classes and build its head by it."
+            f"{config.model} returns {shape[1]} outputs for the {len(labels)} classes of"
+            f" {config.dataset}. Let its function accept num_classes and build a head of that size."
         )
 
 
 def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
-    """The first of `keys` that has another value than its default, as one would write it."""
+    """Return the first of `keys` whose value is not the default, as one would write it."""
     values = {key: getattr(config, key) for key in keys}
     return next(
         (
@@ -223,24 +219,24 @@ def _refuse(config: TrainConfig) -> None:
     given = _given(config, ("objective", "tune", "decide", "pin_divergence"))
     if config.router == "none" and given:
         raise InputError(
-            f"router = 'none' trains the static backbone, for which {given} means nothing. Choose a"
-            " router."
+            f"router = 'none' trains the static backbone, for which {given} means nothing. Remove"
+            " it, or choose a router."
         )
     foreign = _given(config, OF_CLASSIFICATION if config.task == "detection" else OF_DETECTION)
     if foreign:
         raise InputError(
-            f"{foreign} means nothing for {config.task}. Leave it out, or choose another task."
+            f"{foreign} means nothing for {config.task}. Remove it, or choose another task."
         )
     if config.objective == "distill" and config.checkpoint is None and is_registered(config.model):
         raise InputError(
             f"objective = 'distill' learns from the outputs of {config.model}, whose weights would"
-            " be random: give its trained ones as checkpoint, or a package.module:function that"
-            " loads them."
+            " be random: give trained ones as checkpoint, or a package.module:function that loads"
+            " them."
         )
     if config.objective == "distill" and config.smoothing:
         raise InputError(
-            "smoothing is for labels; the static network's outputs are learned as they are. Leave"
-            " it out."
+            "smoothing is for labels, and objective = 'distill' learns the static network's outputs"
+            " unchanged. Remove it."
         )
 
 
@@ -249,8 +245,9 @@ def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess)
 
 
 def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
-    """Unless everything is tuned, put the backbone's modules into eval mode and hold what is not
-    tuned; returns the parameters held.
+    """Freeze everything that `tune` does not name, and return the names of the frozen parameters.
+
+    The backbone's modules are put into eval mode, unless everything is tuned.
     """
     net = dynamic_part(model)
     if tune == "all" or net is None:

@@ -1,16 +1,20 @@
-"""A run on disk: its folder, what a checkpoint of it holds, and how it goes on.
+"""A run on disk: its folder, the contents of its checkpoints, and how it resumes.
 
-RUN/config.json          every key RUN/environment.json     versions and machine
-RUN/sensitivity.json     what leaving out each block costs, and which are pinned, with
-pin_divergence RUN/data.json            of each part of the data: how many images, what was ignored
-and why RUN/names.json.gz        what the images are called, see `identity` RUN/skipped.json
-bad images and boxes that were left out, where that was asked for RUN/metrics.jsonl        what was
-computed: losses, rates, accuracy, MACs; the same for a run that was interrupted RUN/timing.jsonl
-how long it took RUN/summary.html         a page with their curves, written with each checkpoint
-RUN/tensorboard/         event files, where they were asked for, see `events` RUN/checkpoints/
-see `checkpoint` RUN/lock                 held while a process trains here, see `locking`
-RUN/archive/             the trained network (of a static backbone RUN/backbone.safetensors, of a
-detector RUN/detector.safetensors)
+- RUN/config.json: every key.
+- RUN/environment.json: versions and machine.
+- RUN/sensitivity.json: with pin_divergence, the cost of leaving out each block, and which blocks
+  are pinned.
+- RUN/data.json: for each part of the data, how many images there are, and what was ignored and why.
+- RUN/names.json.gz: the names of the images, see `identity`.
+- RUN/skipped.json: bad images and boxes that were left out, if requested.
+- RUN/metrics.jsonl: losses, rates, accuracy and MACs; identical for an interrupted run.
+- RUN/timing.jsonl: durations.
+- RUN/summary.html: a page with the curves, written with each checkpoint.
+- RUN/tensorboard/: event files, if requested, see `events`.
+- RUN/checkpoints/: see `checkpoint`.
+- RUN/lock: locked while a process trains here, see `system.locks`.
+- RUN/archive/: the trained network; for a static backbone RUN/backbone.safetensors, for a detector
+  RUN/detector.safetensors.
 """
 
 import json
@@ -57,35 +61,34 @@ WEIGHTS = {"classification": "backbone.safetensors", "detection": "detector.safe
 
 @dataclass(slots=True)
 class Run:
-    """What changes while a run goes on."""
+    """The state of a run in progress."""
 
     model: nn.Module
-    """What learns: the network, static or dynamic, or the detector around it."""
+    """The module that is trained: the network, static or dynamic, or the detector around it."""
     net: DynamicNetwork | None
-    """The dynamic network: `model`, or a part of it."""
+    """The dynamic network: `model` or a part of it."""
     held: tuple[str, ...]
-    """Parameters that do not learn in this run alone."""
+    """Names of the parameters that are frozen in this run only."""
     identity: Identity
-    """What it learns from."""
+    """The identity of the data."""
     wrapped: nn.Module
     """`model` as a step calls it: distributed, compiled."""
     unsharded: nn.Module | None
-    """Where `model` is in shares, a copy on the CPU that whole weights are loaded into, to evaluate
-    and save them.
-    """
+    """If `model` is sharded, a copy on the CPU for full weights, to evaluate and save them."""
     optimiser: torch.optim.Optimizer
     schedule: Any
     average: AveragedModel | None
     scaler: torch.amp.GradScaler
     step: int
     num_judged: int
-    """Epochs that were evaluated."""
+    """Number of epochs that were evaluated."""
     best: dict[str, Any]
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The folder of this run: `output/experiment`, by default named after the model and a digest of
-    what decides the result.
+    """Return the folder of this run, `output/experiment`.
+
+    By default the experiment is the model and a digest of the keys that decide the result.
     """
     digest = seed_of(*json.dumps(config.fingerprint(), sort_keys=True).encode())
     name = (
@@ -96,12 +99,11 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def prepare_folder(config: TrainConfig, folder: Path) -> None:
-    """Make the folder of the run, once everything that a run writes is known to find its place
-    there.
+    """Create the run folder, after checking that everything in it can be written.
 
     Raises:
-        InputError: it cannot be made or written to, or something else is in the way of a file;
-            names it.
+        InputError: the folder cannot be created or written, or something else is in the place of a
+            file; names it.
     """
     if processes.rank() != 0:
         return
@@ -110,8 +112,8 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
     in_the_way += [folder / CHECKPOINTS] if (folder / CHECKPOINTS).is_file() else []
     if in_the_way:
         raise InputError(
-            f"{in_the_way[0]} is in the way of what a run writes there. Move it, or choose another"
-            " output or experiment."
+            f"{in_the_way[0]} is in the way of a file or folder that the run writes. Move it, or"
+            " choose another output or experiment."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def prepare_folder(config: TrainConfig, folder: Path) -> None:
 
 
 def describe(run: Run, config: TrainConfig, folder: Path, notes: Mapping[str, Any]) -> None:
-    """Write what the run is, once it is known to be the one in `folder`."""
+    """Write the files that describe the run, once it is known to be the one in `folder`."""
     if processes.rank() == 0:
         write_whole(
             folder / "config.json", json.dumps(config.model_dump(mode="json"), indent=1).encode()
@@ -150,6 +152,7 @@ def describe(run: Run, config: TrainConfig, folder: Path, notes: Mapping[str, An
 
 
 def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
+    """Save a checkpoint of the run, delete old ones, and update the page."""
     tensors, rest = flatten_optimiser(run.optimiser)
     parts = {"model": full_state_dict(run.model), "optimiser": tensors}
     if run.average is not None:
@@ -177,20 +180,21 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
 
 
 def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
-    """Load the last checkpoint of `folder` into `run`, where there is one, and cut metrics off
-    behind it.
+    """Load the last checkpoint of `folder` into `run`, if any, and truncate the metrics to it.
 
     Returns:
-        Sentences about what was lost in the meantime; on the first process only.
+        Sentences about rows that were lost in the meantime; on the first process only.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of a run with other keys or data.
     """
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         return _cut(folder, 0)
     found = load_checkpoint(checkpoints[-1])
     wanted = config.fingerprint()
-    keys = (
-        TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]
-    )  # a run from before a key had its default
+    # a run from before a key existed had its default
+    keys = TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]
     different = sorted(
         key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key)
     )
@@ -200,14 +204,14 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
         different.append("parallel")
     if different:
         raise CheckpointError(
-            f"{folder} holds a run with other {', '.join(different)}. Go on with those, or choose"
+            f"{folder} has a run with other {', '.join(different)}. Continue with those, or choose"
             " another experiment."
         )
     if "data" in found.state and (
         differences := tell_differences(found.state["data"], run.identity, folder)
     ):
         raise CheckpointError(
-            f"{folder} holds a run that learned from other data: {'; '.join(differences)}. Go on"
+            f"{folder} has a run that learned from other data: {'; '.join(differences)}. Continue"
             " with those, or choose another experiment."
         )
     load_full_state_dict_(run.model, found.tensors["model"])
@@ -230,8 +234,9 @@ def _cut(folder: Path, metrics_bytes: int) -> list[str]:
 
 @contextmanager
 def judging(run: Run) -> Iterator[nn.Module]:
-    """What is evaluated: the average where one is kept, whole, and the same on every process; all
-    must ask for it.
+    """Yield the model to evaluate: the average if there is one, in full, alike on every process.
+
+    Every process must enter this context.
     """
     model: nn.Module = run.average.module if run.average is not None else run.model
     processes.share_buffers_(model)
@@ -239,9 +244,8 @@ def judging(run: Run) -> Iterator[nn.Module]:
     if net is not None and run.net is not None:
         now = dict(run.net.lowered.named_buffers())
         for name, buffer in net.lowered.named_buffers():
-            if name.endswith(
-                (".threshold", ".temperature")
-            ):  # set, not learned: an average would lag behind
+            # scheduled, not learned, so an average would lag behind
+            if name.endswith((".threshold", ".temperature")):
                 buffer.copy_(now[name])
     if run.unsharded is not None:
         run.unsharded.load_state_dict(full_state_dict(model))
@@ -268,13 +272,13 @@ def finish(
             return
         try:
             _write_network(model, run, config, folder, labels, preprocess)
-        except Exception as error:  # whatever it is, the network is there
+        except Exception as error:  # whatever failed, the trained weights exist
             part = "model" if run.average is None else "average"
             file = folder / CHECKPOINTS / f"{run.step:08d}" / f"{part}.safetensors"
             raise TrainingError(
-                f"the network is trained, but could not be written: {error} Its weights are whole"
-                f" in {file}, a state dict (safetensors.torch.load_file), and the same call writes"
-                " the network once that is mended."
+                f"the network is trained, but could not be written: {error} Its weights are"
+                f" complete in {file}, a state dict (safetensors.torch.load_file), and the same"
+                " call writes the network once the cause is fixed."
             ) from error
     update_page(folder)
 
@@ -295,8 +299,7 @@ def _write_network(
             model.lowered.get_parameter(name).requires_grad_(True)
         save(model, folder / ARCHIVE, preprocess=preprocess, labels=labels or None)
     else:
-        state = {
-            key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()
-        }  # tied ones too
+        # clones, since safetensors rejects tied tensors
+        state = {key: tensor.contiguous().clone() for key, tensor in model.state_dict().items()}
         notes = {"classes": json.dumps(list(labels))}
         write_whole(folder / WEIGHTS[config.task], safetensors.torch.save(state, notes))

@@ -1,17 +1,17 @@
-"""What changes in the gates as training goes on, as functions of the share of the run that is
-done.
-"""
+"""Schedules of the gates, as functions of the completed share of the run."""
 
 
 def threshold_at(done: float, final: float, warmup: float) -> float:
-    """The threshold after `done` of the run: rises linearly from 0 to `final` over the first
-    `warmup` of it, then stays.
+    """Return the threshold after the share `done` of the run.
+
+    It rises linearly from 0 to `final` over the share `warmup`, then stays.
     """
     return final if done >= warmup else final * done / warmup
 
 
 def temperature_at(done: float, final: float) -> float:
-    """The temperature after `done` of the run: falls from 1 to `final` by the same factor a
-    step.
+    """Return the temperature after the share `done` of the run.
+
+    It falls geometrically from 1 to `final`.
     """
     return float(final**done)

@@ -1,5 +1,6 @@
-"""What a run learns, as the loop sees it: batches, their loss, and how good the model is. See
-`classifying` and `detecting`.
+"""The interface of a task to the training loop: batches, their loss, and evaluation.
+
+`classifying` and `detecting` implement it.
 """
 
 from collections.abc import Callable
@@ -14,18 +15,18 @@ from dggraph.training.identity import Identity
 
 
 class Evaluation(Protocol):
-    """What a validation set says of a model."""
+    """The result of evaluating a model on the validation set."""
 
     @property
     def score(self) -> float:
-        """Higher is better; decides which checkpoint is the best."""
+        """Higher is better; the best checkpoint is the one with the highest score."""
 
     def row(self) -> dict[str, Any]:
-        """For metrics."""
+        """Return the row for the metrics file."""
 
 
 class Task(Protocol):
-    """Images, what is to be said of them, and how well that is done."""
+    """Data, a loss and an evaluation."""
 
     @property
     def train(self) -> Dataset[Any]:
@@ -33,25 +34,26 @@ class Task(Protocol):
 
     @property
     def groups(self) -> list[int]:
-        """The group of each sample; a batch holds samples of one group."""
+        """The group of each sample; the samples of a batch are of one group."""
 
     @property
     def collate(self) -> Callable[[list[Any]], Any] | None:
-        """Makes a batch of samples; None stacks them."""
+        """A function that makes a batch from samples; None stacks them."""
 
     @property
     def identity(self) -> Identity:
-        """What it learns from, the same for all processes and whenever the run goes on."""
+        """The identity of the data, the same in all processes and whenever the run resumes."""
 
     def parts(self, batch: Any, step: int) -> list[Any]:
-        """A batch on the device, mixed, and split into `grad_accum_steps` parts."""
+        """Return a batch on the device, mixed and split into `grad_accum_steps` parts."""
 
     def loss(
         self, model: nn.Module, net: DynamicNetwork | None, part: Any
     ) -> tuple[Tensor, Gates | None]:
-        """0-d loss of one part, and the gates it passed; `model` is called once, in train mode, and
-        `net` is in it.
+        """Return the 0-d loss of one part, and the gates of its forward pass.
+
+        `model` is called once, in train mode, and contains `net`.
         """
 
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """How good `model` is on the validation set; every process must ask for it."""
+        """Evaluate `model` on the validation set; every process must call this."""
