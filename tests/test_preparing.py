@@ -182,7 +182,7 @@ def test_a_trained_network_is_never_lost(
             match=r"is trained, but could not be written: .*No space left.*the same call",
         ) as caught:
             train(own(tmp_path, model_ema=average))
-    file = Path(str(caught.value).partition("whole in ")[2].partition(",")[0])
+    file = Path(str(caught.value).partition("complete in ")[2].partition(",")[0])
     assert file.is_file() and file.name == (
         "average.safetensors" if average else "model.safetensors"
     )
