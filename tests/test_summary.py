@@ -88,15 +88,15 @@ def texts(html: str) -> str:
 
 def cells(html: str) -> list[list[str]]:
     """The table of epochs."""
-    table = re.findall(r'<table class="numbers">.*?</table>', html)[0]
+    table = re.findall(r'<table class="numbers">.*?</table>', html, re.DOTALL)[0]
     return [
         [texts(f"<body>{cell}") for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
-        for row in re.findall(r"<tr>.*?</tr>", table)
+        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
     ]
 
 
 def charts(html: str) -> list[str]:
-    return re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    return [unescape(told) for told in re.findall(r"<figcaption>(.*?)</figcaption>", html)]
 
 
 def test_a_dynamic_run_says_its_numbers() -> None:
@@ -176,7 +176,9 @@ def test_a_run_that_has_just_begun() -> None:
 
 def test_keys_at_their_defaults_are_folded() -> None:
     html = write_summary(DYNAMIC)
-    given, folded = re.findall(r'<section id="keys">(.*?)<details>(.*?)</details>', html)[0]
+    given, folded = re.findall(
+        r'<section id="keys">(.*?)<details>(.*?)</details>', html, re.DOTALL
+    )[0]
     assert re.findall(r"<bdi>(\w+)</bdi></th>", given) == [
         "model",
         "dataset",

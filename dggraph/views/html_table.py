@@ -1,8 +1,8 @@
-"""A plain HTML table, for notebooks: every cell escaped, no style of its own."""
+"""A plain HTML table, for notebooks: every cell escaped, no style sheet of its own."""
 
 from collections.abc import Iterable, Sequence
 
-from dggraph.views.escaping import for_xml
+from dggraph.views.html_page import render
 
 
 def html_table(
@@ -15,9 +15,5 @@ def html_table(
         rows: cells, shown as `str` shows them.
         caption: a line above it.
     """
-    head = "".join(f"<th>{for_xml(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{for_xml(str(cell))}</td>' for cell in row)}</tr>" for row in rows
-    )
-    title = f"<caption>{for_xml(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    cells = [[str(cell) for cell in row] for row in rows]
+    return render("table.html", header=header, rows=cells, caption=caption)

@@ -2,10 +2,9 @@
 name unescaped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from html import escape
 from math import log2
 
 from PIL import Image
@@ -14,16 +13,16 @@ from dggraph.graph.atlas import Atlas
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.atlas_json import write_numbers
 from dggraph.views.escaping import count, plural
-from dggraph.views.html_page import asset, write_page
+from dggraph.views.html_page import asset, percent, render, write_page
 from dggraph.views.layout import lay_out
-from dggraph.views.report_parts import Context, name_of, percent, static_part
+from dggraph.views.report_parts import Context, static_part
 from dggraph.views.report_sections import (
-    write_classes,
-    write_costs,
-    write_edges,
-    write_health,
-    write_images,
-    write_paths,
+    class_section_values,
+    cost_values,
+    edge_values,
+    gate_values,
+    image_values,
+    path_values,
 )
 from dggraph.views.stage_diagram import define_curves
 
@@ -61,8 +60,7 @@ class Report:
         else. Never raises.
         """
         with suppress(Exception):
-            frame = 'sandbox="allow-scripts" width="100%" height="720" title="Atlas of paths"'
-            return f'<iframe srcdoc="{escape(self.html)}" {frame}></iframe>'
+            return render("frame.html", document=self.html, title="Atlas of paths")
         return "<pre>This report cannot be shown.</pre>"
 
 
@@ -96,86 +94,45 @@ def make_report(
         f" static {static_part(atlas)}'s MACs, {plural(atlas.num_paths, 'path')},"
         f" {atlas.path_entropy_bits:.2f} bits"
     )
-    sections = (
-        _heading(context),
-        write_health(context),
-        write_costs(context),
-        write_edges(context),
-        write_classes(context) if atlas.classes else "",
-        write_paths(context),
-        write_images(context),
+    html = write_page(
+        "atlas.html",
+        f"Atlas: {atlas.network} on {atlas.images}",
+        asset("report.js"),
+        atlas=atlas,
+        static_part=static_part(atlas),
+        score=score,
+        curves=define_curves(context.layout),
+        tiles=_tiles(atlas),
+        gates=gate_values(context),
+        costs=cost_values(context),
+        maps=edge_values(context),
+        classes=class_section_values(context),
+        paths=path_values(context),
+        images=image_values(context),
     )
-    body = f"{define_curves(context.layout)}<main>{''.join(sections)}</main>"
-    html = write_page(f"Atlas: {atlas.network} on {atlas.images}", body, asset("report.js"))
     return Report(summary=summary, html=html, json=write_numbers(graph, atlas, score))
 
 
-def _heading(context: Context) -> str:
-    atlas = context.atlas
+def _tiles(atlas: Atlas) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note of the numbers at the head."""
     most = log2(atlas.num_images)
-    tiles = [
-        (
-            "images",
-            f"{atlas.num_images:,}",
-            f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read",
-        ),
-        (
-            "MACs kept",
-            percent(atlas.mean_macs / atlas.static_macs),
-            (
-                f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of"
-                f" {count(atlas.static_macs)}"
-            ),
-        ),
-        (
-            "different paths",
-            f"{atlas.num_paths:,}",
-            f"{100 * atlas.num_paths / atlas.num_images:.3g} for every 100 images",
-        ),
-        (
-            "path entropy",
-            f"{atlas.path_entropy_bits:.2f} bits",
-            f"at most {most:.2f}, if each image had its own",
-        ),
-    ]
+    skipped = f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read"
+    yield "images", f"{atlas.num_images:,}", skipped
+    yield (
+        "MACs kept",
+        percent(atlas.mean_macs / atlas.static_macs),
+        f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of"
+        f" {count(atlas.static_macs)}",
+    )
+    yield (
+        "different paths",
+        f"{atlas.num_paths:,}",
+        f"{100 * atlas.num_paths / atlas.num_images:.3g} for every 100 images",
+    )
+    yield (
+        "path entropy",
+        f"{atlas.path_entropy_bits:.2f} bits",
+        f"at most {most:.2f}, if each image had its own",
+    )
     if atlas.accuracy is not None:
-        tiles.append(("accuracy", percent(atlas.accuracy), "top 1, on these images"))
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
-        for name, value, note in tiles
-    )
-    notes = ""
-    if atlas.num_ignored:
-        notes += (
-            f'<p class="note">{plural(atlas.num_ignored, "file")} left out, hidden or without an'
-            " image's suffix.</p>"
-        )
-    if atlas.num_skipped:
-        rows = "".join(
-            f"<li>{name_of(name)}: {name_of(reason)}</li>" for name, reason in atlas.skipped
-        )
-        shown = (
-            f", the first {len(atlas.skipped)}" if len(atlas.skipped) < atlas.num_skipped else ""
-        )
-        notes += (
-            f"<details><summary>{plural(atlas.num_skipped, 'image')} could not be"
-            f" read{shown}</summary><ul>{rows}</ul></details>"
-        )
-    places = [
-        ("health", "Gates"),
-        ("costs", "MACs"),
-        ("edges", "Edges"),
-        ("classes", "Classes"),
-        ("paths", "Paths"),
-        ("images", "Images"),
-    ]
-    links = "".join(
-        f'<a href="#{place}">{name}</a>'
-        for place, name in places
-        if place != "classes" or atlas.classes
-    )
-    return (
-        f'<header><p class="eyebrow">dggraph · atlas of paths</p><h1>{name_of(atlas.network)} on'
-        f' {name_of(atlas.images)}</h1><dl class="tiles">{cells}</dl>{notes}<nav'
-        f' aria-label="Sections">{links}</nav></header>'
-    )
+        yield "accuracy", percent(atlas.accuracy), "top 1, on these images"

@@ -1,5 +1,5 @@
-"""Parts of a report that repeat: an image with its path, a path that many images share, a class of
-images.
+"""Parts of a report that repeat, as values for its templates: an image with its path, a path that
+many images share, a class of images.
 """
 
 import base64
@@ -14,7 +14,7 @@ from dggraph.graph.detection import Detected
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.box_overlay import place_outlines, tell_objects, write_outlines
 from dggraph.views.captions import HIGH, WIDE, fit_size
-from dggraph.views.escaping import count, fit, for_xml, text_width, visible
+from dggraph.views.escaping import fit, for_xml, text_width, visible
 from dggraph.views.heatmap import draw_differences
 from dggraph.views.layout import Layout
 from dggraph.views.picture import NEAR_TIE
@@ -27,6 +27,20 @@ EXAMPLE = 96
 NUM_NAMED = 3
 NAME_WIDTH = 92.0
 
+Values = dict[str, object]
+"""What a template prints, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thumbnail:
+    """A small image inside the page."""
+
+    uri: str
+    width: int
+    height: int
+    is_small: bool
+    """Whether it is shown in large pixels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
@@ -38,18 +52,8 @@ class Context:
     thumbnails: Mapping[int, Image.Image]
     score: float
     """The least of outlined objects."""
-    uris: dict[int, str] = field(default_factory=dict)
-    """Thumbnails as data URIs, made when first needed."""
-
-
-def percent(share: float, *, digits: int = 1) -> str:
-    """For example `61.3 %`, with a space that does not break."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def signed(points: float) -> str:
-    """A difference, for example `+12`, with a true minus sign."""
-    return f"{points:+.0f}".replace("-", "\N{MINUS SIGN}")
+    shown: dict[int, Thumbnail] = field(default_factory=dict)
+    """Thumbnails, made when first needed."""
 
 
 def node_names(graph: DynamicGraph) -> dict[str, str]:
@@ -68,12 +72,7 @@ def static_part(atlas: Atlas) -> str:
     return "backbone" if atlas.is_of_detector else "network"
 
 
-def name_of(text: str) -> str:
-    """A name from outside: escaped, and kept from turning the text around it."""
-    return f"<bdi>{for_xml(text)}</bdi>"
-
-
-def write_instance(context: Context, one: Instance) -> str:
+def instance_values(context: Context, one: Instance) -> Values:
     """An image, its facts and its path."""
     atlas, path = context.atlas, one.path
     kinds = [
@@ -81,99 +80,87 @@ def write_instance(context: Context, one: Instance) -> str:
         for kind, places in (("cheapest", atlas.cheapest), ("dearest", atlas.dearest))
         if one.index in places
     ]
-    facts: list[str] = []
     detected = one.detected.scoring(context.score) if one.detected is not None else None
-    image = thumbnail(context, one.index, one.name)
-    if detected is not None and one.index in context.thumbnails:
-        image = outlined_image(context.thumbnails[one.index], detected, one.name)
-    if one.label is not None:
-        facts.append(f"class {name_of(one.label)}")
-    if one.prediction is not None and one.probability is not None:
-        verdict = ""
-        if atlas.accuracy is not None:
-            is_right = one.prediction == one.label
-            kinds += [] if is_right else ["wrong"]
-            verdict = (
-                '<span class="right"> ✓</span>'
-                if is_right
-                else '<span class="wrong"> ✗ wrong</span>'
-            )
-        facts.append(f"predicted {name_of(one.prediction)} {one.probability:.2f}{verdict}")
-    if detected is not None:
-        facts.append(name_of(tell_objects(detected)))
-    active = len(path.active_edges(context.graph))
-    total = sum(len(weights) for weights in path.weights.values())
-    facts.append(
-        f"<strong>{percent(path.macs / atlas.static_macs)}</strong> of the static MACs"
-        f" ({count(path.macs)})"
-    )
-    facts.append(f"{active} of {total} edges active")
-    facts.append(f"margin {path.margin:.3g}")
-    badges = "".join(f'<span class="badge">{kind}</span>' for kind in kinds if kind != "wrong")
-    near = (
-        '<p class="warning">Margin near the threshold: in another batch this image may take another'
-        " path.</p>"
-        if path.margin < NEAR_TIE
-        else ""
-    )
-    return (
-        f'<article class="instance" id="image-{one.index}" data-kinds="{" ".join(kinds)}"'
-        f' data-class="{for_xml(one.label or "")}" '
-        f'data-name="{for_xml(one.name)}"><div class="head">{image}'
-        f"<div><h3>{name_of(one.name)}{badges}</h3><p>{' · '.join(facts)}</p>{near}</div></div>"
-        f"{draw_diagram(context.graph, path, context.layout)}</article>"
-    )
+    image = context.thumbnails.get(one.index)
+    is_predicted = one.prediction is not None and one.probability is not None
+    is_judged = is_predicted and atlas.accuracy is not None
+    return {
+        "index": one.index,
+        "name": one.name,
+        "label": one.label,
+        "badges": kinds,
+        "kinds": kinds + ["wrong"] * (is_judged and one.prediction != one.label),
+        "thumbnail": thumbnail(context, one.index),
+        "outlined": None
+        if detected is None or image is None
+        else outlined_image(image, detected, one.name),
+        "prediction": one.prediction if is_predicted else None,
+        "probability": one.probability,
+        "is_judged": is_judged,
+        "is_right": one.prediction == one.label,
+        "objects": None if detected is None else tell_objects(detected),
+        "share": path.macs / atlas.static_macs,
+        "macs": path.macs,
+        "active": len(path.active_edges(context.graph)),
+        "total": sum(len(weights) for weights in path.weights.values()),
+        "margin": path.margin,
+        "is_near_tie": path.margin < NEAR_TIE,
+        "diagram": draw_diagram(context.graph, path, context.layout),
+    }
 
 
-def write_common_path(context: Context, rank: int, one: CommonPath) -> str:
+def common_path_values(context: Context, rank: int, one: CommonPath) -> Values:
     """A path that many images share, with the first images that took it."""
-    atlas = context.atlas
-    shares = [
-        f"{name_of(fit(name, 13.5, 200))} {percent(one_class / one.count, digits=0)}"
-        for name, one_class in one.classes[:NUM_NAMED]
-    ]
-    more = len(one.classes) - NUM_NAMED
-    classes = (
-        f"<p>{', '.join(shares)}{f' and {more} more' if more > 0 else ''}</p>" if shares else ""
-    )
-    examples = "".join(
-        thumbnail(context, index, f"example {number} of path {rank}")
-        for number, index in enumerate(one.examples, start=1)
-    )
-    active = sum(weight != 0 for weights in one.path.weights.values() for weight in weights)
-    return (
-        '<article class="common"><div class="head"><div><h3>Path'
-        f" {rank}</h3><p><strong>{percent(one.count / atlas.num_images)}</strong> "
-        f"of the images ({one.count:,}) · {percent(one.path.macs / atlas.static_macs)} of the"
-        f" static MACs · {active} edges open</p>"
-        f"{classes}</div><div"
-        f' class="strip">{examples}</div></div>{draw_diagram(context.graph, one.path, context.layout)}</article>'
-    )
+    return {
+        "rank": rank,
+        "share": one.count / context.atlas.num_images,
+        "count": one.count,
+        "macs_share": one.path.macs / context.atlas.static_macs,
+        "open": sum(weight != 0 for weights in one.path.weights.values() for weight in weights),
+        "classes": [
+            (fit(name, 13.5, 200), one_class / one.count)
+            for name, one_class in one.classes[:NUM_NAMED]
+        ],
+        "more": max(0, len(one.classes) - NUM_NAMED),
+        "examples": [thumbnail(context, index) for index in one.examples],
+        "diagram": draw_diagram(context.graph, one.path, context.layout),
+    }
 
 
-def write_class(context: Context, one: ClassPaths, *, scale: float) -> str:
+def class_values(context: Context, one: ClassPaths, *, scale: float) -> Values:
     """A class: where its images' paths differ from all images'."""
     atlas = context.atlas
-    number = f"{one.num_images:,} image{'s' * (one.num_images != 1)}"
-    right = (
-        f", {percent(one.num_correct / one.num_images)} right"
-        if one.num_correct is not None
-        else ""
-    )
-    largest = [
-        f"<li>{for_xml(label)} <strong>{signed(100 * difference)}</strong></li>"
-        for label, difference in largest_differences(
-            context.graph, one.frequencies, atlas.frequencies
-        )[:NUM_NAMED]
-    ]
-    kept = percent(one.mean_macs / atlas.static_macs)
-    return (
-        '<article class="class"><h3'
-        f' title="{for_xml(one.name)}">{name_of(one.name)}</h3><p>{number}{right}<br>{kept} of the'
-        " static"
-        f" MACs</p>{draw_differences(context.graph, one.frequencies, atlas.frequencies, scale=scale)}<ul"
-        f' class="plain">{"".join(largest)}</ul></article>'
-    )
+    differences = largest_differences(context.graph, one.frequencies, atlas.frequencies)
+    return {
+        "name": one.name,
+        "num_images": one.num_images,
+        "right": None if one.num_correct is None else one.num_correct / one.num_images,
+        "share": one.mean_macs / atlas.static_macs,
+        "map": draw_differences(context.graph, one.frequencies, atlas.frequencies, scale=scale),
+        "largest": [(label, signed(100 * by)) for label, by in differences[:NUM_NAMED]],
+    }
+
+
+def strip_values(context: Context, title: str, instances: Iterable[Instance]) -> Values:
+    """A row of small images with their MACs, each leading to its path."""
+    return {
+        "title": title,
+        "images": [
+            {
+                "index": one.index,
+                "name": one.name,
+                "thumbnail": thumbnail(context, one.index),
+                "share": one.path.macs / context.atlas.static_macs,
+                "label": one.label or one.name,
+            }
+            for one in instances
+        ],
+    }
+
+
+def signed(points: float) -> str:
+    """A difference, for example `+12`, with a true minus sign."""
+    return f"{points:+.0f}".replace("-", "\N{MINUS SIGN}")
 
 
 def largest_differences(
@@ -204,34 +191,23 @@ def _end_of(path: str) -> str:
     return shown
 
 
-def write_strip(context: Context, title: str, instances: Iterable[Instance]) -> str:
-    """A row of small images with their MACs, each leading to its path."""
-    cells = "".join(
-        f'<li><a href="#image-{one.index}">{thumbnail(context, one.index, one.name)}'
-        f"<span>{percent(one.path.macs / context.atlas.static_macs)}</span><small>{name_of(one.label or one.name)}</small></a></li>"
-        for one in instances
-    )
-    return f'<h3>{title}</h3><ul class="extremes">{cells}</ul>'
-
-
-def thumbnail(context: Context, index: int, told: str) -> str:
-    """A small image inside the page; a note where it is not there."""
+def thumbnail(context: Context, index: int) -> Thumbnail | None:
+    """A small image inside the page; None where it is not there."""
     image = context.thumbnails.get(index)
-    if image is None:
-        return '<span class="missing">no image</span>'
-    image = image.copy()
-    image.thumbnail((EXAMPLE, EXAMPLE))
-    if index not in context.uris:
-        context.uris[index] = _data_uri(image)
-    kind = ' class="pixels"' if max(image.size) <= SMALL else ""
-    return (
-        f'<img{kind} src="{context.uris[index]}" width="{image.width}" height="{image.height}"'
-        f' alt="{for_xml(told)}">'
-    )
+    if image is not None and index not in context.shown:
+        image = image.copy()
+        image.thumbnail((EXAMPLE, EXAMPLE))
+        context.shown[index] = Thumbnail(
+            uri=_data_uri(image),
+            width=image.width,
+            height=image.height,
+            is_small=max(image.size) <= SMALL,
+        )
+    return context.shown.get(index)
 
 
 def outlined_image(image: Image.Image, detected: Detected, told: str) -> str:
-    """An image inside the page, with the objects that were found on it."""
+    """An image as SVG, with the objects that were found on it."""
     width, height = fit_size(detected.size, WIDE, HIGH)
     size = f'width="{width:.1f}" height="{height:.1f}"'
     outlines = "".join(write_outlines(place_outlines(detected, (0.0, 0.0, width, height))))

@@ -10,12 +10,12 @@ from statistics import fmean, median
 from typing import Any
 
 from dggraph.views.escaping import plural
-from dggraph.views.html_page import write_page
+from dggraph.views.html_page import percent, write_page
 from dggraph.views.line_chart import NUM_COLUMNS, Series, draw_curves, is_number, number
-from dggraph.views.report_parts import name_of, percent
 
 Row = Mapping[str, Any]
 NONE = "–"
+OF_DETECTION = ("AP50", "AP75", "small", "medium", "large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,39 +100,29 @@ def write_summary(record: Record) -> str:
     """A whole HTML document that needs nothing else and no script. Every name in it is escaped,
     every missing number a dash or a gap.
     """
-    facts = f'<div class="columns">{_keys(record)}{_environment(record)}</div>'
-    return write_page(
-        f"Run: {record.name}",
-        f"<main>{_heading(record)}{_curves(record)}{_epochs(record)}{facts}</main>",
-    )
-
-
-def _heading(record: Record) -> str:
     config, num_epochs = record.config, len(record.epochs)
-    router = config["router"]
-    kind = (
-        "static, without routers"
-        if router == "none"
-        else f"{name_of(router)} routers, {name_of(config['wiring'])} wiring"
-    )
-    done = f"{num_epochs} of {plural(config['epochs'], 'epoch')}, step {record.last_step:,}"
-    state = f'<p class="note">Not finished when this was written: {done}.</p>'
-    if num_epochs == config["epochs"]:
-        state = f'<p class="fine">Finished: {done}.</p>'
-    if record.num_unreadable:
-        state += (
-            f'<p class="warning">{plural(record.num_unreadable, "line")} of metrics left out: not'
-            " readable.</p>"
-        )
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
-        for name, value, note in _tiles(record)
-    )
-    return (
-        f'<header><p class="eyebrow">dggraph · training run</p><h1>{name_of(record.name)}</h1>'
-        f"<p>{name_of(config['model'])} on {name_of(config['dataset'])}; {kind}.</p>{state}"
-        + (f'<dl class="tiles">{tiles}</dl>' if tiles else "")
-        + "</header>"
+    heads = _heads(record)
+    given = {
+        key: value
+        for key, value in config.items()
+        if key not in record.defaults or record.defaults[key] != value
+    }
+    return write_page(
+        "run.html",
+        f"Run: {record.name}",
+        name=record.name,
+        config=config,
+        is_finished=num_epochs == config["epochs"],
+        done=f"{num_epochs} of {plural(config['epochs'], 'epoch')}, step {record.last_step:,}",
+        num_unreadable=record.num_unreadable,
+        tiles=list(_tiles(record)),
+        charts=_charts(record),
+        has_bands=len(record.steps) > NUM_COLUMNS,
+        heads=heads,
+        epochs=_epochs(record, heads),
+        given=_facts(given),
+        others=_facts({key: value for key, value in config.items() if key not in given}),
+        environment=_facts(record.environment),
     )
 
 
@@ -199,7 +189,8 @@ def _best(record: Record) -> Row | None:
     )
 
 
-def _curves(record: Record) -> str:
+def _charts(record: Record) -> list[tuple[str, str]]:
+    """Titles and pictures."""
     steps, epochs, last = record.steps, record.epochs, max(1, record.last_step)
     budget, unit = record.config["budget"], "\N{NO-BREAK SPACE}%"
 
@@ -210,11 +201,11 @@ def _curves(record: Record) -> str:
 
     def chart(
         title: str, *series: Series, unit: str = "", target: tuple[str, float] | None = None
-    ) -> str:
+    ) -> tuple[str, str]:
         drawn = draw_curves(title, series, across="step", last=last, unit=unit, target=target)
-        return f"<figure><figcaption>{title}</figcaption>{drawn}</figure>"
+        return title, drawn
 
-    def by_epoch(title: str, key: str) -> str:
+    def by_epoch(title: str, key: str) -> tuple[str, str]:
         return chart(title, Series(name=title, points=over(epochs, key), is_sparse=True))
 
     judged = {"AP": "AP", "AP50": "AP50"} if record.is_detection else {"accuracy": "top 1"}
@@ -244,35 +235,27 @@ def _curves(record: Record) -> str:
             by_epoch("Different paths in validation", "num_paths"),
             by_epoch("Path entropy in validation, bits", "path_entropy_bits"),
         ]
-    note = ""
-    if len(steps) > NUM_COLUMNS:
-        note = (
-            '<p class="note">Lines through many steps are means; the bands reach from the lowest to'
-            " the highest.</p>"
-        )
-    return (
-        f'<section id="curves"><h2>Curves</h2>{note}<div'
-        f' class="charts">{"".join(charts)}</div></section>'
-    )
+    return charts
 
 
-def _epochs(record: Record) -> str:
-    if not record.epochs:
-        return (
-            '<section id="epochs"><h2>Epochs</h2><p class="note">None evaluated yet.</p></section>'
-        )
-    of_detection = ["AP50", "AP75", "small", "medium", "large"]
-    heads = ["step", record.measure, *(of_detection if record.is_detection else ["top 5"])]
+def _heads(record: Record) -> list[str]:
+    """Of the columns of the table of epochs, but the first."""
+    scores = OF_DETECTION if record.is_detection else ("top 5",)
+    heads = ["step", record.measure, *scores]
     if record.config["router"] != "none":
         heads += ["MACs kept"] if record.is_detection else ["MACs kept", "paths", "entropy, bits"]
-    heads += ["training loss", "images/s"]
-    body, best = "", _best(record)
+    return [*heads, "training loss", "images/s"]
+
+
+def _epochs(record: Record, heads: Sequence[str]) -> list[tuple[Any, bool, list[str]]]:
+    """Of each epoch its number, whether it is the best, and its cells."""
+    rows, best = [], _best(record)
     for row, losses in zip(record.epochs, record.losses, strict=True):
         images, top5 = row.get("num_images"), row.get("top5")
         cells = {
             "step": f"{row['step']:,}",
             record.measure: _percent(row.get(record.score)),
-            **{key: _percent(row.get(key)) for key in of_detection},
+            **{key: _percent(row.get(key)) for key in OF_DETECTION},
             "top 5": (
                 _percent(top5 / images)
                 if is_number(top5) and is_number(images) and images
@@ -284,19 +267,8 @@ def _epochs(record: Record) -> str:
             "training loss": _number(fmean(losses) if losses else None, ".4f"),
             "images/s": _number(record.rates.get(row["epoch"]), ",.0f"),
         }
-        badge = '<span class="badge">best</span>' if row is best else ""
-        body += (
-            "<tr><th"
-            f' scope="row">{row["epoch"]}{badge}</th>{"".join(f"<td>{cells[head]}</td>" for head in heads)}</tr>'
-        )
-    head = "".join(f'<th scope="col">{one}</th>' for one in ("epoch", *heads))
-    return (
-        '<section id="epochs"><h2>Epochs</h2><p class="note">Training loss: mean of the logged'
-        " steps. Images/s: in training, on all "
-        'processes, reading included.</p><div class="scroll tall" tabindex="0"><table'
-        f' class="numbers"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></section>"
-    )
+        rows.append((row["epoch"], row is best, [cells[head] for head in heads]))
+    return rows
 
 
 def _percent(share: object) -> str:
@@ -307,38 +279,14 @@ def _number(value: object, form: str) -> str:
     return format(value, form) if is_number(value) else NONE
 
 
-def _keys(record: Record) -> str:
-    """Keys that are not at their default; the others folded."""
-    config, defaults = record.config, record.defaults
-    given = {
-        key: value for key, value in config.items() if key not in defaults or defaults[key] != value
-    }
-    others = {key: value for key, value in config.items() if key not in given}
-    return (
-        '<section id="keys"><h2>Configuration</h2><p class="note">Keys that differ from their'
-        " defaults.</p>"
-        f"{_table(given)}<details><summary>{plural(len(others), 'key')} at their"
-        f" default</summary>{_table(others)}</details></section>"
-    )
+def _facts(facts: Row) -> list[tuple[str, list[str]]]:
+    """Names and values as text; a list has several."""
+    return [(key, list(_texts(value))) for key, value in facts.items()]
 
 
-def _environment(record: Record) -> str:
-    return f'<section id="environment"><h2>Environment</h2>{_table(record.environment)}</section>'
-
-
-def _table(facts: Row) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{name_of(key)}</th><td>{_value(value)}</td></tr>'
-        for key, value in facts.items()
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="facts"><tbody>{rows}</tbody></table></div>'
-    )
-
-
-def _value(value: object) -> str:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, list):
-        return ", ".join(map(_value, value))
-    return name_of(
-        value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-    )
+        for one in value:
+            yield from _texts(one)
+    else:
+        yield value if isinstance(value, str) else "none" if value is None else json.dumps(value)
