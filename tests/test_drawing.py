@@ -148,6 +148,7 @@ def test_rendering_is_what_notebooks_show() -> None:
         edge_marks(bundle["image/svg+xml"])["a_0 a_1"] == "active"
         and bundle["text/plain"] == drawing.source
     )
+    assert bundle["image/svg+xml"] in bundle["text/html"]
     assert set(drawing.copy()._repr_mimebundle_()) == {"text/plain"}
 
 

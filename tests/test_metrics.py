@@ -83,7 +83,7 @@ def test_the_page_bears_what_a_dying_process_left(tmp_path: Path) -> None:
     damaged = make_page(folder)
     assert "1 line of metrics left out: not readable." in damaged
     assert (
-        damaged.replace('<p class="warning">1 line of metrics left out: not readable.</p>', "")
+        damaged.replace('<p class="warning">1 line of metrics left out: not readable.</p>\n', "")
         == page
     )
 

@@ -176,6 +176,15 @@ def test_the_page_says_the_atlas_s_numbers(made: tuple[DynamicGraph, Collected, 
         assert re.sub("`", "", warning)[:60] in re.sub("</?code>", "", text)
 
 
+def test_what_stands_between_backticks_is_code(
+    made: tuple[DynamicGraph, Collected, Report],
+) -> None:
+    graph, collected, _ = made
+    gates = replace(collected.atlas.gates, warnings=("leave `a<b>` or `stages=` out",))
+    report = make_report(graph, replace(collected.atlas, gates=gates), {})
+    assert "leave <code>a&lt;b&gt;</code> or <code>stages=</code> out" in report.html
+
+
 def test_diagrams_draw_the_open_edges(made: tuple[DynamicGraph, Collected, Report]) -> None:
     graph, collected, report = made
     order = [(edge.source, edge.target) for edge in graph.edges("blocks")]

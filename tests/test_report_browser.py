@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import Net, X
 from test_atlas import build, paint
 from test_report import hostile_atlas
 
+import dggraph
 from dggraph.data.image_sets import open_image_set
 from dggraph.evaluation.atlas import Collected, collect_atlas
 from dggraph.graph.detection import Detected, Detection
+from dggraph.views.html_table import html_table
 from dggraph.views.report import make_report
 
 webdriver = pytest.importorskip(
@@ -238,3 +241,23 @@ def test_without_scripts_everything_is_there(
         assert not page.find_element("id", "tools").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_notebooks_clip_no_picture_and_no_table(browser: Any, tmp_path: Path, width: int) -> None:
+    """In a cell that hides what sticks out, everything can be seen or scrolled to."""
+    net = dggraph.convert(Net(depth=12), X)
+    shown = (
+        net.graph._repr_html_(),
+        dggraph.render(net.graph)._repr_mimebundle_()["text/html"],
+        html_table(("stage", "a note of some length"), [("x" * 60, "y" * 60)]),
+    )
+    cells = "".join(f'<div class="cell">{html}</div>' for html in shown)
+    style = f"<style>body {{ margin: 0 }} .cell {{ width: {width}px; overflow: hidden }}</style>"
+    page = open_page(browser, tmp_path / "notebook.html", f"<!DOCTYPE html>{style}{cells}")
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('.cell')].map((cell) => [cell.scrollWidth,"
+        " cell.firstElementChild.scrollWidth])"
+    )
+    assert [cell for cell, _ in widths] == [width] * len(shown), "nothing sticks out"
+    assert all(inside >= 700 for _, inside in widths[:2]), "nothing shrinks until it is unreadable"

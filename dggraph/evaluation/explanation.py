@@ -9,7 +9,7 @@ from dggraph.models.preprocessing import Picturable, as_image
 from dggraph.network.network import DynamicNetwork
 from dggraph.views.drawing import draw
 from dggraph.views.picture import Picture, picture_path
-from dggraph.views.svg_picture import write_svg
+from dggraph.views.svg_picture import show_picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Explanation:
         return f"<Explanation: {best}MACs ratio {self.macs_ratio:.3f}>"
 
     def _repr_html_(self) -> str:
-        return write_svg(self.picture)
+        return show_picture(self.picture)
 
 
 def explain(net: DynamicNetwork, image: Picturable) -> Explanation:

@@ -12,7 +12,7 @@ from dggraph.views.captions import Frame, Text, make_frame
 from dggraph.views.escaping import for_dot, text_width
 from dggraph.views.layout import Curve, Rectangle
 from dggraph.views.picture import Picture, box_look, lines_of, mark_of
-from dggraph.views.svg_picture import PANEL_FILL, PANEL_STROKE, write_svg
+from dggraph.views.svg_picture import PANEL_FILL, PANEL_STROKE, show_picture, write_svg
 
 INCH = 72.0
 
@@ -28,6 +28,7 @@ class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
             Exception
         ):  # a notebook cell must not fail because a copy of this object has lost its picture
             bundle["image/svg+xml"] = write_svg(self.picture)
+            bundle["text/html"] = show_picture(self.picture)
         return bundle
 
 

@@ -24,7 +24,7 @@ from dggraph.views.escaping import for_dot
 from dggraph.views.json_picture import write_json
 from dggraph.views.mermaid_picture import write_mermaid
 from dggraph.views.picture import Picture, picture_graph, picture_path
-from dggraph.views.svg_picture import write_svg
+from dggraph.views.svg_picture import show_picture, write_svg
 
 DRAW_SECONDS = 120
 PNG_DPI = 144
@@ -217,7 +217,7 @@ def _lay_under(picture: Picture, png: bytes) -> bytes:
 
 
 def _draw_in_notebook(graph: DynamicGraph) -> str:
-    return write_svg(picture_graph(graph))
+    return show_picture(picture_graph(graph))
 
 
 DynamicGraph.notebook_drawer = _draw_in_notebook

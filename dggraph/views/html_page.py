@@ -67,7 +67,7 @@ def _hash(text: str) -> str:
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # 60 ms that few calls need
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     def name(text: str) -> "Markup":
         """A name from outside, kept from turning the text around it."""
@@ -75,7 +75,7 @@ def _environment() -> "Environment":
 
     def code(text: str) -> "Markup":
         """A sentence; what stands between backticks as code."""
-        return Markup(re.sub("`([^`<>]*)`", r"<code>\1</code>", escape(visible(text))))
+        return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(visible(text))))
 
     def quoted(document: str) -> "Markup":
         """A document within an attribute, with its line breaks, which names do not have."""

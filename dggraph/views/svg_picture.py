@@ -12,11 +12,14 @@ from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, Look, edge_width
 from dggraph.views.box_overlay import place_outlines, write_outlines
 from dggraph.views.captions import Frame, make_frame
 from dggraph.views.escaping import for_xml
+from dggraph.views.html_page import render
 from dggraph.views.layout import Panel, Rectangle
 from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
 DENSE = ' stroke-opacity="0.6"'
+MIN_SHOWN = 720.0
+"""Pixels; on a narrower page a notebook's picture scrolls rather than shrinks."""
 SHARPNESS = 7 / 3
 """Pixels of an embedded thumbnail for each of the picture's."""
 
@@ -53,6 +56,12 @@ def write_svg(picture: Picture) -> str:
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def show_picture(picture: Picture) -> str:
+    """HTML for a notebook: as wide as its cell; where that is too narrow to read, it scrolls."""
+    width = min(make_frame(picture).width, MIN_SHOWN)
+    return render("picture.html", width=width, picture=write_svg(picture))
 
 
 def data_uri(image: Image.Image, side: float) -> str:
