@@ -14,18 +14,17 @@ dataset-fashion-mnist`.
 
 import argparse
 import copy
-import gzip
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import dggraph
 from dggraph import losses
+from dggraph.data.idx import read_idx
 from dggraph.network.norms import recalibrate_norms_
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
@@ -106,15 +105,10 @@ def use_live_rows(net: Any) -> None:
 
 def load(split: str, count: int) -> tuple[Tensor, Tensor]:
     """The first `count` images, normalised, and their labels."""
-    with gzip.open(DATA / f"{split}-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16).reshape(
-            -1, 1, 28, 28
-        )
-    with gzip.open(DATA / f"{split}-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
-    return (torch.from_numpy(pixels.copy()).float() / 255 - 0.2860) / 0.3530, torch.from_numpy(
-        labels.copy()
-    ).long()
+    pixels_NHW = read_idx(DATA / f"{split}-images-idx3-ubyte.gz", 3)[:count]
+    labels_N = read_idx(DATA / f"{split}-labels-idx1-ubyte.gz", 1)[:count]
+    images = (torch.from_numpy(pixels_NHW.copy()).float()[:, None] / 255 - 0.2860) / 0.3530
+    return images, torch.from_numpy(labels_N.copy()).long()
 
 
 def train(

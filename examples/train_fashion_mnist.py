@@ -5,15 +5,14 @@ python examples/train_fashion_mnist.py ARCHIVE [DATA]      DATA: Debian's datase
 the four .gz files anywhere
 """
 
-import gzip
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 import dggraph
+from dggraph.data.idx import read_idx
 from dggraph.models.preprocessing import Preprocess
 
 EPOCHS, BATCH, KEPT = 3, 128, 0.7
@@ -33,13 +32,9 @@ LABELS = (
 
 def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 3, 28, 28) in [-1, 1] and labels (N,)."""
-    images = np.frombuffer(
-        gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
-    )
-    labels = np.frombuffer(
-        gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
-    )
-    gray = torch.from_numpy(images.reshape(-1, 1, 28, 28).copy()).float() / 127.5 - 1
+    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)
+    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", 1)
+    gray = torch.from_numpy(images[:, None].copy()).float() / 127.5 - 1
     return gray.expand(-1, 3, -1, -1), torch.from_numpy(labels.copy()).long()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dggraph.detection.average_precision import Precision, average_precision
@@ -18,6 +17,7 @@ from dggraph.graph.detection import Detection
 from dggraph.network.gate_contexts import collecting_gates
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
+from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches
 from dggraph.system.modes import evaluating
 
@@ -97,7 +97,7 @@ def detect(
         InputError: an image cannot be read, or `model` returns something else than a detector does.
     """
     net = dynamic_part(model)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = first_weight(model).device
     mine: list[tuple[int, list[Detection], float | None]] = []
     with evaluating(model):
         for images, targets in load_batches(

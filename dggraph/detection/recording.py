@@ -23,6 +23,7 @@ from dggraph.graph.detection import Detected, Detection
 from dggraph.network.digests import digest_state
 from dggraph.network.gate_contexts import collecting_gates
 from dggraph.network.network import DynamicNetwork
+from dggraph.system.devices import first_weight
 from dggraph.system.modes import evaluating
 
 
@@ -63,10 +64,9 @@ def _predict_with_detector(
     pixels = functional.convert_image_dtype(
         functional.pil_to_tensor(image.convert("RGB")), torch.float32
     )
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), pixels)
     with evaluating(model):
         with collecting_gates(net) as collected:
-            (output,) = model([pixels.to(parameter.device, parameter.dtype)])
+            (output,) = model([pixels.to(first_weight(model))])
         if len(collected) != 1:
             raise InputError(
                 f"this detector runs its backbone {len(collected)} times an image, so there is no"

@@ -18,6 +18,7 @@ from dggraph.network.cost import entropy_bits, path_keys
 from dggraph.network.execution import refuse_nan
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
+from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
@@ -92,7 +93,7 @@ def evaluate(
     if num_images == 0:
         raise InputError("there are no images to evaluate on; the set is empty.")
     batches = own_batches(num_images, batch_size)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = first_weight(model).device
     paths: Counter[bytes] = Counter()
     counts = torch.zeros(2, dtype=torch.int64)
     per_class: torch.Tensor | None = None

@@ -25,6 +25,7 @@ from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork, class_names
 from dggraph.network.outputs import join_outputs
 from dggraph.ops.liveness import live_vertices
+from dggraph.system.devices import first_weight
 from dggraph.system.modes import evaluating
 from dggraph.views.html_table import html_table
 
@@ -213,8 +214,7 @@ def _batch_of(net: DynamicNetwork, images: Picturable | list[Picturable]) -> Ten
     preprocess = require_preprocess(net.preprocess)
     several = images if isinstance(images, list) else [images]
     x = torch.cat([preprocess(image) for image in several])
-    parameter = next((p for p in net.parameters() if p.is_floating_point()), x)
-    return x.to(parameter.device, parameter.dtype)
+    return x.to(first_weight(net))
 
 
 def require_stages(net: DynamicNetwork) -> None:

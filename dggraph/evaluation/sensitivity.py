@@ -23,6 +23,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.ops.divergence import divergence
 from dggraph.ops.macs import path_share
 from dggraph.system import processes
+from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
@@ -92,7 +93,7 @@ def measure_sensitivity(
         raise InputError(
             'no block can be left out under this wiring; convert with wiring="complete".'
         )
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    device = first_weight(net).device
     counts = torch.zeros((1 + len(paths), 2), dtype=torch.int64)
     divergences: list[list[float]] = []
     energies: list[dict[str, tuple[float, float]]] = []

@@ -20,6 +20,7 @@ from dggraph.network.report import report_conversion
 from dggraph.network.snapshot import Snapshot, count_outputs, outline_of
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
+from dggraph.system.devices import first_weight
 
 
 def assemble(
@@ -67,12 +68,10 @@ def _follow_backbone_(lowered: LoweredModule, graph: DynamicGraph, backbone: nn.
     """Move routers and gates to the device and type of the backbone's weights. Thresholds stay
     float32: bfloat16 would round 0.999 to 1.
     """
-    parameter = next((p for p in backbone.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return
+    weight = first_weight(backbone)
     for stage in graph.stages:
-        for decider in routing_of(lowered, stage).to(device=parameter.device).children():
-            decider.to(dtype=parameter.dtype)
+        for decider in routing_of(lowered, stage).to(device=weight.device).children():
+            decider.to(dtype=weight.dtype)
 
 
 def _freeze_unused_(lowered: LoweredModule) -> tuple[str, ...]:

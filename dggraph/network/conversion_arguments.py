@@ -14,6 +14,7 @@ from dggraph.models.preprocessing import Preprocess, input_size_of
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
+from dggraph.system.devices import first_weight
 
 
 def plain_backbone(model: object) -> nn.Module:
@@ -110,9 +111,7 @@ def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess 
     Raises:
         InputError: it is not a batch of images, or no size is known.
     """
-    parameter = next(
-        (p for p in model.parameters() if p.is_floating_point()), torch.zeros((), device="cpu")
-    )
+    weight = first_weight(model)
     if example is None:
         size = preprocess.input_size if preprocess is not None else input_size_of(model)
         if size is None:
@@ -120,7 +119,7 @@ def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess 
                 f"{type(model).__name__} does not say its input size. Pass `example_input`"
                 " (--input-size), a float tensor (1, C, H, W) of the size you will use."
             )
-        return torch.zeros((1, *size), dtype=parameter.dtype, device=parameter.device)
+        return torch.zeros((1, *size), dtype=weight.dtype, device=weight.device)
     if not isinstance(example, Tensor):
         raise InputError(
             f"example_input is {type(example).__name__}; an image batch is a float tensor (B, C,"
@@ -142,4 +141,4 @@ def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess 
             f"example_input has shape {tuple(example.shape)} and dtype {example.dtype}; an image"
             " batch is a float tensor (B, C, H, W)."
         )
-    return example.detach().to(parameter)
+    return example.detach().to(weight)

@@ -20,6 +20,7 @@ from dggraph.network.execution import refuse_nan
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.macs import MacsTable, StageMacs
+from dggraph.system.devices import first_weight
 from dggraph.system.modes import keeping_modes
 
 
@@ -132,7 +133,7 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
     """
     if not net.graph.stages:
         raise InputError("this network has no stages, so there are no paths to measure.")
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    device = first_weight(net).device
     num_instances = 0
     with keeping_modes(net):
         net.eval()
@@ -171,7 +172,7 @@ def entropy_bits(counts: Counter[bytes]) -> float:
 
 
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
-    parameter = next(router.parameters(), torch.zeros((), device="cpu"))
+    parameter = first_weight(router)
     was_training = router.training
     # With gradients: the counter refuses a view of a parameter made without them, which a router
     # that does not look gives.

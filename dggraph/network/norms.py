@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import (
 
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork
+from dggraph.system.devices import first_weight
 from dggraph.system.modes import keeping_modes
 
 NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -84,7 +85,7 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
         name: {key: value.clone() for key, value in norm.named_buffers(recurse=False)}
         for name, norm in norms.items()
     }
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    device = first_weight(net).device
     seen = {name: _Moments() for name in norms}
     num_batches = 0
     try:

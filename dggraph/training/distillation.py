@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -22,6 +21,7 @@ from dggraph.evaluation.accuracy import own_batches
 from dggraph.evaluation.sensitivity import measure_sensitivity
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
+from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches, num_samples
 from dggraph.system.modes import evaluating
 
@@ -59,7 +59,7 @@ def answered(
         workers: number of loader processes.
     """
     num_images = num_samples(dataset)
-    device = next((parameter.device for parameter in teacher.parameters()), torch.device("cpu"))
+    device = first_weight(teacher).device
     mine: dict[int, int] = {}
     batches = own_batches(num_images, batch_size)
     with evaluating(teacher):
