@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+import dggraph.views.drawing  # noqa: F401  notebooks draw the graph of every network
 from dggraph.compiler.hooked_plan import hooked_blocks, hooked_layers
 from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
