@@ -10,7 +10,7 @@ from torch.utils.data import Subset, TensorDataset
 import dggraph
 from dggraph.errors import InputError
 from dggraph.evaluation.accuracy import evaluate
-from dggraph.evaluation.held_out_budgets import judge_budgets
+from dggraph.evaluation.held_out_budgets import evaluate_budgets
 
 
 def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
@@ -18,7 +18,7 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
     randomise_routers(net, 5, 0.4)
     x = images(81, 0)
     dataset = TensorDataset(x, torch.arange(81) % net(x).shape[1])
-    judged = judge_budgets(net, dataset, (0.8, 0.6, 0.05), batch_size=16)
+    judged = evaluate_budgets(net, dataset, (0.8, 0.6, 0.05), batch_size=16)
     assert judged.curve is net.budgets and judged.curve.num_instances == 41
     assert float(net.lowered.dg_body.threshold) == 0.5
     held_out = Subset(dataset, range(1, 81, 2))
@@ -42,6 +42,6 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
 
 def test_one_image_has_no_other_half() -> None:
     with pytest.raises(InputError, match="this set has 1; give at least two"):
-        judge_budgets(
+        evaluate_budgets(
             converted("kept"), TensorDataset(torch.zeros(1, 3, 16, 16), torch.zeros(1)), (0.7,)
         )

@@ -19,7 +19,13 @@ from dggraph.errors import CheckpointError
 from dggraph.training import checkpoint, loop
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from dggraph.training.config import TrainConfig
-from dggraph.training.identity import NAMES, Identity, names_of_boxes, tell_differences, write_names
+from dggraph.training.identity import (
+    NAMES,
+    Identity,
+    describe_differences,
+    names_of_boxes,
+    write_names,
+)
 from dggraph.training.loop import train
 
 
@@ -139,16 +145,16 @@ def test_differences_in_words(tmp_path: Path) -> None:
     before = identity("a/1.png", "b/é.png")
     write_names(before, tmp_path)
     document = json.loads(json.dumps(before.document()))
-    assert tell_differences(document, before, tmp_path) == []
-    assert tell_differences(
+    assert describe_differences(document, before, tmp_path) == []
+    assert describe_differences(
         document, identity("a/1.png", "b/é.png", classes=("b", "a")), tmp_path
     ) == ["other classes (the same ones in another order)"]
-    assert tell_differences(document, identity("a/1.png"), tmp_path) == [
+    assert describe_differences(document, identity("a/1.png"), tmp_path) == [
         "2 images of train before, 1 now",
         "image 1 of train was 'b/é.png' and now is nothing",
     ]
     (tmp_path / NAMES).write_bytes(b"damaged")
-    assert tell_differences(document, identity("a/1.png", "c"), tmp_path) == [
+    assert describe_differences(document, identity("a/1.png", "c"), tmp_path) == [
         "other names of images of train"
     ]
 
@@ -162,7 +168,7 @@ def test_other_boxes_are_other_data(tmp_path: Path) -> None:
 
     before, after = (identity(*names_of_boxes([image(right)])) for right in (4.0, 5.0))
     write_names(before, tmp_path)
-    assert tell_differences(before.document(), after, tmp_path) == [
+    assert describe_differences(before.document(), after, tmp_path) == [
         "the annotations of 'x.png' in train have changed"
     ]
 

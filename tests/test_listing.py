@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dggraph.data.listing import SUFFIXES, list_images, num_files, say_ignored
+from dggraph.data.listing import SUFFIXES, describe_ignored, list_images, num_files
 from dggraph.errors import InputError
 
 
@@ -61,12 +61,12 @@ def test_what_nobody_put_there_is_ignored_and_counted(tmp_path: Path) -> None:
     }
     assert num_files(ignored) == 10
     assert (
-        say_ignored(ignored)
+        describe_ignored(ignored)
         == "10 files ignored: 5 hidden, 1 neither file nor folder, 4 without an image's suffix"
         " (.csv, .txt, no suffix); ignored: 4 hidden folders"
     )
-    assert say_ignored({}) == ""
-    assert say_ignored({"hidden": 1}) == "1 file ignored: 1 hidden"
+    assert describe_ignored({}) == ""
+    assert describe_ignored({"hidden": 1}) == "1 file ignored: 1 hidden"
 
 
 def test_the_order_is_torchvision_s(tmp_path: Path) -> None:

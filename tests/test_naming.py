@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dggraph.data.class_names import as_text, tell_changed
+from dggraph.data.class_names import as_text, describe_renamed
 from dggraph.errors import InputError
 
 
@@ -26,7 +26,7 @@ from dggraph.errors import InputError
 def test_names_become_text(names: Any, texts: tuple[str, ...]) -> None:
     found = as_text(names)
     assert found == texts and all(type(name) is str and name.encode() for name in found if name)
-    assert bool(tell_changed(names, found)) == any(
+    assert bool(describe_renamed(names, found)) == any(
         not isinstance(name, str) or "\udce9" in name for name in names
     )
 
@@ -34,7 +34,7 @@ def test_names_become_text(names: Any, texts: tuple[str, ...]) -> None:
 def test_accents_are_one_class() -> None:
     composed, taken_apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     assert composed != taken_apart and as_text([composed]) == as_text([taken_apart])
-    assert tell_changed([taken_apart], as_text([taken_apart])) == []
+    assert describe_renamed([taken_apart], as_text([taken_apart])) == []
 
 
 @pytest.mark.parametrize("name", [None, ["a"], enum.Enum("Colour", "RED")["RED"], 1j])

@@ -29,7 +29,7 @@ from dggraph.training.config import configured, read_config
 
 if TYPE_CHECKING:
     from dggraph.evaluation.accuracy import Accuracy
-    from dggraph.evaluation.held_out_budgets import JudgedBudgets
+    from dggraph.evaluation.held_out_budgets import HeldOutBudgets
     from dggraph.evaluation.sensitivity import Sensitivity
 
 DATA_KEYS = (
@@ -139,7 +139,7 @@ def command(
 
     from dggraph.data.validation import open_validation
     from dggraph.evaluation.accuracy import evaluate
-    from dggraph.evaluation.held_out_budgets import HALVES, judge_budgets
+    from dggraph.evaluation.held_out_budgets import HALVES, evaluate_budgets
     from dggraph.evaluation.sensitivity import measure_sensitivity
     from dggraph.network.archive import save as save_archive
     from dggraph.network.digests import digest_of
@@ -162,7 +162,7 @@ def command(
         processes.assert_same_on_all_ranks(
             {"network": digest_of(net), "images": num_samples(data.images), "classes": data.classes}
         )
-        how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
+        how: Any = {"batch_size": keys.evaluation_batch_size, "workers": keys.workers}
         document = {
             "model": model,
             "dataset": keys.dataset,
@@ -185,7 +185,7 @@ def command(
         if budgets:
             with working("Calibrating, then measuring"):
                 document["budgets"] = _budget_numbers(
-                    judge_budgets(net, data.images, budgets, **how), HALVES
+                    evaluate_budgets(net, data.images, budgets, **how), HALVES
                 )
         if sensitivity:
             with working("Leaving out one block after another"):
@@ -299,7 +299,7 @@ def _class_numbers(found: "Accuracy", classes: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def _budget_numbers(judged: "JudgedBudgets", halves: str) -> dict[str, Any]:
+def _budget_numbers(judged: "HeldOutBudgets", halves: str) -> dict[str, Any]:
     calibration = {
         "num_images": judged.curve.num_instances,
         "points": [asdict(point) for point in judged.curve.points],

@@ -90,7 +90,7 @@ def evaluate_boxes(
         processes.assert_same_on_all_ranks(
             {"images": len(expected.images), "classes": expected.classes}
         )
-        how: Any = {"batch_size": keys.judged_at_a_time, "workers": keys.workers}
+        how: Any = {"batch_size": keys.evaluation_batch_size, "workers": keys.workers}
         with working("Detecting"):
             start = time.perf_counter()
             found = detect(

@@ -121,8 +121,8 @@ def open_network(
     if is_classifier_run(model):
         refuse_answered(f"a run folder: {model} says how its network was built.", **answered)
         with working(f"Loading {model}"):
-            net, said = open_classifier(model, backbone)
-        _tell([said] if said else [])
+            net, remark = open_classifier(model, backbone)
+        _tell([remark] if remark else [])
         return net
     if (Path(model) / MANIFEST).is_file():
         refuse_answered(
@@ -157,7 +157,7 @@ def open_network(
             gate=gate,
             threshold=threshold,
         )
-    _tell(built.said)
+    _tell(built.remarks)
     return net
 
 

@@ -132,7 +132,7 @@ def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
     Raises:
         InputError: a folder has no images.
     """
-    from dggraph.data.listing import list_images, say_ignored
+    from dggraph.data.listing import describe_ignored, list_images
 
     files, notes = list[Path](), list[str]()
     for place in images:
@@ -141,9 +141,9 @@ def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
             continue
         names, ignored = list_images(place)
         if not names:
-            raise InputError(f"{str(place)!r} has no images. {say_ignored(ignored)}".rstrip())
+            raise InputError(f"{str(place)!r} has no images. {describe_ignored(ignored)}".rstrip())
         files += [place / name for name in names]
-        notes += [f"{place}: {say_ignored(ignored)}"] if ignored else []
+        notes += [f"{place}: {describe_ignored(ignored)}"] if ignored else []
     return tuple(files), notes
 
 

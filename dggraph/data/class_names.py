@@ -23,7 +23,7 @@ def as_text(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(_as_text(name, label) for label, name in enumerate(names))
 
 
-def tell_changed(names: Iterable[object], texts: Iterable[str]) -> list[str]:
+def describe_renamed(names: Iterable[object], texts: Iterable[str]) -> list[str]:
     """Return a sentence if `as_text` changed more than the spelling of accents, else nothing."""
     changed = [
         (name, text)

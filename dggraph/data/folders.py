@@ -108,7 +108,7 @@ def refuse_bad(errors: Sequence[str], of_what: str) -> None:
 
 
 @contextmanager
-def telling_way_out() -> Iterator[None]:
+def suggesting_skip() -> Iterator[None]:
     """Within this context, errors of an image mention how to leave bad images out.
 
     It is for images that were not checked before training.

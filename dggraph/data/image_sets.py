@@ -16,7 +16,7 @@ from unicodedata import normalize
 from PIL import Image
 
 from dggraph.data.idx import check_idx, read_idx, rows_of
-from dggraph.data.listing import SUFFIXES, list_images, num_files, say_ignored, scan
+from dggraph.data.listing import SUFFIXES, describe_ignored, list_images, num_files, scan
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import open_image
 
@@ -66,7 +66,7 @@ class ImageSet:
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence per kind of file or folder that was left out."""
-        notes = [say_ignored(self.ignored)] if self.ignored else []
+        notes = [describe_ignored(self.ignored)] if self.ignored else []
         if self.empty:
             notes.append(f"folders without an image: {list_some(self.empty)}")
         return tuple(notes)
@@ -148,14 +148,14 @@ def _open_folder(folder: Path, labels: Sequence[str]) -> ImageSet:
             f" {classes[0]!r}), so the classes are unclear. Move one or the other."
         )
     if not number:
-        told = f" {say_ignored(ignored)}." if ignored else ""
+        told = f" {describe_ignored(ignored)}." if ignored else ""
         raise InputError(
             f"{str(folder)!r} has no images: no files ending in"
             f" {', '.join(sorted(SUFFIXES))}.{told}"
         )
     return ImageSet(
         name=folder.resolve().name or str(folder),
-        classes=_called(folder, classes, labels),
+        classes=_class_names(folder, classes, labels),
         num_images=number,
         ignored=ignored,
         empty=tuple(empty),
@@ -190,7 +190,7 @@ def _folder_items(folder: Path, classes: Sequence[str]) -> Iterator[Item]:
         yield Item(index, place, label, partial(open_image, file), file)
 
 
-def _called(folder: Path, names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+def _class_names(folder: Path, names: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
     """Return class names in the spelling of `labels`.
 
     macOS decomposes letters (NFD) that other systems compose; the class stays the same.

@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
     | {".avif", ".jp2", ".j2k"}
 )
 """Suffixes of the formats in `preprocessing.FORMATS`, in any case."""
-OF_SYSTEMS = frozenset(
+SYSTEM_NAMES = frozenset(
     {
         "thumbs.db",
         "ehthumbs.db",
@@ -120,7 +120,7 @@ def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
 
 def is_hidden(name: str) -> bool:
     """Whether users do not see an entry of this name, or did not create it."""
-    return name.startswith(".") or name.lower() in OF_SYSTEMS
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def num_files(ignored: Mapping[str, int]) -> int:
@@ -130,7 +130,7 @@ def num_files(ignored: Mapping[str, int]) -> int:
     )
 
 
-def say_ignored(ignored: Mapping[str, int]) -> str:
+def describe_ignored(ignored: Mapping[str, int]) -> str:
     """Describe the ignored entries, or return an empty string if there are none.
 
     For example `3 files ignored: 1 hidden, 2 without an image's suffix (.txt)`.

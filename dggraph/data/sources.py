@@ -24,7 +24,7 @@ from dggraph.data.augmentation import (
     evaluation_transform,
     training_transform,
 )
-from dggraph.data.folders import OnBadImage, ReadFolder, read_folder, refuse_empty, telling_way_out
+from dggraph.data.folders import OnBadImage, ReadFolder, read_folder, refuse_empty, suggesting_skip
 from dggraph.data.image_sets import Item
 from dggraph.data.pixels import SMALL_SETS, Pixels, read_pixels
 from dggraph.errors import DggraphError, InputError
@@ -121,7 +121,7 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.items[index]
         label = NO_LABEL if item.label is None else item.label
-        with telling_way_out():
+        with suggesting_skip():
             picture = item.open()
         return self.transform(picture), label if self.outputs is None else self.outputs[label]
 
@@ -229,22 +229,22 @@ def _read_classes(folder: Path, source: Source) -> ReadFolder:
 
 
 def _outputs(
-    judged: Sequence[str], learned: Sequence[str], train: Path, validation: Path
+    validated: Sequence[str], trained: Sequence[str], train: Path, validation: Path
 ) -> list[int]:
     """Return the label of each class of the validation part: its place in the training part.
 
     A copy may have the classes in another order.
     """
-    if set(judged) != set(learned):
+    if set(validated) != set(trained):
         here, there = (
-            sorted(set(a) - set(b))[:3] for a, b in ((learned, judged), (judged, learned))
+            sorted(set(a) - set(b))[:3] for a, b in ((trained, validated), (validated, trained))
         )
         raise InputError(
             f"{train} and {validation} have different classes: only in the first {here}, only in"
             f" the second {there}. A label is the place of its class among the sorted folders, so"
             " both need the same folders."
         )
-    return [learned.index(name) for name in judged]
+    return [trained.index(name) for name in validated]
 
 
 def call_with_configuration(source: Source) -> Any:
@@ -258,7 +258,7 @@ def call_with_configuration(source: Source) -> Any:
         return function(source.argument)
     except DggraphError:
         raise
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # a user's function may raise anything
         raise InputError(
             f"{source.dataset} failed when it was called with the configuration:"
             f" {type(error).__name__}: {error}. It must accept the configuration and return the"

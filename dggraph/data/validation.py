@@ -36,7 +36,7 @@ class ValidationData:
 
 
 class _Relabelled(Dataset[tuple[Tensor, int]]):
-    """A data set with other labels."""
+    """A data set whose labels are mapped to outputs of a network."""
 
     def __init__(self, images: Dataset[Any], outputs: Sequence[int]) -> None:
         self.images, self.outputs = images, outputs

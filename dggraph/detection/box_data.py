@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dggraph.data.folders import telling_way_out
+from dggraph.data.folders import suggesting_skip
 from dggraph.data.sources import Source, call_with_configuration
 from dggraph.detection.box_entries import OnBadBox
 from dggraph.detection.box_images import compare_images, open_drawn_on
@@ -64,7 +64,7 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         entry = self.images[index]
-        with telling_way_out():
+        with suggesting_skip():
             image = open_drawn_on(entry)
         known = [box for box in entry.boxes if box.is_learnable]
         boxes = tv_tensors.BoundingBoxes(

@@ -35,7 +35,7 @@ class LoadedDetector:
     """A detector as its name says."""
 
     model: nn.Module
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     """What its checkpoint left open, and how that was settled, a sentence each."""
 
 
@@ -76,7 +76,7 @@ def load_detector(
         InputError: no such model, a checkpoint that does not fit, a function that fails, or a
             detector that reads one size only.
     """
-    said: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     if name in detector_names():
         model: nn.Module = torchvision.models.get_model(
             name, weights=None, weights_backbone=None, num_classes=num_classes + 1
@@ -93,7 +93,7 @@ def load_detector(
         ):
             freeze_norms_(model.get_submodule("backbone"))
         if weights is not None:
-            said = load_checkpoint_(
+            remarks = load_checkpoint_(
                 model, weights, replaceable=_of_classes(name) if is_head_new else ()
             )
     elif name.startswith(OF_MORE_THAN_BOXES):
@@ -110,10 +110,10 @@ def load_detector(
         loaded = load_model(
             name, num_classes=number, checkpoint=None if is_head_new else checkpoint
         )
-        said = (
+        remarks = (
             start_from_(loaded, checkpoint)
             if is_head_new and checkpoint is not None
-            else loaded.said
+            else loaded.remarks
         )
         model = loaded.model
         if not is_detector(model):
@@ -124,7 +124,7 @@ def load_detector(
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
     model.eval()
-    return LoadedDetector(model, said)
+    return LoadedDetector(model, remarks)
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:

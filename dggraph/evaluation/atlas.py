@@ -158,7 +158,7 @@ def observe(
             str(error)
             if on_bad_image == "skip"
             else InputError(
-                f"{error} To count such images and leave them out, --on-bad-image skip."
+                f"{error} With --on-bad-image skip, bad images are counted and left out."
             )
         )
     except GateError as error:

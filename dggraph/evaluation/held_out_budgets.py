@@ -19,7 +19,7 @@ HALVES = "calibrated on the images at even places (0, 2, ...), measured on those
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedBudget:
+class HeldOutBudget:
     """One target, measured on the half that its threshold was not calibrated on."""
 
     target: float
@@ -32,24 +32,24 @@ class JudgedBudget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgedBudgets:
-    """The result of `judge_budgets`."""
+class HeldOutBudgets:
+    """The result of `evaluate_budgets`."""
 
     curve: BudgetCurve
     """Measured on the half for calibration; also stored as `net.budgets`."""
     before: Accuracy
     """The held-out half at the original thresholds of the network."""
-    budgets: tuple[JudgedBudget, ...]
+    budgets: tuple[HeldOutBudget, ...]
 
 
-def judge_budgets(
+def evaluate_budgets(
     net: DynamicNetwork,
     dataset: Dataset[Any],
     targets: Sequence[float],
     *,
     batch_size: int = 256,
     workers: int = 0,
-) -> JudgedBudgets:
+) -> HeldOutBudgets:
     """Calibrate on the images at even places, and evaluate on those at odd places.
 
     Thresholds are restored; the curve is stored in `net.budgets`. Every process calibrates on the
@@ -79,14 +79,14 @@ def judge_budgets(
     assert isinstance(curve, BudgetCurve)
     net.budgets = curve
     before = evaluate(net, second, batch_size=batch_size, workers=workers)
-    judged = []
+    measured = []
     with own_thresholds(net):
         for budget in curve.budgets:
             net.set_threshold(budget.threshold)
             found = evaluate(net, second, batch_size=batch_size, workers=workers)
             assert found.kept is not None
-            judged.append(
-                JudgedBudget(
+            measured.append(
+                HeldOutBudget(
                     target=budget.target,
                     threshold=budget.threshold,
                     calibrated_kept=budget.kept,
@@ -94,4 +94,4 @@ def judge_budgets(
                     evaluation=found,
                 )
             )
-    return JudgedBudgets(curve=curve, before=before, budgets=tuple(judged))
+    return HeldOutBudgets(curve=curve, before=before, budgets=tuple(measured))

@@ -163,12 +163,12 @@ def _ratio(energies: list[tuple[float, float]]) -> float | None:
 
 def _branch_energies(net: DynamicNetwork, images: Tensor) -> dict[str, tuple[float, float]]:
     """Return (|F(z)|^2, |z|^2) of each block for this batch, on the path that the gates select."""
-    watch = _Watch(net)
+    watch = _BlockEnergies(net)
     watch.run(images)
     return watch.energies
 
 
-class _Watch(fx.Interpreter):
+class _BlockEnergies(fx.Interpreter):
     """Runs the lowered graph and records the energy of every block's input and branch."""
 
     def __init__(self, net: DynamicNetwork) -> None:

@@ -35,7 +35,7 @@ class LoadedModel:
     """The arguments of its builder: `num_classes`, `image_size`."""
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     """One sentence per choice that its checkpoint left open, and how it was made."""
 
 
@@ -86,7 +86,7 @@ def load_model(
         and (sized := _sized(name, model, options, input_size)) is not None
     ):
         model, options = sized, options | {"image_size": input_size}
-    said = () if checkpoint is None else load_checkpoint_(model, read_checkpoint(checkpoint))
+    remarks = () if checkpoint is None else load_checkpoint_(model, read_checkpoint(checkpoint))
     size = (
         input_size_of(model)
         if input_size is None
@@ -99,7 +99,7 @@ def load_model(
         else None
     )
     model.eval()
-    return LoadedModel(model, name, options, preprocess, labels, said)
+    return LoadedModel(model, name, options, preprocess, labels, remarks)
 
 
 def takes_num_classes(name: str) -> bool:
@@ -240,7 +240,7 @@ def import_function(name: str) -> Any:
             f"{name} needs the package {error.name!r}, which is not installed. Install it in this"
             " environment."
         ) from error
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # a user's module may raise anything
         raise InputError(
             f"cannot import {name!r}: {_first_line(error)}. Write package.module:function,"
             f" importable from {os.getcwd()}."

@@ -61,7 +61,7 @@ class Weights:
 
     file: str
     tensors: dict[str, Tensor]
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     """At most one sentence: which of several state dicts was taken."""
 
 
@@ -98,12 +98,12 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Weights:
         )
     others = [other for other in known if other != path and other[-1] in PLAIN]
     is_average = path[-1:] != () and path[-1] in AVERAGES
-    said = (
+    remarks = (
         (f"{file} has weights and their average; the average, {'.'.join(path)!r}, was loaded",)
         if is_average and others
         else ()
     )
-    return Weights(file, {str(key): value for key, value in found[path].items()}, said)
+    return Weights(file, {str(key): value for key, value in found[path].items()}, remarks)
 
 
 def fitted(weights: Weights, expected: Collection[str]) -> Weights:
@@ -128,7 +128,7 @@ def fitted(weights: Weights, expected: Collection[str]) -> Weights:
         )
     (prefix,) = best
     left = [key for key in weights.tensors if not key.startswith(prefix) and key != "n_averaged"]
-    said = [
+    remarks = [
         f"{weights.file} has {len(left)} tensors outside the network under {prefix!r}, for example"
         f" {one!r}; they were left out"
         for one in left[:1]
@@ -138,7 +138,7 @@ def fitted(weights: Weights, expected: Collection[str]) -> Weights:
         for key, value in weights.tensors.items()
         if key.startswith(prefix)
     }
-    return Weights(weights.file, tensors, (*weights.said, *said))
+    return Weights(weights.file, tensors, (*weights.remarks, *remarks))
 
 
 def load_checkpoint_(
@@ -166,7 +166,7 @@ def load_checkpoint_(
         for key in expected
         if key in replaceable and (key not in state or state[key].shape != expected[key].shape)
     ]
-    said = [*weights.said, *([_tell_left(weights, expected, left)] if left else [])]
+    remarks = [*weights.remarks, *([_describe_left(weights, expected, left)] if left else [])]
     state |= {key: expected[key] for key in left}
     missing, unexpected = (
         sorted(expected.keys() - state.keys()),
@@ -184,10 +184,10 @@ def load_checkpoint_(
             " and --num-classes."
         )
     model.load_state_dict(state)
-    return tuple(said)
+    return tuple(remarks)
 
 
-def _tell_left(weights: Weights, expected: Mapping[str, Tensor], left: list[str]) -> str:
+def _describe_left(weights: Weights, expected: Mapping[str, Tensor], left: list[str]) -> str:
     names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
     first = left[0]
     was = (

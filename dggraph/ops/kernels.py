@@ -64,7 +64,7 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
 def sum_rows(
     features: Sequence[Tensor], places_RE: npt.NDArray[Any] | None, weights_RE: npt.NDArray[Any]
 ) -> Tensor:
-    """`rows.sum_rows` for usable features, one per edge and none of them None.
+    """Compute `rows.sum_rows` for usable features, one per edge and none of them None.
 
     The result is always a fresh tensor.
     """
@@ -74,7 +74,7 @@ def sum_rows(
 
 
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """`weighted_sum.inner_products` for usable tensors."""
+    """Compute `weighted_sum.inner_products` for usable tensors."""
     return torch.ops.dggraph.inner_products.default(features, grad)  # type: ignore[no-any-return]
 
 
@@ -178,12 +178,12 @@ def _compile(work: Path) -> None:
     command = [sys.executable, "-c", program, json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or [
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or [
             f"exit code {done.returncode}"
         ]
         raise KernelError(
-            f"the C++ kernels could not be built: {' | '.join(said[:3])}. They need a C++ compiler"
-            " and ninja (pip install 'dggraph[kernels]'). Without them everything works, but slower."
+            f"the C++ kernels could not be built: {' | '.join(lines[:3])}. They need a C++ compiler"
+            " and ninja (pip install 'dggraph[kernels]'). Without them everything works, more slowly."
         )
 
 

@@ -6,8 +6,8 @@ All executors, the MACs meter and the budget use this one definition:
    dead node are closed.
 2. Where no live node has an active edge to `out`, the one with the largest weight opens, at weight
    1 (ties: the later node).
-3. One pass in vertex order suffices. `settle` makes it for a whole stage; routers that decide node
-   by node use the single steps.
+3. One pass in vertex order suffices. `settle` makes it for a complete stage; routers that decide
+   node by node use the single steps.
 
 A weight of exactly 0 means an inactive edge, everywhere after `open_edges`: thresholds are never
 negative, so an active weight is never 0.
@@ -107,7 +107,7 @@ def open_edges(
 def open_output(
     weights_BE: Array, raw_BE: Array, live: Sequence[Array | None], training: bool
 ) -> Array:
-    """Where nothing reaches `out`, open the live edge of largest weight, at weight 1.
+    """Open the live edge of largest weight, at weight 1, where nothing reaches `out`.
 
     The later node wins ties. If the wiring gives no live node an edge to `out`, nothing opens and
     the stage's output is zeros. The complete wiring, and any wiring with v0 -> out, rules that out.

@@ -85,7 +85,7 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
         macs_B = runs_BV @ vertices_V + used_BE @ edges_E
         total_B = macs_B if total_B is None else total_B + macs_B
     if total_B is None:
-        raise ValueError("`table` has no stages, so there is no path to count; convert found none.")
+        raise ValueError("`table` has no stages, so there is no path whose MACs could be counted")
     return total_B + table.fixed
 
 

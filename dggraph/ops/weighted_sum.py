@@ -36,7 +36,7 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
 
 
 def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
-    """`weighted_sum` as one expression.
+    """Compute `weighted_sum` as one expression.
 
     It serves compilers, and devices on which reading the weights would force a synchronisation.
     """

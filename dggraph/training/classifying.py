@@ -98,6 +98,6 @@ class Classifying:
         return evaluate(
             model,
             self.data.validation,
-            batch_size=self.config.judged_at_a_time,
+            batch_size=self.config.evaluation_batch_size,
             workers=self.config.workers,
         )

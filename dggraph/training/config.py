@@ -339,7 +339,7 @@ class TrainConfig(BaseModel):
         return Augmentation(**{one.name: getattr(self, one.name) for one in fields(Augmentation)})
 
     @property
-    def judged_at_a_time(self) -> int:
+    def evaluation_batch_size(self) -> int:
         """Batch size of the evaluation."""
         return self.validation_batch_size or (1 if self.task == "detection" else 256)
 

@@ -91,11 +91,11 @@ class Detecting:
         found = detect(
             model,
             BoxDataset(self.validation.images),
-            batch_size=self.config.judged_at_a_time,
+            batch_size=self.config.evaluation_batch_size,
             workers=self.config.workers,
         )
         # COCO takes seconds and a gigabyte, so one process evaluates for all
-        judged = evaluate_boxes(found, self.validation) if processes.rank() == 0 else None
-        (first, *_) = processes.all_gather_objects(judged)
+        measured = evaluate_boxes(found, self.validation) if processes.rank() == 0 else None
+        (first, *_) = processes.all_gather_objects(measured)
         assert isinstance(first, DetectionEvaluation)
         return first

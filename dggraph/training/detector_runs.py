@@ -31,7 +31,7 @@ class Detector:
     """Label k is `classes[k - 1]`."""
     config: TrainConfig
     """The configuration that it was built from."""
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     """As in `LoadedDetector`."""
 
 
@@ -66,7 +66,7 @@ def build_detector(
     )
     model: Any = loaded.model
     if config.router == "none":
-        return Detector(model, None, classes, config, loaded.said)
+        return Detector(model, None, classes, config, loaded.remarks)
     side = config.input_size or EXAMPLE_SIDE
     height, width = getattr(model.transform, "fixed_size", None) or (side, side)
     net = convert_backbone_(
@@ -74,7 +74,7 @@ def build_detector(
         torch.zeros((1, 3, height, width)),
         **config.conversion,
     )
-    return Detector(model, net, classes, config, loaded.said)
+    return Detector(model, net, classes, config, loaded.remarks)
 
 
 def is_detector_run(folder: str | Path) -> bool:

@@ -30,7 +30,7 @@ SENSITIVITY_IMAGES = 256
 
 
 class _Answered(Dataset[tuple[Tensor, int]]):
-    """A data set with other labels."""
+    """A data set with a given label for each image."""
 
     def __init__(self, images: Dataset[Any], answers: Sequence[int]) -> None:
         self.images, self.answers = images, answers

@@ -68,7 +68,7 @@ def write_names(identity: Identity, folder: Path) -> None:
         write_whole(folder / NAMES, gzip.compress(json.dumps(identity.names).encode(), mtime=0))
 
 
-def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> list[str]:
+def describe_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> list[str]:
     """Return one phrase per difference between the data of a run and those now.
 
     Args:
@@ -93,14 +93,14 @@ def tell_differences(before: Mapping[str, Any], now: Identity, folder: Path) -> 
             then = known.get(part)
             is_known = then is not None and _digest(then) == before["names"][part]
             told.append(
-                _tell_first(part, then or (), names or ())
+                _describe_first(part, then or (), names or ())
                 if is_known
                 else f"other names of images of {part}"
             )
     return told
 
 
-def _tell_first(part: str, then: Sequence[str], now: Sequence[str]) -> str:
+def _describe_first(part: str, then: Sequence[str], now: Sequence[str]) -> str:
     place = next(
         (at for at, (one, other) in enumerate(zip(then, now, strict=False)) if one != other),
         min(len(then), len(now)),

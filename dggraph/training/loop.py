@@ -39,8 +39,8 @@ from dggraph.training.runs import (
     ARCHIVE,
     Run,
     describe,
+    evaluated_model,
     finish,
-    judging,
     prepare_folder,
     resume_,
     run_folder,
@@ -131,13 +131,13 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
         processes.barrier()
-        said = resume_(run, config, folder)
+        remarks = resume_(run, config, folder)
         processes.assert_same_on_all_ranks({"step of the last checkpoint": run.step})
         describe(run, config, folder, prepared.notes)
         if processes.rank() == 0:
             if prepared.notes.get("skipped.json"):
                 log({"bad entries left out": len(prepared.notes["skipped.json"])})
-            for sentence in (*said, *prepared.said):
+            for sentence in (*remarks, *prepared.remarks):
                 log({"note": sentence})
         result = _loop(run, config, prepared.task, folder, per_epoch, log)
         if result.is_finished:
@@ -162,7 +162,7 @@ def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoc
     return Run(
         model=model,
         net=dynamic_part(model),
-        held=prepared.held,
+        frozen=prepared.frozen,
         identity=identity,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]
         unsharded=unsharded,
@@ -171,7 +171,7 @@ def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoc
         average=average,
         scaler=torch.amp.GradScaler(processes.device().type, enabled=config.amp == "float16"),
         step=0,
-        num_judged=0,
+        num_evaluated=0,
         best={"score": None, "step": -1},
     )
 
@@ -236,17 +236,19 @@ def _loop(
         _signals() as stopped,
         open_events(folder) if is_noted else nullcontext(lambda row: None) as note,
     ):
-        while run.num_judged < config.epochs:
-            if run.step == (run.num_judged + 1) * per_epoch:
-                with judging(run) as model:
+        while run.num_evaluated < config.epochs:
+            if run.step == (run.num_evaluated + 1) * per_epoch:
+                with evaluated_model(run) as model:
                     evaluation = task.evaluate(model)
-                run.num_judged += 1
+                run.num_evaluated += 1
                 if run.best["score"] is None or evaluation.score > run.best["score"]:
                     run.best = {"score": evaluation.score, "step": run.step}
-                write({"step": run.step, "epoch": run.num_judged, **evaluation.row()})
+                write({"step": run.step, "epoch": run.num_evaluated, **evaluation.row()})
                 save_run(run, config, folder)
                 continue
-            batches = _batches(config, task, run.num_judged, run.step - run.num_judged * per_epoch)
+            batches = _batches(
+                config, task, run.num_evaluated, run.step - run.num_evaluated * per_epoch
+            )
             loaded = load_batches(
                 seeded, batches, workers=config.workers, pin_memory=is_gpu, collate=task.collate
             )
@@ -273,7 +275,7 @@ def _loop(
                     append_row(
                         folder / TIMING,
                         {
-                            "epoch": run.num_judged,
+                            "epoch": run.num_evaluated,
                             "seconds": seconds,
                             "images_per_second": images_per_second,
                         },

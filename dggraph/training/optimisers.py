@@ -140,8 +140,8 @@ def build_schedule(
     )
     if schedule is None:
         raise InputError(
-            f"sched = {config.sched!r}: timm has no such schedule; choose cosine, step, multistep,"
-            " poly or tanh."
+            f"sched = {config.sched!r}: timm has no schedule of that name; choose cosine, step,"
+            " multistep, poly or tanh."
         )
     return schedule
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dggraph.data.class_names import as_text, tell_changed
+from dggraph.data.class_names import as_text, describe_renamed
 from dggraph.data.sources import open_data
 from dggraph.detection.average_precision import require_library
 from dggraph.detection.box_data import open_boxes
@@ -33,7 +33,7 @@ from dggraph.training.detector_runs import build_detector
 from dggraph.training.distillation import answered, find_fragile, teacher_of
 from dggraph.training.tasks import Task
 
-OF_CLASSIFICATION = (
+CLASSIFICATION_KEYS = (
     "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio",
     "crop_padding", "color_jitter",
     "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
@@ -42,7 +42,7 @@ OF_CLASSIFICATION = (
 
 Detectors resize, normalise and batch images themselves, each image to another shape.
 """
-OF_DETECTION = ("max_size", "on_bad_box")
+DETECTION_KEYS = ("max_size", "on_bad_box")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,9 @@ class Prepared:
     """How images become the input of a classifier."""
     notes: dict[str, Any]
     """Files for the run folder: sensitivity, data facts, and bad images and boxes."""
-    held: tuple[str, ...]
+    frozen: tuple[str, ...]
     """Names of the parameters that are frozen in this run only."""
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
     """One sentence per fact that users may not expect."""
 
 
@@ -83,7 +83,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
     skipped = [f"{part.name}: {what}" for part in (training, validation) for what in part.skipped]
     facts = {"train": training.facts, "validation": validation.facts}
     names = as_text(training.classes)
-    renamed = tell_changed(training.classes, names)
+    renamed = describe_renamed(training.classes, names)
     training, validation = replace(training, classes=names), replace(validation, classes=names)
     torch.manual_seed(config.seed)
     detector = build_detector(config, training.classes, is_head_new=True)
@@ -96,8 +96,8 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         labels=training.classes,
         preprocess=None,
         notes={"data.json": facts} | ({"skipped.json": skipped} if skipped else {}),
-        held=_hold_(model.train(), config.tune),
-        said=(*training.notes, *validation.notes, *renamed, *detector.said),
+        frozen=_freeze_(model.train(), config.tune),
+        remarks=(*training.notes, *validation.notes, *renamed, *detector.remarks),
     )
 
 
@@ -118,15 +118,15 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     if loaded.preprocess is None:
         raise InputError(f"{config.model} does not say what images it takes; set input_size.")
     preprocess = configured(loaded.preprocess, config)
-    data, labels, said, renamed = (
+    data, labels, remarks, renamed = (
         open_data(config.source, preprocess, config.augmentation),
         loaded.labels or (),
-        loaded.said,
+        loaded.remarks,
         list[str](),
     )
     if not is_taught:
         labels = as_text(data.classes)
-        renamed = tell_changed(data.classes, labels)
+        renamed = describe_renamed(data.classes, labels)
         data = replace(data, classes=labels)
         if config.num_classes not in (None, len(labels)):
             raise InputError(
@@ -137,7 +137,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         if config.num_classes is None and takes_num_classes(config.model):
             loaded = load(len(labels))
         if config.checkpoint is not None:
-            said = start_from_(loaded, config.checkpoint)
+            remarks = start_from_(loaded, config.checkpoint)
     _refuse_other_outputs(config, loaded.model, preprocess, labels)
     teacher = teacher_of(loaded.model) if is_taught else None
     model = loaded.model if config.router == "none" else _converted(config, loaded, preprocess)
@@ -145,7 +145,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         one.to(processes.device())
         if config.channels_last:
             one.to(memory_format=torch.channels_last)
-    how = {"batch_size": config.judged_at_a_time, "workers": config.workers}
+    how = {"batch_size": config.evaluation_batch_size, "workers": config.workers}
     if teacher is not None:
         data = replace(data, validation=answered(teacher, data.validation, **how))
     sensitivity = None
@@ -167,8 +167,8 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         labels=labels,
         preprocess=preprocess,
         notes={name: found for name, found in notes.items() if found},
-        held=_hold_(model.train(), config.tune),
-        said=(*data.notes, *renamed, *said),
+        frozen=_freeze_(model.train(), config.tune),
+        remarks=(*data.notes, *renamed, *remarks),
     )
 
 
@@ -222,7 +222,7 @@ def _refuse(config: TrainConfig) -> None:
             f"router = 'none' trains the static backbone, for which {given} means nothing. Remove"
             " it, or choose a router."
         )
-    foreign = _given(config, OF_CLASSIFICATION if config.task == "detection" else OF_DETECTION)
+    foreign = _given(config, CLASSIFICATION_KEYS if config.task == "detection" else DETECTION_KEYS)
     if foreign:
         raise InputError(
             f"{foreign} means nothing for {config.task}. Remove it, or choose another task."
@@ -244,7 +244,7 @@ def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess)
     return convert(loaded, torch.zeros((1, *preprocess.input_size)), **config.conversion)
 
 
-def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
+def _freeze_(model: nn.Module, tune: str) -> tuple[str, ...]:
     """Freeze everything that `tune` does not name, and return the names of the frozen parameters.
 
     The backbone's modules are put into eval mode, unless everything is tuned.
@@ -258,11 +258,11 @@ def _hold_(model: nn.Module, tune: str) -> tuple[str, ...]:
             tuned.update(module.parameters())
         if name and not name.startswith("dg_"):
             module.training = False
-    held = {
+    frozen = {
         name: parameter
         for name, parameter in net.lowered.named_parameters()
         if parameter.requires_grad and parameter not in tuned
     }
-    for parameter in held.values():
+    for parameter in frozen.values():
         parameter.requires_grad_(False)
-    return tuple(held)
+    return tuple(frozen)

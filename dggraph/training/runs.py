@@ -51,7 +51,7 @@ from dggraph.training.checkpoint import (
     save_checkpoint,
 )
 from dggraph.training.config import TrainConfig
-from dggraph.training.identity import Identity, tell_differences, write_names
+from dggraph.training.identity import Identity, describe_differences, write_names
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 
 CHECKPOINTS = "checkpoints"
@@ -67,7 +67,7 @@ class Run:
     """The module that is trained: the network, static or dynamic, or the detector around it."""
     net: DynamicNetwork | None
     """The dynamic network: `model` or a part of it."""
-    held: tuple[str, ...]
+    frozen: tuple[str, ...]
     """Names of the parameters that are frozen in this run only."""
     identity: Identity
     """The identity of the data."""
@@ -80,7 +80,7 @@ class Run:
     average: AveragedModel | None
     scaler: torch.amp.GradScaler
     step: int
-    num_judged: int
+    num_evaluated: int
     """Number of epochs that were evaluated."""
     best: dict[str, Any]
 
@@ -167,7 +167,7 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
         state |= {
             "world_size": processes.world_size(),
             "parallel": config.parallel,
-            "num_judged": run.num_judged,
+            "num_judged": run.num_evaluated,
         }
         state["data"] = run.identity.document()
         state["metrics_bytes"] = sync_rows(folder / METRICS)
@@ -208,7 +208,7 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
             " another experiment."
         )
     if "data" in found.state and (
-        differences := tell_differences(found.state["data"], run.identity, folder)
+        differences := describe_differences(found.state["data"], run.identity, folder)
     ):
         raise CheckpointError(
             f"{folder} has a run that learned from other data: {'; '.join(differences)}. Continue"
@@ -219,21 +219,25 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
     if run.average is not None:
         load_full_state_dict_(run.average, found.tensors["average"])
     run.scaler.load_state_dict(found.state["scaler"])
-    run.step, run.num_judged, run.best = found.step, found.state["num_judged"], found.state["best"]
+    run.step, run.num_evaluated, run.best = (
+        found.step,
+        found.state["num_judged"],
+        found.state["best"],
+    )
     return _cut(folder, found.state["metrics_bytes"])
 
 
 def _cut(folder: Path, metrics_bytes: int) -> list[str]:
     if processes.rank() != 0:
         return []
-    said, timing = [cut_rows(folder / METRICS, metrics_bytes)], folder / TIMING
+    remarks, timing = [cut_rows(folder / METRICS, metrics_bytes)], folder / TIMING
     with dispensable(timing):
-        said += [cut_rows(timing, timing.stat().st_size)] if timing.exists() else []
-    return [sentence for sentence in said if sentence]
+        remarks += [cut_rows(timing, timing.stat().st_size)] if timing.exists() else []
+    return [sentence for sentence in remarks if sentence]
 
 
 @contextmanager
-def judging(run: Run) -> Iterator[nn.Module]:
+def evaluated_model(run: Run) -> Iterator[nn.Module]:
     """Yield the model to evaluate: the average if there is one, in full, alike on every process.
 
     Every process must enter this context.
@@ -267,7 +271,7 @@ def finish(
     Raises:
         TrainingError: it cannot be written; says where its weights are.
     """
-    with judging(run) as model:
+    with evaluated_model(run) as model:
         if processes.rank() != 0:
             return
         try:
@@ -295,7 +299,7 @@ def _write_network(
     if net is not None:
         release_(net)
     if isinstance(model, DynamicNetwork):
-        for name in run.held:
+        for name in run.frozen:
             model.lowered.get_parameter(name).requires_grad_(True)
         save(model, folder / ARCHIVE, preprocess=preprocess, labels=labels or None)
     else:
