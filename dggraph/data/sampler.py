@@ -2,7 +2,8 @@
 
 A run that stops after any step and resumes there sees the same samples, augmented in the same way,
 with any number of loader workers or processes. The order is a permutation from f(seed, epoch). For
-augmentation, torch's generator is seeded with f(seed, epoch, index) around each sample.
+augmentation, torch's generator is seeded with f(seed, epoch, index) around each sample. Torch's own
+samplers draw from a generator whose state depends on what was read ahead.
 """
 
 from collections import Counter

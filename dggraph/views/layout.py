@@ -2,7 +2,8 @@
 and arcs over the others.
 
 Positions depend on the graph alone, so every image's picture has the same ones and a picture is
-only re-coloured. Pixels, y downward.
+only re-coloured. Graphviz's layouts depend on the edges drawn, and need a program. Pixels, y
+downward.
 """
 
 from collections.abc import Mapping, Sequence
