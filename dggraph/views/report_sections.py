@@ -112,7 +112,7 @@ def class_section_values(context: Context) -> Values:
 
 
 def _frequency_rows(context: Context) -> list[tuple[str, str, list[float]]]:
-    """Of each edge its ends and how often it is open, among all images and in each class; nothing
+    """The ends of each edge and how often it is open, among all images and in each class; nothing
     where they are more than a table holds.
     """
     graph, atlas = context.graph, context.atlas

@@ -248,7 +248,7 @@ def _heads(record: Record) -> list[str]:
 
 
 def _epochs(record: Record, heads: Sequence[str]) -> list[tuple[Any, bool, list[str]]]:
-    """Of each epoch its number, whether it is the best, and its cells."""
+    """The number of each epoch, whether it is the best, and its cells."""
     rows, best = [], _best(record)
     for row, losses in zip(record.epochs, record.losses, strict=True):
         images, top5 = row.get("num_images"), row.get("top5")
