@@ -63,6 +63,17 @@ def test_a_block_gets_the_statistics_of_those_that_reach_it() -> None:
     assert net.lowered.layers[1].norm1.num_batches_tracked == 1
 
 
+def test_every_batch_counts_live_rows_alone() -> None:
+    """The second batch runs as the first: a norm left in train mode would make it run dense."""
+    net = converted("lifted", "stage")
+    wanted = features_of_block_2(net, [0, 1]).repeat(2, 1, 1, 1)
+    with pinned_gates(net, closed_for(net, 2, [2, 3])):
+        dggraph.recalibrate_norms_(net, [X, X])
+    mean, variance = statistics_of(net.lowered.layers[1].norm1)
+    assert torch.allclose(mean, wanted.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(variance, wanted.transpose(0, 1).flatten(1).var(1), rtol=1e-4)
+
+
 def test_dense_masked_training_lets_zeros_in() -> None:
     """Why this exists: with half the rows dead, variance v and mean m become v / 2 + m^2 / 4 and m
     / 2.

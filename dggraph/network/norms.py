@@ -179,7 +179,10 @@ def _watched(
                     " broken image."
                 )
 
-        handles.append(norm.register_forward_pre_hook(look))
+        def rest(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            module.training = False  # with a norm in train mode the next batch would run dense
+
+        handles += [norm.register_forward_pre_hook(look), norm.register_forward_hook(rest)]
     try:
         with keeping_modes(net):
             net.eval()
