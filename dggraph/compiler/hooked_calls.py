@@ -1,9 +1,8 @@
-"""What the graph runs around the call of a hooked module, as `nn.Module.__call__` does: `enter` runs
-pre-hooks on what goes in, `leave` runs forward hooks on what comes out, and between them they set
-up backward hooks.
+"""What the graph runs around the call of a hooked module, as `nn.Module.__call__` does.
 
-A lifted block hands on F(x) alone, and the skip is edges: its hooks look at x + F(x) without
-gradient, and cannot replace it.
+`enter` runs pre-hooks on what goes in, `leave` runs forward hooks on what comes out, and between
+them they set up backward hooks. A lifted block hands on F(x) alone, and the skip is edges: its
+hooks look at x + F(x) without gradient, and cannot replace it.
 """
 
 from dataclasses import dataclass

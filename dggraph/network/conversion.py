@@ -31,9 +31,7 @@ from dggraph.network.blueprint import Blueprint
 from dggraph.network.conversion_arguments import check_options, example_of, plain_backbone
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
-from dggraph.network.skipping_checks import check_skipping_
-from dggraph.network.static_checks import check_images, check_start, check_static
-from dggraph.network.training_checks import check_autocast, check_gradients
+from dggraph.network.self_checks import check_converted_
 
 
 def convert(
@@ -54,7 +52,8 @@ def convert(
 
     Args:
         model: a backbone, or a MODEL name (`resnet50`, `timm:regnety_008`,
-            `package.module:function`), or what `load_model` made of one. Never changed or shared.
+            `package.module:function`), or what `models.registry.load_model` made of a name. Never
+            changed or shared.
         example_input: (1 or more, C, H, W); by default 224 pixels (torchvision; 299 for Inception)
             or timm's own input size.
         wiring: a name, a `Wiring`, an edge list of node names, or a networkx graph of them; united
@@ -123,13 +122,7 @@ def convert(
             dtype=str(example.dtype).removeprefix("torch."),
         )
         net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=threshold)
-        backbone.eval()
-        difference, static = check_static(net, backbone, example)
-        check_start(net, example, init, static)
-        images = check_images(net, backbone, example)
-        check_gradients(net, backbone, images)
-        check_autocast(net, backbone, images)
-        check_skipping_(net, images)
+        difference = check_converted_(net, backbone, example, init)
         report = note_checks(net.report, net.plan, max_difference=difference)
         net.report = replace(report, detached=stored_activations(given), branches=advice(given))
     if isinstance(loaded, LoadedModel):

@@ -27,8 +27,7 @@ from dggraph.network.manifest import (
 )
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
-from dggraph.network.skipping_checks import check_skipping_
-from dggraph.network.static_checks import check_images, check_static
+from dggraph.network.self_checks import check_loaded_
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import find_router
 
@@ -80,9 +79,7 @@ def lower_again(
             f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}"
         ) from error
     try:
-        backbone.eval()
-        difference, _ = check_static(net, backbone, example)
-        check_skipping_(net, check_images(net, backbone, example))
+        difference = check_loaded_(net, backbone, example)
     except DggraphError as error:
         raise ArchiveError(f"{folder} does not describe its backbone: {error}") from error
     net.report = note_checks(net.report, net.plan, max_difference=difference)

@@ -1,0 +1,51 @@
+"""The self-checks of a new network against its backbone: all of them after a conversion, those of
+the forward pass after an archive was read.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.skipping_checks import check_skipping_
+from dggraph.network.static_checks import check_images, check_start, check_static
+from dggraph.network.training_checks import check_autocast, check_gradients
+
+
+def check_converted_(
+    net: DynamicNetwork,
+    backbone: nn.Module,
+    example: Tensor,
+    init: Literal["preserve", "scratch"],
+) -> float:
+    """Compare outputs, buffers, gradients, autocast and executors with those of the backbone.
+
+    Args:
+        net: in eval mode; stages that cannot skip are marked as dense in `net.plan`.
+        backbone: a copy, which is put into eval mode.
+        example: (1 or more, C, H, W).
+        init: how routers are to start.
+
+    Returns:
+        max |backbone - network| on the static path.
+
+    Raises:
+        LoweringError: the network differs, or nothing can be proved.
+        InputError: the backbone cannot run, or routers do not start as `init` says.
+    """
+    backbone.eval()
+    difference, static = check_static(net, backbone, example)
+    check_start(net, example, init, static)
+    images = check_images(net, backbone, example)
+    check_gradients(net, backbone, images)
+    check_autocast(net, backbone, images)
+    check_skipping_(net, images)
+    return difference
+
+
+def check_loaded_(net: DynamicNetwork, backbone: nn.Module, example: Tensor) -> float:
+    """Compare outputs, buffers and executors, as `check_converted_` does; routers are trained."""
+    backbone.eval()
+    difference, _ = check_static(net, backbone, example)
+    check_skipping_(net, check_images(net, backbone, example))
+    return difference
