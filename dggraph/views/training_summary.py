@@ -239,7 +239,7 @@ def _charts(record: Record) -> list[tuple[str, str]]:
 
 
 def _heads(record: Record) -> list[str]:
-    """Of the columns of the table of epochs, but the first."""
+    """The columns of the table of epochs, except the first."""
     scores = OF_DETECTION if record.is_detection else ("top 5",)
     heads = ["step", record.measure, *scores]
     if record.config["router"] != "none":
