@@ -2,7 +2,7 @@
 
 The expected MACs cannot be the value, because they differ from the real ones: a loss that was
 satisfied with 0.70 expected ended at 0.57 real. The real MACs cannot give the gradient, because
-they are a step function. Besides, closing one of two edges into a node saves nothing until the
+they are a step function. Moreover, closing one of two edges into a node saves nothing until the
 other closes too, which only a probability shows.
 
 Shape suffixes: B instances, K classes.
@@ -20,7 +20,7 @@ __all__ = ["budget", "budget_of", "divergence", "kept"]
 
 
 def kept(gates: Gates) -> Tensor:
-    """Return the MACs of each instance's path, as a fraction of the static network's MACs.
+    """Return the MACs ratio of each instance: its path's MACs over the static network's MACs.
 
     The values are those that `record` reports.
 
@@ -57,7 +57,7 @@ def kept(gates: Gates) -> Tensor:
 
 
 def budget(gates: Gates, target: float) -> Tensor:
-    """Return the squared distance of the batch's mean kept fraction from `target`.
+    """Return the squared distance of the batch's mean MACs ratio from `target`.
 
     Add it to the task's loss, scaled by a factor.
 
@@ -93,7 +93,7 @@ def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
     """Return `budget` from the result of `kept`, for callers that use both.
 
     Args:
-        kept_B: the kept fraction of each instance.
+        kept_B: the MACs ratio of each instance.
         table: the MACs of the network's parts, `gates.table`.
         target: as for `budget`.
 

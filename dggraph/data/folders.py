@@ -102,7 +102,7 @@ def refuse_bad(errors: Sequence[str], of_what: str) -> None:
         f" And {len(errors) - SHOWN} more." if len(errors) > SHOWN else "",
     )
     raise InputError(
-        f"{shown}{more} That is {len(errors)} of {of_what}. Repair or remove them, or leave them"
+        f"{shown}{more} That is {len(errors)} of {of_what}. Fix or remove them, or leave them"
         " out with on_bad_image = 'skip' (--on-bad-image skip)."
     )
 

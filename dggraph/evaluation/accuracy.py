@@ -1,4 +1,4 @@
-"""Accuracy and kept MACs of a network on a labelled set, in integer counts.
+"""Accuracy and MACs of a network on a labelled set, in integer counts.
 
 Each batch is evaluated by one process as a whole, so the counts do not depend on the number of
 processes.
@@ -39,9 +39,9 @@ class Accuracy:
     class_top1: tuple[int, ...]
     """Images of each class whose best class is the right one."""
     kept: float | None
-    """Mean MACs as a fraction of the static network's; None for a static network."""
+    """Mean MACs ratio; None for a static network."""
     kept_percentiles: dict[int, float] | None
-    """The 5th, 25th, 50th, 75th and 95th percentile of the images' kept fractions."""
+    """The 5th, 25th, 50th, 75th and 95th percentile of the images' MACs ratios."""
     num_paths: int | None
     """The number of distinct paths."""
     path_entropy_bits: float | None

@@ -65,8 +65,8 @@ def collect_atlas(
             `make_detector_predictor`; modes are restored.
         images: the set, from `open_image_set`.
         limit: the largest number of images to take, evenly spaced over the set.
-        num_instances: the number of images to keep with their paths, besides the cheapest and the
-            dearest.
+        num_instances: the number of images to keep with their paths, in addition to those with the
+            fewest and the most MACs.
         on_bad_image: `error` stops at an image that cannot be read; `skip` counts it and goes on.
         state: a file in which counts are saved from time to time, and from which a collection
             continues. It is not deleted at the end. Of several processes the first reads and writes

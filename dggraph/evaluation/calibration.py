@@ -2,7 +2,7 @@
 
 One threshold serves all stages. A threshold changes which nodes are live, hence what later routers
 see, hence other weights, so one pass is not enough. Each threshold is measured in actual use. The
-mean kept fraction need not fall smoothly, or everywhere, as the threshold rises.
+mean MACs ratio need not fall smoothly, or everywhere, as the threshold rises.
 
 1. Measure five thresholds.
 2. For each target, find two neighbours of which one keeps more and one keeps less, and measure
@@ -102,7 +102,7 @@ def calibrate(
 def _measure(
     net: DynamicNetwork, batches: Iterable[Any], thresholds: Sequence[float]
 ) -> tuple[list[float], int]:
-    """Return the mean kept fraction at each threshold, and the number of instances.
+    """Return the mean MACs ratio at each threshold, and the number of instances.
 
     Every batch is read once.
     """

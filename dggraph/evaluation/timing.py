@@ -85,7 +85,7 @@ def time_inference(
         rounds: number of counted rounds.
 
     Returns:
-        The fraction really kept, and the timings: baseline, `dense`, `sparse`, `auto`.
+        The actual MACs ratio, and the timings: baseline, `dense`, `sparse`, `auto`.
     """
     weights, realised = sample_paths(net, kept, len(x))
     executor = net.executor
@@ -124,8 +124,8 @@ def sample_paths(
         seed: seed of the choice of nodes.
 
     Returns:
-        Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and the mean
-        fraction really kept.
+        Per stage (B, E) weights from 0.6 to 0.9, 0 where closed, for `pinned_gates`; and their
+        mean MACs ratio.
 
     Raises:
         InputError: no path keeps as little as `kept`.
@@ -161,7 +161,7 @@ def sample_paths(
 
 
 def _opens(net: DynamicNetwork, closed: set[tuple[str, int]]) -> tuple[dict[str, Tensor], float]:
-    """Return per stage (E,) of 0 and 1 without the nodes in `closed`, and the fraction kept."""
+    """Return per stage (E,) of 0 and 1 without the nodes in `closed`, and the MACs ratio."""
     opens = {
         name: torch.tensor(
             [

@@ -118,7 +118,7 @@ class Atlas:
     """0 if all images take one path, log2(num_images) if each image takes another one."""
     most_common: tuple[CommonPath, ...]
     instances: tuple[Instance, ...]
-    """Images spread evenly over the set, and the cheapest and dearest ones, by place in the set."""
+    """Images spread evenly over the set, and those with extreme MACs, by place in the set."""
     cheapest: tuple[int, ...]
     """Places in the set of the images with the fewest MACs, in ascending order of MACs."""
     dearest: tuple[int, ...]

@@ -183,8 +183,9 @@ def _compile(work: Path) -> None:
             f"exit code {done.returncode}"
         ]
         raise KernelError(
-            f"the C++ kernels could not be built: {' | '.join(lines[:3])}. They need a C++ compiler"
-            " and ninja (pip install 'dggraph[kernels]'). Without them everything works, more slowly."
+            f"the C++ kernels could not be built: {' | '.join(lines[:3])}. They need a C++"
+            " compiler and ninja (pip install 'dggraph[kernels]'). Everything works without them, but"
+            " slower."
         )
 
 

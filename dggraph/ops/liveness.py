@@ -2,8 +2,8 @@
 
 All executors, the MACs meter and the budget use this one definition:
 
-1. `v0` is live. Vertex j is live iff a live node has an active edge into it. Edges that leave a
-   dead node are closed.
+1. `v0` is live. Vertex j is live if and only if a live node has an active edge into it. Edges that
+   leave a dead node are closed.
 2. Where no live node has an active edge to `out`, the one with the largest weight opens, at weight
    1 (ties: the later node).
 3. One pass in vertex order suffices. `settle` makes it for a complete stage; routers that decide

@@ -90,7 +90,7 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
 
 
 def path_share(opens: Mapping[str, Tensor], table: MacsTable) -> float:
-    """Return the MACs of one path as a fraction of the static network's.
+    """Return the MACs ratio of one path: its MACs over the static network's.
 
     Args:
         opens: per stage (E,), 1 for its open edges and 0 for the others.

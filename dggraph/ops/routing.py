@@ -2,9 +2,9 @@
 
 A `node` router reads the output of one node and fills its adjacency row as the forward pass reaches
 it, the paper's "updated in the forward pass". A `stage` router reads the entry of a stage and fills
-the complete matrix. Both apply global average pooling and one linear layer, or two with a hidden width
-(`node(16)`), in at least float32 and outside autocast. The form of the router is our choice, not
-the paper's.
+the complete matrix. Both apply global average pooling and one linear layer, or two with a hidden
+width (`node(16)`), in at least float32 and outside autocast. The form of the router is our choice,
+not the paper's.
 """
 
 import difflib

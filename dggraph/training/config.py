@@ -95,8 +95,8 @@ class TrainConfig(BaseModel):
     tune: Literal["all", "norms", "routers"] = Field(
         "all",
         description=(
-            "What is trained besides the routers: everything, the weights of norms, or nothing."
-            " Norm statistics change with all only."
+            "What is trained in addition to the routers: everything, the weights of norms, or"
+            " nothing. Norm statistics change with all only."
         ),
     )
     decide: Literal["edges", "blocks"] = Field(
@@ -250,9 +250,7 @@ class TrainConfig(BaseModel):
             " geometrically."
         ),
     )
-    budget: float | None = Field(
-        None, gt=0, description="Mean MACs to keep, as a fraction of the static network's."
-    )
+    budget: float | None = Field(None, gt=0, description="Target of the mean MACs ratio.")
     budget_weight: float = Field(1.0, gt=0, description="Factor of the budget loss.")
 
     output: Path = Field(Path("runs"), description="Folder of all runs.")
@@ -260,7 +258,9 @@ class TrainConfig(BaseModel):
         "",
         description=("Name of this run's folder; by default the model and a digest of the keys."),
     )
-    checkpoint_hist: int = Field(2, ge=1, description="Checkpoints to keep besides the best.")
+    checkpoint_hist: int = Field(
+        2, ge=1, description="Checkpoints to keep in addition to the best one."
+    )
     checkpoint_steps: int = Field(
         0, ge=0, description="Also save a checkpoint every so many steps; 0: each epoch only."
     )
