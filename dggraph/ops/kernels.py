@@ -184,8 +184,8 @@ def _compile(work: Path) -> None:
         ]
         raise KernelError(
             f"the C++ kernels could not be built: {' | '.join(lines[:3])}. They need a C++"
-            " compiler and ninja (pip install 'dggraph[kernels]'). Everything works without them, but"
-            " slower."
+            " compiler and ninja (pip install 'dggraph[kernels]'). Everything works without them,"
+            " but slower."
         )
 
 
