@@ -269,16 +269,16 @@ def test_sizes_change_freely() -> None:
 
 def test_sparse_only_in_eval_without_gradients() -> None:
     net = dggraph.convert(randomise(Net("kept", 3)), torch.zeros(1, 3, SIDE, SIDE)).eval()
-    net.executor, net._program = "sparse", None
+    net.executor, net._inliner = "sparse", None
     x = torch.randn(2, 3, SIDE, SIDE)
     net(x).sum().backward()
     assert net.lowered.stem.weight.grad is not None
     with torch.no_grad():
         net.train()(x)
-    assert net._program is None
+    assert net._inliner is None
     with torch.no_grad():
         net.eval()(x)
-    assert net._program is not None
+    assert net._inliner is not None
     with pytest.raises(InputError, match="executor='fast' is not one of auto, sparse, dense"):
         net.executor = "fast"
 

@@ -105,10 +105,10 @@ def test_only_the_stages_with_hooks_stop_skipping() -> None:
         for path, is_dense in (("head", False), ("blocks", True), ("blocks.0.conv1", True)):
             handle = net.get_submodule(path).register_forward_hook(double)
             net(X)
-            assert [bool(stage.dense_only) for stage in net._program.plan] == [is_dense]
+            assert [bool(stage.dense_only) for stage in net._inliner.source.plan] == [is_dense]
             handle.remove()
         net(X)
-    assert not any(stage.dense_only for stage in net._program.plan)
+    assert not any(stage.dense_only for stage in net._inliner.source.plan)
 
 
 def test_hooks_on_layers_in_blocks_see_whole_batches_unless_sparse_is_asked_for() -> None:

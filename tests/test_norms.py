@@ -156,7 +156,7 @@ def test_everything_else_is_left_as_it_was() -> None:
 def test_a_stage_that_only_runs_whole_is_reported() -> None:
     net = converted("kept")
     net.plan = tuple(replace(stage, dense_only="for this test") for stage in net.plan)
-    net._program = None
+    net._inliner = None
     found = dggraph.recalibrate_norms_(net, [X])
     assert found.updated == ("stem.1",)
     assert found.mixed == tuple(

@@ -32,9 +32,7 @@ _PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE = (
 
 
 _IS_HOOKED = "dg_is_hooked"
-
-
-_KINDS = (_PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE)
+KINDS = (_PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE)
 
 
 class HookTable(OrderedDict[int, Any]):
@@ -86,7 +84,7 @@ def watch_(graph_module: fx.GraphModule) -> None:
             # not call either.
             continue
         own = by_module.get(id(module), [])
-        for kind in _KINDS:
+        for kind in KINDS:
             refusal, warning = (
                 ("", "") if module in called else _judge(graph_module, path, own, sites, kind)
             )
@@ -105,7 +103,7 @@ def is_hooked(graph_module: fx.GraphModule) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether `module` has hooks around its forward or backward."""
-    return any(vars(module)[kind] for kind in _KINDS)
+    return any(vars(module)[kind] for kind in KINDS)
 
 
 def drop_idle_calls_(graph_module: fx.GraphModule) -> None:

@@ -35,11 +35,15 @@ class StageRouting(nn.Module):
 
     def router(self, index: int) -> nn.Module:
         """Features (B, C, H, W) of vertex `index` to logits (B, edges)."""
-        return self.get_submodule(f"router_{index}")
+        router = self._modules[f"router_{index}"]
+        assert router is not None
+        return router
 
     def gate(self, index: int) -> nn.Module:
         """Logits of vertex `index` to weights, both (B, edges)."""
-        return self.get_submodule(f"gate_{index}")
+        gate = self._modules[f"gate_{index}"]
+        assert gate is not None
+        return gate
 
     def forward(self, *_inputs: Any) -> Any:
         raise BackboneOnlyError(
@@ -118,7 +122,7 @@ def routing_name(stage: str) -> str:
 
 def routing_of(lowered: nn.Module, stage: str) -> StageRouting:
     """The routers, gates and threshold of `stage`."""
-    found = lowered.get_submodule(routing_name(stage))
+    found = lowered._modules[routing_name(stage)]
     assert isinstance(found, StageRouting)
     return found
 

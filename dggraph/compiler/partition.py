@@ -26,6 +26,7 @@ from dggraph.compiler.planning import (
 from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.liveness import Topology
+from dggraph.ops.stage_plans import Effects, StagePlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[..., Any]
+    graph: fx.Graph
+    """What `run` does."""
+    keeps_nothing: bool = False
+    """Whether it is sure to hold on to none of its inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,10 @@ class StageProgram:
     num_channels: tuple[int, ...]
     """Per vertex: channels of what is aggregated into it; 0 for v0."""
     blocks: tuple["BlockProgram", ...]
+    plans: StagePlans | None
+    """Where one router decides a stage of plain sums: what to run, by pattern."""
+    effects: tuple[Effects, ...]
+    """Per vertex from 1."""
 
 
 class BlockProgram(NamedTuple):
@@ -158,7 +167,7 @@ def piece(
     by_name = {fx_node.name: twin for fx_node, twin in twins.items()}
     names = tuple(outputs)
     graph.output(tuple(by_name[name] for name in names))
-    return Piece(tuple(read.name for read in values), names, _function(graph))
+    return Piece(tuple(read.name for read in values), names, function_of(graph), graph)
 
 
 def _modules_in(by_name: dict[str, fx.Node], block: BlockPlan) -> list[str]:
@@ -183,14 +192,26 @@ def _stage_program(
 ) -> StageProgram:
     position = graph.stages[stage.name].channel_position
     shapes = [node.shape for node in graph.nodes(stage.name)]
+    topology = stage_topology(graph, stage.name)
+    kinds = tuple(edge.kind for edge in graph.edges(stage.name))
+    blocks = tuple(_block(by_name, block) for block in stage.blocks)
+    is_plain = stage.scope == "stage" and set(kinds) == {"add"}
     return StageProgram(
         plan=stage,
-        topology=stage_topology(graph, stage.name),
-        kinds=tuple(edge.kind for edge in graph.edges(stage.name)),
+        topology=topology,
+        kinds=kinds,
         channel_axis=graph.stages[stage.name].channel_axis,
         num_channels=(0, *(shape[position] for shape in shapes[:-1])),
-        blocks=tuple(_block(by_name, block) for block in stage.blocks),
+        blocks=blocks,
+        effects=effects_of(stage, blocks),
+        plans=StagePlans(topology) if is_plain else None,
     )
+
+
+def effects_of(plan: StagePlan, blocks: Iterable[BlockProgram]) -> tuple[Effects, ...]:
+    """Return, for each vertex from 1, what may happen to its input."""
+    inside = [Effects(block.writes_input, not block.piece.keeps_nothing) for block in blocks]
+    return (*inside, Effects(plan.writes_output, True))
 
 
 def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> BlockProgram:
@@ -220,10 +241,10 @@ def _output(output_node: fx.Node) -> Piece:
     graph = fx.Graph()
     twins = {fx_node: graph.placeholder(fx_node.name) for fx_node in dict.fromkeys(found)}
     graph.output(fx.map_arg(structure, twins.__getitem__))
-    return Piece(tuple(fx_node.name for fx_node in twins), (), _function(graph))
+    return Piece(tuple(fx_node.name for fx_node in twins), (), function_of(graph), graph)
 
 
-def _function(graph: fx.Graph) -> Callable[..., Any]:
+def function_of(graph: fx.Graph) -> Callable[..., Any]:
     """`graph` as a function of the module that owns its targets, and its inputs."""
     read_taken_names_(graph)
     code = graph.python_code("self")

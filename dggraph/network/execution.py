@@ -15,7 +15,7 @@ Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertice
 `instances` None means all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ from dggraph.ops.liveness import (
     settle,
 )
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
+from dggraph.ops.stage_plans import run_plan, weights_for
+from dggraph.ops.stage_walk import walk_stage
 
 
 def run_sparse(
@@ -108,8 +110,24 @@ def _run_stage(
     step: StageProgram, lowered: nn.Module, graph: DynamicGraph, values: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     entry, name = values[step.plan.entry], step.plan.name
-    decide = _StageRouter if step.plan.scope == "stage" else _NodeRouters
-    decisions = decide(step.topology, routing_of(lowered, name), entry, graph, name)
+    routing = routing_of(lowered, name)
+    decisions: _StageRouter | _NodeRouters
+    if step.plan.scope == "stage":
+        raw_BE = routing.gate(0)(routing.router(0)(entry))
+        known_BE = _to_numpy(raw_BE)
+        if np.isnan(known_BE).any():
+            refuse_nan(graph, name, raw_BE)
+        found = _run_plan(step, lowered, values, routing, known_BE)
+        if found is not None:
+            new_output, weights_BE = found
+            return new_output, torch.from_numpy(weights_BE).to(raw_BE), raw_BE
+        decisions = _StageRouter(
+            step.topology, known_BE, _to_numpy(routing.threshold), raw_BE.dtype
+        )
+    else:
+        if len(entry) == 1 and (walked := _walk(step, lowered, values, routing, graph)) is not None:
+            return walked
+        decisions = _NodeRouters(step.topology, routing, entry, graph, name)
     features: list[Tensor | None] = [entry]
     row_of_BV = np.empty((len(entry), step.topology.num_vertices), dtype=np.int64)
     row_of_BV[:, 0] = np.arange(len(entry))
@@ -149,6 +167,90 @@ def _run_stage(
         torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype),
         raw_BE,
     )
+
+
+def _run_plan(
+    step: StageProgram,
+    lowered: nn.Module,
+    values: dict[str, Any],
+    routing: StageRouting,
+    raw_BE: Weights,
+) -> tuple[Tensor, Weights] | None:
+    """Output and weights (B, E) of a stage whose images share a pattern; None for others, and for
+    16 bit, where sums are rounded term by term.
+    """
+    entry = values[step.plan.entry]
+    if step.plans is None or not _is_wide(entry):
+        return None
+    plan = step.plans.find(raw_BE, _to_numpy(routing.threshold))
+    if plan is None:
+        return None
+    weights = weights_for(plan, raw_BE, entry)
+    run_block = _block_runner(step, lowered, values)
+    output = run_plan(plan, entry, weights, run_block, step.effects)
+    weights_BE = np.where(plan.is_open_E, raw_BE, np.zeros((), raw_BE.dtype))
+    if plan.forced is not None:
+        weights_BE[:, plan.forced] = 1
+    return output, weights_BE
+
+
+def _walk(
+    step: StageProgram,
+    lowered: nn.Module,
+    values: dict[str, Any],
+    routing: StageRouting,
+    graph: DynamicGraph,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """One image through a stage of `node` routers: its output, weights and raw weights (1, E); None
+    where sums are not plain, or nothing leads to `out`.
+    """
+    entry, name = values[step.plan.entry], step.plan.name
+    if set(step.kinds) != {"add"} or not _is_wide(entry):
+        return None
+    rows: list[Tensor] = []
+    outgoing = step.topology.outgoing()
+
+    def decide(vertex: int, output: Tensor | None) -> list[float]:
+        nothing_BE = rows[0].new_zeros(1, len(outgoing[vertex])) if output is None else None
+        logits_BE = routing.router(vertex)(output) if output is not None else nothing_BE
+        rows.append(routing.gate(vertex)(logits_BE))
+        (row,) = rows[-1].tolist()
+        if any(weight != weight for weight in row):
+            raw_BE = torch.zeros(1, len(step.topology.sources))
+            raw_BE[:, list(outgoing[vertex])] = rows[-1].float().cpu()
+            refuse_nan(graph, name, raw_BE)
+        return row  # type: ignore[no-any-return]
+
+    threshold = float(routing.threshold)
+    run_block = _block_runner(step, lowered, values)
+    output, weights, raw = walk_stage(
+        entry, step.topology, threshold, decide, run_block, step.effects
+    )
+    if output is None:
+        return None
+    return output, rows[0].new_tensor([weights]), rows[0].new_tensor([raw])
+
+
+def _is_wide(entry: Tensor) -> bool:
+    """Whether sums are exact enough to go on from each other: those of 16 bit are rounded term by
+    term.
+    """
+    return entry.dtype.itemsize >= 4 and not torch.is_autocast_enabled(entry.device.type)
+
+
+def _block_runner(
+    step: StageProgram, lowered: nn.Module, values: dict[str, Any]
+) -> Callable[[int, Tensor], Tensor]:
+    """A function of vertex and input that runs a block on the whole batch."""
+    num_instances = len(values[step.plan.entry])
+
+    def run_block(vertex: int, x: Tensor) -> Tensor:
+        piece, _, reads = step.blocks[vertex - 1]
+        around = [_read(values, name, kind, None, num_instances) for name, kind in reads]
+        (output,) = piece.run(lowered, x, *around)
+        return output  # type: ignore[no-any-return]
+
+    return run_block
 
 
 def _gather(
@@ -192,19 +294,10 @@ class _StageRouter:
     """Everything decided at the entry."""
 
     def __init__(
-        self,
-        topology: Topology,
-        routing: StageRouting,
-        entry: Tensor,
-        graph: DynamicGraph,
-        stage: str,
+        self, topology: Topology, raw_BE: Weights, threshold: Weights, dtype: torch.dtype
     ) -> None:
-        raw_BE = routing.gate(0)(routing.router(0)(entry))
-        self.dtype = raw_BE.dtype
-        self.raw_BE = _to_numpy(raw_BE)
-        if np.isnan(self.raw_BE).any():
-            refuse_nan(graph, stage, raw_BE)
-        self.weights_BE = settle(self.raw_BE, topology, _to_numpy(routing.threshold), False)
+        self.dtype, self.raw_BE = dtype, raw_BE
+        self.weights_BE = settle(raw_BE, topology, threshold, False)
         open_BE = self.weights_BE != 0
         self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():

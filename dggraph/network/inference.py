@@ -89,7 +89,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
         blueprint=net.blueprint,
         converted=net.converted,
     )
-    own = {*vars(nn.Module()), "lowered", "plan", "_program", "_shell", "_places", "_constants"}
+    own = {*vars(nn.Module()), "lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
     return twin.eval()
 

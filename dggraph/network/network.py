@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 import dggraph.views.drawing  # noqa: F401  notebooks draw the graph of every network
 from dggraph.compiler.hooked_plan import hooked_blocks, hooked_layers
 from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
+from dggraph.compiler.inlining import Inliner
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
-from dggraph.compiler.partition import Program, cut
+from dggraph.compiler.partition import cut
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
@@ -76,7 +77,7 @@ class DynamicNetwork(StandIn):
     budgets: BudgetCurve | None
     """What `calibrate` measured, or None."""
     _executor: Executor
-    _program: Program | None
+    _inliner: Inliner | None
     _collected: list[Gates] | None
 
     def __init__(
@@ -96,7 +97,7 @@ class DynamicNetwork(StandIn):
         self.macs_table, self.blueprint, self.converted = macs_table, blueprint, converted
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
-        self._executor, self._program, self._collected = "auto", None, None
+        self._executor, self._inliner, self._collected = "auto", None, None
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that must not decay: those that the backbone names, as timm's do, and all of
@@ -317,15 +318,17 @@ class DynamicNetwork(StandIn):
 
     def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
         plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
+        inliner = self._inliner
         if (
-            self._program is None
-            or self._program.code != self.lowered.code
-            or self._program.plan != plan
+            inliner is None
+            or inliner.source.code != self.lowered.code
+            or inliner.source.plan != plan
         ):
-            self._program = cut(self.lowered, self.graph, plan)
-        if uses_batch_statistics(self.lowered, self._program.norms):
+            inliner = self._inliner = Inliner(cut(self.lowered, self.graph, plan))
+        program = inliner.program(self.lowered)
+        if program is inliner.source and uses_batch_statistics(self.lowered, program.norms):
             return self.lowered(x)  # type: ignore[no-any-return]
-        return run_sparse(self._program, self.lowered, self.graph, x)
+        return run_sparse(program, self.lowered, self.graph, x)
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
         """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those

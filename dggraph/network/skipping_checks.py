@@ -82,7 +82,7 @@ def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
         replace(plan, dense_only=plan.dense_only or reason) if plan.name == stage else plan
         for plan in net.plan
     )
-    net._program = None
+    net._inliner = None
 
 
 def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from dggraph.network.shell import (
     own_version,
     refuse_baked,
 )
-from dggraph.network.structure import Place, places_of, refuse_changes
+from dggraph.network.structure import Structure
 
 Self = TypeVar("Self", bound="StandIn")
 
@@ -45,7 +45,7 @@ class StandIn(nn.Module):
     """The fx.GraphModule that runs; no child of this module, but a second owner of its children."""
     _shell: nn.Module
     """What is left of the backbone, see `shell`."""
-    _places: tuple[str, tuple[Place, ...]]
+    _structure: Structure
     """Generated code, and what it takes for granted, see `structure`."""
     _constants: dict[str, Tensor]
     """See `constants`."""
@@ -56,7 +56,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.training = mode
         self._own(make_shell(backbone, lowered))
-        self._places, self._constants = (lowered.code, places_of(lowered)), {}
+        self._structure, self._constants = Structure(lowered), {}
 
     def _own(self, shell: nn.Module) -> None:
         """Hold what `lowered` holds: the same objects, so that neither can have what the other has
@@ -222,9 +222,9 @@ class StandIn(nn.Module):
         Raises:
             StructureError: names it.
         """
-        if self._places[0] != self.lowered.code:
-            self._places = (self.lowered.code, places_of(self.lowered))
-        refuse_changes(self.lowered, self._places[1])
+        if self._structure.code != self.lowered.code:
+            self._structure = Structure(self.lowered)
+        self._structure.refuse_changes(self.lowered)
 
 
 def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> None:

@@ -5,6 +5,7 @@ one, as their own forward did when it was traced; put another class there, and t
 with the old forward.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,37 +66,81 @@ def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def refuse_changes(lowered: LoweredModule, places: tuple[Place, ...]) -> None:
-    """Raise where a module is gone, or has another forward than the one that was traced.
+class _Seen(NamedTuple):
+    """What a walk over the modules found."""
 
-    Raises:
-        StructureError: names it.
+    held: list[tuple[dict[str, Any], str, Any]]
+    """A dictionary of a module, a key in it, and the object it held."""
+    types: list[tuple[nn.Module, type]]
+    sizes: list[tuple[dict[str, Any], int]]
+
+    def is_same(self) -> bool:
+        """Whether another walk would find the same; False before the first."""
+        # Lists: generators would take twice the time.
+        held = [owner.get(name) is value for owner, name, value in self.held]
+        types = [module.__class__ is cls for module, cls in self.types]
+        sizes = [len(owner) == size for owner, size in self.sizes]
+        return bool(held) and all(held) and all(types) and all(sizes)
+
+
+class Structure:
+    """The modules that a lowered graph reaches, as they were when it was written.
+
+    A pass that finds the same objects as the last one is done after a comparison of identities.
     """
-    modules: list[nn.Module] = [lowered]
-    for owner, name, path, forward, is_patched, children in places:
-        module = modules[owner]._modules.get(name)
-        if module is None:
-            raise StructureError(
-                f"the network runs {path!r}, which is no longer there. Assign a module, for example"
-                f" net.{path} = nn.Identity(), or take it out of the backbone before converting."
-            )
-        if forward is not None and (
-            type(module).forward is not forward or ("forward" in vars(module)) != is_patched
-        ):
-            raise StructureError(_replaced(path, module, forward))
-        if children is not None and len(module._modules) > len(children):
-            new = next(
-                child
-                for child in module._modules
-                if child not in children or child == list(module._modules)[-1]
-            )
-            raise StructureError(
-                f"{path!r} has got a module more, {new!r}, which the network would not run: it runs"
-                f" the {len(children)} that were there when it was converted. Where the last of"
-                " them is one layer, replace that by nn.Sequential(it, the new one); else change"
-                " the backbone, and convert it again."
-            )
-        modules.append(module)
+
+    def __init__(self, lowered: LoweredModule) -> None:
+        self.code, self.places = lowered.code, places_of(lowered)
+        self.seen = _Seen([], [], [])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
+        twin = copy.copy(self)
+        twin.seen = _Seen([], [], [])
+        return twin
+
+    def refuse_changes(self, lowered: LoweredModule) -> None:
+        """Raise where a module is gone, or has another forward than the one that was traced.
+
+        Raises:
+            StructureError: names it.
+        """
+        if not self.seen.is_same():
+            self.seen = self._walk(lowered)
+
+    def _walk(self, lowered: LoweredModule) -> "_Seen":
+        modules: list[nn.Module] = [lowered]
+        seen = _Seen([], [], [])
+        for owner, name, path, forward, is_patched, children in self.places:
+            module = modules[owner]._modules.get(name)
+            if module is None:
+                raise StructureError(
+                    f"the network runs {path!r}, which is no longer there. Assign a module, for example"
+                    f" net.{path} = nn.Identity(), or take it out of the backbone before converting."
+                )
+            if forward is not None and (
+                type(module).forward is not forward or ("forward" in vars(module)) != is_patched
+            ):
+                raise StructureError(_replaced(path, module, forward))
+            if children is not None and len(module._modules) > len(children):
+                new = next(
+                    child
+                    for child in module._modules
+                    if child not in children or child == list(module._modules)[-1]
+                )
+                raise StructureError(
+                    f"{path!r} has got a module more, {new!r}, which the network would not run: it runs"
+                    f" the {len(children)} that were there when it was converted. Where the last of"
+                    " them is one layer, replace that by nn.Sequential(it, the new one); else change"
+                    " the backbone, and convert it again."
+                )
+            modules.append(module)
+            seen.held.append((modules[owner]._modules, name, module))
+            if forward is not None:
+                seen.held.append((vars(module), "forward", vars(module).get("forward")))
+                seen.types.append((module, type(module)))
+            if children is not None:
+                seen.sizes.append((module._modules, len(module._modules)))
+        return seen
 
 
 def _replaced(path: str, module: nn.Module, forward: Callable[..., Any]) -> str:

@@ -52,7 +52,7 @@ class LinearRouter(nn.Module):
         device = features.device.type
         with (
             torch.autocast(device, enabled=False)
-            if torch.amp.is_autocast_available(device)
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
             else nullcontext()
         ):
             axes = [

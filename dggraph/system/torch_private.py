@@ -19,6 +19,7 @@ __all__ = [
     "backward_pass",
     "below_autograd",
     "has_forward_hooks",
+    "has_global_hooks",
     "is_in_functorch",
     "is_jit_traced",
     "tree_leaves",
@@ -52,6 +53,12 @@ def is_jit_traced() -> bool:
 def has_forward_hooks(module: nn.Module) -> bool:
     """True where a call of `module` calls hooks too."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_global_hooks() -> bool:
+    """Whether a hook is registered for every module at once."""
+    every = torch.nn.modules.module
+    return bool(every._global_forward_hooks or every._global_forward_pre_hooks)
 
 
 class NamingCodeGen(CodeGen):

@@ -1,0 +1,182 @@
+"""Inlined programs: bitwise what modules give, and never older than the modules."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+import dggraph
+
+
+class Block(nn.Module):
+    """One of every class that is inlined, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.act = nn.ReLU6(inplace=True)
+        self.reflected = nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")
+        self.gelu, self.drop, self.same = nn.GELU(), nn.Dropout(0.5), nn.Identity()
+        self.scale = nn.Parameter(torch.full((6, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.conv(x)))
+        return x + self.drop(self.same(self.gelu(self.reflected(y)))) * self.scale
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(inplace=True))
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.blocks(self.stem(x))), 1))
+
+
+X = torch.rand(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def inlined_net(router: str = "stage") -> Any:
+    """A network whose passes are inlined already."""
+    torch.manual_seed(0)
+    backbone = Net().eval()
+    with torch.no_grad():
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    net = dggraph.convert(backbone, X, router=router).eval()
+    with torch.no_grad():
+        for _ in range(3):
+            y = net(X)
+    assert net._inliner.inlined is not None
+    assert torch.equal(y, backbone(X))
+    return net
+
+
+@pytest.mark.parametrize("router", ["stage", "node"])
+def test_only_calls_that_must_stay_are_left(router: str) -> None:
+    net = inlined_net(router)
+    calls = {
+        type(module).__name__
+        for step, _ in net._inliner.inlined.program.steps
+        for piece in ([block.piece for block in step.blocks] if hasattr(step, "blocks") else [step])
+        for module in called_by(piece.run)
+    }
+    assert calls == {"Conv2d", "GELU"}  # the one that reflects, and a class without a rule
+
+
+def called_by(run: Callable[..., Any]) -> list[nn.Module]:
+    (bound,) = (cell.cell_contents for cell in run.__closure__ if hasattr(cell.cell_contents, "c0"))
+    return [value for value in vars(bound).values() if isinstance(value, nn.Module)]
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "weight in place": lambda net: net.blocks[1].conv.weight.mul_(2),
+    "new parameter": lambda net: setattr(
+        net.blocks[1].conv, "weight", nn.Parameter(net.blocks[1].conv.weight * 2)
+    ),
+    "parameter of a block": lambda net: setattr(
+        net.blocks[1], "scale", nn.Parameter(torch.full((6, 1, 1), 2.0))
+    ),
+    "no bias": lambda net: setattr(net.blocks[1].conv, "bias", None),
+    "new buffer": lambda net: setattr(net.blocks[0].norm, "running_mean", torch.ones(6)),
+    "setting": lambda net: setattr(net.blocks[0].norm, "eps", 0.5),
+    "padding mode": lambda net: (
+        setattr(net.blocks[0].conv, "padding_mode", "circular"),
+        setattr(net.blocks[0].conv, "_reversed_padding_repeated_twice", [1, 1, 1, 1]),
+    ),
+    "another layer": lambda net: setattr(net.blocks[2], "norm", nn.GroupNorm(2, 6)),
+    "another head": lambda net: setattr(net, "head", nn.Linear(6, 5)),
+    "hook": lambda net: net.blocks[0].act.register_forward_hook(lambda _m, _i, y: y * 2),
+    "hook before": lambda net: net.head.register_forward_pre_hook(lambda _m, x: (x[0] * 2,)),
+    "loaded": lambda net: net.load_state_dict(
+        {key: value + 0.1 for key, value in net.state_dict().items()}
+    ),
+    "data": lambda net: setattr(net.head.weight, "data", net.head.weight * 3),
+    "patched forward": lambda net: setattr(net.head, "forward", lambda x: x[:, :5] * 3),
+    "dropout in training mode": lambda net: net.blocks[0].drop.train(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_count_at_once(name: str) -> None:
+    net = inlined_net()
+    with torch.no_grad():
+        before = net(X)
+        CHANGES[name](net)
+        torch.manual_seed(1)
+        found = net(X)
+        assert not torch.equal(found, before)
+        net.executor = "dense"
+        torch.manual_seed(1)
+        torch.testing.assert_close(found, net(X), rtol=1e-5, atol=1e-6)
+        net.executor = "auto"
+        for _ in range(8):  # and where it has been inlined again
+            torch.manual_seed(1)
+            torch.testing.assert_close(found, net(X), rtol=1e-5, atol=1e-6)
+
+
+def test_norms_in_training_mode_are_not_inlined() -> None:
+    net = inlined_net()
+    norm = net.blocks[0].norm
+    norm.train()
+    mean = norm.running_mean.clone()
+    with torch.no_grad():
+        net(X)
+    assert not torch.equal(norm.running_mean, mean)
+
+
+def test_hooks_on_all_modules_see_every_call() -> None:
+    net, seen = inlined_net(), []
+    handle = register_module_forward_hook(lambda module, _i, _o: seen.append(type(module)))
+    try:
+        with torch.no_grad():
+            net(X)
+    finally:
+        handle.remove()
+    assert seen.count(nn.BatchNorm2d) == 4
+    seen.clear()
+    with torch.no_grad():
+        net(X)
+    assert not seen
+
+
+def test_another_dtype_is_that_of_the_modules() -> None:
+    net = inlined_net().double()
+    with torch.no_grad():
+        assert all(net(X.double()).dtype == torch.float64 for _ in range(4))
+
+
+def test_weights_that_change_at_every_pass_are_not_inlined_at_every_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dggraph.compiler import inlining
+
+    net, made = inlined_net(), []
+    inline = inlining.inline
+    monkeypatch.setattr(inlining, "inline", lambda *args: made.append(1) or inline(*args))
+    with torch.no_grad():
+        for _ in range(40):
+            net.head.weight = nn.Parameter(net.head.weight * 1.0)
+            net(X)
+    assert 0 < len(made) <= 5
+
+
+def test_a_copy_inlines_its_own_weights() -> None:
+    net = inlined_net()
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        before = net(X)
+        for _ in range(3):
+            twin(X)
+        twin.head.weight.zero_()
+        assert torch.equal(twin(X), twin.head.bias.expand(2, -1))
+        assert torch.equal(net(X), before)

@@ -1,0 +1,259 @@
+"""Plans by pattern: what a stage runs equals a plain loop over its nodes, the order of sums and what
+is freed never show, and what may change is read at every pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kinds import converted
+from torch import Tensor, nn
+
+import dggraph
+from dggraph.network import execution
+from dggraph.ops.liveness import Topology, live_vertices, settle
+from dggraph.ops.stage_plans import Effects, StagePlans, run_plan, weights_for
+from dggraph.ops.stage_walk import walk_stage
+
+NUM_VERTICES = 6
+EDGES = [(s, t) for t in range(1, NUM_VERTICES) for s in range(t)]
+TOPOLOGY = Topology(tuple(s for s, _ in EDGES), tuple(t for _, t in EDGES))
+THRESHOLD = np.asarray(0.5, dtype=np.float32)
+
+
+def block(vertex: int, x: Tensor) -> Tensor:
+    return torch.sin(x * vertex) + 0.1 * vertex
+
+
+def plain(entry: Tensor, weights_BE: Sequence[Sequence[float]]) -> Tensor:
+    """Image by image, node by node, edge by edge, in float64."""
+    rows = []
+    for x, weights in zip(entry.double(), weights_BE, strict=True):
+        features: list[Any] = [x]
+        for vertex in range(1, NUM_VERTICES):
+            total = torch.zeros_like(x)
+            incoming = [e for e, (_, t) in enumerate(EDGES) if t == vertex]
+            is_reached = False
+            for edge in incoming:
+                source = features[EDGES[edge][0]]
+                if source is not None and weights[edge] > 0.5:
+                    total, is_reached = total + weights[edge] * source, True
+            if vertex == NUM_VERTICES - 1:
+                if not is_reached:
+                    live = [e for e in incoming if features[EDGES[e][0]] is not None]
+                    total = features[EDGES[max(live, key=lambda e: (weights[e], e))][0]]
+                rows.append(total)
+            else:
+                features.append(block(vertex, total) if is_reached else None)
+    return torch.stack(rows)
+
+
+def random_rows(seed: int, kind: str) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    row = generator.random(len(EDGES)).astype(np.float32)
+    if kind == "ones":
+        row = (row > 0.4).astype(np.float32)
+    elif kind == "equal by node":  # so that sums go on from the one before
+        row = np.asarray([0.55 + 0.07 * s for s, _ in EDGES], np.float32) * (row > 0.3)
+    elif kind == "cut off":
+        row[[e for e, (_, t) in enumerate(EDGES) if t == NUM_VERTICES - 1]] *= 0.4
+    return row
+
+
+@pytest.mark.parametrize("kind", ["any", "ones", "equal by node", "cut off"])
+@pytest.mark.parametrize("num_images", [1, 3])
+@pytest.mark.parametrize("effects", ["none", "written", "kept"])
+def test_plans_compute_what_a_plain_loop_does(kind: str, num_images: int, effects: str) -> None:
+    plans, kept, changed = StagePlans(TOPOLOGY), [], []
+    for seed in range(40):
+        row = random_rows(seed, kind)
+        raw_BE = np.stack([row * (1 + 0.01 * b * (row > 0.5)) for b in range(num_images)])
+        entry = torch.randn(num_images, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        entry = entry.double()
+
+        def run_block(vertex: int, x: Tensor) -> Tensor:
+            output = block(vertex, x)
+            if effects == "written":
+                x.fill_(torch.nan)
+            if effects == "kept":
+                kept.append(x)
+                changed.append(x.clone())
+            return output
+
+        effect = Effects(is_written=effects == "written", is_kept=effects == "kept")
+        before = entry.clone()
+        for _ in range(2):  # the second pass takes the plan that the first has kept
+            plan = plans.find(raw_BE, THRESHOLD)
+            assert plan is not None
+            weights = weights_for(plan, raw_BE, entry)
+            found = run_plan(plan, entry, weights, run_block, [effect] * (NUM_VERTICES - 1))
+            expected = plain(entry, raw_BE.tolist())
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(entry, before)
+    assert all(torch.equal(one, other) for one, other in zip(kept, changed, strict=True))
+    assert effects != "kept" or kept
+
+
+@pytest.mark.parametrize("kind", ["any", "ones", "equal by node", "cut off"])
+@pytest.mark.parametrize("effects", ["none", "written", "kept"])
+def test_walks_compute_what_a_plain_loop_does(kind: str, effects: str) -> None:
+    for seed in range(40):
+        row, kept, asked = random_rows(seed, kind), [], []
+        entry = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+
+        def decide(vertex: int, output: Tensor | None, row: Any = row, asked: Any = asked) -> Any:
+            asked.append((vertex, output is None))
+            return [float(row[e]) for e, (s, _) in enumerate(EDGES) if s == vertex]
+
+        def run_block(vertex: int, x: Tensor, kept: Any = kept) -> Tensor:
+            output = block(vertex, x)
+            if effects == "written":
+                x.fill_(torch.nan)
+            if effects == "kept":
+                kept.append((x, x.clone()))
+            return output
+
+        effect = Effects(is_written=effects == "written", is_kept=effects == "kept")
+        found, weights, raw = walk_stage(
+            entry, TOPOLOGY, 0.5, decide, run_block, [effect] * (NUM_VERTICES - 1)
+        )
+        expected = plain(entry, [row.tolist()])
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert raw == row.tolist()
+        assert weights == settle(row[None], TOPOLOGY, THRESHOLD, False)[0].tolist()
+        live = live_vertices(np.asarray([weights]) != 0, TOPOLOGY)[0]
+        assert asked == [(v, not live[v]) for v in range(NUM_VERTICES - 1)]
+        assert all(torch.equal(one, other) for one, other in kept)
+
+
+def test_patterns_that_differ_have_no_plan_in_common() -> None:
+    plans = StagePlans(TOPOLOGY)
+    row = np.full(len(EDGES), 0.7, np.float32)
+    other = row.copy()
+    other[3] = 0.2
+    assert plans.find(np.stack([row, other]), THRESHOLD) is None
+    assert plans.find(np.empty((0, len(EDGES)), np.float32), THRESHOLD) is None
+    assert plans.find(np.stack([row, row * 1.1]), THRESHOLD) is not None
+
+
+def test_the_least_recently_used_plan_goes_first() -> None:
+    plans = StagePlans(TOPOLOGY)
+    plans.capacity = 2
+    rows = [np.full((1, len(EDGES)), 0.7, np.float32) for _ in range(3)]
+    for edge, row in enumerate(rows):
+        row[0, edge] = 0.1
+    first, second = (plans.find(row, THRESHOLD) for row in rows[:2])
+    assert plans.find(rows[0], THRESHOLD) is first
+    plans.find(rows[2], THRESHOLD)
+    assert plans.find(rows[0], THRESHOLD) is first
+    assert plans.find(rows[1], THRESHOLD) is not second and len(plans.plans) == 2
+
+
+def test_an_edge_forced_open_follows_the_weights() -> None:
+    """Nothing reaches `out`: which edge opens is asked anew for the same pattern."""
+    plans, entry = StagePlans(TOPOLOGY), torch.randn(1, 2, 2, 2)
+    into_out = [e for e, (_, t) in enumerate(EDGES) if t == NUM_VERTICES - 1]
+    for best in into_out:
+        raw_BE = np.full((1, len(EDGES)), 0.7, np.float32)
+        raw_BE[0, into_out] = 0.1
+        raw_BE[0, best] = 0.3
+        plan = plans.find(raw_BE, THRESHOLD)
+        assert plan is not None and plan.forced == best
+        assert weights_for(plan, raw_BE, entry)[best] == 1.0
+    assert not plans.plans
+
+
+@pytest.mark.parametrize("router", ["stage", "node"])
+@pytest.mark.parametrize("kind", ["kept", "lifted", "tokens", "concat", "adapter"])
+def test_networks_give_with_plans_what_they_give_without(
+    kind: str, router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = converted(kind, router)
+    with torch.no_grad():
+        for parameter in net.lowered.dg_layers.parameters():
+            parameter.normal_(std=2.0)
+    images = torch.randn(6, 3, 16, 16) * torch.logspace(-1, 1, 6)[:, None, None, None]
+    batches = [images[:1], images[1:2], images[2:3].expand(3, -1, -1, -1), images]
+    with torch.inference_mode():
+        found = [[net(x, return_gates=True) for _ in range(4)][-1] for x in batches]
+        monkeypatch.setattr(StagePlans, "find", lambda *_: None)
+        monkeypatch.setattr(execution, "_walk", lambda *_: None)
+        without = [net(x, return_gates=True) for x in batches]
+    assert len({tuple(row) for row in found[-1][1].open["layers"].tolist()}) > 1
+    for (y, gates), (expected, other) in zip(found, without, strict=True):
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(gates.weights["layers"], other.weights["layers"])
+        assert torch.equal(gates.raw["layers"], other.raw["layers"])
+
+
+def test_threshold_temperature_and_weights_are_read_at_every_pass() -> None:
+    net = converted("kept", "stage")
+    x = torch.rand(1, 3, 16, 16)
+    routing = net.lowered.dg_layers
+
+    def dense() -> Tensor:
+        net.executor = "dense"
+        y = net(x)
+        net.executor = "auto"
+        return y
+
+    with torch.no_grad():
+        routing.router_0.weight.zero_()
+        routing.router_0.bias.copy_(torch.linspace(0.2, 1.1, len(routing.router_0.bias)))
+        for _ in range(3):
+            net(x)
+        for change in (
+            lambda: routing.threshold.fill_(0.65),
+            lambda: net.set_temperature(0.3),
+            lambda: routing.router_0.bias.mul_(0.5),
+            lambda: net.get_parameter("layers.0.conv1.weight").mul_(0.5),
+        ):
+            before = net(x)
+            change()
+            assert not torch.equal(net(x), before)
+            torch.testing.assert_close(net(x), dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_nan_in_a_router_is_named() -> None:
+    net = converted("kept", "stage")
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        for _ in range(3):
+            net(x)
+        net.lowered.dg_layers.router_0.bias[2] = torch.nan
+        with pytest.raises(dggraph.errors.GateError, match="is NaN for instance 0"):
+            net(x)
+
+
+def test_a_block_that_keeps_its_input_keeps_what_it_saw() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.seen = nn.Conv2d(4, 4, 3, padding=1), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x)
+            return torch.relu(self.conv(x))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(*(Keeping() for _ in range(4))))
+    net = dggraph.convert(model.eval(), torch.rand(2, 3, 8, 8), router="stage", leaves=(Keeping,))
+    blocks = [block for block in net.modules() if isinstance(block, Keeping)]
+    x, inputs = torch.rand(1, 3, 8, 8), {}
+    with torch.no_grad():
+        for stage in net.graph.stages:
+            net.lowered.get_submodule(f"dg_{stage}").router_0.bias.fill_(20.0)  # every edge open
+        for executor in ("dense", "auto", "auto", "auto"):
+            net.executor = executor
+            for each in blocks:
+                each.seen.clear()
+            net(x)
+            inputs[executor] = [each.seen[0].clone() for each in blocks]
+            assert all(
+                torch.equal(each.seen[0], i)
+                for each, i in zip(blocks, inputs[executor], strict=True)
+            )
+    assert len(inputs["auto"]) == 4
+    for found, expected in zip(inputs["auto"], inputs["dense"], strict=True):
+        torch.testing.assert_close(found, expected)
