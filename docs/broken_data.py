@@ -3,7 +3,7 @@ it, and writes the table of docs/data.md.
 
     python docs/broken_data.py        # rewrites docs/tables/broken_data.md, in about two minutes
 
-`tests/test_broken_data.py` (slow) checks that the table is what the command says.
+`tests/project/test_broken_data.py` (slow) checks that the table is what the command says.
 """
 
 import gzip

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from checks import REFUSED, RUN
+from backbone_uses import REFUSED, RUN
 from torch import Tensor, nn
 
 import dggraph

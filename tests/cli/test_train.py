@@ -1,0 +1,112 @@
+"""`dggraph train`: file, flags and recipe names become one configuration; what cannot be is refused
+before anything is loaded.
+"""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_runs import TOY
+
+from dggraph.cli.main import main
+from dggraph.errors import InputError
+from dggraph.system.loaders import ENDING
+from dggraph.training import loop
+from dggraph.training.config import read_config
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *(str(argument) for argument in arguments)])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_file_and_flags_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "toy.toml"
+    file.write_text(TOY + "batch_size = 64\n")
+    code, out, _ = run(
+        capsys, file, "--batch-size", 8, "--output", tmp_path, "--experiment", "run", "--json"
+    )
+    row = json.loads(out)
+    assert code == 0 and row["is_finished"] and row["step"] == 9, (
+        "72 images in batches of 8: the flag goes first"
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 8
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_stopped_run_says_so_and_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    file = tmp_path / "toy.toml"
+    file.write_text(TOY + "batch_size = 8\n")
+    real = loop._step
+
+    def step(run: Any, *args: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return real(run, *args)
+
+    before = signal.signal(
+        number, signal.default_int_handler
+    )  # tests started in the background ignore some
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_step", step)
+            code, out, _ = run(capsys, file, "--output", tmp_path, "--experiment", "run")
+    finally:
+        signal.signal(number, before)
+    assert code == 130 and "stopped; the same call goes on" in out
+    code, out, err = run(capsys, file, "--output", tmp_path, "--experiment", "run")
+    assert code == 0 and "finished" in out and "accuracy" in err
+
+
+def test_nohup_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy.toml").write_text(TOY + "batch_size = 8\n")
+    real = loop._step
+
+    def step(run: Any, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return real(run, *args)
+
+    monkeypatch.setattr(loop, "_step", step)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code, out, _ = run(
+            capsys, tmp_path / "toy.toml", "--output", tmp_path, "--experiment", "run"
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert code == 0 and "finished" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochz = 3\n", "unknown key 'epochz'.*did you mean 'epochs'"),
+        ("lr = -1\n", "lr = -1.*greater than 0"),
+        ("not toml", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('model = "resnet18"\n' + text)
+    code, _, err = run(capsys, file)
+    assert code == 4 and re.search(message, err), err
+
+
+def test_recipes_are_known_by_name() -> None:
+    assert read_config(Path("fashion_mnist"), {"epochs": 2}).dataset == "fashion_mnist"
+    with pytest.raises(InputError, match="fashion_mnist, imagenet_mobilenet_v2"):
+        read_config(Path("fashion"), {})

@@ -1,0 +1,51 @@
+"""Converted `random_nets`, images for them, and routers trained to keep answers."""
+
+import torch
+from random_nets import Net
+from reference import randomise
+from torch import Tensor, nn
+
+import dggraph
+from dggraph.network.network import DynamicNetwork
+
+
+def convert(
+    kind: str, router: str, depth: int = 4, seed: int = 1
+) -> tuple[nn.Module, DynamicNetwork]:
+    model = randomise(Net(kind, depth), seed).double().eval()
+    return model, dggraph.convert(
+        model, torch.zeros(1, 3, 6, 6, dtype=torch.float64), router=router
+    )
+
+
+def images(count: int, seed: int) -> Tensor:
+    """Noise of many colours: routers see colour."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return noise + 2 * torch.randn(count, 3, 1, 1, generator=generator, dtype=torch.float64)
+
+
+def train_routers(
+    net: DynamicNetwork, model: nn.Module, target: float | None, num_steps: int, seed: int
+) -> float:
+    """Teach the routers to keep the backbone's answers, within a budget or without; returns the
+    error on other images.
+    """
+    routers = [parameter for name, parameter in net.named_parameters() if name.startswith("dg_")]
+    optimiser = torch.optim.Adam(routers, lr=0.02)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.01, num_steps)
+    for step in range(num_steps):
+        x = images(32, 1000 * (seed + 1) + step).to(routers[0].dtype)
+        with torch.no_grad():
+            wanted = model(x)
+        output, gates = net.train()(x, return_gates=True)
+        loss = (output - wanted).square().mean() / wanted.var()
+        if target is not None:
+            loss = loss + 30 * dggraph.losses.budget(gates, target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    x = images(512, 10**6 + seed).to(routers[0].dtype)
+    with torch.no_grad():
+        return float((net.eval()(x) - model(x)).square().mean() / model(x).var())

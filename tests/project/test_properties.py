@@ -1,0 +1,94 @@
+"""Random small networks under random wirings and random routers: equal to the hooked original,
+batch equal to one by one.
+
+One run of the test covers at least a fixed number of each kind: kept, lifted, concat, adapter, dead
+nodes, nothing reaching `out`.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_nets import SIDE, Net
+from reference import hooked, randomise, randomise_routers
+
+import dggraph
+from dggraph.graph.schema import from_json, to_json
+
+EXAMPLES = 320
+
+
+seen: Counter[str] = Counter()
+
+
+@given(
+    kind=st.sampled_from(["kept", "lifted", "concat", "adapter"]),
+    depth=st.integers(3, 5),
+    router=st.sampled_from(["node", "stage"]),
+    keep_rate=st.sampled_from([1.0, 0.5, 0.2]),
+    bias=st.sampled_from([0.0, -0.7, -3.0, 1.5]),
+    seed=st.integers(0, 10_000),
+)
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+def check_random_networks(
+    kind: str, depth: int, router: str, keep_rate: float, bias: float, seed: int
+) -> None:
+    model = randomise(Net(kind, depth), seed).double().eval()
+    example = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float64)
+    wiring = "complete" if kind in ("lifted", "concat") else f"erdos_renyi({keep_rate}, {seed})"
+    net = dggraph.convert(model, example, wiring=wiring, router=router, allow_static=True)
+    (stage,) = net.graph.stages
+    assert (
+        {edge.kind for edge in net.graph.edges(stage)} <= {"concat"} if kind == "concat" else True
+    )
+    assert (net.graph.stages[stage].residual == "lift") == (kind == "lifted")
+    assert from_json(to_json(net.graph)) == net.graph
+    randomise_routers(net, seed)
+    with torch.no_grad():
+        for name, parameter in net.lowered.named_parameters():
+            if name.startswith("dg_") and name.endswith("bias"):
+                parameter.add_(bias)
+    x = torch.randn(
+        3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    one_by_one = dggraph.record(net, x)
+    if min(path.margin for path in one_by_one.paths) < 1e-6:
+        seen["near tie"] += 1
+        return
+    outputs, adjacency = hooked(net, model, x)
+    batched = dggraph.record(net, x, batch_size=3)
+    torch.testing.assert_close(one_by_one.output, torch.cat(outputs), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(batched.output, one_by_one.output, rtol=1e-12, atol=1e-12)
+    assert torch.equal(batched.macs, one_by_one.macs)
+    seen[kind] += 1
+    for path, weights in zip(one_by_one.paths, adjacency[stage], strict=True):
+        for edge, weight in zip(net.graph.edges(stage), path.weights[stage], strict=True):
+            assert weight == pytest.approx(weights.get((edge.source, edge.target), 0), abs=1e-9)
+        seen["dead node"] += len(path.live_nodes(net.graph)) < depth + 2
+        into_out = [
+            w
+            for e, w in zip(net.graph.edges(stage), path.weights[stage], strict=True)
+            if e.target.endswith("_out") and w
+        ]
+        seen["nothing reached out"] += into_out == [1.0]
+    seen["adapter edge"] += any(edge.kind == "adapter" for edge in net.graph.edges(stage))
+
+
+def test_random_networks() -> None:
+    seen.clear()
+    check_random_networks()
+    minimum = {
+        "kept": 40,
+        "lifted": 40,
+        "concat": 40,
+        "adapter": 40,
+        "adapter edge": 20,
+        "dead node": 40,
+        "nothing reached out": 40,
+    }
+    assert sum(seen[kind] for kind in ("kept", "lifted", "concat", "adapter")) >= 300
+    assert all(seen[kind] >= count for kind, count in minimum.items()), seen
