@@ -1,7 +1,6 @@
-"""Inference of every executor over the static backbone, at kept MACs .5, .75 and 1.0 of the whole
-network.
+"""Inference of every executor over the static backbone, at MACs ratios of about .5, .75 and 1.0.
 
-    python benchmarks/inference.py [--rounds 15] [--output FILE.jsonl]
+    python benchmarks/inference.py [--rounds 15] [--batch 1 16] [--output FILE.jsonl]
 
 Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the
 nodes that are kept is open. `dense` is masked execution. C++ kernels are used where they are built;
@@ -29,11 +28,17 @@ CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
     ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "node"),
     ("cifar resnet56", lambda: SmallResNet(56, 16), 32, 16, "node"),
     ("mobilenet_v2 160 px", torchvision.models.mobilenet_v2, 160, 16, "stage"),
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 1, "node"),
+    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "stage"),
+    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "node"),
+    ("mobilenet_v2 224 px", torchvision.models.mobilenet_v2, 224, 1, "stage"),
 ]
 
 
-def main(rounds: int, output: Path | None) -> None:
+def main(rounds: int, batches: set[int], output: Path | None) -> None:
     for name, build, side, batch, router in CASES:
+        if batch not in batches:
+            continue
         torch.manual_seed(0)
         backbone = build().eval()
         x = torch.randn(batch, 3, side, side)
@@ -62,6 +67,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes to run")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.output)
+    main(arguments.rounds, set(arguments.batch), arguments.output)
