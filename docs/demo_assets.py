@@ -22,7 +22,8 @@ ASSETS = Path(dggraph.__file__).parent / "assets"
 
 def main(archive: str) -> None:
     net = dggraph.load(archive).eval()
-    assert net.preprocess is not None and net.labels is not None
+    assert net.preprocess is not None
+    assert net.labels is not None
     config = read_config(Path("fashion_mnist"), {})
     validation = open_data(config.source, net.preprocess, config.augmentation).validation
     samples = [validation[index] for index in range(1000)]

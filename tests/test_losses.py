@@ -116,7 +116,8 @@ def test_every_edge_feels_the_budget_at_the_start(kind: str, router: str) -> Non
     _, gates = net.train()(images(5, 0), return_gates=True)
     (raw,) = gates.raw.values()
     (gradient,) = torch.autograd.grad(dggraph.losses.budget(gates, 0.6), raw)
-    assert gradient.isfinite().all() and (gradient.abs() > 1e-6).all()
+    assert gradient.isfinite().all()
+    assert (gradient.abs() > 1e-6).all()
     assert (gradient > 0).all(), "above the target every edge is pushed to close"
 
 
@@ -161,7 +162,8 @@ def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
         if is_exact:
             assert max(map(abs, errors)) < 1e-12
         else:
-            assert 1e-6 < max(errors) < 0.02 and min(errors) > -1e-12
+            assert 1e-6 < max(errors) < 0.02
+            assert min(errors) > -1e-12
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -175,12 +177,15 @@ def test_what_is_not_asked_about_its_weight(router: str) -> None:
     weights = torch.tensor([[0.0, 0.9, 0.0, 0.2, 0.0, 0.0]])  # node 1 is dead, v0 -> out opened
     chances = open_probabilities({"s": weights}, {"s": raw}, {"s": torch.tensor(0.5)}, table)["s"]
     (gradient,) = torch.autograd.grad(chances.sum(), raw)
-    assert chances[0, 3] == 1 and gradient[0, 3] > 0
+    assert chances[0, 3] == 1
+    assert gradient[0, 3] > 0
     from_dead = [2, 4]
     if router == "node":
-        assert (chances[0, from_dead] == 0).all() and (gradient[0, from_dead] == 0).all()
+        assert (chances[0, from_dead] == 0).all()
+        assert (gradient[0, from_dead] == 0).all()
     else:
-        assert (chances[0, from_dead] > 0.2).all() and (gradient[0, from_dead] > 0).all()
+        assert (chances[0, from_dead] > 0.2).all()
+        assert (gradient[0, from_dead] > 0).all()
 
 
 def test_nan_is_seen_unless_a_dead_node_said_it() -> None:
@@ -188,7 +193,8 @@ def test_nan_is_seen_unless_a_dead_node_said_it() -> None:
     with torch.no_grad():
         net.lowered.dg_body.router_0.bias[1] = torch.nan
     _, gates = net.train()(images(2, 0), return_gates=True)
-    assert dggraph.losses.kept(gates).isnan().all() and dggraph.losses.budget(gates, 0.7).isnan()
+    assert dggraph.losses.kept(gates).isnan().all()
+    assert dggraph.losses.budget(gates, 0.7).isnan()
     _, net = convert("kept", "node")
     with torch.no_grad():
         for name in ("0", "1"):
@@ -196,7 +202,8 @@ def test_nan_is_seen_unless_a_dead_node_said_it() -> None:
         net.lowered.dg_body.router_2.bias.fill_(torch.nan)
     _, gates = net.train()(images(2, 0), return_gates=True)
     loss = dggraph.losses.budget(gates, 0.7)
-    assert loss.isfinite() and torch.autograd.grad(loss, gates.raw["body"])[0].isfinite().all()
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, gates.raw["body"])[0].isfinite().all()
 
 
 def test_bad_batches_and_targets() -> None:
@@ -227,7 +234,8 @@ def test_under_autocast_and_compiled() -> None:
         ]
 
     loss, expected = gradients(net)
-    assert loss > 0 and any(gradient.any() for gradient in expected)
+    assert loss > 0
+    assert any(gradient.any() for gradient in expected)
     compiled = gradients(torch.compile(net, backend="aot_eager", fullgraph=True))
     assert compiled[0] == loss
     torch.testing.assert_close(compiled[1], expected)
@@ -307,7 +315,8 @@ def test_the_budget_wins_back_a_node_that_is_dead_for_every_image() -> None:
     for (_, place), task_gradient, budget_gradient in zip(
         into, from_task, from_budget, strict=True
     ):
-        assert task_gradient[place] == 0 and task_gradient.any()
+        assert task_gradient[place] == 0
+        assert task_gradient.any()
         assert budget_gradient[place] < 0, "a descent step opens the edge"
 
     errors, shares = {}, {}
@@ -317,5 +326,6 @@ def test_the_budget_wins_back_a_node_that_is_dead_for_every_image() -> None:
         paths = dggraph.record(net, images(256, 5).float(), batch_size=256).paths
         node = net.graph.nodes("body")[2].name
         shares[target] = sum(node in path.live_nodes(net.graph) for path in paths) / 256
-    assert shares[None] == 0 and shares[1.0] > 0.5
+    assert shares[None] == 0
+    assert shares[1.0] > 0.5
     assert errors[1.0] < errors[None]

@@ -103,9 +103,8 @@ def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str,
         conv, norm = (
             lowered.get_submodule(str(fx_node.target)) for fx_node in (conv_node, norm_node)
         )
-        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(
-            norm, nn.modules.batchnorm._BatchNorm
-        )
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         lowered.set_submodule(str(conv_node.target), fuse_conv_bn_eval(conv, norm))
         if type(norm) not in _NORMS:
             lowered.set_submodule(str(norm_node.target), norm.get_submodule("act"))

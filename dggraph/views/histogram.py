@@ -71,11 +71,11 @@ def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
         if percent * (number + 2 * pad) / step <= 9
     )
     low, high = percent * (first - pad), percent * (first + number + pad)
-    for tick in range(int(-(-low // step)) * step, int(high) + 1, step):
-        parts.append(
-            f'<text x="{across(tick / 100):.1f}" y="{HEIGHT - BOTTOM + 15:g}" class="column">{tick}'
-            " %</text>"
-        )
+    parts.extend(
+        f'<text x="{across(tick / 100):.1f}" y="{HEIGHT - BOTTOM + 15:g}" class="column">{tick}'
+        " %</text>"
+        for tick in range(int(-(-low // step)) * step, int(high) + 1, step)
+    )
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" class="column">share of the'
         " static MACs</text>"

@@ -78,7 +78,10 @@ KNOWN = [
 @pytest.mark.parametrize(("error", "kind", "word"), KNOWN, ids=lambda value: type(value).__name__)
 def test_what_is_known_has_a_cause(error: Exception, kind: str, word: str) -> None:
     found = explain(error)
-    assert found is not None and found[0] == kind and word in found[1] and "\n" not in found[1]
+    assert found is not None
+    assert found[0] == kind
+    assert word in found[1]
+    assert "\n" not in found[1]
 
 
 def test_every_row_of_the_table_is_met() -> None:
@@ -94,11 +97,9 @@ def test_every_row_of_the_table_is_met() -> None:
 @pytest.mark.parametrize("number", [*REMEDIES, errno.EXDEV])
 def test_errors_of_the_system_name_the_file_and_a_way_out(number: int) -> None:
     found = explain(OSError(number, "what the system says", "/some/file"))
-    assert (
-        found is not None
-        and found[1].startswith("what the system says: '/some/file'. ")
-        and found[1].endswith(".")
-    )
+    assert found is not None
+    assert found[1].startswith("what the system says: '/some/file'. ")
+    assert found[1].endswith(".")
 
 
 def test_the_rest_is_ours() -> None:
@@ -108,9 +109,9 @@ def test_the_rest_is_ours() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         broken()
     found = explain(caught.value)
-    assert found is not None and "test_causes.py" in found[1] and "in broken" in found[1], (
-        "code that is neither ours nor a library's"
-    )
+    assert found is not None
+    assert "test_causes.py" in found[1]
+    assert "in broken" in found[1], "code that is neither ours nor a library's"
     assert explain(ZeroDivisionError("never raised")) is None
 
 
@@ -138,7 +139,9 @@ def test_a_data_set_of_a_user_s_is_told_as_theirs(
     with pytest.raises((KeyError, RuntimeError)) as caught:
         list(load_batches(Broken(), [batch], workers=workers))
     found = explain(caught.value)
-    assert found is not None and all(word in found[1] for word in words) and "\n" not in found[1]
+    assert found is not None
+    assert all(word in found[1] for word in words)
+    assert "\n" not in found[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -146,7 +149,8 @@ def test_a_killed_loader_is_told_as_one() -> None:
     with pytest.raises(RuntimeError) as caught:
         list(load_batches(Killed(), [[0]], workers=1))
     found = explain(caught.value)
-    assert found is not None and found[0] == "LoaderError"
+    assert found is not None
+    assert found[0] == "LoaderError"
 
 
 class Killed(Dataset[Any]):
@@ -195,9 +199,7 @@ def test_batch_norm_of_one_value_names_the_keys(tmp_path: Path, capsys: Any, key
     with pytest.raises(SystemExit) as ended:
         main(["train", str(tmp_path / "toy.toml")])
     err = capsys.readouterr().err
-    assert (
-        ended.value.code == 4
-        and "batch_size" in err
-        and "input_size" in err
-        and "please report" not in err
-    )
+    assert ended.value.code == 4
+    assert "batch_size" in err
+    assert "input_size" in err
+    assert "please report" not in err

@@ -147,17 +147,20 @@ def test_outlines_are_where_the_objects_are() -> None:
         320,
         160,
     ]
-    assert edge_marks(svg)["a_0 a_1"] == "active" and "2 objects: cat 0.90, cat 0.80" in texts(svg)
+    assert edge_marks(svg)["a_0 a_1"] == "active"
+    assert "2 objects: cat 0.90, cat 0.80" in texts(svg)
 
 
 def test_objects_told_where_there_are_none_or_many() -> None:
     none, many = found(), found(*[(0, 0, 9, 9)] * 7)
-    assert tell_objects(none) == "no objects" and tell_objects(many).endswith("cat 0.50 and 2 more")
+    assert tell_objects(none) == "no objects"
+    assert tell_objects(many).endswith("cat 0.50 and 2 more")
     assert tell_objects(many.scoring(0.75)) == "2 objects: cat 0.90, cat 0.80"
     svg = write_svg(
         picture_path(GRAPH, PATH, thumbnail=Image.new("RGB", (200, 100)), detected=none)
     )
-    assert outlines(svg) == [] and "no objects" in texts(svg)
+    assert outlines(svg) == []
+    assert "no objects" in texts(svg)
 
 
 def test_tags_stay_inside_and_clear_of_each_other() -> None:
@@ -172,7 +175,10 @@ def test_tags_stay_inside_and_clear_of_each_other() -> None:
     ]
     tags = [one.tag for one in place_outlines(found(*corners), image)]
     for x, y, width, height in tags:
-        assert x >= 5 and x + width <= 305.001 and y >= 7 and y + height <= 157.001
+        assert x >= 5
+        assert x + width <= 305.001
+        assert y >= 7
+        assert y + height <= 157.001
     for place, (x, y, width, height) in enumerate(tags):
         for other in tags[place + 1 :]:
             apart = (
@@ -183,7 +189,9 @@ def test_tags_stay_inside_and_clear_of_each_other() -> None:
             )
             assert apart, (tags[place], other)
     (long,) = place_outlines(found((0, 0, 9, 9), names=["x" * 500]), (0.0, 0.0, 60.0, 30.0))
-    assert long.tag[2] <= 60 and long.text.endswith(" 0.90") and "…" in long.text
+    assert long.tag[2] <= 60
+    assert long.text.endswith(" 0.90")
+    assert "…" in long.text
 
 
 def test_tags_can_be_read() -> None:
@@ -217,7 +225,8 @@ def test_hostile_class_names_in_svg(name: str) -> None:
         for attribute in element.attrib
     )
     shown = [text for text in texts(svg) if text.endswith(" 0.90")]
-    assert len(shown) == 2 and all(visible(name)[:8] in text for text in shown)
+    assert len(shown) == 2
+    assert all(visible(name)[:8] in text for text in shown)
 
 
 @pytest.mark.parametrize("program", ["dot", "graphviz-pure"])
@@ -283,9 +292,8 @@ def test_a_difference_outlines_both_images() -> None:
     svg = write_svg(
         picture_difference(GRAPH, PATH, PATH, names=("one", "two"), thumbnails=images, detected=two)
     )
-    assert "one: 1 object: cat 0.90" in texts(
-        svg
-    ) and "two: 2 objects: cat 0.90, cat 0.80" in texts(svg)
+    assert "one: 1 object: cat 0.90" in texts(svg)
+    assert "two: 2 objects: cat 0.90, cat 0.80" in texts(svg)
     groups = [
         group
         for group in ElementTree.fromstring(svg).iter(f"{SVG}g")
@@ -312,13 +320,15 @@ def test_pictures_and_json_say_what_the_model_returns(
         str(score),
     )
     document = json.loads(out)
-    assert code == 0 and document["score"] == score and len(document["images"]) == 3
+    assert code == 0
+    assert document["score"] == score
+    assert len(document["images"]) == 3
     drawn = 0
     for row, file, (told, weights) in zip(document["images"], files, answers, strict=True):
-        assert row["size"] == list(open_image(file).size) and "label" not in row
-        assert [one["corners"] for one in row["objects"]] == told["boxes"] and [
-            one["score"] for one in row["objects"]
-        ] == told["scores"]
+        assert row["size"] == list(open_image(file).size)
+        assert "label" not in row
+        assert [one["corners"] for one in row["objects"]] == told["boxes"]
+        assert [one["score"] for one in row["objects"]] == told["scores"]
         assert [one["class"] for one in row["objects"]] == [
             CLASSES[int(label) - 1] for label in told["labels"]
         ]
@@ -347,7 +357,8 @@ def test_pictures_and_json_say_what_the_model_returns(
         assert f"{row['kept']:.3f} of the static backbone's MACs, at the traced size" in " ".join(
             texts(svg)
         )
-    assert drawn == 6 and len({row["active_edges"] for row in document["images"]}) > 1, (
+    assert drawn == 6
+    assert len({row["active_edges"] for row in document["images"]}) > 1, (
         "paths must differ, or this test says little"
     )
 
@@ -368,10 +379,15 @@ def test_the_terminal_shows_objects_and_obeys_no_name(
         "--score",
         "0.1",
     )
-    assert code == 0 and "objects" in out and "\x1b" not in out and "\u202e" not in out
-    assert "Objects of score 0.1 or more." in out and "only 0.png:" in out
+    assert code == 0
+    assert "objects" in out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "Objects of score 0.1 or more." in out
+    assert "only 0.png:" in out
     code, out, _ = run(capsys, "paths", str(folder), files[0], "-o", str(tmp_path), "--score", "1")
-    assert code == 0 and "none" in out
+    assert code == 0
+    assert "none" in out
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("dot", "dot"), ("mermaid", "mmd"), ("json", "json")])
@@ -383,7 +399,9 @@ def test_formats_without_images_tell_the_objects(
         capsys, "paths", str(folder), str(photos / "0.png"), "-o", str(tmp_path), *options
     )
     picture = Path(json.loads(out)["images"][0]["picture"])
-    assert code == 0 and picture.suffix == f".{suffix}" and "no objects" in picture.read_text()
+    assert code == 0
+    assert picture.suffix == f".{suffix}"
+    assert "no objects" in picture.read_text()
 
 
 def test_what_does_not_go_with_a_run(
@@ -397,16 +415,19 @@ def test_what_does_not_go_with_a_run(
         ["--num-classes", "3"],
     ):
         code, _, err = run(capsys, "paths", str(folder), image, "-o", output, *options)
-        assert code == 2 and f"{options[0]} does not go with a run folder" in err
+        assert code == 2
+        assert f"{options[0]} does not go with a run folder" in err
     code, _, err = run(capsys, "paths", "small:Net", image, "-o", output, "--score", "0.3")
-    assert code == 2 and "--score goes with the run folder of a detector" in err
+    assert code == 2
+    assert "--score goes with the run folder of a detector" in err
     static = write_run(tmp_path / "static", router="none")
     for arguments in (
         ("paths", str(static), image, "-o", output),
         ("atlas", str(static), str(photos), "-o", str(tmp_path / "r.html")),
     ):
         code, _, err = run(capsys, *arguments)
-        assert code == 4 and "static backbone, so there are no paths" in err
+        assert code == 4
+        assert "static backbone, so there are no paths" in err
 
 
 def watch(folder: Path) -> Predictor:
@@ -447,20 +468,17 @@ def test_the_atlas_is_that_of_single_pictures(
         capsys, "atlas", str(folder), str(photos), "-o", str(report), "--score", "0.2", "--json"
     )
     facts, numbers = json.loads(out), json.loads(report.with_suffix(".json").read_text())
-    assert (
-        code == 0
-        and facts["num_images"] == 5
-        and facts["accuracy"] is None
-        and numbers["network"] == "detector"
-    )
-    assert numbers["score"] == 0.2 and facts["num_paths"] > 1
+    assert code == 0
+    assert facts["num_images"] == 5
+    assert facts["accuracy"] is None
+    assert numbers["network"] == "detector"
+    assert numbers["score"] == 0.2
+    assert facts["num_paths"] > 1
     page = report.read_text(encoding="utf-8")
     for one, file, (told, weights) in zip(numbers["instances"], files, answers, strict=True):
-        assert (
-            one["name"] == file.name
-            and one["weights"] == weights
-            and one["size"] == list(open_image(file).size)
-        )
+        assert one["name"] == file.name
+        assert one["weights"] == weights
+        assert one["size"] == list(open_image(file).size)
         assert [(item["corners"], item["score"]) for item in one["objects"]] == list(
             zip(told["boxes"], told["scores"], strict=True)
         )
@@ -469,7 +487,8 @@ def test_the_atlas_is_that_of_single_pictures(
             page,
             flags=re.DOTALL,
         )
-        assert card.count('<g class="objects"') == 1 and '<image width="' in card
+        assert card.count('<g class="objects"') == 1
+        assert '<image width="' in card
         assert card.count('stroke-width="2"><title>') == sum(
             score >= 0.2 for score in told["scores"]
         )
@@ -478,7 +497,8 @@ def test_the_atlas_is_that_of_single_pictures(
         sum(weights[stage["name"]][place] != 0 for _, weights in answers) / 5
         for place in range(len(stage["edges"]))
     ]
-    assert "static backbone's" in page and "Outlined: objects of score 0.2 or more." in page
+    assert "static backbone's" in page
+    assert "Outlined: objects of score 0.2 or more." in page
 
 
 def test_an_interrupted_atlas_of_a_detector_ends_with_the_same_bytes(
@@ -498,7 +518,8 @@ def test_an_interrupted_atlas_of_a_detector_ends_with_the_same_bytes(
     again = collect_atlas(
         watch(folder), images, state=state, progress=lambda number, _: done.append(number)
     )
-    assert done[0] == 3 and again.atlas == whole.atlas
+    assert done[0] == 3
+    assert again.atlas == whole.atlas
     graph = watch(folder).net.graph
     assert make_report(graph, again.atlas, again.thumbnails) == make_report(
         graph, whole.atlas, whole.thumbnails
@@ -531,6 +552,5 @@ def test_hostile_class_names_in_a_report(folder: Path, photos: Path) -> None:
         (tag, list(attrs)) for tag, attrs in good.tags
     ]
     shown = "".join(bad.texts)
-    assert "<script>alert(1)</script> 0." in shown and not re.search(
-        "[\x1b\u202e]", shown + html.unescape(pages[0].html)
-    )
+    assert "<script>alert(1)</script> 0." in shown
+    assert not re.search("[\x1b\u202e]", shown + html.unescape(pages[0].html))

@@ -49,24 +49,18 @@ def test_the_document_counts_what_the_network_answers(
     found, toy = json.loads(out), Toy(40, False, 1)
     with torch.no_grad():
         is_right = dggraph.load(archive)(toy.images).argmax(1) == toy.labels
-    assert (
-        code == 0
-        and found["num_images"] == 40
-        and found["top1"] == int(is_right.sum())
-        and found["accuracy"] == found["top1"] / 40
-    )
+    assert code == 0
+    assert found["num_images"] == 40
+    assert found["top1"] == int(is_right.sum())
+    assert found["accuracy"] == found["top1"] / 40
     assert found["top5"] == 40, "there are four classes"
     for label, row in enumerate(found["classes"]):
         of_class = toy.labels == label
-        assert (
-            row["class"] == "abcd"[label]
-            and row["num_images"] == int(of_class.sum())
-            and row["top1"] == int(is_right[of_class].sum())
-        )
-    assert (
-        found["kept_percentiles"]["5"] <= found["kept"] <= found["kept_percentiles"]["95"]
-        and found["num_paths"] > 1
-    )
+        assert row["class"] == "abcd"[label]
+        assert row["num_images"] == int(of_class.sum())
+        assert row["top1"] == int(is_right[of_class].sum())
+    assert found["kept_percentiles"]["5"] <= found["kept"] <= found["kept_percentiles"]["95"]
+    assert found["num_paths"] > 1
     assert found["images_per_second"] > 0
     code, out, _ = run(capsys, archive, *TOY, "--limit", 8, "--json")
     assert json.loads(out)["top1"] == int(is_right[4::5].sum())
@@ -113,7 +107,8 @@ def test_two_processes_find_what_one_finds(
         text=True,
         timeout=300,
     )
-    assert code == 0 and done.returncode == 0, done.stderr[-3000:]
+    assert code == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     both = json.loads(done.stdout)
     assert (alone.pop("num_processes"), both.pop("num_processes")) == (1, 2)
     for document in (alone, both):
@@ -140,14 +135,13 @@ def test_a_curve_is_kept_in_the_archive(
     )
     budgets = json.loads(out)["budgets"]
     again = dggraph.load(tmp_path / "mine")
-    assert code == 0 and again.budgets is not None
+    assert code == 0
+    assert again.budgets is not None
     assert [budget.threshold for budget in again.budgets.budgets] == [
         row["threshold"] for row in budgets["targets"]
     ]
-    assert (
-        budgets["calibration"]["num_images"] == budgets["before"]["num_images"] == 20
-        and "even places" in budgets["halves"]
-    )
+    assert budgets["calibration"]["num_images"] == budgets["before"]["num_images"] == 20
+    assert "even places" in budgets["halves"]
     for key, value in net.lowered.state_dict().items():
         assert torch.equal(again.lowered.state_dict()[key], value), key
     assert (again.labels, again.preprocess) == (net.labels, net.preprocess)
@@ -155,7 +149,8 @@ def test_a_curve_is_kept_in_the_archive(
 
 def test_tables_for_people(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, archive, *TOY, "--budget", 0.9, "--sensitivity")
-    assert code == 0 and not err
+    assert code == 0
+    assert not err
     for part in (
         "top-1 ",
         "MACs kept",
@@ -176,20 +171,22 @@ def test_a_folder_of_images_serves_sensitivity(
         Image.new("RGB", (16, 16), (80 * number, 10, 200)).save(tmp_path / f"{number}.png")
     code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--sensitivity", "--json")
     found = json.loads(out)
-    assert code == 0 and "accuracy" not in found and found["sensitivity"]["static_top1"] is None
+    assert code == 0
+    assert "accuracy" not in found
+    assert found["sensitivity"]["static_top1"] is None
     blocks: list[dict[str, Any]] = found["sensitivity"]["blocks"]
-    assert len(blocks) == 7 and all(
+    assert len(blocks) == 7
+    assert all(
         row["top1_change"] is None and row["agreement"] <= 3 and row["macs_saved"] > 0
         for row in blocks
     )
     code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--json")
-    assert code == 4 and "have no classes" in json.loads(out)["error"]["message"]
+    assert code == 4
+    assert "have no classes" in json.loads(out)["error"]["message"]
     (tmp_path / "3.png").write_bytes(b"no image")
     code, out, _ = run(capsys, archive, "--data-dir", tmp_path, "--sensitivity", "--json")
-    assert (
-        code == 4
-        and "3.png' is not an image that can be read" in json.loads(out)["error"]["message"]
-    )
+    assert code == 4
+    assert "3.png' is not an image that can be read" in json.loads(out)["error"]["message"]
 
 
 def test_hostile_class_names_are_printed_as_they_are(
@@ -201,7 +198,11 @@ def test_hostile_class_names_are_printed_as_they_are(
         (tmp_path / "val" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16), (80, 10, 200)).save(tmp_path / "val" / name / "1.png")
     code, out, err = run(capsys, tmp_path / "net", "--data-dir", tmp_path)
-    assert code == 0 and not err and "[/b]" in out and "[red]x" in out and "\x1b" not in out
+    assert code == 0
+    assert not err
+    assert "[/b]" in out
+    assert "[red]x" in out
+    assert "\x1b" not in out
 
 
 def test_a_static_path_that_training_left_is_no_reference(
@@ -212,10 +213,8 @@ def test_a_static_path_that_training_left_is_no_reference(
 
     costs = Sensitivity(num_images=100, static_top1=50, blocks=(), unskippable=())
     assert "50 of 100 right, along its own paths 56" in _sensitivity_numbers(costs, 56)["warning"]
-    assert (
-        _sensitivity_numbers(costs, 55)["warning"] is None
-        and _sensitivity_numbers(costs, None)["warning"] is None
-    )
+    assert _sensitivity_numbers(costs, 55)["warning"] is None
+    assert _sensitivity_numbers(costs, None)["warning"] is None
 
 
 def test_what_cannot_be_is_refused(
@@ -235,7 +234,9 @@ def test_what_cannot_be_is_refused(
         ((tmp_path / "none", *TOY), 4, "no model"),
     ):
         found, out, err = run(capsys, *arguments)
-        assert found == code and message in err and not out, (arguments, err)
+        assert found == code, (arguments, err)
+        assert message in err, (arguments, err)
+        assert not out, (arguments, err)
 
 
 @pytest.mark.parametrize(("rank", "is_told"), [("0", True), ("1", False)])
@@ -244,4 +245,6 @@ def test_one_process_alone_prints_errors_as_json(
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     code, out, err = run(capsys, "resnet18", "--save", "a", "--json")
-    assert code == 2 and ("error" in out) == is_told and ("--budget" in err) != is_told
+    assert code == 2
+    assert ("error" in out) == is_told
+    assert ("--budget" in err) != is_told

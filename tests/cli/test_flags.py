@@ -107,12 +107,10 @@ def test_help_says_what_each_key_is_and_its_default() -> None:
     text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
     for name, field in TrainConfig.model_fields.items():
         assert str(field.description) in text.partition(f" --{name.replace('_', '-')} ")[2][:500]
-    assert (
-        "[default: 128]" in text
-        and "[default: 0.08 1]" in text
-        and "[default: off]" in text
-        and "[required" in text
-    )
+    assert "[default: 128]" in text
+    assert "[default: 0.08 1]" in text
+    assert "[default: off]" in text
+    assert "[required" in text
 
 
 def test_a_command_may_have_some_of_the_keys() -> None:

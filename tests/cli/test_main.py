@@ -25,13 +25,15 @@ def test_help_needs_no_torch() -> None:
         " 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "inspect" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "inspect" in done.stdout, done.stderr
 
 
 def test_inspect_prints_one_json_document(capsys: Any) -> None:
     code, out, _ = run(capsys, "inspect", "resnet18", "--input-size", "64", "--json")
     report = json.loads(out)
-    assert code == 0 and report["max_difference"] == 0
+    assert code == 0
+    assert report["max_difference"] == 0
     assert [stage["num_edges"] for stage in report["stages"]] == [6, 3, 3, 3]
 
 
@@ -62,9 +64,14 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     actual, out, err = run(capsys, *arguments)
     if arguments[-1] != "1":
-        assert actual == code and message in err and out == "" and err.count("\n") == 1
+        assert actual == code
+        assert message in err
+        assert out == ""
+        assert err.count("\n") == 1
         actual, out, err = run(capsys, *arguments, "--json")
-        assert actual == code and message in json.loads(out)["error"]["message"] and err == ""
+        assert actual == code
+        assert message in json.loads(out)["error"]["message"]
+        assert err == ""
 
 
 def test_convert_then_paths(capsys: Any, tmp_path: Path) -> None:
@@ -72,15 +79,19 @@ def test_convert_then_paths(capsys: Any, tmp_path: Path) -> None:
     Image.effect_noise((90, 70), 80).convert("RGB").save(photo)
     assert run(capsys, "convert", "mobilenet_v2", "--input-size", "64", "-o", str(archive))[0] == 0
     code, _, err = run(capsys, "convert", "mobilenet_v2", "--input-size", "64", "-o", str(archive))
-    assert code == 4 and "--force" in err
+    assert code == 4
+    assert "--force" in err
     code, out, _ = run(
         capsys, "paths", str(archive), str(photo), "-o", str(tmp_path / "out"), "--json"
     )
     (row,) = json.loads(out)["images"]
-    assert code == 0 and row["is_static_path"] and row["active_edges"] == 31
+    assert code == 0
+    assert row["is_static_path"]
+    assert row["active_edges"] == 31
     picture = ElementTree.parse(row["picture"]).getroot()
     text = " ".join(picture.itertext())
-    assert "a[b]<i>.png" in text and "backbone's own path" in text
+    assert "a[b]<i>.png" in text
+    assert "backbone's own path" in text
     code, out, _ = run(
         capsys,
         "paths",
@@ -93,7 +104,8 @@ def test_convert_then_paths(capsys: Any, tmp_path: Path) -> None:
         "--format",
         "png",
     )
-    assert code == 0 and "own path" not in out
+    assert code == 0
+    assert "own path" not in out
     with Image.open(tmp_path / "out" / "000-a_b__i_.png") as drawn:
         assert drawn.width > 500
 
@@ -106,14 +118,16 @@ def test_models_and_doctor(capsys: Any) -> None:
 def test_demo(capsys: Any, tmp_path: Path) -> None:
     """The shipped network knows its samples, whose paths differ."""
     code, out, _ = run(capsys, "demo", "-o", str(tmp_path / "demo"))
-    assert code == 0 and "20 images" in out and "report.html in a browser" in out
+    assert code == 0
+    assert "20 images" in out
+    assert "report.html in a browser" in out
     pictures = [file.read_text() for file in sorted((tmp_path / "demo" / "paths").iterdir())]
-    assert len(pictures) == 20 and all("<svg" in picture for picture in pictures)
+    assert len(pictures) == 20
+    assert all("<svg" in picture for picture in pictures)
     assert int(re.search(r"(\d+) paths", out).group(1)) >= 5  # type: ignore[union-attr]
     names = re.findall(r"^│ ([\w-]+)-\d\.png +│ ([\w /-]+?) [01]\.\d\d ", out, flags=re.MULTILINE)
-    assert len(names) == 20 and all(
-        name == re.sub(r"\W", "-", label.lower()) for name, label in names
-    )
+    assert len(names) == 20
+    assert all(name == re.sub(r"\W", "-", label.lower()) for name, label in names)
     assert "Content-Security-Policy" in (tmp_path / "demo" / "report.html").read_text()
 
 
@@ -135,7 +149,8 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     else:
         image.convert(mode).save(tmp_path / f"x.{suffix}")
     opened = open_image(tmp_path / f"x.{suffix}")
-    assert opened.mode == "RGB" and opened.size == (40, 30)
+    assert opened.mode == "RGB"
+    assert opened.size == (40, 30)
     if mode == "I;16":
         assert opened.getpixel((0, 0)) == (156, 156, 156)
 
@@ -194,9 +209,14 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_models_that_fail_are_one_line(capsys: Any, mine: Path, model: str, message: str) -> None:
     code, out, err = run(capsys, "inspect", model, "--input-size", "16")
-    assert code == 4 and message in err and out == "" and err.count("\n") == 1
+    assert code == 4
+    assert message in err
+    assert out == ""
+    assert err.count("\n") == 1
     code, out, err = run(capsys, "inspect", model, "--input-size", "16", "--json")
-    assert code == 4 and message in json.loads(out)["error"]["message"] and err == ""
+    assert code == 4
+    assert message in json.loads(out)["error"]["message"]
+    assert err == ""
 
 
 def test_outputs_are_checked_before_the_work_starts(
@@ -217,7 +237,9 @@ def test_outputs_are_checked_before_the_work_starts(
         ["demo", "-o", "file"],
     ):
         code, out, err = run(capsys, *arguments)
-        assert code == 4 and out == "" and err.count("\n") == 1
+        assert code == 4
+        assert out == ""
+        assert err.count("\n") == 1
 
 
 def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(
@@ -228,7 +250,10 @@ def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(
 
     monkeypatch.setattr("dggraph.models.registry.load_model", broken)
     code, out, err = run(capsys, "inspect", "resnet18")
-    assert code == 4 and out == "" and err.count("\n") == 1 and "DGGRAPH_TRACEBACK=1" in err
+    assert code == 4
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "DGGRAPH_TRACEBACK=1" in err
     assert (
         json.loads(run(capsys, "inspect", "resnet18", "--json")[1])["error"]["type"]
         == "ZeroDivisionError"
@@ -251,17 +276,21 @@ def test_an_archive_of_my_own_model(capsys: Any, mine: Path) -> None:
         "-o",
         "net",
     )
-    assert code == 0 and "--backbone my_models:sized" in out
+    assert code == 0
+    assert "--backbone my_models:sized" in out
     code, _, err = run(capsys, "inspect", "net")
-    assert code == 4 and "--backbone" in err
+    assert code == 4
+    assert "--backbone" in err
     code, out, _ = run(
         capsys, "inspect", "net", "--backbone", "my_models:sized", "--num-classes", "7", "--json"
     )
-    assert code == 0 and json.loads(out)["max_difference"] == 0
+    assert code == 0
+    assert json.loads(out)["max_difference"] == 0
     code, _, err = run(
         capsys, "inspect", "my_models:fine", "--input-size", "16", "--backbone", "my_models:fine"
     )
-    assert code == 2 and "goes with an archive" in err
+    assert code == 2
+    assert "goes with an archive" in err
 
 
 @pytest.mark.parametrize(
@@ -277,7 +306,8 @@ def test_archives_take_no_model_options(capsys: Any, mine: Path, option: list[st
     (mine / "net").mkdir()
     (mine / "net" / "manifest.json").write_text("{}")
     code, _, err = run(capsys, "inspect", "net", *option)
-    assert code == 2 and option[0] in err
+    assert code == 2
+    assert option[0] in err
 
 
 def test_grey_images(capsys: Any, mine: Path) -> None:
@@ -295,7 +325,8 @@ def test_grey_images(capsys: Any, mine: Path) -> None:
         "dot",
         "--json",
     )
-    assert code == 0 and json.loads(out)["images"][0]["is_static_path"]
+    assert code == 0
+    assert json.loads(out)["images"][0]["is_static_path"]
 
 
 def test_gates_thresholds_and_both_shares(capsys: Any, mine: Path) -> None:
@@ -311,21 +342,21 @@ def test_gates_thresholds_and_both_shares(capsys: Any, mine: Path) -> None:
         "0.2",
     )
     report = json.loads(run(capsys, "inspect", *options, "--json")[1])
-    assert (
-        0 < report["routed_fraction"] <= report["covered_fraction"]
-        and report["stages"][0]["kept_because"] == ""
-    )
+    assert 0 < report["routed_fraction"] <= report["covered_fraction"]
+    assert report["stages"][0]["kept_because"] == ""
     assert "in routed blocks" in run(capsys, "inspect", *options)[1].replace("\n", " ")
     code, _, err = run(
         capsys, "inspect", "my_models:fine", "--input-size", "16", "--gate", "sigmoid"
     )
-    assert code == 4 and "does not start as the backbone" in err
+    assert code == 4
+    assert "does not start as the backbone" in err
 
 
 def test_models_in_any_case_or_none(capsys: Any) -> None:
     assert "resnet18" in run(capsys, "models", "RESNET18")[1]
     code, _, err = run(capsys, "models", "zzzz")
-    assert code == 4 and "zzzz" in err
+    assert code == 4
+    assert "zzzz" in err
 
 
 def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
@@ -340,17 +371,16 @@ def test_a_size_that_changes_the_weights_comes_back(tmp_path: Path) -> None:
         ("vit_b_32", {"image_size": 32}),
     ):
         built = load_model(name, input_size=32)
-        assert (
-            built.options == options
-            and built.preprocess is not None
-            and built.preprocess.input_size == (3, 32, 32)
-        )
+        assert built.options == options
+        assert built.preprocess is not None
+        assert built.preprocess.input_size == (3, 32, 32)
     built = load_model("timm:vit_tiny_patch16_224", input_size=32, num_classes=7)
     net = dggraph.convert(built.model, torch.zeros(1, 3, 32, 32))
     note_source_(net, built)
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a")
-    assert twin(torch.rand(1, 3, 32, 32)).shape == (1, 7) and twin.report == net.report
+    assert twin(torch.rand(1, 3, 32, 32)).shape == (1, 7)
+    assert twin.report == net.report
 
 
 @pytest.mark.parametrize("content", [b"", b"hello"])
@@ -366,4 +396,7 @@ def test_checkpoints_that_are_none(capsys: Any, tmp_path: Path, content: bytes) 
             "--checkpoint",
             str(tmp_path / name),
         )
-        assert code == 4 and name in err and err.count("\n") == 1 and "Weights only" not in err
+        assert code == 4
+        assert name in err
+        assert err.count("\n") == 1
+        assert "Weights only" not in err

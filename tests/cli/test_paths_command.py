@@ -27,15 +27,14 @@ def photos(tmp_path: Path) -> list[str]:
 def test_pictures_show_what_the_rows_say(capsys: Any, tmp_path: Path, photos: list[str]) -> None:
     code, out, _ = run(capsys, "paths", *ROUTED, *photos, "-o", str(tmp_path / "out"), "--json")
     rows = json.loads(out)["images"]
-    assert code == 0 and len(rows) == 3
+    assert code == 0
+    assert len(rows) == 3
     drawn = [Path(row["picture"]).read_text() for row in rows]
     for row, svg in zip(rows, drawn, strict=True):
         assert sum(mark == "active" for mark in edge_marks(svg).values()) == row["active_edges"]
         shown = " | ".join(texts(svg))
-        assert (
-            f"{row['kept']:.3f} of the static network's MACs" in shown
-            and f"class {row['index']}" in shown
-        )
+        assert f"{row['kept']:.3f} of the static network's MACs" in shown
+        assert f"class {row['index']}" in shown
         assert 'href="data:image/jpeg;base64,' in svg
     assert places(drawn[0]) == places(drawn[1]) == places(drawn[2])
     assert texts(drawn[1])[0] == "b\ufffd[31m\ufffd'\".png"
@@ -47,8 +46,11 @@ def test_the_terminal_shows_odd_names_and_obeys_none(
     code, out, _ = run(
         capsys, "paths", *ROUTED, *photos, "-o", str(tmp_path / "out"), "--diff", *photos[1:]
     )
-    assert code == 0 and "\x1b" not in out and "\u202e" not in out
-    assert "only b\ufffd[31m\ufffd'\".png:" in out and "only [b]:cat:.png:" in out
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "only b\ufffd[31m\ufffd'\".png:" in out
+    assert "only [b]:cat:.png:" in out
 
 
 def test_a_difference_is_that_of_the_two_pictures(
@@ -97,25 +99,28 @@ def test_formats(capsys: Any, tmp_path: Path, photos: list[str], kind: str, suff
         capsys, "paths", *ROUTED, photos[0], "-o", str(tmp_path / "out"), "--format", kind, "--json"
     )
     picture = Path(json.loads(out)["images"][0]["picture"])
-    assert code == 0 and picture.suffix == f".{suffix}" and picture.stat().st_size > 500
+    assert code == 0
+    assert picture.suffix == f".{suffix}"
+    assert picture.stat().st_size > 500
 
 
 def test_nothing_to_draw(capsys: Any, tmp_path: Path) -> None:
     code, _, err = run(capsys, "paths", "small:Net", "-o", str(tmp_path / "out"))
-    assert code == 2 and "IMAGES" in err and not (tmp_path / "out").exists()
+    assert code == 2
+    assert "IMAGES" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_draws_the_graph(capsys: Any, tmp_path: Path) -> None:
     file = tmp_path / "new" / "net.svg"
     code, out, _ = run(capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(file))
     svg = file.read_text()
-    assert (
-        code == 0
-        and "Picture: " in out
-        and len(edge_marks(svg)) == 10
-        and len(node_marks(svg)) == 5
-    )
-    assert texts(svg)[0] == "small:Net" and "1 stage · 3 routed blocks" in texts(svg)[1]
+    assert code == 0
+    assert "Picture: " in out
+    assert len(edge_marks(svg)) == 10
+    assert len(node_marks(svg)) == 5
+    assert texts(svg)[0] == "small:Net"
+    assert "1 stage · 3 routed blocks" in texts(svg)[1]
     code, out, _ = run(
         capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(file), "--json"
     )
@@ -130,7 +135,8 @@ def test_a_format_is_checked_before_the_work_starts(
         lambda *_args, **_options: pytest.fail("work has started"),
     )
     code, _, err = run(capsys, "inspect", "small:Net", "--svg", str(tmp_path / "net.gif"))
-    assert code == 4 and "'gif'" in err
+    assert code == 4
+    assert "'gif'" in err
 
 
 @pytest.mark.parametrize(("level", "nodes"), [("stage", 1), ("block", 5), ("op", 5)])
@@ -153,9 +159,8 @@ def test_collapsing(capsys: Any, tmp_path: Path, level: str, nodes: int) -> None
     svg = file.read_text()
     assert len(node_marks(svg)) == nodes
     lines = texts(svg)
-    assert lines.count("Conv2d") == (6 if level == "op" else 0) and lines.count("relu") == (
-        3 if level == "op" else 0
-    )
+    assert lines.count("Conv2d") == (6 if level == "op" else 0)
+    assert lines.count("relu") == (3 if level == "op" else 0)
     assert ElementTree.fromstring(svg).get("width")
 
 
@@ -166,9 +171,8 @@ def test_a_picture_collapsed_unasked_says_so(
     code, out, _ = run(
         capsys, "inspect", "small:Net", "--input-size", "16", "--svg", str(tmp_path / "net.svg")
     )
-    assert (
-        code == 0 and "Drawn by stage: 5 nodes are many. --collapse block draws every one." in out
-    )
+    assert code == 0
+    assert "Drawn by stage: 5 nodes are many. --collapse block draws every one." in out
 
 
 def test_a_folder_stands_for_its_images(capsys: Any, tmp_path: Path) -> None:
@@ -187,7 +191,8 @@ def test_a_folder_stands_for_its_images(capsys: Any, tmp_path: Path) -> None:
         "--json",
     )
     document = json.loads(out)
-    assert code == 0 and [row["image"] for row in document["images"]] == [
+    assert code == 0
+    assert [row["image"] for row in document["images"]] == [
         str(tmp_path / "in" / name) for name in ("b.png", "deep/a.gif")
     ]
     assert document["notes"] == [
@@ -204,4 +209,5 @@ def test_a_folder_stands_for_its_images(capsys: Any, tmp_path: Path) -> None:
         "-o",
         str(tmp_path / "out"),
     )
-    assert code == 4 and "none' has no images" in err
+    assert code == 4
+    assert "none' has no images" in err

@@ -56,15 +56,14 @@ def test_output_without_a_reader_is_no_error_and_output_on_a_full_disk_is() -> N
     os.close(reader)
     ended = subprocess.run(COMMAND, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert ended.returncode == 0 and ended.stderr == ""
+    assert ended.returncode == 0
+    assert ended.stderr == ""
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full to write to")
     with open("/dev/full", "w") as full:
         ended = subprocess.run(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (
-        ended.returncode == 4
-        and "what was printed is lost: No space left on device" in ended.stderr
-    )
+    assert ended.returncode == 4
+    assert "what was printed is lost: No space left on device" in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 
@@ -80,11 +79,9 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> N
         table.add_column("日本")
         table.add_row("é" * 200)
         Console(width=40).print(table)
-    assert (
-        lost == []
-        and b"\\xc4pfel \\udcff \\u2026" in raw.getvalue()
-        and b"\\u65e5\\u672c" in raw.getvalue()
-    )
+    assert lost == []
+    assert b"\\xc4pfel \\udcff \\u2026" in raw.getvalue()
+    assert b"\\u65e5\\u672c" in raw.getvalue()
 
 
 def test_streams_are_as_before_afterwards(capsys: Any) -> None:
@@ -112,7 +109,8 @@ def test_our_warnings_are_plain_lines(
     with steady_streams(), locked(tmp_path):
         pass
     err = capsys.readouterr().err
-    assert err.startswith("dggraph: the file system of") and err.count("\n") == 1
+    assert err.startswith("dggraph: the file system of")
+    assert err.count("\n") == 1
 
 
 def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

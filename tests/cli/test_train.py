@@ -33,9 +33,9 @@ def test_file_and_flags_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
         capsys, file, "--batch-size", 8, "--output", tmp_path, "--experiment", "run", "--json"
     )
     row = json.loads(out)
-    assert code == 0 and row["is_finished"] and row["step"] == 9, (
-        "72 images in batches of 8: the flag goes first"
-    )
+    assert code == 0
+    assert row["is_finished"]
+    assert row["step"] == 9, "72 images in batches of 8: the flag goes first"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 8
 
 
@@ -63,9 +63,12 @@ def test_a_stopped_run_says_so_and_goes_on(
             code, out, _ = run(capsys, file, "--output", tmp_path, "--experiment", "run")
     finally:
         signal.signal(number, before)
-    assert code == 130 and "stopped; the same call goes on" in out
+    assert code == 130
+    assert "stopped; the same call goes on" in out
     code, out, err = run(capsys, file, "--output", tmp_path, "--experiment", "run")
-    assert code == 0 and "finished" in out and "accuracy" in err
+    assert code == 0
+    assert "finished" in out
+    assert "accuracy" in err
 
 
 def test_nohup_is_heeded(
@@ -86,7 +89,8 @@ def test_nohup_is_heeded(
         )
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert code == 0 and "finished" in out
+    assert code == 0
+    assert "finished" in out
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,8 @@ def test_what_cannot_be_is_refused(
     file = tmp_path / "bad.toml"
     file.write_text('model = "resnet18"\n' + text)
     code, _, err = run(capsys, file)
-    assert code == 4 and re.search(message, err), err
+    assert code == 4, err
+    assert re.search(message, err), err
 
 
 def test_recipes_are_known_by_name() -> None:

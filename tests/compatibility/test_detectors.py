@@ -67,16 +67,16 @@ def test_outputs_are_the_same_to_the_bit(name: str) -> None:
     """At two image sizes, with features of the same names; images of a batch may differ in size."""
     model, other = seeded(MODELS[name]), seeded(MODELS[name])
     net = dggraph.convert_backbone_(other)
-    assert isinstance(net, DynamicNetwork) and any(one is net for one in other.modules())
+    assert isinstance(net, DynamicNetwork)
+    assert any(one is net for one in other.modules())
     owner = model.backbone
     body = getattr(owner, "body", owner)
     for height, width in ((96, 128), (160, 64)):
         x = torch.stack(images((height, width), (height, width)))
         with torch.no_grad():
             expected, actual = body(x), net(x)
-        assert list(actual) == list(expected) and all(
-            torch.equal(actual[key], value) for key, value in expected.items()
-        )
+        assert list(actual) == list(expected)
+        assert all(torch.equal(actual[key], value) for key, value in expected.items())
         batch = images((height, width), (height, width) if name == "deeplabv3" else (width, height))
         for one, two in zip(answers(model, batch), answers(other, batch), strict=True):
             assert torch.equal(one, two)
@@ -94,9 +94,8 @@ def test_feature_extractors_of_timm(name: str) -> None:
         x = torch.stack(images(size, size))
         with torch.no_grad():
             expected, actual = model(x), net(x)
-        assert len(actual) == len(expected) and all(
-            torch.equal(one, two) for one, two in zip(actual, expected, strict=True)
-        )
+        assert len(actual) == len(expected)
+        assert all(torch.equal(one, two) for one, two in zip(actual, expected, strict=True))
 
 
 def test_work_is_skipped_inside_a_detector() -> None:
@@ -124,9 +123,9 @@ def test_work_is_skipped_inside_a_detector() -> None:
         for one, two in zip(*found.values(), strict=True)
     )
     opens = torch.cat([weights != 0 for weights in gates[0].weights.values()], 1)
-    assert len(gates) == 1 and len(opens.unique(dim=0)) > 1 and not bool(opens.all()), (
-        "paths must differ, or this test says little"
-    )
+    assert len(gates) == 1
+    assert len(opens.unique(dim=0)) > 1
+    assert not bool(opens.all()), "paths must differ, or this test says little"
 
 
 def test_a_detector_learns_with_a_budget() -> None:
@@ -137,9 +136,8 @@ def test_a_detector_learns_with_a_budget() -> None:
         losses = detector(images((96, 128), (96, 96)), [target, target])
     (sum(losses.values()) + dggraph.losses.budget(gates[0], 0.7)).backward()
     routers = [p for key, p in net.lowered.named_parameters() if key.startswith("dg_")]
-    assert len(gates) == 1 and all(
-        p.grad is not None and bool(p.grad.isfinite().all()) for p in routers
-    )
+    assert len(gates) == 1
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in routers)
     assert any(bool(p.grad.any()) for p in routers if p.grad is not None)
     net(torch.stack(images((96, 96))))
     assert len(gates) == 1, "nothing is collected outside the context"

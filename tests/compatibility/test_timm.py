@@ -37,7 +37,8 @@ def test_data_configuration_and_attributes(pair: tuple[nn.Module, DynamicNetwork
         "reset_classifier",
         "set_grad_checkpointing",
     ):
-        assert hasattr(backbone, name) and not hasattr(net, name)
+        assert hasattr(backbone, name)
+        assert not hasattr(net, name)
         with pytest.raises(BackboneOnlyError, match=name):
             getattr(net, name)
 
@@ -76,7 +77,9 @@ def test_freezing_by_name(pair: tuple[nn.Module, DynamicNetwork]) -> None:
         {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
         for model in pair
     ]
-    assert frozen[0] == frozen[1] and frozen[0] and all(key.startswith(name) for key in frozen[0])
+    assert frozen[0] == frozen[1]
+    assert frozen[0]
+    assert all(key.startswith(name) for key in frozen[0])
     x = torch.rand(2, 3, 160, 160)
     assert torch.equal(net(x), backbone(x)), "frozen norms are put in place and run"
     for model in pair:

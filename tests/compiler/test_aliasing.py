@@ -52,10 +52,8 @@ def test_a_block_that_overwrites_its_input_is_kept(name: str) -> None:
     model = Net(writing(WRITES[name])).eval()
     net = dggraph.convert(model, X)
     (stage,) = net.report.stages
-    assert (
-        stage.residual == "keep"
-        and stage.kept_because == "blocks.0 does not end in an identity add"
-    )
+    assert stage.residual == "keep"
+    assert stage.kept_because == "blocks.0 does not end in an identity add"
     with torch.no_grad():
         assert torch.equal(net(X.clone()), model(X.clone()))
     assert all(block.writes_input for block in net.plan[0].blocks)
@@ -63,9 +61,8 @@ def test_a_block_that_overwrites_its_input_is_kept(name: str) -> None:
 
 def test_fresh_operands_may_be_overwritten() -> None:
     net = dggraph.convert(Net(writing(torch.relu)), X)
-    assert net.report.stages[0].residual == "lift" and not any(
-        block.writes_input for block in net.plan[0].blocks[1:]
-    )
+    assert net.report.stages[0].residual == "lift"
+    assert not any(block.writes_input for block in net.plan[0].blocks[1:])
 
 
 @pytest.mark.parametrize(
@@ -77,4 +74,5 @@ def test_in_place_operators(function: Any) -> None:
     x = graph.placeholder("x")
     node = graph.call_function(function, (x, 2))
     flow = SimpleNamespace(by_name={"x": x, node.name: node}, module=torch.nn.Module())
-    assert overwritten(flow, node) == (x,) and may_overwrite(flow, x)  # type: ignore[arg-type]
+    assert overwritten(flow, node) == (x,)
+    assert may_overwrite(flow, x)

@@ -91,7 +91,8 @@ def test_answers_are_those_of_real_images(name: str) -> None:
     net = dggraph.convert(model, X).eval()
     for batch in (X, X[:1], torch.cat([X, X, X])):
         assert torch.equal(net(batch), model(batch))
-    assert net.report.num_blocks == 3 and not net.report.opaque
+    assert net.report.num_blocks == 3
+    assert not net.report.opaque
     assert (
         [a for a in net.report.assumptions if a.is_checked]
         if name in CHECKED
@@ -127,7 +128,8 @@ class Casts(Block):
 def test_traced_values_are_no_tensors_to_compiled_functions() -> None:
     model = Net(CallsC).eval()
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and net.report.num_blocks == 3
+    assert torch.equal(net(X), model(X))
+    assert net.report.num_blocks == 3
 
 
 @pytest.mark.parametrize("executor", ["dense", "sparse"])
@@ -137,8 +139,8 @@ def test_what_casts_to_its_weights_runs_under_autocast(executor: Any) -> None:
     net.executor = executor
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net(X), model(X))
+    net.lowered.blocks[1].conv2.double()
     with pytest.raises(BranchError, match=r"conv2\.weight\.dtype"):
-        net.lowered.blocks[1].conv2.double()
         net(X)
 
 
@@ -189,7 +191,8 @@ def test_what_is_asked_again_goes_through_compilers_and_exporters() -> None:
 def test_gradients_are_noted_and_not_checked() -> None:
     net = dggraph.convert(Asks(lambda self, x: not x.requires_grad), X)
     (assumption,) = net.report.assumptions
-    assert not assumption.is_checked and "requires_grad" in assumption.place
+    assert not assumption.is_checked
+    assert "requires_grad" in assumption.place
     net(X.clone().requires_grad_()).sum().backward()
 
 
@@ -222,12 +225,10 @@ def test_what_has_no_answer_is_kept_whole_with_line_and_reason(part: Any, why: s
     model.eval()
     net = dggraph.convert(model, X).eval()
     (opaque,) = net.report.opaque
-    assert (
-        opaque.name == part.__name__
-        and opaque.module_path == "stem.1"
-        and why in opaque.reason
-        and "test_answers.py:" in opaque.place
-    )
+    assert opaque.name == part.__name__
+    assert opaque.module_path == "stem.1"
+    assert why in opaque.reason
+    assert "test_answers.py:" in opaque.place
     for batch in (X, X[:1]):
         assert torch.equal(net(batch), model(batch))
     with pytest.raises(
@@ -291,7 +292,8 @@ class Splits(nn.Module):
 def test_parts_are_iterated_by_their_number() -> None:
     model = Net(Splits, depth=1).eval()
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and not net.report.opaque
+    assert torch.equal(net(X), model(X))
+    assert not net.report.opaque
     assert net.report.num_blocks >= 3
 
 
@@ -322,11 +324,9 @@ class ReadsMapping(Net):
 
     def features(self, x: Tensor) -> Tensor:
         parts = self.gives(x)
-        assert (
-            "first" in parts
-            and list(parts) == list(parts.keys()) == ["first", "second"]
-            and len(parts) == 2
-        )
+        assert "first" in parts
+        assert list(parts) == list(parts.keys()) == ["first", "second"]
+        assert len(parts) == 2
         return super().features(
             sum(parts.values()) + sum(part for name, part in parts.items() if name == "first")
         )
@@ -335,9 +335,8 @@ class ReadsMapping(Net):
 def test_named_parts_are_read() -> None:
     model = ReadsMapping().eval()
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and [part.name for part in net.report.opaque] == [
-        "GivesMapping"
-    ]
+    assert torch.equal(net(X), model(X))
+    assert [part.name for part in net.report.opaque] == ["GivesMapping"]
     assert net.report.num_blocks == 3
 
 
@@ -372,7 +371,8 @@ def test_a_forward_set_on_the_instance_is_the_forward(change: Any) -> None:
     change(model)
     net = dggraph.convert(model.train(), X).eval()
     model.eval()
-    assert torch.equal(net(X), model(X)) and not torch.equal(net(X), plain)
+    assert torch.equal(net(X), model(X))
+    assert not torch.equal(net(X), plain)
     assert net.report.num_blocks >= 2
     with torch.no_grad():
         model.stem.weight.zero_()
@@ -387,7 +387,8 @@ def test_compiled_parts_are_traced_through() -> None:
         model.blocks[index] = torch.compile(model.blocks[index], backend="eager")
     keys = set(model.state_dict())
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), expected) and net.report.num_blocks == 3
+    assert torch.equal(net(X), expected)
+    assert net.report.num_blocks == 3
     assert keys <= set(net.lowered.state_dict())
 
 
@@ -399,7 +400,9 @@ class Slices(Net):
 def test_modules_made_in_forward_are_traced_through() -> None:
     model = Slices().eval()
     net = dggraph.convert(model, X).eval()
-    assert torch.equal(net(X), model(X)) and net.report.num_blocks == 3 and not net.report.opaque
+    assert torch.equal(net(X), model(X))
+    assert net.report.num_blocks == 3
+    assert not net.report.opaque
 
 
 def test_einops_is_called_whole_or_traced() -> None:

@@ -190,7 +190,8 @@ def test_an_error_inside_a_region_leaves_gradients_on() -> None:
     net.stem.weight.data = net.stem.weight.data[:, :2]
     with pytest.raises(RuntimeError):
         net(X)
-    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_tracing_leaves_torch_as_it_was() -> None:
@@ -202,11 +203,9 @@ def test_tracing_leaves_torch_as_it_was() -> None:
     with torch.no_grad():
         dggraph.convert(Net(Halved), X)
         assert not torch.is_grad_enabled()
-    assert (
-        vars(torch.autograd.Function)["apply"] is apply
-        and round_ is alias
-        and vars(nn.Module)["__setattr__"] is written
-    )
+    assert vars(torch.autograd.Function)["apply"] is apply
+    assert round_ is alias
+    assert vars(nn.Module)["__setattr__"] is written
 
 
 class Keeping(Inner):
@@ -415,7 +414,8 @@ def test_gradient_checkpointing_is_noted(use_reentrant: bool) -> None:
             return self.head(x)  # type: ignore[no-any-return]
 
     net = dggraph.convert(Checkpointed(), X)
-    assert net.report.checkpointed == ("",) and net.report.num_blocks == 3
+    assert net.report.checkpointed == ("",)
+    assert net.report.num_blocks == 3
     flagged = Net()
     flagged.blocks.grad_checkpointing = True
     assert dggraph.convert(flagged, X).report.checkpointed == ("blocks",)

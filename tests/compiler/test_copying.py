@@ -32,19 +32,19 @@ def test_a_stored_activation_is_no_obstacle(form: str) -> None:
     expected = model(X)
     assert stored_activations(model) == ("blocks.0.kept", "blocks.1.kept", "blocks.2.kept")
     net = dggraph.convert(model, X)
-    assert torch.equal(net(X), expected) and net.report.detached == stored_activations(model)
+    assert torch.equal(net(X), expected)
+    assert net.report.detached == stored_activations(model)
 
 
 def test_a_buffer_computed_from_weights_is_detached() -> None:
     model = Net()
     model.register_buffer("scale", model.head[2].bias * 2)
     twin = copy_model(model)
-    assert (
-        torch.equal(twin.scale, model.scale)
-        and twin.scale.is_leaf
-        and stored_activations(model) == ("scale",)
-    )
-    assert twin._buffers.keys() == model._buffers.keys() and not model.scale.is_leaf
+    assert torch.equal(twin.scale, model.scale)
+    assert twin.scale.is_leaf
+    assert stored_activations(model) == ("scale",)
+    assert twin._buffers.keys() == model._buffers.keys()
+    assert not model.scale.is_leaf
 
 
 class Holder:

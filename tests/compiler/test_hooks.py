@@ -61,7 +61,8 @@ def test_hooks_see_what_they_see_in_the_backbone(kind: str, router: str) -> None
     images = X.clone().requires_grad_()
     model(images).square().sum().backward()
     net(images).square().sum().backward()
-    assert seen.keys() == expected.keys() and len(seen) == 7 * len(paths)
+    assert seen.keys() == expected.keys()
+    assert len(seen) == 7 * len(paths)
     assert all(torch.equal(seen[key], value) for key, value in expected.items())
 
 
@@ -82,7 +83,8 @@ def test_hooks_replace_what_goes_in_and_comes_out(path: str) -> None:
         one.get_submodule(path).register_forward_hook(double)
         one.get_submodule(path).register_forward_pre_hook(halve)
     with torch.no_grad():
-        assert torch.equal(net(X), model(X)) and not torch.equal(net(X), plain)
+        assert torch.equal(net(X), model(X))
+        assert not torch.equal(net(X), plain)
     assert torch.equal(net(X), model(X))
 
 
@@ -145,13 +147,12 @@ def test_copies_keep_hooks_of_their_own() -> None:
     handle.remove()
     for one in (net, twin):
         one(X)
-    assert len(seen) == 1 and seen[0] is twin.layers
-    assert (
-        torch.equal(
-            dggraph.optimize_for_inference(twin)(X)[0].isfinite(), torch.ones(5, dtype=torch.bool)
-        )
-        and len(seen) == 2
+    assert len(seen) == 1
+    assert seen[0] is twin.layers
+    assert torch.equal(
+        dggraph.optimize_for_inference(twin)(X)[0].isfinite(), torch.ones(5, dtype=torch.bool)
     )
+    assert len(seen) == 2
 
 
 class Same(nn.Module):
@@ -175,7 +176,8 @@ def test_every_call_of_a_module_runs_its_hooks() -> None:
         one.get_submodule("layers.block").register_forward_hook(
             lambda module, _args, y: (calls.append(module), y * 2)[1]
         )
-    assert torch.equal(net(X), model(X)) and len(calls) == 4
+    assert torch.equal(net(X), model(X))
+    assert len(calls) == 4
 
 
 def test_a_lifted_block_shows_x_plus_f_without_gradient() -> None:
@@ -191,9 +193,8 @@ def test_a_lifted_block_shows_x_plus_f_without_gradient() -> None:
     ):
         handle = net.blocks[1].register_forward_hook(lambda _m, args, y: seen.extend([*args, y]))
     model(X)
-    assert torch.equal(net(X), model(X)) and all(
-        torch.equal(one, other) for one, other in zip(seen, expected, strict=False)
-    )
+    assert torch.equal(net(X), model(X))
+    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=False))
     assert not any(one.requires_grad for one in seen)
     handle.remove()
     for kind in ("register_full_backward_hook", "register_full_backward_pre_hook"):
@@ -294,7 +295,8 @@ def test_handles_outlive_a_swapped_head() -> None:
     net, seen = converted("kept"), []
     handle = net.layers.register_forward_hook(lambda *_: seen.append(1))
     net.head = nn.Linear(8, 2)
-    assert net(X).shape == (3, 2) and seen == [1]
+    assert net(X).shape == (3, 2)
+    assert seen == [1]
     handle.remove()
     net(X)
     assert seen == [1]

@@ -59,10 +59,11 @@ def test_a_conversion_is_the_same_whatever_is_around_it(around: Around, router: 
     for (key, ours), (_, theirs) in zip(
         net.state_dict().items(), plain.state_dict().items(), strict=True
     ):
-        assert (
-            ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.is_inference()
-        ), key
-    assert net.blueprint == plain.blueprint and torch.equal(net(X), model(X))
+        assert ours.dtype == theirs.dtype, key
+        assert torch.equal(ours, theirs), key
+        assert not ours.is_inference(), key
+    assert net.blueprint == plain.blueprint
+    assert torch.equal(net(X), model(X))
     net.train()(X).square().sum().backward()
     assert all(
         parameter.grad is not None
@@ -78,9 +79,8 @@ def test_an_archive_loads_whatever_is_around_it(name: str, tmp_path: Path) -> No
     with AROUND[name]():
         dggraph.save(net, tmp_path / "net", labels=list("abcde"))
         loaded = dggraph.load(tmp_path / "net", model)
-    assert torch.equal(loaded(X), model(X)) and not any(
-        value.is_inference() for value in loaded.state_dict().values()
-    )
+    assert torch.equal(loaded(X), model(X))
+    assert not any(value.is_inference() for value in loaded.state_dict().values())
     loaded.train()(X).sum().backward()
 
 
@@ -148,4 +148,5 @@ def test_shared_modules_stay_shared() -> None:
     model.blocks[1] = model.blocks[0]
     net = dggraph.convert(model.eval(), X)
     assert net.lowered.get_submodule("blocks.1") is net.lowered.get_submodule("blocks.0")
-    assert torch.equal(net(X), model(X)) and isinstance(model.blocks[0], nn.Module)
+    assert torch.equal(net(X), model(X))
+    assert isinstance(model.blocks[0], nn.Module)

@@ -101,11 +101,9 @@ def test_hooks_are_reported_and_never_see_a_proxy() -> None:
     for module in (model, model.blocks[0], model.blocks[0].conv1):
         module.register_forward_hook(lambda _module, _args, output: seen.append(type(output)))
     net = dggraph.convert(model, X)
-    assert (
-        seen
-        and all(issubclass(kind, Tensor) for kind in seen)
-        and net.report.hooks == ("", "blocks.0")
-    )
+    assert seen
+    assert all(issubclass(kind, Tensor) for kind in seen)
+    assert net.report.hooks == ("", "blocks.0")
     assert len(model._forward_hooks) == len(model.blocks[0]._forward_hooks) == 1
     seen.clear()
     net(X)

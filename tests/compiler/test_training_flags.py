@@ -124,7 +124,8 @@ def test_a_question_whose_answer_does_not_matter_changes_nothing() -> None:
             )
 
     net = dggraph.convert(Net(Asking), X[:1])
-    assert not net.report.opaque and not net.report.eval_only
+    assert not net.report.opaque
+    assert not net.report.eval_only
     assert net.graph.stages["blocks"].residual == "lift"
 
 
@@ -136,7 +137,8 @@ def test_the_backbone_itself_cannot_be_one_call_so_the_report_says_what_it_loses
             return super().forward(x)
 
     (place,) = dggraph.convert(Noisy(), X[:1]).report.eval_only
-    assert "test_training_flags.py" in place and "if self.training" in place
+    assert "test_training_flags.py" in place
+    assert "if self.training" in place
 
 
 def test_checkpointing_asked_for_in_training_alone_is_reported() -> None:

@@ -252,7 +252,8 @@ def test_mixing_depends_on_its_seed_alone_and_leaves_everything_else() -> None:
     before = torch.random.get_rng_state()
     results = [mix(images, labels, 4, **how, seed=seed) for seed in range(40)]
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(images, batch()[0]) and torch.equal(labels, batch()[1])
+    assert torch.equal(images, batch()[0])
+    assert torch.equal(labels, batch()[1])
     torch.manual_seed(99)
     assert all(
         torch.equal(a, b)
@@ -266,7 +267,8 @@ def test_mixing_depends_on_its_seed_alone_and_leaves_everything_else() -> None:
 def test_without_mixing_the_batch_is_passed_on() -> None:
     images, labels = batch()
     found = mix(images, labels, 4, **NOT_MIXED, seed=0)
-    assert found[0] is images and found[1] is labels
+    assert found[0] is images
+    assert found[1] is labels
 
 
 def test_a_label_without_an_output_is_refused() -> None:

@@ -54,7 +54,8 @@ def test_training_and_the_atlas_see_the_same_images(tmp_path: Path) -> None:
     picture(tmp_path / "train" / ".ipynb_checkpoints" / "0.png")
     found, alone = opened(tmp_path), open_image_set(tmp_path / "val")
     assert found.classes == alone.classes == ("a", "b")
-    assert len(found.validation) == alone.num_images == 9 and len(found.train) == 4  # type: ignore[arg-type]
+    assert len(found.validation) == alone.num_images == 9
+    assert len(found.train) == 4
     assert [found.validation[place][1] for place in range(9)] == [
         item.label for item in alone.items()
     ]
@@ -84,14 +85,16 @@ def test_a_class_stays_the_same_however_its_letters_are_composed(tmp_path: Path)
         tuple(unicodedata.normalize(form, name) for name in ("élan", "faun", "zebu"))
         for form in ("NFC", "NFD")
     )
-    assert sorted(nfc) != sorted(nfd) and nfc[0] != nfd[0]
+    assert sorted(nfc) != sorted(nfd)
+    assert nfc[0] != nfd[0]
     found = opened(parts(tmp_path, nfc, judged=nfd))
     assert found.classes == ("faun", "zebu", nfc[0])
     learned = {found.train[place][1]: float(found.train[place][0].mean()) for place in range(6)}
     judged = {
         found.validation[place][1]: float(found.validation[place][0].mean()) for place in range(6)
     }
-    assert learned == pytest.approx(judged) and len(set(learned.values())) == 3
+    assert learned == pytest.approx(judged)
+    assert len(set(learned.values())) == 3
     assert open_image_set(tmp_path / "val").classes == (nfc[0], "faun", "zebu")
     assert open_image_set(tmp_path / "val", nfd).classes == nfd, "called as the network calls them"
     picture(tmp_path / "val" / nfc[0] / "0.png")
@@ -122,9 +125,12 @@ def test_unreadable_images_are_named_before_training_or_left_out(tmp_path: Path)
     ):
         assert what in str(raised.value)
     found = opened(tmp_path, on_bad_image="skip")
-    assert len(found.train) == 4 and len(found.skipped) == 4 and "bad3.jpg" in found.skipped[3]  # type: ignore[arg-type]
+    assert len(found.train) == 4
+    assert len(found.skipped) == 4
+    assert "bad3.jpg" in found.skipped[3]
     assert found.notes == ("train: 4 images that cannot be read left out",)
-    assert found.facts["train"]["unreadable"] == 4 and found.facts["train"]["images"] == 4
+    assert found.facts["train"]["unreadable"] == 4
+    assert found.facts["train"]["images"] == 4
 
 
 def test_skip_finds_what_only_a_whole_reading_finds(tmp_path: Path) -> None:
@@ -182,7 +188,8 @@ def test_of_a_large_set_some_are_looked_at_and_that_is_said(
 def test_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     parts(tmp_path, ("a", "caf\udce9"))
     found = opened(tmp_path)
-    assert found.classes == ("a", "caf\udce9") and len(found.train) == 4  # type: ignore[arg-type]
+    assert found.classes == ("a", "caf\udce9")
+    assert len(found.train) == 4
     (tmp_path / "train" / "caf\udce9" / "0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"caf\\udce9") as raised:
         opened(tmp_path)

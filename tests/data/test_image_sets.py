@@ -29,12 +29,10 @@ def test_a_folder_of_images_has_no_classes(tmp_path: Path) -> None:
         (0, "a.PNG", None),
         (1, "b.png", None),
     ]
-    assert (
-        images.classes == ()
-        and images.num_images == 2
-        and images.num_ignored == 3
-        and images.name == tmp_path.name
-    )
+    assert images.classes == ()
+    assert images.num_images == 2
+    assert images.num_ignored == 3
+    assert images.name == tmp_path.name
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
@@ -43,7 +41,8 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "cat" / "round").symlink_to(tmp_path)
     images = open_image_set(tmp_path)
-    assert images.classes == ("cat", "dog") and images.num_images == 4
+    assert images.classes == ("cat", "dog")
+    assert images.num_images == 4
     found = [(item.name, item.label) for item in images.items()]
     assert found == [("cat/1.png", 0), ("cat/x/deep.png", 0), ("dog/1.jpg", 1), ("dog/2.png", 1)]
     assert [item.open().getpixel((0, 0))[0] for item in images.items()][:2] == [100, 50]  # type: ignore[index]
@@ -64,23 +63,23 @@ def test_mnist_s_format(tmp_path: Path, suffix: str) -> None:
     write_idx(tmp_path, "train", [0] * 9, 9, suffix=suffix)
     write_idx(tmp_path, "t10k", [2, 0, 1], 3, suffix=suffix)
     images = open_image_set(tmp_path, ("shoe", "bag", "coat"))
-    assert (
-        images.classes == ("shoe", "bag", "coat")
-        and images.num_images == 3
-        and images.name == f"{tmp_path.name} t10k"
-    )
+    assert images.classes == ("shoe", "bag", "coat")
+    assert images.num_images == 3
+    assert images.name == f"{tmp_path.name} t10k"
     found = [
         (item.name, item.label, item.open().size, item.open().getpixel((2, 1)))
         for item in images.items()
     ]
     assert found == [("t10k 0", 2, (3, 2), 0), ("t10k 1", 0, (3, 2), 1), ("t10k 2", 1, (3, 2), 2)]
     train = open_image_set(tmp_path / f"train-images-idx3-ubyte{suffix}")
-    assert train.num_images == 9 and train.classes == ("class 0",)
+    assert train.num_images == 9
+    assert train.classes == ("class 0",)
 
 
 def test_mnist_s_format_without_labels(tmp_path: Path) -> None:
     images = open_image_set(write_idx(tmp_path, "test", None, 2))
-    assert images.classes == () and [item.label for item in images.items()] == [None, None]
+    assert images.classes == ()
+    assert [item.label for item in images.items()] == [None, None]
 
 
 def test_damaged_files_of_mnist_s_format(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_every_suffix_in_any_case(tmp_path: Path) -> None:
         " .jpeg",
     }
     found, ignored = list_images(touch(tmp_path, *names))
-    assert set(found) == names and not ignored
+    assert set(found) == names
+    assert not ignored
 
 
 def test_what_nobody_put_there_is_ignored_and_counted(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def test_two_processes_share_the_batches_of_one() -> None:
 def test_a_resumed_epoch_is_the_rest_of_it() -> None:
     whole = list(EpochBatches([0] * 50, 8, seed=1, epoch=4))
     rest = EpochBatches([0] * 50, 8, seed=1, epoch=4, first=4)
-    assert list(rest) == whole[4:] and len(rest) == 2
+    assert list(rest) == whole[4:]
+    assert len(rest) == 2
 
 
 def test_batches_are_of_one_group_and_every_image_comes_at_most_once() -> None:
@@ -47,9 +48,8 @@ def test_batches_are_of_one_group_and_every_image_comes_at_most_once() -> None:
     )
     seen = [index for batch in whole for _, index in batch]
     assert len(seen) == len(set(seen)) == 16 + 32, "17 tall and 33 wide ones"
-    assert whole != list(EpochBatches(is_tall, 4, seed=1, epoch=3)) and {
-        epoch for batch in whole for epoch, _ in batch
-    } == {2}
+    assert whole != list(EpochBatches(is_tall, 4, seed=1, epoch=3))
+    assert {epoch for batch in whole for epoch, _ in batch} == {2}
     assert list(EpochBatches(is_tall, 4, seed=1, epoch=2, first=5)) == whole[5:]
     halves = [
         list(EpochBatches(is_tall, 2, seed=1, epoch=2, rank=rank, world_size=2)) for rank in (0, 1)
@@ -65,5 +65,7 @@ def test_a_sample_draws_the_same_whenever_it_is_asked_for() -> None:
     expected = torch.rand(3)
     torch.manual_seed(1)
     again, other_epoch, other_index = data[1, 3], data[2, 3], data[1, 4]
-    assert again == first and other_epoch[1] != first[1] and other_index[1] != first[1]
+    assert again == first
+    assert other_epoch[1] != first[1]
+    assert other_index[1] != first[1]
     assert torch.equal(torch.rand(3), expected), "the caller's generator is as it was"

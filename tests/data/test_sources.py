@@ -86,7 +86,8 @@ def test_fashion_mnist_from_every_layout(tmp_path: Path, home: str, suffix: str)
         assert len(dataset) == 20  # type: ignore[arg-type]
         for index in range(20):
             image, label = dataset[index]
-            assert label == labels[index] and type(label) is int
+            assert label == labels[index]
+            assert type(label) is int
             expected = (torch.from_numpy(images[index].astype(np.float32)) / 255 - 0.5) / 0.25
             assert torch.equal(image, expected[None])
 
@@ -113,7 +114,8 @@ def test_the_real_fashion_mnist() -> None:
         pytest.skip("Fashion-MNIST is not here: apt-get install dataset-fashion-mnist")
     found = opened(keys("fashion_mnist", crop_padding=2), GREY)
     train: Any = found.train
-    assert len(train) == 60_000 and np.bincount(train.labels).tolist() == [6000] * 10
+    assert len(train) == 60_000
+    assert np.bincount(train.labels).tolist() == [6000] * 10
     assert len(found.validation) == 10_000  # type: ignore[arg-type]
     mean, std = train.images_NCHW.float().mean() / 255, train.images_NCHW.float().std() / 255
     assert (round(float(mean), 4), round(float(std), 4)) == (
@@ -207,7 +209,8 @@ def test_cifar_in_colour_and_grey(
     assert len(found.train) == (20 if is_ten else 4)  # type: ignore[arg-type]
     image = Image.fromarray(rows[3].reshape(3, 32, 32).transpose(1, 2, 0))
     sample, label = found.validation[3]
-    assert label == 9 and torch.equal(sample, preprocess_image(image, preprocess)[0])
+    assert label == 9
+    assert torch.equal(sample, preprocess_image(image, preprocess)[0])
     grey = Preprocess(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,), crop_fraction=1.0)
     assert torch.equal(
         opened(keys(name, tmp_path), grey).validation[3][0], preprocess_image(image, grey)[0]
@@ -230,9 +233,8 @@ def test_folders_of_images(tmp_path: Path, validation: str) -> None:
     assert torch.equal(
         found.validation[4][0], preprocess_image(image, Preprocess(input_size=(3, 24, 24)))[0]
     )
-    assert found.train[4][0].shape == (3, 24, 24) and not torch.equal(
-        found.train[4][0], found.train[4][0]
-    )
+    assert found.train[4][0].shape == (3, 24, 24)
+    assert not torch.equal(found.train[4][0], found.train[4][0])
 
 
 def test_folders_that_are_not_as_they_should_be(tmp_path: Path) -> None:
@@ -287,7 +289,8 @@ def test_loader_processes_give_the_samples_of_one(tmp_path: Path) -> None:
     alone = samples(found.train, 0)
     for others in (samples(found.train, 2), samples(pickle.loads(pickle.dumps(found.train)), 0)):
         for (images, labels), (other_images, other_labels) in zip(alone, others, strict=True):
-            assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
 
 
 class Fixed(torch.utils.data.Dataset[Any]):
@@ -317,7 +320,8 @@ def test_a_function_of_the_users_own() -> None:
         before = torch.random.get_rng_state()
         found = opened(keys("test_data:make", experiment=case), COLOUR)
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert found.classes == ("a", "b") and len(found.train) == 2  # type: ignore[arg-type]
+        assert found.classes == ("a", "b")
+        assert len(found.train) == 2
 
 
 @pytest.mark.parametrize(

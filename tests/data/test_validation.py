@@ -64,7 +64,8 @@ def test_with_a_training_part_the_other_is_read(net: DynamicNetwork, tmp_path: P
 
 def test_images_without_classes_have_no_labels(net: DynamicNetwork, tmp_path: Path) -> None:
     data = validated(net, config(write(tmp_path, ["1.png", "2.png"])))
-    assert data.classes == () and [label for _, label in data.images] == [-1, -1]
+    assert data.classes == ()
+    assert [label for _, label in data.images] == [-1, -1]
 
 
 def test_classes_go_by_the_networks_names(net: DynamicNetwork, tmp_path: Path) -> None:
@@ -74,7 +75,8 @@ def test_classes_go_by_the_networks_names(net: DynamicNetwork, tmp_path: Path) -
     write(tmp_path, ["ant/1.png", "cat/1.png"])
     net.labels = ("cat", "bee", "ant")
     data = validated(net, config(tmp_path))
-    assert data.classes == net.labels and [label for _, label in data.images] == [2, 0]
+    assert data.classes == net.labels
+    assert [label for _, label in data.images] == [2, 0]
     net.labels = ("n01", "n02")
     assert [label for _, label in validated(net, config(tmp_path)).images] == [0, 1], (
         "by place: none is named"
@@ -95,7 +97,8 @@ def test_keys_go_before_what_the_network_says(net: DynamicNetwork, tmp_path: Pat
     (image, _), *_ = validated(
         net, config(tmp_path, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1)
     ).images
-    assert image.amax() == torch.tensor(200 / 255) and image[1:].amax() == 0
+    assert image.amax() == torch.tensor(200 / 255)
+    assert image[1:].amax() == 0
 
 
 def test_a_limit_is_evenly_spread(net: DynamicNetwork) -> None:
@@ -103,7 +106,8 @@ def test_a_limit_is_evenly_spread(net: DynamicNetwork) -> None:
     images = validated(net, keys, limit=8).images
     assert images.indices == [4, 9, 14, 19, 24, 29, 34, 39]
     everything = Toy(40, False, 1)
-    assert torch.equal(images[1][0], everything[9][0]) and images[1][1] == everything[9][1]
+    assert torch.equal(images[1][0], everything[9][0])
+    assert images[1][1] == everything[9][1]
     assert len(validated(net, keys, limit=100).images) == 40
 
 

@@ -140,7 +140,8 @@ def test_the_numbers_are_those_of_pycocotools(seed: int, tmp_path: Path) -> None
         values = judge.eval["precision"][:, :, label, 0, -1]
         theirs = values[values > -1].mean() if (values > -1).any() else None
         mine = ours.per_class[name]
-        assert (mine is None) == (theirs is None) and (mine is None or abs(mine - theirs) < 1e-9)
+        assert (mine is None) == (theirs is None)
+        assert mine is None or abs(mine - theirs) < 1e-9
     assert ours.per_class["e"] is None, "no such object: no precision"
 
 
@@ -159,7 +160,8 @@ def test_truth_is_found_whole_and_nothing_is_found_by_nothing() -> None:
     expected = random_set(7)
     assert average_precision(as_predictions(expected), expected).AP == 1.0
     nothing = average_precision({}, expected)
-    assert nothing.AP == 0.0 and nothing.row()["per_class"]["a"] == 0.0
+    assert nothing.AP == 0.0
+    assert nothing.row()["per_class"]["a"] == 0.0
 
 
 @needs_labelme
@@ -169,14 +171,13 @@ def test_labelmes_own_files_score_1() -> None:
     """
     folder = EXAMPLES / "instance_segmentation/data_dataset_coco"
     expected = read_coco(folder / "annotations.json", folder)
-    assert len(expected.images) == 3 and sum(len(image.boxes) for image in expected.images) == 12
+    assert len(expected.images) == 3
+    assert sum(len(image.boxes) for image in expected.images) == 12
     assert average_precision(as_predictions(expected), expected).AP == 1.0
     folder = EXAMPLES / "bbox_detection/data_dataset_voc"
     expected = read_voc(folder / "Annotations", folder / "JPEGImages")
-    assert (
-        len(expected.images) == 3
-        and average_precision(as_predictions(expected), expected).AP == 1.0
-    )
+    assert len(expected.images) == 3
+    assert average_precision(as_predictions(expected), expected).AP == 1.0
 
 
 def test_predictions_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

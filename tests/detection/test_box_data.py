@@ -37,21 +37,15 @@ def test_a_box_stays_on_its_object(tmp_path: Path, flip: float) -> None:
     exif[0x0112] = 6
     ((image, target),) = [BoxDataset([entry(picture(tmp_path, exif=exif))], flip=flip)[0]]
     left, top, right, bottom = target["boxes"][0].int().tolist()
-    assert (
-        (left, top) == ((16, 2) if flip else (3, 2))
-        and target["labels"].tolist() == [7]
-        and int(target["image_id"]) == 42
-    )
-    assert (
-        image.shape == (3, 10, 20)
-        and image[:, top:bottom, left:right].flatten().tolist() == [1, 0, 0]
-        and float(image.sum()) == 1
-    )
-    assert (
-        type(image) is torch.Tensor
-        and type(target["boxes"]) is torch.Tensor
-        and image.dtype == torch.float32
-    )
+    assert (left, top) == ((16, 2) if flip else (3, 2))
+    assert target["labels"].tolist() == [7]
+    assert int(target["image_id"]) == 42
+    assert image.shape == (3, 10, 20)
+    assert image[:, top:bottom, left:right].flatten().tolist() == [1, 0, 0]
+    assert float(image.sum()) == 1
+    assert type(image) is torch.Tensor
+    assert type(target["boxes"]) is torch.Tensor
+    assert image.dtype == torch.float32
 
 
 def test_another_size_than_annotated(tmp_path: Path) -> None:
@@ -67,9 +61,8 @@ def test_another_size_than_annotated(tmp_path: Path) -> None:
 def test_augmentation_follows_from_seed_and_place(tmp_path: Path) -> None:
     seeded = SeededDataset(BoxDataset([entry(picture(tmp_path))], flip=0.5), 0)
     lefts = [int(seeded[epoch, 0][1]["boxes"][0, 0]) for epoch in range(20)]
-    assert set(lefts) == {3, 16} and lefts == [
-        int(seeded[epoch, 0][1]["boxes"][0, 0]) for epoch in range(20)
-    ]
+    assert set(lefts) == {3, 16}
+    assert lefts == [int(seeded[epoch, 0][1]["boxes"][0, 0]) for epoch in range(20)]
 
 
 def test_images_of_several_sizes_stay_a_list() -> None:
@@ -79,6 +72,5 @@ def test_images_of_several_sizes_stay_a_list() -> None:
             (torch.zeros(3, 5, 4), {"a": torch.zeros(1)}),
         ]
     )
-    assert [tuple(image.shape) for image in images] == [(3, 2, 4), (3, 5, 4)] and float(
-        targets[0]["a"]
-    ) == 1
+    assert [tuple(image.shape) for image in images] == [(3, 2, 4), (3, 5, 4)]
+    assert float(targets[0]["a"]) == 1

@@ -53,7 +53,8 @@ def setting(key: str, value: Any) -> Callable[[Content], object]:
 @pytest.mark.parametrize("value", [0, False, 0.0, None, "0", "", " 0 ", "false", "0.0"])
 def test_no_crowd_however_it_is_written(tmp_path: Path, value: Any) -> None:
     found = written(tmp_path, setting("iscrowd", value))
-    assert [box.is_crowd for box in found.images[0].boxes] == [False] * 4 and not found.skipped
+    assert [box.is_crowd for box in found.images[0].boxes] == [False] * 4
+    assert not found.skipped
     assert found.counts == ({AS_FLAG: 1} if isinstance(value, str) else {})
 
 
@@ -65,7 +66,8 @@ def test_a_crowd_however_it_is_written(tmp_path: Path, value: Any) -> None:
 @pytest.mark.parametrize("value", [2, -1, 0.5, "maybe", [], {}, float("nan")])
 def test_what_is_neither_a_crowd_nor_none(tmp_path: Path, value: Any) -> None:
     (problem,) = written(tmp_path, setting("iscrowd", value)).skipped
-    assert "annotation 0 of 'a.png' has iscrowd" in problem and "neither 0 nor 1" in problem
+    assert "annotation 0 of 'a.png' has iscrowd" in problem
+    assert "neither 0 nor 1" in problem
 
 
 def test_whole_numbers_as_converters_write_them() -> None:
@@ -89,7 +91,8 @@ def test_whole_numbers_as_converters_write_them() -> None:
         "³",
     )
     assert [as_whole(value, findings) for value in strange] == [None] * len(strange)
-    assert as_flag(None, findings) is False and as_flag([], findings) is None
+    assert as_flag(None, findings) is False
+    assert as_flag([], findings) is None
 
 
 def test_ids_and_sizes_as_text_mean_the_same(tmp_path: Path) -> None:
@@ -99,7 +102,9 @@ def test_ids_and_sizes_as_text_mean_the_same(tmp_path: Path) -> None:
         content["images"][0] |= {"id": "1", "width": "64", "height": 48.0}
 
     plain, found = written(tmp_path), written(tmp_path, change)
-    assert found.images == plain.images and found.counts == {AS_WHOLE: 11} and not found.skipped
+    assert found.images == plain.images
+    assert found.counts == {AS_WHOLE: 11}
+    assert not found.skipped
 
 
 @pytest.mark.parametrize(
@@ -108,9 +113,8 @@ def test_ids_and_sizes_as_text_mean_the_same(tmp_path: Path) -> None:
 )
 def test_areas(tmp_path: Path, value: Any, area: float) -> None:
     found = written(tmp_path, setting("area", value))
-    assert found.images[0].boxes[0].area == area and found.counts == (
-        {OWN_AREA: 1} if area == 360 else {}
-    )
+    assert found.images[0].boxes[0].area == area
+    assert found.counts == ({OWN_AREA: 1} if area == 360 else {})
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -126,11 +130,9 @@ def test_fractions_of_the_image_are_refused_whatever_is_asked_for(
     ):
         written(tmp_path, boxes=boxes)
     found = written(tmp_path, boxes=[*BOXES, boxes[0]])
-    assert (
-        "annotation 4 of 'a.png'" in found.skipped[0]
-        and "in fractions of the image" in found.skipped[0]
-        and len(found.skipped) == 1
-    )
+    assert "annotation 4 of 'a.png'" in found.skipped[0]
+    assert "in fractions of the image" in found.skipped[0]
+    assert len(found.skipped) == 1
 
 
 def test_corners_written_as_sizes_are_refused(tmp_path: Path) -> None:
@@ -155,7 +157,8 @@ def test_corners_written_as_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_boxes_over_the_edge_are_no_corners_where_one_does_not_fit_so(tmp_path: Path) -> None:
     found = written(tmp_path, boxes=[[5, 5, 70, 60], [40, 30, 30, 20], [50, 5, 20, 10]])
-    assert found.num_clipped == 3 and not found.skipped
+    assert found.num_clipped == 3
+    assert not found.skipped
     whole = written(tmp_path, boxes=[[0, 0, 64, 48], [1, 1, 64, 48]])
     assert whole.num_clipped == 1, "rounding"
 
@@ -166,11 +169,10 @@ def test_a_side_under_a_pixel_is_judged_and_not_learned(tmp_path: Path) -> None:
         True,
         True,
         False,
-    ] and found.num_clipped == 1
-    assert (
-        found.facts["under a pixel"] == 2
-        and "2 with a side under a pixel, judged but not learned" in found.notes[0]
-    )
+    ]
+    assert found.num_clipped == 1
+    assert found.facts["under a pixel"] == 2
+    assert "2 with a side under a pixel, judged but not learned" in found.notes[0]
     assert written(tmp_path, boxes=[[4, 6, 0.5, 18]]).learnable == ()
 
 

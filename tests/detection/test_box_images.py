@@ -64,21 +64,20 @@ def is_on_the_dot(entry: BoxImage) -> bool:
 def test_boxes_drawn_on_the_upright_image(tmp_path: Path, orientation: int) -> None:
     entry = photo(tmp_path / "a.png", orientation)
     found = compare_images(made(entry), on_bad="error", depth="ends")
-    assert (
-        found.images[0].is_upright
-        and found.counts == {UPRIGHT: 1}
-        and "turned upright by EXIF" in found.notes[0]
-    )
-    assert is_on_the_dot(found.images[0]) and is_on_the_dot(entry), (
-        "also where the file was not looked at before"
-    )
+    assert found.images[0].is_upright
+    assert found.counts == {UPRIGHT: 1}
+    assert "turned upright by EXIF" in found.notes[0]
+    assert is_on_the_dot(found.images[0])
+    assert is_on_the_dot(entry), "also where the file was not looked at before"
 
 
 def test_boxes_drawn_on_the_stored_image(tmp_path: Path) -> None:
     entry = photo(tmp_path / "a.png", 6)
     lying = BoxImage(name="a", file=entry.file, image_id=1, width=10, height=20, boxes=())
     found = compare_images(made(lying), on_bad="error", depth="ends")
-    assert found.images == (lying,) and not found.counts and open_drawn_on(lying).size == (10, 20)
+    assert found.images == (lying,)
+    assert not found.counts
+    assert open_drawn_on(lying).size == (10, 20)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +89,11 @@ def test_a_turn_that_keeps_the_size_follows_the_others(
 ) -> None:
     unclear, clear = photo(tmp_path / "a.png", orientation, size), photo(tmp_path / "bb.png", 6)
     alone = compare_images(made(unclear), on_bad="error", depth="ends")
-    assert not alone.images[0].is_upright and alone.counts == {UNDECIDED + AS_STORED: 1}
+    assert not alone.images[0].is_upright
+    assert alone.counts == {UNDECIDED + AS_STORED: 1}
     found = compare_images(made(unclear, clear), on_bad="error", depth="ends")
-    assert found.counts == {UPRIGHT: 1, UNDECIDED + AS_OTHERS: 1} and all(
-        is_on_the_dot(image) for image in found.images
-    )
+    assert found.counts == {UPRIGHT: 1, UNDECIDED + AS_OTHERS: 1}
+    assert all(is_on_the_dot(image) for image in found.images)
 
 
 def test_another_size_is_found_before_training_and_exif_is_named(tmp_path: Path) -> None:
@@ -115,7 +114,8 @@ def test_another_size_is_found_before_training_and_exif_is_named(tmp_path: Path)
     ):
         assert what in str(raised.value)
     found = compare_images(made(good, lost, other), on_bad="skip", depth="ends")
-    assert found.images == (good,) and len(found.skipped) == 2
+    assert found.images == (good,)
+    assert len(found.skipped) == 2
     with pytest.raises(InputError, match=r"bb\.png.*EXIF"):
         open_drawn_on(lost)
 
@@ -127,7 +127,9 @@ def test_unreadable_images_are_found_before_training(tmp_path: Path, depth: str)
     with pytest.raises(InputError, match=r"bb\.png.*--on-bad-image skip"):
         compare_images(made(good, bad), on_bad="error", depth=depth)  # type: ignore[arg-type]
     found = compare_images(made(good, bad), on_bad="skip", depth=depth)  # type: ignore[arg-type]
-    assert found.images == (good,) and "bb.png" in found.skipped[0] and found.facts["left out"] == 1
+    assert found.images == (good,)
+    assert "bb.png" in found.skipped[0]
+    assert found.facts["left out"] == 1
     assert found.notes == ("photos: 1 image, 1 box; 1 bad entries left out",)
 
 

@@ -53,7 +53,8 @@ class Seeing(nn.Module):
     """Finds the white square, and tells its class by its side."""
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        assert not self.training and not torch.is_grad_enabled()
+        assert not self.training
+        assert not torch.is_grad_enabled()
         found = []
         for image in images:
             rows, columns = torch.nonzero(image[0] > 0.5).T
@@ -75,12 +76,12 @@ def test_who_sees_everything_has_precision_1(tmp_path: Path, workers: int) -> No
     model = Seeing().train()
     found = detect(model, BoxDataset(expected.images), batch_size=2, workers=workers)
     precision = average_precision(found.detections, expected)
-    assert (
-        precision.AP == 1.0
-        and precision.per_class == {"even": 1.0, "odd": 1.0}
-        and precision.small == 1.0
-    )
-    assert sorted(found.detections) == [0, 10, 20, 30, 40] and not found.kept and model.training
+    assert precision.AP == 1.0
+    assert precision.per_class == {"even": 1.0, "odd": 1.0}
+    assert precision.small == 1.0
+    assert sorted(found.detections) == [0, 10, 20, 30, 40]
+    assert not found.kept
+    assert model.training
 
 
 def test_what_the_backbone_spends_is_told_by_image(tmp_path: Path) -> None:
@@ -93,9 +94,8 @@ def test_what_the_backbone_spends_is_told_by_image(tmp_path: Path) -> None:
         found = detect(detector, dataset, batch_size=3)
         with torch.no_grad(), collecting_gates(net) as gates:
             outputs = detector([dataset[k][0] for k in range(3)])
-    assert [found.kept[10 * k] for k in range(3)] == kept(gates[0]).tolist() and len(
-        set(found.kept.values())
-    ) == 3
+    assert [found.kept[10 * k] for k in range(3)] == kept(gates[0]).tolist()
+    assert len(set(found.kept.values())) == 3
     for k, output in enumerate(outputs):
         assert [one.score for one in found.detections[10 * k]] == output["scores"].double().tolist()
         assert [one.label for one in found.detections[10 * k]] == (output["labels"] - 1).tolist()

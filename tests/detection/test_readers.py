@@ -49,11 +49,9 @@ def written(
 
 def test_a_coco_file_by_hand(tmp_path: Path) -> None:
     found = read_coco(*written(tmp_path))
-    assert (
-        found.classes == ("<b>tulip</b>", "rose")
-        and found.category_ids == (4, 30)
-        and not found.skipped
-    )
+    assert found.classes == ("<b>tulip</b>", "rose")
+    assert found.category_ids == (4, 30)
+    assert not found.skipped
     first, second = found.images
     assert (first.name, first.image_id, first.width, first.height, first.file) == (
         "a.png",
@@ -66,7 +64,8 @@ def test_a_coco_file_by_hand(tmp_path: Path) -> None:
         ((10, 5, 30, 35), 1, 222.5, False),
         ((90, 0, 100, 5), 0, 50, False),
     ], "the second reached over the edge"
-    assert found.num_clipped == 1 and second.boxes[0].is_crowd
+    assert found.num_clipped == 1
+    assert second.boxes[0].is_crowd
     assert found.learnable == (first,), "nothing can be learned from a crowd alone"
 
 
@@ -137,11 +136,13 @@ def test_damage_is_named_or_left_out_and_counted(tmp_path: Path, kind: str) -> N
     files = written(tmp_path, change)
     with pytest.raises(InputError) as raised:
         read_coco(*files)
-    assert message in str(raised.value) and "boxes.json has " in str(raised.value)
+    assert message in str(raised.value)
+    assert "boxes.json has " in str(raised.value)
     found = read_coco(*files, on_bad="skip")
     assert message in found.skipped[0]
     num_boxes = sum(len(image.boxes) for image in found.images)
-    assert len(found.images) == 2 - (found.skipped[0].startswith("image ")) and num_boxes < 3
+    assert len(found.images) == 2 - (found.skipped[0].startswith("image "))
+    assert num_boxes < 3
     assert found.images, "the good ones stay"
 
 
@@ -218,7 +219,8 @@ def test_a_voc_folder_by_hand(tmp_path: Path) -> None:
     hard = thing("cat", 0, 0, 5, 5, others="<difficult>1</difficult>")
     folder = voc(tmp_path, thing("dog", 10, 5, 30, 35) + thing("cat", 90, 5, 110, 10) + hard)
     found = read_voc(folder, folder)
-    assert found.classes == ("cat", "dog") and found.num_clipped == 1
+    assert found.classes == ("cat", "dog")
+    assert found.num_clipped == 1
     assert [(box.corners, box.label, box.is_crowd) for box in found.images[0].boxes] == [
         ((10, 5, 30, 35), 1, False), ((90, 5, 100, 10), 0, False), ((0, 0, 5, 5), 0, True),
     ]  # fmt: skip

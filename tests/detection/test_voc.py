@@ -70,11 +70,9 @@ def test_names_with_spaces_and_numbers(tmp_path: Path, stems: tuple[str, ...]) -
 @pytest.mark.parametrize("listed", ["{} 1\n", "{}  -1\n", "{}\t0\r\n"])
 def test_flags_of_lists_are_read_over_and_counted(tmp_path: Path, listed: str) -> None:
     found = read(voc(tmp_path, listed=listed))
-    assert (
-        names(found) == ["a.png", "b.png"]
-        and found.counts == {FLAGGED: 2}
-        and "2 listed names with a flag" in found.notes[0]
-    )
+    assert names(found) == ["a.png", "b.png"]
+    assert found.counts == {FLAGGED: 2}
+    assert "2 listed names with a flag" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +116,8 @@ def test_an_image_is_found_by_its_filename(
     tmp_path: Path, stored: str, named: str, is_counted: bool
 ) -> None:
     found = read(voc(tmp_path, stored=stored, named=named))
-    assert names(found) == [stored.format("a"), stored.format("b")] and [
-        len(image.boxes) for image in found.images
-    ] == [1, 1]
+    assert names(found) == [stored.format("a"), stored.format("b")]
+    assert [len(image.boxes) for image in found.images] == [1, 1]
     assert found.counts == ({OTHER_SUFFIX: 2} if is_counted else {})
 
 
@@ -136,7 +133,8 @@ def test_names_that_lead_to_several_images_or_none_are_bad(tmp_path: Path) -> No
         with pytest.raises(InputError, match=what):
             read(tmp_path)
         found = read(tmp_path, "skip")
-        assert names(found) == ["b.png"] and "a.xml" in found.skipped[0]
+        assert names(found) == ["b.png"]
+        assert "a.xml" in found.skipped[0]
     xml.write_text(text.replace("a.png", "a"))
     Image.new("RGB", (64, 48)).save(tmp_path / "JPEGImages" / "a.jpg")
     with pytest.raises(InputError, match=r"unclear which image.*a\.jpg, a\.png"):
@@ -161,7 +159,8 @@ def test_hidden_xml_files_and_suffixes_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")
     (tmp_path / "Annotations" / "a.xml").rename(tmp_path / "Annotations" / "a.XML")
     found = read(tmp_path)
-    assert names(found) == ["a.png", "b.png"] and found.counts == {HIDDEN_XML: 1}
+    assert names(found) == ["a.png", "b.png"]
+    assert found.counts == {HIDDEN_XML: 1}
 
 
 @pytest.mark.parametrize("value", ["2", "maybe"])

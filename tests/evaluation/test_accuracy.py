@@ -40,8 +40,11 @@ def test_counts_by_hand(batch_size: int) -> None:
     assert found.class_images == (2, 1, 0, 0, 3, 1)
     assert found.class_top1 == (1, 0, 0, 0, 2, 0)
     assert found.accuracy == 3 / 7
-    assert found.kept is None and found.kept_percentiles is None and found.num_paths is None
-    assert model.training and model[0].training
+    assert found.kept is None
+    assert found.kept_percentiles is None
+    assert found.num_paths is None
+    assert model.training
+    assert model[0].training
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])

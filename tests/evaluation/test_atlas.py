@@ -56,7 +56,8 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
     (stage,) = net.graph.stages
     patterns = [tuple(weight != 0 for weight in path.weights[stage]) for path in paths]
     number, static = len(files), net.report.total_macs
-    assert atlas.num_images == number == 36 and atlas.static_macs == static
+    assert atlas.num_images == number == 36
+    assert atlas.static_macs == static
 
     assert atlas.frequencies[stage] == tuple(
         sum(pattern[e] for pattern in patterns) / number for e in range(10)
@@ -67,9 +68,8 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
         assert one.frequencies[stage] == tuple(
             sum(patterns[index][e] for index in mine) / 12 for e in range(10)
         )
-        assert (
-            one.num_images == 12 and one.mean_macs == sum(paths[index].macs for index in mine) / 12
-        )
+        assert one.num_images == 12
+        assert one.mean_macs == sum(paths[index].macs for index in mine) / 12
         right = [LABELS[int(recordings[index].output.argmax())] == one.name for index in mine]
         assert one.num_correct == sum(right)
     assert atlas.accuracy == sum(one.num_correct or 0 for one in atlas.classes) / number
@@ -79,7 +79,8 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
     assert atlas.mean_macs == mean
     assert atlas.std_macs == pytest.approx(math.sqrt(sum((m - mean) ** 2 for m in macs) / number))
     bins = Counter(math.floor(m / static * BINS_PER_STATIC) for m in macs)
-    assert dict(atlas.histogram) == bins and sum(count for _, count in atlas.histogram) == number
+    assert dict(atlas.histogram) == bins
+    assert sum(count for _, count in atlas.histogram) == number
 
     counts = Counter(patterns)
     assert atlas.num_paths == len(counts) > 2
@@ -88,7 +89,8 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
     for path in atlas.most_common:
         pattern = tuple(weight != 0 for weight in path.path.weights[stage])
         takers = [index for index, one in enumerate(patterns) if one == pattern]
-        assert path.count == counts[pattern] == len(takers) and path.examples == tuple(takers[:8])
+        assert path.count == counts[pattern] == len(takers)
+        assert path.examples == tuple(takers[:8])
         assert dict(path.classes) == Counter(files[index].parent.name for index in takers)
         assert all(path.path.macs == paths[index].macs for index in takers)
     assert [path.count for path in atlas.most_common] == sorted(counts.values(), reverse=True)[:12]
@@ -100,12 +102,11 @@ def test_every_number_is_that_of_plain_recordings(photos: Path) -> None:
         sorted(range(number), key=lambda index: (-macs[index], index))[:5]
     )
     places = [one.index for one in atlas.instances]
-    assert places == sorted(places) and {*atlas.cheapest, *atlas.dearest} <= set(places)
+    assert places == sorted(places)
+    assert {*atlas.cheapest, *atlas.dearest} <= set(places)
     for one in atlas.instances:
-        assert (
-            one.path == paths[one.index]
-            and one.name == f"{files[one.index].parent.name}/{files[one.index].name}"
-        )
+        assert one.path == paths[one.index]
+        assert one.name == f"{files[one.index].parent.name}/{files[one.index].name}"
         assert one.label == files[one.index].parent.name
         assert one.prediction == LABELS[int(recordings[one.index].output.argmax())]
 
@@ -140,11 +141,10 @@ def test_hand_computed(tmp_path: Path) -> None:
     )
     first, second = atlas.classes
     assert (first.name, second.name, first.num_images, second.num_images) == ("apple", "bee", 1, 2)
-    assert (
-        first.frequencies["blocks"][edges.index((v0, v3))] == 1
-        and second.frequencies["blocks"][edges.index((v0, v3))] == 0.5
-    )
-    assert atlas.num_paths == 2 and atlas.path_entropy_bits == pytest.approx(math.log2(3) - 2 / 3)
+    assert first.frequencies["blocks"][edges.index((v0, v3))] == 1
+    assert second.frequencies["blocks"][edges.index((v0, v3))] == 0.5
+    assert atlas.num_paths == 2
+    assert atlas.path_entropy_bits == pytest.approx(math.log2(3) - 2 / 3)
     assert [(path.count, path.examples, path.classes) for path in atlas.most_common] == [
         (2, (0, 2), (("apple", 1), ("bee", 1))),
         (1, (1,), (("bee", 1),)),
@@ -153,7 +153,8 @@ def test_hand_computed(tmp_path: Path) -> None:
     short, long = (path.path.macs for path in atlas.most_common)
     assert 2 * block <= long - short < 2.1 * block
     assert [one.path.macs for one in atlas.instances] == [short, long, short]
-    assert atlas.accuracy is None and atlas.gates.never_live == ()
+    assert atlas.accuracy is None
+    assert atlas.gates.never_live == ()
 
 
 def interrupt_at(number: int) -> Any:
@@ -180,7 +181,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         build(),
         collect_atlas(build(), images, state=state, progress=lambda number, _: done.append(number)),
     )
-    assert again == whole and again.html.encode() == whole.html.encode()
+    assert again == whole
+    assert again.html.encode() == whole.html.encode()
     assert done[0] == min(at + 9, 36), "images that were counted are not run again"
 
 
@@ -214,9 +216,8 @@ def test_a_killed_run_ends_with_the_same_bytes(photos: Path, tmp_path: Path) -> 
     resumed = collect_atlas(
         net, images, state=state, progress=lambda number, _: counted.append(number)
     )
-    assert counted[0] == 20 and report_on(net, resumed) == report_on(
-        net, collect_atlas(net, images)
-    )
+    assert counted[0] == 20
+    assert report_on(net, resumed) == report_on(net, collect_atlas(net, images))
 
 
 def test_a_state_of_something_else_is_refused(
@@ -260,7 +261,8 @@ def test_images_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
         net, images, on_bad_image="skip", state=state, progress=lambda done, _: counted.append(done)
     ).atlas
     assert counted[0] == 4, "what was counted before the error is not run again"
-    assert atlas.num_images == 33 and atlas.num_skipped == 3
+    assert atlas.num_images == 33
+    assert atlas.num_skipped == 3
     assert [name for name, _ in atlas.skipped] == sorted(broken)
     assert all(name in reason for name, reason in atlas.skipped)
     assert [one.num_images for one in atlas.classes] == [11, 11, 11]
@@ -280,10 +282,8 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
         net, open_image_set(tmp_path / "set", LABELS), limit=12, state=tmp_path / "x.state"
     )
     report = make_report(net.graph, collected.atlas, collected.thumbnails)
-    assert (
-        json.loads(report.json)["classes"][1]["name"] == "b\udce9e"
-        and "b\N{REPLACEMENT CHARACTER}e" in report.html
-    )
+    assert json.loads(report.json)["classes"][1]["name"] == "b\udce9e"
+    assert "b\N{REPLACEMENT CHARACTER}e" in report.html
     report.html.encode()
 
 
@@ -322,11 +322,9 @@ def test_a_limit_and_classes_that_are_not_the_network_s(photos: Path) -> None:
     atlas: Atlas = collect_atlas(
         net, open_image_set(photos, net.labels), limit=9, num_instances=9
     ).atlas
-    assert (
-        atlas.num_images == 9
-        and atlas.accuracy is None
-        and [one.num_correct for one in atlas.classes] == [None] * 3
-    )
+    assert atlas.num_images == 9
+    assert atlas.accuracy is None
+    assert [one.num_correct for one in atlas.classes] == [None] * 3
     assert [one.label for one in atlas.instances] == ["apple"] * 3 + ["bee"] * 3 + ["elk"] * 3
     net.preprocess = None
     with pytest.raises(InputError, match="--input-size"):

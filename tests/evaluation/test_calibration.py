@@ -40,13 +40,15 @@ def test_thresholds_keep_what_the_curve_says(spread: DynamicNetwork) -> None:
     )
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert float(net.lowered.dg_body.threshold) == 0.5
-    assert net.budgets is curve and curve.num_instances == 200
+    assert net.budgets is curve
+    assert curve.num_instances == 200
     assert [budget.target for budget in curve.budgets] == [0.8, 0.6, 0.4]
     for budget in curve.budgets:
         net.set_budget(budget.target)
         assert float(net.lowered.dg_body.threshold) == budget.threshold
         assert kept(net, x) == pytest.approx(budget.kept, abs=1e-12)
-        assert budget.budget_met and abs(budget.kept - budget.target) < 0.02
+        assert budget.budget_met
+        assert abs(budget.kept - budget.target) < 0.02
     for point in curve.points[::3]:
         net.set_threshold(point.threshold)
         assert kept(net, x) == pytest.approx(point.kept, abs=1e-12)
@@ -85,7 +87,8 @@ def test_an_untrained_network_has_one_point() -> None:
     """
     _, net = convert("kept", "node")
     curve = dggraph.calibrate(net, [images(8, 0)], targets=(0.7, 1.1))
-    assert len(curve.points) == 5 and len({point.kept for point in curve.points}) == 1
+    assert len(curve.points) == 5
+    assert len({point.kept for point in curve.points}) == 1
     assert [budget.budget_met for budget in curve.budgets] == [False, True]
     assert curve.budgets[0].kept == kept(net, images(8, 0)) > 1
     with pytest.raises(InputError, match=r"0\.7 is outside the curve.*1\.020 to 1\.020"):
@@ -96,9 +99,11 @@ def test_choose_prefers_what_meets_the_budget() -> None:
     points = [BudgetPoint(threshold=t, kept=k) for t, k in ((0.0, 1.0), (0.3, 0.75), (0.5, 0.6))]
     assert choose(points, 0.71) == Budget(target=0.71, threshold=0.5, kept=0.6, budget_met=True)
     assert choose(points, 0.74).threshold == 0.3, "0.75 is within the tolerance"
-    assert not choose(points, 0.5).budget_met and choose(points, 0.5).kept == 0.6
+    assert not choose(points, 0.5).budget_met
+    assert choose(points, 0.5).kept == 0.6
     curve = BudgetCurve(num_instances=1, points=tuple(points), budgets=())
-    assert curve.at(0.59).threshold == 0.5 and curve.at(1.01).threshold == 0.0
+    assert curve.at(0.59).threshold == 0.5
+    assert curve.at(1.01).threshold == 0.0
     for target in (0.55, 1.05, float("nan")):
         with pytest.raises(InputError, match="outside the curve"):
             curve.at(target)
@@ -117,7 +122,8 @@ def test_bad_calls(spread: DynamicNetwork) -> None:
         dggraph.calibrate(net, [images(2, 0)], targets=(0.7, -1))
     with pytest.raises(InputError, match="batch"):
         dggraph.calibrate(net, images(2, 0))
-    assert float(net.lowered.dg_body.threshold) == 0.5 and net.budgets is None
+    assert float(net.lowered.dg_body.threshold) == 0.5
+    assert net.budgets is None
 
 
 def test_half_precision_thresholds_stay_below_the_static_weights() -> None:

@@ -19,7 +19,8 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
     x = images(81, 0)
     dataset = TensorDataset(x, torch.arange(81) % net(x).shape[1])
     judged = evaluate_budgets(net, dataset, (0.8, 0.6, 0.05), batch_size=16)
-    assert judged.curve is net.budgets and judged.curve.num_instances == 41
+    assert judged.curve is net.budgets
+    assert judged.curve.num_instances == 41
     assert float(net.lowered.dg_body.threshold) == 0.5
     held_out = Subset(dataset, range(1, 81, 2))
     assert judged.before == evaluate(net, held_out)
@@ -34,10 +35,8 @@ def test_thresholds_of_one_half_are_judged_on_the_other() -> None:
         assert one.evaluation == evaluate(net, held_out)
         assert one.budget_met == (one.evaluation.kept <= one.target + 0.02)
         assert one.evaluation.kept != pytest.approx(one.calibrated_kept, abs=1e-9), "other images"
-    assert (
-        not judged.budgets[-1].budget_met
-        and judged.budgets[0].evaluation.kept > judged.budgets[1].evaluation.kept
-    )
+    assert not judged.budgets[-1].budget_met
+    assert judged.budgets[0].evaluation.kept > judged.budgets[1].evaluation.kept
 
 
 def test_one_image_has_no_other_half() -> None:

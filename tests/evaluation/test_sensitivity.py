@@ -30,12 +30,12 @@ def test_every_number_is_that_of_the_backbone_without_the_block(kind: str, route
         dggraph.convert(model, torch.zeros(1, 3, 16, 16), router=router)
     ).train()
     found = measure_sensitivity(net, TensorDataset(X, LABELS), batch_size=5)
-    assert net.training and net.lowered.layers.training
+    assert net.training
+    assert net.lowered.layers.training
     with torch.no_grad():
         static = model(X).double()
-        assert found.num_images == 13 and found.static_top1 == int(
-            (static.argmax(1) == LABELS).sum()
-        )
+        assert found.num_images == 13
+        assert found.static_top1 == int((static.argmax(1) == LABELS).sum())
         for place, block in enumerate(found.blocks):
             assert (block.stage, block.node) == ("layers", f"layers_{place}")
             without = copy.deepcopy(model)
@@ -104,7 +104,8 @@ def test_what_is_saved_by_hand() -> None:
 def test_without_labels_there_is_no_accuracy() -> None:
     net = dggraph.convert(randomise(KINDS["concat"]()), torch.zeros(1, 3, 16, 16))
     found = measure_sensitivity(net, TensorDataset(X, torch.full((13,), -1)), has_labels=False)
-    assert found.static_top1 is None and all(block.top1 is None for block in found.blocks)
+    assert found.static_top1 is None
+    assert all(block.top1 is None for block in found.blocks)
     assert all(block.divergence > 0 and block.saved > 0 for block in found.blocks)
     assert all(block.branch_energy is None for block in found.blocks), (
         "a layer of a growing concat has another shape than its input"
@@ -116,7 +117,8 @@ def test_blocks_that_the_wiring_leads_past_only() -> None:
         randomise(KINDS["kept"]()), torch.zeros(1, 3, 16, 16), wiring=[("layers_0", "layers_2")]
     )
     found = measure_sensitivity(net, TensorDataset(X, LABELS))
-    assert [block.node for block in found.blocks] == ["layers_1"] and found.unskippable == (
+    assert [block.node for block in found.blocks] == ["layers_1"]
+    assert found.unskippable == (
         "layers_0",
         "layers_2",
     )

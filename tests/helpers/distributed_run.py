@@ -43,7 +43,8 @@ def check_gradients() -> None:
     wrapped = processes.distribute(shared)
     loss_of(wrapped, images[part], labels[part]).backward()
     for (name, one), other in zip(alone.named_parameters(), shared.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None, name
+        assert one.grad is not None, name
+        assert other.grad is not None, name
         assert float((one.grad - other.grad).abs().max()) <= 1e-12 * max(
             1.0, float(one.grad.abs().max())
         ), name
@@ -141,7 +142,8 @@ def check_training(folder: Path) -> None:
         **base, batch_size=8, warmup_epochs=0, output=folder, experiment="two", lr=0.05
     )
     result = train(config)
-    assert result.is_finished and (folder / "two" / "archive").is_dir()
+    assert result.is_finished
+    assert (folder / "two" / "archive").is_dir()
     print("training", flush=True)
 
 

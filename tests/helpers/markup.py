@@ -40,7 +40,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
-            assert self.open and self.open.pop() == tag, tag
+            assert self.open, tag
+            assert self.open.pop() == tag, tag
         elif tag == "use":
             return
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
 from dggraph.cli.main import COMMANDS, main
 
@@ -116,10 +117,10 @@ def run_command(words: list[str], place: str) -> None:
     """Run a `dggraph` command, also one that stands behind `torchrun`, as the one process here."""
     arguments = check_command(words, place)
     if arguments is not None:
-        try:
+        with pytest.raises(SystemExit) as stopped:
             main(arguments)
-        except SystemExit as stop:
-            assert not stop.code, f"{place}: {shlex.join(words)} ends with {stop.code}"
+        code = stopped.value.code
+        assert not code, f"{place}: {shlex.join(words)} ends with {code}"
 
 
 def check_command(words: list[str], place: str) -> list[str] | None:

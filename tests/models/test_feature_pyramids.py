@@ -66,9 +66,8 @@ def test_features_are_those_of_the_classifier(name: str) -> None:
         assert torch.equal(value, [one for one in seen if one.shape == value.shape][-1]), (
             "the last layer of its stride"
         )
-    assert list(levels) == ["0", "1", "2", "3", "pool"] and all(
-        value.shape[1] == 256 for value in levels.values()
-    )
+    assert list(levels) == ["0", "1", "2", "3", "pool"]
+    assert all(value.shape[1] == 256 for value in levels.values())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "regnet_y_400mf", "resnet18"])

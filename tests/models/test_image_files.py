@@ -66,4 +66,5 @@ def test_many_files_in_their_order(tmp_path: Path) -> None:
     assert [one.width if isinstance(one, ImageFacts) else 0 for one in found] == [
         n + 1 if n % 7 else 0 for n in range(30)
     ]
-    assert "0 bytes" in str(found[7]) and "7.png" in str(found[7])
+    assert "0 bytes" in str(found[7])
+    assert "7.png" in str(found[7])

@@ -84,10 +84,12 @@ def test_damaged_files_are_read_or_refused_but_nothing_else(tmp_path: Path, suff
                 (seed * 7919 + step * 104729) % min(len(whole), 400 if seed % 2 else len(whole))
             ] ^= 1 << (seed % 8)
         (tmp_path / f"x.{suffix}").write_bytes(damaged)
+        refusal = ""
         try:
-            assert open_image(tmp_path / f"x.{suffix}").mode == "RGB"
+            mode = open_image(tmp_path / f"x.{suffix}").mode
         except InputError as error:
-            assert f"x.{suffix}" in str(error)
+            refusal = str(error)
+        assert f"x.{suffix}" in refusal if refusal else mode == "RGB"
 
 
 def test_the_camera_s_rotation_is_undone(tmp_path: Path) -> None:
@@ -98,7 +100,8 @@ def test_the_camera_s_rotation_is_undone(tmp_path: Path) -> None:
     image.save(tmp_path / "x.jpg", exif=exif, quality=100)
     opened = open_image(tmp_path / "x.jpg")
     assert opened.size == (20, 40)
-    assert opened.getpixel((10, 5))[2] > 200 and opened.getpixel((10, 35))[0] > 150  # type: ignore[index]
+    assert opened.getpixel((10, 5))[2] > 200
+    assert opened.getpixel((10, 35))[0] > 150
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "mpo", "tif"])
@@ -106,7 +109,9 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path, suffix: str) -> None
     frames = [Image.new("RGB", (30, 20), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
     frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:], duration=50)
     red, green, blue = open_image(tmp_path / f"x.{suffix}").getpixel((5, 5))  # type: ignore[misc]
-    assert red > 150 and green < 90 and blue < 90
+    assert red > 150
+    assert green < 90
+    assert blue < 90
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:

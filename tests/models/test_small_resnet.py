@@ -32,11 +32,9 @@ def test_other_names_are_refused(name: str) -> None:
 
 def test_an_archive_is_rebuilt_from_the_name(tmp_path: Path) -> None:
     loaded = load_model("dggraph:resnet20_8")
-    assert (
-        loaded.labels is None
-        and loaded.preprocess is not None
-        and loaded.preprocess.input_size == (3, 32, 32)
-    )
+    assert loaded.labels is None
+    assert loaded.preprocess is not None
+    assert loaded.preprocess.input_size == (3, 32, 32)
     net = randomise_routers(dggraph.convert(randomise(loaded.model))).eval()
     net.source = loaded.source
     dggraph.save(net, tmp_path / "a")

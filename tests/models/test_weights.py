@@ -96,7 +96,8 @@ def test_an_average_goes_first_and_is_told(
     )
     twin = Net()
     (said,) = load_checkpoint_(twin, read_checkpoint(tmp_path / "x.pth"))
-    assert average in said and torch.equal(twin.stem.weight, net.stem.weight)  # type: ignore[arg-type]
+    assert average in said
+    assert torch.equal(twin.stem.weight, net.stem.weight)
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "blob"])
@@ -113,7 +114,8 @@ def test_what_a_wrapper_has_besides_is_left_out_and_told(tmp_path: Path, net: nn
         tmp_path / "x.pth",
     )
     (said,) = load_checkpoint_(Net(), read_checkpoint(tmp_path / "x.pth"))
-    assert "1 tensors outside the network under 'model.'" in said and "criterion.weight" in said
+    assert "1 tensors outside the network under 'model.'" in said
+    assert "criterion.weight" in said
 
 
 def test_two_networks_are_not_chosen_from(tmp_path: Path, net: nn.Module) -> None:
@@ -189,7 +191,9 @@ def test_heads_of_other_classes_begin_anew_and_nothing_else(tmp_path: Path, name
     anew = {
         key for key, value in loaded.model.state_dict().items() if value.shape != stored[key].shape
     }
-    assert len(anew) == 2 and all(key in said for key in anew) and "starts from new weights" in said
+    assert len(anew) == 2
+    assert all(key in said for key in anew)
+    assert "starts from new weights" in said
     for key, value in loaded.model.state_dict().items():
         assert torch.equal(value, before[key] if key in anew else stored[key]), key
     first = next(iter(stored))

@@ -74,11 +74,9 @@ def test_load_of_save(made: Any) -> None:
     x = torch.randn(3, 3, 64, 64)
     assert torch.equal(net(x), twin(x))
     assert dggraph.record(net, x).paths == dggraph.record(twin, x).paths
-    assert (
-        twin.graph == net.graph
-        and twin.labels == tuple(LABELS)
-        and twin.preprocess == Preprocess(input_size=(3, 64, 64))
-    )
+    assert twin.graph == net.graph
+    assert twin.labels == tuple(LABELS)
+    assert twin.preprocess == Preprocess(input_size=(3, 64, 64))
     assert {file.name for file in folder.iterdir()} == {
         "graph.json",
         "model.safetensors",
@@ -224,7 +222,8 @@ def test_another_number_of_classes_comes_back(name: str, tmp_path: Path) -> None
     note_source_(net, built)
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a")
-    assert twin.source_options == {"num_classes": 7} and twin.report == net.report
+    assert twin.source_options == {"num_classes": 7}
+    assert twin.report == net.report
     x = torch.rand(1, *shape)
     assert torch.equal(twin(x), net.eval()(x))
 
@@ -245,7 +244,8 @@ def test_leaves_are_found_again_among_the_backbone_s_own_classes(tmp_path: Path)
     net = dggraph.convert(Net(), X, leaves=(Block,))
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert torch.equal(twin(X), net.eval()(X)) and twin.blueprint.leaves == ("small.Block",)
+    assert torch.equal(twin(X), net.eval()(X))
+    assert twin.blueprint.leaves == ("small.Block",)
     rewrite(tmp_path / "a", {"leaves": ["subprocess.Popen"]})
     with pytest.raises(ArchiveError, match=r"it has no subprocess\.Popen"):
         dggraph.load(tmp_path / "a", model=Net())
@@ -266,7 +266,8 @@ def test_types_are_the_archive_s_and_the_model_is_left_alone(
     dggraph.save(net, tmp_path / "a")
     model = Net().to(given)
     twin = dggraph.load(tmp_path / "a", model=model)
-    assert {parameter.dtype for parameter in model.parameters()} == {given} and model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {given}
+    assert model.training
     for ours, theirs in (
         (net.named_parameters(), twin.named_parameters()),
         (net.named_buffers(), twin.named_buffers()),
@@ -282,10 +283,8 @@ def test_mixed_types_come_back(tmp_path: Path) -> None:
     net.lowered.head[2].double()
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert (
-        twin.lowered.head[2].weight.dtype == torch.float64
-        and twin.lowered.stem.weight.dtype == torch.float32
-    )
+    assert twin.lowered.head[2].weight.dtype == torch.float64
+    assert twin.lowered.stem.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("stages", [None, {"some": ["blocks.0", "blocks.1"]}])
@@ -295,9 +294,8 @@ def test_reports_and_flags_come_back(tmp_path: Path, stages: Any, residual: Any)
     net.lowered.stem.requires_grad_(False)
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=Net())
-    assert twin.report == net.report and twin.blueprint == replace(
-        net.blueprint, found=twin.blueprint.found
-    )
+    assert twin.report == net.report
+    assert twin.blueprint == replace(net.blueprint, found=twin.blueprint.found)
     flags = {key: parameter.requires_grad for key, parameter in net.named_parameters()}
     assert flags == {key: parameter.requires_grad for key, parameter in twin.named_parameters()}
 
@@ -308,7 +306,8 @@ def test_several_lifted_residuals_keep_their_measured_difference(tmp_path: Path)
     )
     dggraph.save(net, tmp_path / "a")
     twin = dggraph.load(tmp_path / "a", model=torchvision.models.swin_t())
-    assert twin.report == net.report and net.report.max_difference > 0
+    assert twin.report == net.report
+    assert net.report.max_difference > 0
 
 
 def test_a_link_keeps_pointing_at_what_is_written(tmp_path: Path) -> None:
@@ -318,9 +317,8 @@ def test_a_link_keeps_pointing_at_what_is_written(tmp_path: Path) -> None:
     before = (tmp_path / "first" / "manifest.json").read_bytes()
     net.lowered.stem.requires_grad_(False)
     dggraph.save(net, tmp_path / "current")
-    assert (tmp_path / "current").is_symlink() and (
-        tmp_path / "first" / "manifest.json"
-    ).read_bytes() != before
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "first" / "manifest.json").read_bytes() != before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["current", "first"]
 
 
@@ -453,12 +451,12 @@ def test_archives_from_before_there_were_answers_load(
     )
     before = dggraph.convert(model, X).eval()
     monkeypatch.undo()
-    assert [part.name for part in before.report.opaque] == ["ListsParts"] and not dggraph.convert(
-        model, X
-    ).report.opaque
+    assert [part.name for part in before.report.opaque] == ["ListsParts"]
+    assert not dggraph.convert(model, X).report.opaque
     dggraph.save(before, tmp_path / "net")
     net = dggraph.load(tmp_path / "net", model=Net(ListsParts, depth=3))
-    assert torch.equal(net(X), before(X)) and net.report.opaque == before.report.opaque
+    assert torch.equal(net(X), before(X))
+    assert net.report.opaque == before.report.opaque
 
 
 KILLED_SAVES = """

@@ -143,7 +143,8 @@ def test_every_edge_and_router_parameter_is_alive_at_the_start(name: str) -> Non
     routers = {key: p for key, p in net.lowered.named_parameters() if key.startswith("dg_")}
     assert routers
     for key, parameter in routers.items():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
         per_edge = parameter.grad if parameter.ndim == 1 else parameter.grad.abs().sum(1)
         assert per_edge.ne(0).all(), key
 
@@ -153,15 +154,19 @@ def test_original_keys_stand_and_the_caller_is_left_alone() -> None:
     before = copy.deepcopy(model.state_dict())
     net = dggraph.convert(model, torch.rand(1, 3, 64, 64))
     missing, unexpected = net.lowered.load_state_dict(model.state_dict(), strict=False)
-    assert not unexpected and missing and all(key.startswith("dg_") for key in missing)
+    assert not unexpected
+    assert missing
+    assert all(key.startswith("dg_") for key in missing)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in net.parameters()}
-    assert net.training and all(module.training for module in net.lowered.modules())
+    assert net.training
+    assert all(module.training for module in net.lowered.modules())
 
 
 def test_auxiliary_heads_are_kept_frozen_and_reported() -> None:
     net = dggraph.convert(build("googlenet"), torch.rand(1, 3, 64, 64))
-    assert net.report.frozen and all(name.startswith("aux") for name in net.report.frozen)
+    assert net.report.frozen
+    assert all(name.startswith("aux") for name in net.report.frozen)
     assert not any(net.lowered.get_parameter(name).requires_grad for name in net.report.frozen)
 
 
@@ -174,7 +179,8 @@ def test_deepcopy_keeps_a_swapped_head_tied_weights_and_flags() -> None:
     net.lowered.layer2[0].conv1.weight.requires_grad_(False)
     twin = copy.deepcopy(net)
     x = torch.randn(2, 3, 64, 64)
-    assert twin(x).shape == (2, 7) and torch.equal(net(x), twin(x))
+    assert twin(x).shape == (2, 7)
+    assert torch.equal(net(x), twin(x))
     assert twin.lowered.layer1[0].conv2.weight is twin.lowered.layer1[0].conv1.weight
     assert not twin.lowered.layer2[0].conv1.weight.requires_grad
     assert type(twin.lowered.layer1[0]) is type(net.lowered.layer1[0])
@@ -239,9 +245,8 @@ def test_multi_output_backbones() -> None:
     for backbone in (extractor, detector.backbone.body):
         net = dggraph.convert(backbone.eval(), torch.rand(1, 3, 64, 64))
         expected, actual = backbone(x), net(x)
-        assert list(expected) == list(actual) and all(
-            torch.equal(expected[key], actual[key]) for key in expected
-        )
+        assert list(expected) == list(actual)
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
         assert net.report.num_blocks >= 5
 
 
@@ -355,9 +360,8 @@ def test_device_moves(name: str, router: str) -> None:
     net = dggraph.convert(build(name), torch.rand(1, 3, 64, 64), router=router).to("meta")
     for mode in (True, False):
         output, gates = net.train(mode)(torch.rand(2, 3, 64, 64, device="meta"), return_gates=True)
-        assert output.device.type == "meta" and {
-            one.device.type for one in gates.weights.values()
-        } == {"meta"}
+        assert output.device.type == "meta"
+        assert {one.device.type for one in gates.weights.values()} == {"meta"}
 
 
 class MaxRouter(nn.Module):

@@ -79,7 +79,8 @@ def test_wirings_of_the_wrong_kind(wiring: Any) -> None:
 def test_the_complete_wiring_however_it_is_written(wiring: Any) -> None:
     for residual in ("auto", "lift"):
         net = dggraph.convert(Net(), X, wiring=wiring, residual=residual)
-        assert net.report.stages[0].residual == "lift" and net.report.stages[0].kept_because == ""
+        assert net.report.stages[0].residual == "lift"
+        assert net.report.stages[0].kept_because == ""
 
 
 class ReluAfter(Block):
@@ -106,7 +107,8 @@ def test_the_report_says_why_residuals_are_kept(
     block: Any, options: dict[str, Any], reason: str
 ) -> None:
     (stage,) = dggraph.convert(Net(block), X, **options).report.stages
-    assert stage.residual == "keep" and stage.kept_because == reason
+    assert stage.residual == "keep"
+    assert stage.kept_because == reason
 
 
 def test_shares_of_the_macs_by_hand() -> None:
@@ -134,7 +136,8 @@ class Named(Net):
 def test_names_that_a_graph_module_has(name: str) -> None:
     for model in (Named(name).eval(), nn.Sequential(Named(name)).eval()):
         net = dggraph.convert(model, X)
-        assert net.report.num_edges == 10 and torch.equal(net(X), model(X))
+        assert net.report.num_edges == 10
+        assert torch.equal(net(X), model(X))
 
 
 def test_the_name_that_routers_need() -> None:

@@ -65,11 +65,12 @@ def test_optimised_is_the_same_function(kind: str, router: str) -> None:
     net = converted(kind, router).train()
     state = copy.deepcopy(net.state_dict())
     twin = dggraph.optimize_for_inference(net)
-    assert net.training and all(p.requires_grad for p in net.parameters())
-    assert list(state) == list(net.state_dict()) and all(
-        torch.equal(state[key], value) for key, value in net.state_dict().items()
-    )
-    assert not twin.training and not any(p.requires_grad for p in twin.parameters())
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+    assert list(state) == list(net.state_dict())
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert not twin.training
+    assert not any(p.requires_grad for p in twin.parameters())
     net.eval()
     recording = dggraph.record(net, X)
     assert min(path.margin for path in recording.paths) > 1e-4
@@ -90,7 +91,8 @@ def test_optimised_is_the_same_function(kind: str, router: str) -> None:
 def test_kernels_are_channels_last() -> None:
     twin = dggraph.optimize_for_inference(converted("kept"))
     kernels = [module.weight for module in twin.lowered.modules() if isinstance(module, nn.Conv2d)]
-    assert kernels and all(kernel.is_contiguous(memory_format=LAST) for kernel in kernels)
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=LAST) for kernel in kernels)
     with torch.no_grad(), seen_by(twin, nn.Conv2d) as inputs:
         twin(X)
     assert all(features.is_contiguous(memory_format=LAST) for features in inputs[1:])
@@ -121,11 +123,13 @@ def test_what_may_not_be_folded_stays() -> None:
     net = randomise_routers(dggraph.convert(randomise(Awkward()), torch.rand(1, 3, 8, 8))).eval()
     net.lowered.hooked.register_forward_hook(lambda _module, _args, output: output * 2)
     twin = dggraph.optimize_for_inference(net)
-    assert norms_in(twin) == 4 and isinstance(twin.lowered.hooked, nn.BatchNorm2d)
+    assert norms_in(twin) == 4
+    assert isinstance(twin.lowered.hooked, nn.BatchNorm2d)
     x = torch.randn(4, 3, 8, 8)
     output, edges = gates_of(twin, x)
     expected, expected_edges = gates_of(net, x)
-    assert is_close(output, expected, 1e-4) and torch.equal(edges, expected_edges)
+    assert is_close(output, expected, 1e-4)
+    assert torch.equal(edges, expected_edges)
 
 
 def test_timm_norms_leave_their_activation() -> None:
@@ -137,8 +141,10 @@ def test_timm_norms_leave_their_activation() -> None:
     x = torch.randn(3, 3, 32, 32)
     output, edges = gates_of(twin, x)
     expected, expected_edges = gates_of(net, x)
-    assert norms_in(net) == 44 and norms_in(twin) == 0
-    assert is_close(output, expected, 1e-4) and torch.equal(edges, expected_edges)
+    assert norms_in(net) == 44
+    assert norms_in(twin) == 0
+    assert is_close(output, expected, 1e-4)
+    assert torch.equal(edges, expected_edges)
 
 
 def test_it_is_neither_trained_nor_saved(tmp_path: Path) -> None:
@@ -172,7 +178,8 @@ def test_channels_last_and_bfloat16(kind: str, router: str) -> None:
             ):
                 output, edges = gates_of(last, X.to(memory_format=LAST))
             assert all(features.is_contiguous(memory_format=LAST) for features in inputs)
-            assert logits and all(one.dtype == torch.float32 for one in logits)
+            assert logits
+            assert all(one.dtype == torch.float32 for one in logits)
             assert output.dtype == (torch.bfloat16 if is_bfloat16 else torch.float32)
             rows = wide if is_bfloat16 else torch.ones_like(wide)
             assert torch.equal(edges[rows], expected_edges[rows])

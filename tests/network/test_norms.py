@@ -59,7 +59,9 @@ def test_a_block_gets_the_statistics_of_those_that_reach_it() -> None:
     mean, variance = statistics_of(net.lowered.layers[1].norm1)
     assert torch.allclose(mean, wanted.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert torch.allclose(variance, wanted.transpose(0, 1).flatten(1).var(1), rtol=1e-4)
-    assert len(found.updated) == 7 and not found.kept and not found.mixed
+    assert len(found.updated) == 7
+    assert not found.kept
+    assert not found.mixed
     assert net.lowered.layers[1].norm1.num_batches_tracked == 1
 
 
@@ -144,10 +146,10 @@ def test_everything_else_is_left_as_it_was() -> None:
     twin = copy.deepcopy(net)
     for one in (net, twin):
         dggraph.recalibrate_norms_(one, [X])
-    assert [module.training for module in net.modules()] == modes and net.executor == "dense"
-    assert (
-        net.lowered.layers[0].norm1.momentum is None and net.lowered.layers[0].norm2.momentum == 0.1
-    )
+    assert [module.training for module in net.modules()] == modes
+    assert net.executor == "dense"
+    assert net.lowered.layers[0].norm1.momentum is None
+    assert net.lowered.layers[0].norm2.momentum == 0.1
     assert not net.lowered.stem[1]._forward_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(parameters, net.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))

@@ -200,7 +200,10 @@ def test_hooks_that_a_first_call_registers_are_there_once() -> None:
         once = model(X)
         seen.append(2)
         assert len(hooks) == 1
-    assert not hooks and not model.is_hooked and seen == [1] and model.stem._forward_hooks is hooks
+    assert not hooks
+    assert not model.is_hooked
+    assert seen == [1]
+    assert model.stem._forward_hooks is hooks
     with torch.no_grad():
         assert torch.equal(model(X), once)
 

@@ -35,12 +35,10 @@ def test_a_train_that_is_set_on_the_backbone_is_called_on_the_network() -> None:
     backbone.train = types.MethodType(keep_norms, backbone)
     net = converted(backbone)
     for one in (net, copy.deepcopy(net)):
-        assert (
-            one.train() is one
-            and one.training
-            and one.blocks[0].training
-            and not one.blocks[0].norm.training
-        )
+        assert one.train() is one
+        assert one.training
+        assert one.blocks[0].training
+        assert not one.blocks[0].norm.training
     assert not backbone.training
 
 
@@ -59,7 +57,8 @@ def test_a_closure_over_the_backbone_works_on_the_network() -> None:
         False,
         True,
         True,
-    ] and not backbone.training
+    ]
+    assert not backbone.training
     assert [block.norm.training for block in copy.deepcopy(net).eval().train().blocks] == [
         False,
         True,
@@ -71,7 +70,9 @@ def test_a_train_that_does_nothing_and_returns_anything() -> None:
     backbone = Net().eval()
     backbone.train = lambda mode=True: None
     net = converted(backbone)
-    assert not net.train().training and not net.blocks.training and torch.equal(net(X), backbone(X))
+    assert not net.train().training
+    assert not net.blocks.training
+    assert torch.equal(net(X), backbone(X))
 
 
 class Own(Net):
@@ -124,13 +125,15 @@ def test_modes_and_freezing_are_those_of_the_backbone() -> None:
     net.seen = None
     assert net.eval().seen == "eval"
     net.requires_grad_(True)
-    assert not net.stem.weight.requires_grad and net.head[2].weight.requires_grad
+    assert not net.stem.weight.requires_grad
+    assert net.head[2].weight.requires_grad
 
 
 def test_extra_state_and_version_belong_to_the_state_dict() -> None:
     net = converted(Own())
     state = net.state_dict()
-    assert state["_extra_state"] == {"steps": 7} and state._metadata[""] == {"version": 2}
+    assert state["_extra_state"] == {"steps": 7}
+    assert state._metadata[""] == {"version": 2}
     net.load_state_dict(state)
     assert net.seen == 7
 
@@ -155,7 +158,8 @@ def test_a_state_dict_of_the_backbones_own_making(tmp_path: Path) -> None:
     net, twin = converted(backbone), converted(other)
     assert "conv_stem.weight" in net.state_dict()
     assert twin.load_state_dict(backbone.state_dict(), strict=False).unexpected_keys == []
-    assert torch.equal(twin(X), backbone(X)) and not torch.equal(twin(X), other(X))
+    assert torch.equal(twin(X), backbone(X))
+    assert not torch.equal(twin(X), other(X))
     twin.load_state_dict({f"lowered.{key}": value for key, value in net.state_dict().items()})
     dggraph.save(net, tmp_path / "archive")
     assert torch.equal(dggraph.load(tmp_path / "archive", model=other)(X), net(X))
@@ -248,7 +252,8 @@ def test_a_parameter_of_the_root_may_be_computed(change: Any) -> None:
     assert torch.equal(net(X), backbone(X))
     del net.place
     net.place = nn.Parameter(torch.zeros(8, 1, 1))
-    assert not torch.equal(net(X), backbone(X)) and "place" in net.state_dict()
+    assert not torch.equal(net(X), backbone(X))
+    assert "place" in net.state_dict()
 
 
 def test_a_plain_tensor_may_become_a_parameter() -> None:
@@ -256,7 +261,8 @@ def test_a_plain_tensor_may_become_a_parameter() -> None:
     net = converted(backbone)
     for model in (backbone, net):
         model.grid = nn.Parameter(torch.ones(8, 1, 1))
-    assert torch.equal(net(X), backbone(X)) and "grid" in net.state_dict()
+    assert torch.equal(net(X), backbone(X))
+    assert "grid" in net.state_dict()
 
 
 def test_data_parallel_is_refused_where_it_would_copy() -> None:

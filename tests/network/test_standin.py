@@ -43,7 +43,9 @@ def test_names_are_those_of_the_backbone_behind_the_routing() -> None:
 def test_a_state_dict_of_the_backbone_loads_by_its_own_keys() -> None:
     net, other = converted(), Net()
     missing, unexpected = net.load_state_dict(other.state_dict(), strict=False)
-    assert unexpected == [] and missing and all(key.startswith("dg_") for key in missing)
+    assert unexpected == []
+    assert missing
+    assert all(key.startswith("dg_") for key in missing)
     assert torch.equal(net.stem.weight, other.stem.weight)
     with pytest.raises(RuntimeError, match=r'Missing key.*"dg_blocks.threshold"'):
         net.load_state_dict(other.state_dict())
@@ -66,9 +68,8 @@ def test_checkpoints_with_keys_behind_lowered_still_load(
         for key, value in model.state_dict().items()
     }
     other.load_state_dict(state)
-    assert torch.equal(twin(X), net(X)) and all(
-        key.startswith(f"{prefix}lowered.") for key in state
-    )
+    assert torch.equal(twin(X), net(X))
+    assert all(key.startswith(f"{prefix}lowered.") for key in state)
 
 
 def test_an_assigned_module_is_what_runs() -> None:
@@ -89,12 +90,15 @@ def test_an_assigned_module_is_what_runs() -> None:
 
 def test_training_is_one_flag_however_it_is_set() -> None:
     net = converted()
-    assert not net.training and not net.lowered.training
+    assert not net.training
+    assert not net.lowered.training
     net.training = True
     assert net.lowered.training
     net.lowered.training = False
     assert not net.training
-    assert net.train() is net and net.lowered.training and net.blocks.training
+    assert net.train() is net
+    assert net.lowered.training
+    assert net.blocks.training
 
 
 class KeepsNorms(Net):
@@ -114,9 +118,12 @@ def test_train_is_the_one_of_the_backbone() -> None:
     net = converted(KeepsNorms())
     for one in (net, copy.deepcopy(net), nn.Sequential(net)[0]):
         one.eval().train()
-        assert one.training and one.blocks[0].training and not one.blocks[0].norm.training
+        assert one.training
+        assert one.blocks[0].training
+        assert not one.blocks[0].norm.training
         assert one.dg_blocks.training
-        assert not one.eval().training and not one.blocks.training
+        assert not one.eval().training
+        assert not one.blocks.training
     net.norm_eval = False
     assert net.train().blocks[0].norm.training
 
@@ -128,8 +135,11 @@ def test_a_copy_is_a_network_of_its_own() -> None:
     assert torch.equal(twin(X), net(X))
     twin.head[2] = nn.Linear(8, 4)
     twin.remark = "mine"
-    assert net(X).shape == (2, 3) and twin(X).shape == (2, 4) and not hasattr(net, "remark")
-    assert twin.lowered.head is twin.head and twin.lowered.head is not net.head
+    assert net(X).shape == (2, 3)
+    assert twin(X).shape == (2, 4)
+    assert not hasattr(net, "remark")
+    assert twin.lowered.head is twin.head
+    assert twin.lowered.head is not net.head
     assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(
         p.data_ptr() for p in net.parameters()
     )
@@ -164,14 +174,16 @@ class Clashing(Net):
 def test_a_name_of_ours_hides_but_does_not_replace_one_of_the_backbone() -> None:
     backbone = Clashing().eval()
     net = dggraph.convert(backbone, X[:1])
-    assert torch.equal(net(X), backbone(X)) and net.labels is None
+    assert torch.equal(net(X), backbone(X))
+    assert net.labels is None
     assert net.load_state_dict(backbone.state_dict(), strict=False).unexpected_keys == []
     assert isinstance(net.get_submodule("labels"), nn.Conv2d)
     net.labels = ("a", "b")
     with pytest.raises(BackboneOnlyError, match=r"net\.lowered\.labels = "):
         net.labels = nn.Identity()
     net.lowered.labels = nn.Identity()
-    assert torch.equal(copy.deepcopy(net)(X), net(X)) and not torch.equal(net(X), backbone(X))
+    assert torch.equal(copy.deepcopy(net)(X), net(X))
+    assert not torch.equal(net(X), backbone(X))
 
 
 class Described(Net):
@@ -209,23 +221,24 @@ class Described(Net):
 
 def test_attributes_and_looking_methods_of_the_backbone_are_answered() -> None:
     net = converted(Described())
-    assert (
-        net.num_classes == 5
-        and net.default_cfg == {"mean": (0.5, 0.5, 0.5)}
-        and net.pretrained
-        and net.width == 8
-    )
+    assert net.num_classes == 5
+    assert net.default_cfg == {"mean": (0.5, 0.5, 0.5)}
+    assert net.pretrained
+    assert net.width == 8
     net.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     assert net.get_classifier() is net.head
     routers = {name for name, _ in net.named_parameters() if name.startswith("dg_")}
-    assert net.no_weight_decay() == {"stem.bias"} | routers and routers
+    assert net.no_weight_decay() == {"stem.bias"} | routers
+    assert routers
     net.num_classes = 2
     assert copy.deepcopy(net).num_classes == 2
     twin = copy.deepcopy(net)
     twin.default_cfg["mean"] = None
-    assert net.default_cfg["mean"] is not None and twin.get_classifier() is twin.head
+    assert net.default_cfg["mean"] is not None
+    assert twin.get_classifier() is twin.head
     del net.num_classes
-    assert not hasattr(net, "num_classes") and hasattr(twin, "num_classes")
+    assert not hasattr(net, "num_classes")
+    assert hasattr(twin, "num_classes")
 
 
 @pytest.mark.parametrize("name", ["features", "get_features", "reset_classifier", "pick"])
@@ -282,9 +295,11 @@ def test_a_sequence_is_indexed_as_the_backbone_is() -> None:
     parts = dict(Net().eval().named_children())
     backbone = nn.Sequential(parts["stem"], *parts["blocks"], *parts["head"])
     net = dggraph.convert(backbone, X).eval()
-    assert len(net) == len(backbone) and bool(net)  # type: ignore[arg-type]
+    assert len(net) == len(backbone)
+    assert bool(net)
     assert [type(layer) for layer in net] == [type(layer) for layer in backbone]  # type: ignore[attr-defined]
-    assert net[0] is net.get_submodule("0") and net[-1] is net.get_submodule(f"{len(backbone) - 1}")  # type: ignore[index]
+    assert net[0] is net.get_submodule("0")
+    assert net[-1] is net.get_submodule(f"{len(backbone) - 1}")
     with pytest.raises(BackboneOnlyError, match=r"net\[:-1\] would be a static Sequential"):
         net[:-1]  # type: ignore[index]
     with pytest.raises(BackboneOnlyError, match=r"net\[0\] cannot be deleted"):
@@ -293,7 +308,8 @@ def test_a_sequence_is_indexed_as_the_backbone_is() -> None:
         net[99]  # type: ignore[index]
     twin = copy.deepcopy(net)
     twin[-1] = nn.Linear(8, 2)  # type: ignore[index]
-    assert twin(X).shape == (2, 2) and net(X).shape == (2, 5)
+    assert twin(X).shape == (2, 2)
+    assert net(X).shape == (2, 5)
     assert torch.equal(net(X), backbone(X))
 
 

@@ -62,12 +62,12 @@ def test_inference_is_the_eager_one(kind: str, router: str) -> None:
         expected, gates = net(x, return_gates=True)
         output, compiled_gates = compiled(x, return_gates=True)
         assert close(output, expected)
-        assert isinstance(compiled_gates, Gates) and compiled_gates.table == net.macs_table
+        assert isinstance(compiled_gates, Gates)
+        assert compiled_gates.table == net.macs_table
         for stage, weights in gates.weights.items():
             assert torch.equal(compiled_gates.weights[stage] != 0, weights != 0)
-            assert close(compiled_gates.weights[stage], weights) and close(
-                compiled_gates.raw[stage], gates.raw[stage]
-            )
+            assert close(compiled_gates.weights[stage], weights)
+            assert close(compiled_gates.raw[stage], gates.raw[stage])
             assert torch.equal(compiled_gates.thresholds[stage], gates.thresholds[stage])
         assert (torch.cat(list(gates.weights.values()), 1) == 0).any()
 
@@ -163,7 +163,8 @@ def test_a_network_compiled_in_place_still_copies_and_refuses_wrong_input() -> N
     with torch.no_grad():
         expected = net(x)
         net.compile(fullgraph=True, backend="eager", dynamic=False)
-        assert close(net(x), expected) and close(copy.deepcopy(net)(x), expected)
+        assert close(net(x), expected)
+        assert close(copy.deepcopy(net)(x), expected)
         with pytest.raises(
             (InputError, torch._dynamo.exc.Unsupported), match="takes a batch of images"
         ):

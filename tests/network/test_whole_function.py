@@ -253,11 +253,9 @@ def test_what_forward_counts_is_reported() -> None:
             return super().forward(x)
 
     (counted,) = dggraph.convert(Warming(), X[:1]).report.assumptions
-    assert (
-        counted.answer == "calls = 0"
-        and "self.calls += 1" in counted.place
-        and not counted.is_checked
-    )
+    assert counted.answer == "calls = 0"
+    assert "self.calls += 1" in counted.place
+    assert not counted.is_checked
 
 
 # What it returns.

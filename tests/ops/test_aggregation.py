@@ -228,8 +228,10 @@ def test_closed_branches_of_inf_and_nan() -> None:
     total = aggregate([share(bad, cache, 0), share(good, cache, 1)], weights, cache, (0, 1), 2)
     assert torch.equal(total, torch.tensor([[1.0] * 4, [3.0] * 4]))
     total.sum().backward()
-    assert bad.grad is not None and torch.equal(bad.grad, torch.zeros(2, 4))
-    assert weights.grad is not None and weights.grad.tolist() == [[3.0, 4.0], [3.0, 4.0]]
+    assert bad.grad is not None
+    assert torch.equal(bad.grad, torch.zeros(2, 4))
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [[3.0, 4.0], [3.0, 4.0]]
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])

@@ -64,8 +64,10 @@ def test_a_closed_edge_passes_gradient_to_its_weight_alone() -> None:
     x = torch.tensor([[2.0, torch.inf, torch.nan]], requires_grad=True)
     weight = torch.zeros(1, 1, requires_grad=True)
     aggregate([x], weight).sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.zeros(1, 3))
-    assert weight.grad is not None and weight.grad.item() == 2.0
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(1, 3))
+    assert weight.grad is not None
+    assert weight.grad.item() == 2.0
 
 
 def test_adapt_pads_and_crops_channels() -> None:
@@ -88,7 +90,9 @@ def test_gates_by_hand() -> None:
 def test_an_edge_at_the_threshold_is_dropped_and_nan_stays_open() -> None:
     raw = torch.tensor([[0.5, 0.5000001, torch.nan]])
     weights = open_edges(raw, [None, None, None], HALF, False)
-    assert weights[0, 0] == 0 and weights[0, 1] == raw[0, 1] and weights[0, 2].isnan()
+    assert weights[0, 0] == 0
+    assert weights[0, 1] == raw[0, 1]
+    assert weights[0, 2].isnan()
     assert is_live(weights).tolist() == [True]
 
 
@@ -127,7 +131,8 @@ def test_straight_through_acts_in_training_alone() -> None:
     for training, gradient in ((True, [1.0, 1.0, 0.0]), (False, [0.0, 1.0, 0.0])):
         raw = torch.tensor([[0.2, 0.8, 0.9]], requires_grad=True)
         open_edges(raw, [None, None, torch.tensor([False])], HALF, training).sum().backward()
-        assert raw.grad is not None and raw.grad[0].tolist() == gradient
+        assert raw.grad is not None
+        assert raw.grad[0].tolist() == gradient
 
 
 def test_column_gathers_from_rows() -> None:

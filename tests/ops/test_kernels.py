@@ -158,7 +158,8 @@ def test_sums_equal_the_loop_and_plain_torch(
         in_torch = plain(
             monkeypatch, lambda: rows.sum_rows(sources, places, weights, may_alias=False)
         )
-        assert found.dtype == in_torch.dtype and found.stride() == in_torch.stride()
+        assert found.dtype == in_torch.dtype
+        assert found.stride() == in_torch.stride()
         assert ((found.double() - in_torch.double()).abs() <= 4 * TOLERANCE[dtype] * scale).all()
 
 
@@ -267,7 +268,8 @@ class TestLoaded:
             assert not kernels.is_usable(others)
         assert kernels.is_usable([x, x])
         mixed = rows.sum_rows([x, x.double()], None, np.full((1, 2), 2.0), may_alias=False)
-        assert mixed.dtype == torch.float64 and mixed.tolist() == [[4.0, 4.0]]
+        assert mixed.dtype == torch.float64
+        assert mixed.tolist() == [[4.0, 4.0]]
 
     def test_compilers_do_not_meet_the_kernels(self) -> None:
         def usable(x: Tensor) -> Tensor:
@@ -341,9 +343,12 @@ class TestLoaded:
         x, empty = torch.ones(2, 3, requires_grad=True), torch.ones(0, 3, requires_grad=True)
         weights = torch.tensor([[2.0], [0.0]], requires_grad=True)
         torch.ops.dggraph.sum_rows([x, empty], torch.tensor([[1], [-1]]), weights).sum().backward()
-        assert x.grad is not None and x.grad.tolist() == [[0.0] * 3, [2.0] * 3]
-        assert empty.grad is not None and empty.grad.shape == (0, 3)
-        assert weights.grad is not None and weights.grad.tolist() == [[3.0], [0.0]]
+        assert x.grad is not None
+        assert x.grad.tolist() == [[0.0] * 3, [2.0] * 3]
+        assert empty.grad is not None
+        assert empty.grad.shape == (0, 3)
+        assert weights.grad is not None
+        assert weights.grad.tolist() == [[3.0], [0.0]]
 
     def test_threads_do_not_change_the_result(self) -> None:
         features, weights = (
@@ -359,7 +364,8 @@ class TestLoaded:
         finally:
             torch.set_num_threads(threads)
         for total, products in results[1:]:
-            assert torch.equal(total, results[0][0]) and torch.equal(products, results[0][1])
+            assert torch.equal(total, results[0][0])
+            assert torch.equal(products, results[0][1])
 
 
 @pytest.mark.slow
@@ -412,11 +418,9 @@ def test_a_broken_library_is_named_once_and_replaced(
     if damage == "foreign":  # whole, and made by someone else
         (folder / "sha256").write_text(hashlib.sha256(library.read_bytes()).hexdigest())
     said = run_python(USE)
-    assert (
-        said.count("RuntimeWarning") == 1
-        and str(folder) in said
-        and "broken (dggraph doctor --build-kernels)" in said
-    )
+    assert said.count("RuntimeWarning") == 1
+    assert str(folder) in said
+    assert "broken (dggraph doctor --build-kernels)" in said
     (intact,) = cache.rglob("*.so")
     monkeypatch.setattr(kernels, "_compile", lambda work: shutil.copy(intact, work))
     if (
@@ -425,7 +429,8 @@ def test_a_broken_library_is_named_once_and_replaced(
         with pytest.warns(RuntimeWarning, match="cannot be loaded"):
             assert not kernels.load()
         kernels.build()
-        assert kernels.load() and library.read_bytes() == intact.read_bytes()
+        assert kernels.load()
+        assert library.read_bytes() == intact.read_bytes()
 
 
 @pytest.fixture

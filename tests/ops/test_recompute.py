@@ -56,7 +56,8 @@ def saved_sizes(is_checkpointed: bool) -> list[int]:
 
 
 def test_the_sum_itself_is_not_kept() -> None:
-    assert saved_sizes(False) == [2 * 4 * 8 * 8 * 4] and saved_sizes(True) == []
+    assert saved_sizes(False) == [2 * 4 * 8 * 8 * 4]
+    assert saved_sizes(True) == []
 
 
 def test_a_sum_that_its_block_overwrites_is_kept_as_it_is() -> None:

@@ -148,7 +148,8 @@ def test_the_least_recently_used_plan_goes_first() -> None:
     assert plans.find(rows[0], THRESHOLD) is first
     plans.find(rows[2], THRESHOLD)
     assert plans.find(rows[0], THRESHOLD) is first
-    assert plans.find(rows[1], THRESHOLD) is not second and len(plans.plans) == 2
+    assert plans.find(rows[1], THRESHOLD) is not second
+    assert len(plans.plans) == 2
 
 
 def test_an_edge_forced_open_follows_the_weights() -> None:
@@ -160,7 +161,8 @@ def test_an_edge_forced_open_follows_the_weights() -> None:
         raw_BE[0, into_out] = 0.1
         raw_BE[0, best] = 0.3
         plan = plans.find(raw_BE, THRESHOLD)
-        assert plan is not None and plan.forced == best
+        assert plan is not None
+        assert plan.forced == best
         assert weights_for(plan, raw_BE, entry)[best] == 1.0
     assert not plans.plans
 

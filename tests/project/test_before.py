@@ -26,7 +26,8 @@ def test_an_archive_of_the_first_version_gives_what_it_gave() -> None:
     expected = torch.tensor(json.loads((BEFORE / "outputs.json").read_text()))
     with torch.no_grad():
         assert torch.allclose(net(x), expected, rtol=1e-6, atol=1e-6)
-    assert net.source == "dggraph:resnet8_4" and net.graph.name == "SmallResNet"
+    assert net.source == "dggraph:resnet8_4"
+    assert net.graph.name == "SmallResNet"
 
 
 def test_a_run_of_the_first_version_goes_on(
@@ -35,7 +36,8 @@ def test_a_run_of_the_first_version_goes_on(
     shutil.copytree(BEFORE / "run", tmp_path / "run")
     (found,) = (json.loads((BEFORE / "run/config.json").read_text()),)
     result = train(read_config(None, found | {"output": str(tmp_path)}))
-    assert result.is_finished and result.step == 18
+    assert result.is_finished
+    assert result.step == 18
     ours, theirs = (
         [json.loads(line) for line in file.read_text().splitlines()]
         for file in (result.folder / "metrics.jsonl", BEFORE / "metrics-of-the-whole-run.jsonl")
@@ -44,4 +46,5 @@ def test_a_run_of_the_first_version_goes_on(
     for row, expected in zip(ours, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
     code, out, _ = run(capsys, "eval", str(result.folder), "--dataset", "toy_data:make", "--json")
-    assert code == 0 and json.loads(out)["num_images"] == 40
+    assert code == 0
+    assert json.loads(out)["num_images"] == 40

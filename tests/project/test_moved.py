@@ -14,7 +14,8 @@ def test_an_old_path_leads_to_the_module(old: str) -> None:
     sys.modules.pop(f"dggraph.{old}", None)
     with pytest.warns(DeprecationWarning, match=f"dggraph.{old} is called {new} now"):
         found = importlib.import_module(f"dggraph.{old}")
-    assert found is importlib.import_module(new) and found.__name__ == new
+    assert found is importlib.import_module(new)
+    assert found.__name__ == new
 
 
 def test_names_are_imported_from_the_old_room() -> None:

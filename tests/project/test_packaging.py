@@ -56,7 +56,8 @@ def test_the_version_has_one_source(wheel: zipfile.ZipFile) -> None:
     assert f"Version: {dggraph.__version__}" in lines
     assert version("dggraph") == dggraph.__version__
     cited = re.search(r"(?m)^version: (.+)$", (ROOT / "CITATION.cff").read_text())
-    assert cited is not None and cited[1] == dggraph.__version__
+    assert cited is not None
+    assert cited[1] == dggraph.__version__
     changes = re.findall(r"(?m)^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text())
     assert changes[:1] in ([], [dggraph.__version__])
 

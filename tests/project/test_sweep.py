@@ -10,7 +10,8 @@ import torchvision
 spec = importlib.util.spec_from_file_location(
     "sweep", Path(__file__).resolve().parents[2] / "docs" / "sweep.py"
 )
-assert spec is not None and spec.loader is not None
+assert spec is not None
+assert spec.loader is not None
 sweep: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 
@@ -21,7 +22,9 @@ spec.loader.exec_module(sweep)
 def test_a_torchvision_classifier(name: str) -> None:
     row = sweep.examine(name)
     opened, tried = map(int, row["opens"].split("/"))
-    assert row["auto"] and row["keep"] and row["lift"] <= 1e-5
+    assert row["auto"]
+    assert row["keep"]
+    assert row["lift"] <= 1e-5
     assert row["reference"] <= sweep.REFERENCE_TOLERANCE
     assert opened == tried > 0
 
@@ -46,10 +49,9 @@ def test_the_table_counts_what_its_rows_say() -> None:
         ],
         "timm",
     )
-    assert (
-        "2 of 3 converted, 2 bitwise identical" in text
-        and "2 count as converted" in text
-        and "1 of these have at least half" in text
-        and "stages 0.550" in text
-    )
-    assert "no / way" in text and "fc: x" in text
+    assert "2 of 3 converted, 2 bitwise identical" in text
+    assert "2 count as converted" in text
+    assert "1 of these have at least half" in text
+    assert "stages 0.550" in text
+    assert "no / way" in text
+    assert "fc: x" in text

@@ -64,8 +64,10 @@ def test_a_folder_is_the_old_one_or_the_new_one_wherever_its_writer_is_killed(
         )
         assert contents(folder) in (old, new), f"killed at step {step}"
         found.append(contents(folder) == new)
-    assert code == 0 and contents(folder) == new
-    assert found == sorted(found) and found.count(True) >= 4  # after the rename, in each move
+    assert code == 0
+    assert contents(folder) == new
+    assert found == sorted(found)
+    assert found.count(True) >= 4  # after the rename, in each move
     assert sorted(file.name for file in folder.iterdir()) == ["a", "b"]
 
 
@@ -93,7 +95,8 @@ def test_a_file_is_the_old_one_or_the_new_one_wherever_its_writer_is_killed(
         step += 1
         code = run(step, f"write_whole(Path({str(file)!r}), b'new')")
         assert file.read_bytes() in (b"old", b"new")
-    assert code == 0 and file.read_bytes() == b"new"
+    assert code == 0
+    assert file.read_bytes() == b"new"
 
 
 def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:

@@ -117,10 +117,8 @@ def test_models_and_outputs_are_located(
             main(arguments)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", "~/net", "--json"])
-    assert (
-        ended.value.code == 0
-        and json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "SmallResNet"
-    )
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "SmallResNet"
     with pytest.raises(SystemExit) as ended:
         main(["inspect", f"~/{TAKEN_APART}", "--json"])
     assert ended.value.code == 0

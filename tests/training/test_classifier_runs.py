@@ -48,7 +48,8 @@ def test_the_last_checkpoint_is_the_network(tmp_path: Path, others: dict[str, An
     shutil.rmtree(folder / "archive")
     net, said = open_classifier(folder, own)
     assert "not finished: this is its network after step 9" in said
-    assert torch.equal(net(X), archive(X)) and (net.labels, net.preprocess) == (
+    assert torch.equal(net(X), archive(X))
+    assert (net.labels, net.preprocess) == (
         archive.labels,
         archive.preprocess,
     )
@@ -99,52 +100,51 @@ def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         patch.setattr(loop, "_step", step)
         folder = train(config).folder
     code, document, _ = command(capsys, "eval", folder)
-    assert code == 4 and "--dataset toy_data:make" in document["error"]["message"], (
+    assert code == 4
+    assert "--dataset toy_data:make" in document["error"]["message"], (
         "code runs only where it is named"
     )
     code, document, err = command(capsys, "eval", folder, "--dataset", "toy_data:make")
-    assert (
-        code == 0
-        and document["num_images"] == 40
-        and "not finished: this is its network after step 1" in err
-    )
+    assert code == 0
+    assert document["num_images"] == 40
+    assert "not finished: this is its network after step 1" in err
     result = train(config)
     code, document, err = command(capsys, "eval", folder, "--dataset", "toy_data:make")
-    assert (
-        code == 0
-        and result.evaluation is not None
-        and document["top1"] == result.evaluation.top1
-        and err == ""
-    )
+    assert code == 0
+    assert result.evaluation is not None
+    assert document["top1"] == result.evaluation.top1
+    assert err == ""
     code, document, _ = command(
         capsys, "eval", folder, "--dataset", "toy_data:make", "--num-classes", 4
     )
-    assert (
-        code == 2 and "--num-classes does not go with a run folder" in document["error"]["message"]
-    )
+    assert code == 2
+    assert "--num-classes does not go with a run folder" in document["error"]["message"]
     code, document, _ = command(
         capsys, "eval", folder, "--dataset", "toy_data:make", "--budget", 0.8, "--save", folder
     )
-    assert code == 4 and "is not an archive" in document["error"]["message"]
+    assert code == 4
+    assert "is not an archive" in document["error"]["message"]
     assert command(capsys, "inspect", folder)[0] == 0
 
 
 def test_a_run_of_a_static_backbone(tmp_path: Path) -> None:
     result = train(keys(tmp_path, router="none", budget=None, epochs=1, model="toy_data:plain_net"))
     net, said = open_classifier(result.folder, "toy_data:plain_net")
-    assert said == "" and isinstance(net, DynamicNetwork) and net.labels == ("a", "b", "c", "d")
+    assert said == ""
+    assert isinstance(net, DynamicNetwork)
+    assert net.labels == ("a", "b", "c", "d")
     images = torch.stack([make(None)[1][place][0] for place in range(40)])
     labels = torch.tensor([make(None)[1][place][1] for place in range(40)])
-    assert (
-        result.evaluation is not None
-        and int((net(images).argmax(1) == labels).sum()) == result.evaluation.top1
-    )
+    assert result.evaluation is not None
+    assert int((net(images).argmax(1) == labels).sum()) == result.evaluation.top1
 
 
 def test_what_is_no_network_yet(tmp_path: Path) -> None:
-    assert not is_classifier_run(tmp_path) and not is_classifier_run(tmp_path / "nowhere")
+    assert not is_classifier_run(tmp_path)
+    assert not is_classifier_run(tmp_path / "nowhere")
     folder = train(keys(tmp_path, epochs=1)).folder
-    assert is_classifier_run(folder) and not is_classifier_run(folder / "archive")
+    assert is_classifier_run(folder)
+    assert not is_classifier_run(folder / "archive")
     with pytest.raises(InputError, match="leave --backbone out"):
         open_classifier(folder, "toy_data:plain_net")
     shutil.rmtree(folder / "archive")

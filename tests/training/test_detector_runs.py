@@ -89,24 +89,25 @@ def test_the_loss_is_torchvisions_and_the_budget_is_that_of_its_gates(
     torch.manual_seed(5)
     with collecting_gates(net) as collected:
         expected = prepared.model(*batch)
-    assert torch.equal(loss, sum(expected.values())) and len(expected) == 4
-    assert gates is not None and all(
-        torch.equal(gates.raw[stage], collected[0].raw[stage]) for stage in gates.raw
-    )
+    assert torch.equal(loss, sum(expected.values()))
+    assert len(expected) == 4
+    assert gates is not None
+    assert all(torch.equal(gates.raw[stage], collected[0].raw[stage]) for stage in gates.raw)
     assert len(next(iter(gates.raw.values()))) == 4
     halves = prepare(keys(data, tmp_path, grad_accum_steps=2)).task.parts(batch, 0)
-    assert [len(images) for images, _ in halves] == [2, 2] and halves[1][0][0] is batch[0][2]
+    assert [len(images) for images, _ in halves] == [2, 2]
+    assert halves[1][0][0] is batch[0][2]
 
 
 def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
     """The last row's precision, to the bit, from the folder alone."""
-    assert (
-        is_detector_run(trained)
-        and not is_detector_run(data)
-        and not (trained / "archive").exists()
-    )
+    assert is_detector_run(trained)
+    assert not is_detector_run(data)
+    assert not (trained / "archive").exists()
     found = open_detector(trained, MODEL)
-    assert found.classes == ("dark", "light") and found.net is not None and not found.model.training
+    assert found.classes == ("dark", "light")
+    assert found.net is not None
+    assert not found.model.training
     validation = open_validation_boxes(found.config.source)
     judged = evaluate_boxes(
         detect(found.model, BoxDataset(validation.images), batch_size=1), validation
@@ -114,7 +115,8 @@ def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
     assert judged.row() == {
         key: value for key, value in rows(trained)[-1].items() if key not in ("step", "epoch")
     }
-    assert judged.kept is not None and judged.num_images == 6
+    assert judged.kept is not None
+    assert judged.num_images == 6
     steps = [row for row in rows(trained) if "epoch" not in row]
     assert len(steps) == 2 * (4 // 2 + 8 // 2), "batches of tall images and of wide ones"
     assert sum(row["loss"] for row in steps[-3:]) < sum(row["loss"] for row in steps[:3])
@@ -142,7 +144,8 @@ def test_a_stopped_run_goes_on_to_the_byte(
         ),
     ):
         open_detector(tmp_path / "run", MODEL)
-    assert is_detector_run(tmp_path / "run") and train(config).is_finished
+    assert is_detector_run(tmp_path / "run")
+    assert train(config).is_finished
     for name in (
         "detector.safetensors",
         "metrics.jsonl",
@@ -155,7 +158,8 @@ def test_a_static_detector_trains_by_the_same_recipe(data: Path, tmp_path: Path)
     result = train(
         keys(data, tmp_path, router="none", budget=None, epochs=1, dataset="toy_boxes:sets")
     )
-    assert "kept" not in rows(result.folder)[-1] and open_detector(result.folder, MODEL).net is None
+    assert "kept" not in rows(result.folder)[-1]
+    assert open_detector(result.folder, MODEL).net is None
 
 
 def test_blocks_as_one(data: Path, tmp_path: Path) -> None:
@@ -204,9 +208,8 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
     ):
         open_boxes(config.source)
     left, _ = open_boxes(config.model_copy(update={"on_bad_box": "skip"}).source)
-    assert len(left.images) == 11 and left.skipped == (
-        "train.txt lists 'train-7', which has no annotations",
-    )
+    assert len(left.images) == 11
+    assert left.skipped == ("train.txt lists 'train-7', which has no annotations",)
     assert coco == sets(config.model_copy(update={"data_dir": data}))
 
 
@@ -279,12 +282,10 @@ def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         capsys, "eval", str(trained), "--backbone", MODEL, "--json", "--predictions", str(file)
     )
     document = json.loads(out)
-    assert (
-        code == 0
-        and not err
-        and document["AP"] == rows(trained)[-1]["AP"]
-        and document["kept"] == rows(trained)[-1]["kept"]
-    )
+    assert code == 0
+    assert not err
+    assert document["AP"] == rows(trained)[-1]["AP"]
+    assert document["kept"] == rows(trained)[-1]["kept"]
     assert {one["category_id"] for one in json.loads(file.read_text())} <= {
         3,
         9,
@@ -292,9 +293,10 @@ def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     code, out, _ = run(
         capsys, "eval", str(trained), "--backbone", MODEL, "--limit", "2", "--on-bad-box", "skip"
     )
-    assert (
-        code == 0 and "Boxes on 2 images" in out and "dark" in out and "at the traced size" in out
-    )
+    assert code == 0
+    assert "Boxes on 2 images" in out
+    assert "dark" in out
+    assert "at the traced size" in out
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,8 @@ def test_eval_that_makes_no_sense(
     trained: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     found, _, err = run(capsys, "eval", str(trained), *arguments)
-    assert found == code and message in err
+    assert found == code
+    assert message in err
 
 
 def test_a_run_with_code_of_its_own_is_not_run_unasked(
@@ -354,20 +357,20 @@ def test_categories_by_number(
         "--input-size", "64", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert json.loads(out)["num_images"] == 1 and "kept" not in json.loads(out)
+    assert json.loads(out)["num_images"] == 1
+    assert "kept" not in json.loads(out)
 
 
 def test_detectors_by_name_read_the_size_asked_for() -> None:
     torch.manual_seed(0)
     model: Any = load_detector("regnet_y_400mf", 3, input_size=60).model
-    assert model.transform.min_size == (60,) and model.transform.max_size == 100
+    assert model.transform.min_size == (60,)
+    assert model.transform.max_size == 100
     assert model.roi_heads.box_predictor.cls_score.out_features == 4
     again: Any = load_detector(MODEL, 2, max_size=80).model
-    assert (
-        again.transform.min_size == (64,)
-        and again.transform.max_size == 80
-        and type(again) is type(detector(2))
-    )
+    assert again.transform.min_size == (64,)
+    assert again.transform.max_size == 80
+    assert type(again) is type(detector(2))
     assert dggraph.convert_backbone_(model).graph.stages
 
 
@@ -390,7 +393,8 @@ def test_another_number_of_classes_starts_the_last_layers_anew(data: Path, tmp_p
         for layer in ("cls_score", "bbox_pred")
         for kind in ("weight", "bias")
     }
-    assert different == heads and len(found["roi_heads.box_predictor.cls_score.bias"]) == 3
+    assert different == heads
+    assert len(found["roi_heads.box_predictor.cls_score.bias"]) == 3
 
 
 def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
@@ -407,9 +411,8 @@ def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     result = train(keys(folder, tmp_path, epochs=1, on_bad_box="skip"), told.append)
     (left,) = json.loads((result.folder / "skipped.json").read_text())
-    assert left.startswith("instances_train2017.json: annotation 4") and told[0] == {
-        "bad entries left out": 1
-    }
+    assert left.startswith("instances_train2017.json: annotation 4")
+    assert told[0] == {"bad entries left out": 1}
 
 
 def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_path: Path) -> None:
@@ -458,7 +461,8 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
     loaded = load_detector(
         "fasterrcnn_mobilenet_v3_large_320_fpn", 90, checkpoint=tmp_path / "frozen.pth"
     ).model
-    assert frozen(loaded) == {True} and all(
+    assert frozen(loaded) == {True}
+    assert all(
         torch.equal(one, other)
         for one, other in zip(
             loaded.state_dict().values(), trained.state_dict().values(), strict=True
@@ -479,11 +483,9 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     prediction = make_detector_predictor(
         detected.model, detected.net, classes=detected.classes, name="n"
     ).predict(image)
-    assert (
-        prediction.detected is not None
-        and 0 in labels
-        and len(prediction.detected.objects) == sum(label > 0 for label in labels) > 0
-    )
+    assert prediction.detected is not None
+    assert 0 in labels
+    assert len(prediction.detected.objects) == sum(label > 0 for label in labels) > 0
     assert [one.name for one in prediction.detected.objects] == [
         detected.classes[label - 1] for label in labels if label
     ]
@@ -506,10 +508,8 @@ def test_batches_of_few_tall_images_are_not_lost(data: Path, tmp_path: Path) -> 
     training, validation = open_boxes(keys(data, tmp_path).source)
     tall = [int(image.height > image.width) for image in training.learnable]
     config = keys(data, tmp_path)
-    assert (
-        Detecting(config=config, training=training, validation=validation).groups == tall
-        and sum(tall) == 4
-    )
+    assert Detecting(config=config, training=training, validation=validation).groups == tall
+    assert sum(tall) == 4
     config = config.model_copy(update={"batch_size": 5})
     assert Detecting(config=config, training=training, validation=validation).groups == [0] * 12
 
@@ -536,7 +536,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     ):
         train(keys(data, tmp_path, grad_accum_steps=1))
     weight, before = seen[-1]
-    assert len(seen) == 3 and torch.equal(weight.detach(), before)
+    assert len(seen) == 3
+    assert torch.equal(weight.detach(), before)
 
 
 def test_an_empty_set_has_nothing_to_be_found(data: Path, tmp_path: Path) -> None:

@@ -86,9 +86,8 @@ def test_divergence_by_hand() -> None:
 def test_the_teachers_answers_are_the_labels() -> None:
     teacher = teacher_of(trained())
     labelled = answered(teacher, TensorDataset(X, torch.full((12,), -1)), batch_size=5, workers=0)
-    assert [labelled[i][1] for i in range(12)] == teacher(X).argmax(1).tolist() and torch.equal(
-        labelled[3][0], X[3]
-    )  # type: ignore[arg-type]
+    assert [labelled[i][1] for i in range(12)] == teacher(X).argmax(1).tolist()
+    assert torch.equal(labelled[3][0], X[3])
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
@@ -97,7 +96,8 @@ def test_blocks_that_cost_much_are_pinned() -> None:
     found = find_fragile(
         net, TensorDataset(X, torch.zeros(12)), 0.2, seed=0, batch_size=4, workers=0
     )
-    assert found["pinned"] == ["layers_2"] and found["num_images"] == 12
+    assert found["pinned"] == ["layers_2"]
+    assert found["num_images"] == 12
     costs = {block["node"]: block["divergence"] for block in found["blocks"]}
     assert costs["layers_2"] > 0.2 > max(costs["layers_0"], costs["layers_1"])
 
@@ -118,7 +118,8 @@ def test_pinned_edges_stay_at_1_and_learn_nothing(router: str, tmp_path: Path) -
     edges = net.graph.edges("layers")
     is_pinned = [edge.is_static and "layers_2" in (edge.source, edge.target) for edge in edges]
     weights = net(X, return_gates=True)[1].raw["layers"]
-    assert sum(is_pinned) == 4 and bool((weights[:, is_pinned] == 1).all())
+    assert sum(is_pinned) == 4
+    assert bool((weights[:, is_pinned] == 1).all())
     assert float(weights.detach()[:, [not one for one in is_pinned]].min(1).values.max()) < 0.5
     assert "layers_2" in {
         node for path in dggraph.record(net.eval(), X).paths for node in path.live_nodes(net.graph)
@@ -164,9 +165,8 @@ def test_blocks_are_decided_about_as_one(tmp_path: Path) -> None:
     before = net(X)
     torch.testing.assert_close(before, static.head(20 * z.mean((2, 3))), rtol=0, atol=1e-4)
     release_(net)
-    assert torch.equal(net(X), before) and len(router.weight.unique(dim=0)) == 3, (
-        "two blocks, and the zero of all else"
-    )  # type: ignore[operator, union-attr]
+    assert torch.equal(net(X), before)
+    assert len(router.weight.unique(dim=0)) == 3, "two blocks, and the zero of all else"
     dggraph.save(net, tmp_path / "a")
     assert torch.equal(dggraph.load(tmp_path / "a", model=trained()).eval()(X), before)
 
@@ -198,7 +198,8 @@ def test_routers_learn_to_keep_the_budget_and_the_rest_stays(tmp_path: Path, tun
     result = train(distilling(tmp_path, epochs=6, tune=tune, pin_divergence=0.2), rows.append)
     assert json.loads((result.folder / "sensitivity.json").read_text())["pinned"] == ["layers_2"]
     judged = [row for row in rows if "epoch" in row]
-    assert judged[-1]["kept"] < 0.85 and judged[-1]["accuracy"] > 0.8
+    assert judged[-1]["kept"] < 0.85
+    assert judged[-1]["accuracy"] > 0.8
     net, static = dggraph.load(result.folder / "archive", model=trained()), trained()
     before, after = static.state_dict(), net.lowered.state_dict()
     moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
@@ -208,7 +209,8 @@ def test_routers_learn_to_keep_the_budget_and_the_rest_stays(tmp_path: Path, tun
         for n in (1, 2)
         for name in ("weight", "bias")
     }
-    assert moved <= (weights if tune == "norms" else set()) and bool(moved) == (tune == "norms")
+    assert moved <= (weights if tune == "norms" else set())
+    assert bool(moved) == (tune == "norms")
     assert all(parameter.requires_grad for parameter in net.parameters())
     labels = [row["accuracy"] for row in judged]
     with torch.no_grad():
@@ -270,7 +272,9 @@ def test_folders_of_images_without_classes(tmp_path: Path) -> None:
             epochs=1,
         )
     )
-    assert result.evaluation is not None and result.evaluation.num_images == 5 and result.step == 2
+    assert result.evaluation is not None
+    assert result.evaluation.num_images == 5
+    assert result.step == 2
     assert dggraph.load(result.folder / "archive", model=trained()).labels is None
 
 

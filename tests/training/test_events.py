@@ -65,17 +65,17 @@ def test_a_run_that_died_behind_its_checkpoint_leaves_no_row_twice(
             raise KeyboardInterrupt
         return real(run, *args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step)
-        train(keys(tmp_path / "parts", tensorboard=True))
+        with pytest.raises(KeyboardInterrupt):
+            train(keys(tmp_path / "parts", tensorboard=True))
     folder = tmp_path / "parts" / "run"
     patient = looking(folder)
     assert [step for step, _ in scalars(patient)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
     train(keys(tmp_path / "parts", tensorboard=True))
     assert scalars(looking(folder)) == scalars(patient) == expected(folder)
-    assert (
-        len(expected(folder)["train/loss"]) == 18 and len(expected(folder)["validation/kept"]) == 2
-    )
+    assert len(expected(folder)["train/loss"]) == 18
+    assert len(expected(folder)["validation/kept"]) == 2
     assert contents(folder) == contents(whole), (
         "and the run is the same with event files as without"
     )
@@ -117,7 +117,8 @@ def test_a_run_goes_on_without_events_that_cannot_be_written(
         DggraphWarning, match="goes on without tensorboard: .*No space left"
     ) as caught:
         result = train(keys(tmp_path, epochs=1, tensorboard=True))
-    assert result.is_finished and len(caught) == 1
+    assert result.is_finished
+    assert len(caught) == 1
     monkeypatch.undo()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tensorboard").write_text("a file in the way")

@@ -50,7 +50,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step)
         result = train(config)
-    assert not result.is_finished and result.step == 1
+    assert not result.is_finished
+    assert result.step == 1
     return result.folder
 
 

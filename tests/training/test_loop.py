@@ -26,17 +26,19 @@ from dggraph.training.loop import train
 def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
     rows: list[Any] = []
     result = train(keys(tmp_path, epochs=4, mixup=0.0, model_ema=False), rows.append)
-    assert result.is_finished and result.step == 36 and result.evaluation is not None
-    assert result.evaluation.accuracy > 0.6 and result.evaluation.num_images == 40
-    assert (
-        sum(result.evaluation.class_images) == 40
-        and sum(result.evaluation.class_top1) == result.evaluation.top1
-    )
+    assert result.is_finished
+    assert result.step == 36
+    assert result.evaluation is not None
+    assert result.evaluation.accuracy > 0.6
+    assert result.evaluation.num_images == 40
+    assert sum(result.evaluation.class_images) == 40
+    assert sum(result.evaluation.class_top1) == result.evaluation.top1
     net = dggraph.load(result.folder / "archive")
     assert net.labels == ("a", "b", "c", "d")
     assert float(net.lowered.get_buffer("dg_layer1.threshold")) == 0.5
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == 36 and sum(losses[-9:]) < sum(losses[:9])
+    assert len(losses) == 36
+    assert sum(losses[-9:]) < sum(losses[:9])
 
 
 @pytest.mark.filterwarnings(
@@ -166,7 +168,8 @@ def test_a_loss_that_is_not_finite_changes_nothing(
 
 def test_the_static_backbone_trains_by_the_same_recipe(tmp_path: Path) -> None:
     result = train(keys(tmp_path, router="none", budget=None, epochs=1))
-    assert result.evaluation is not None and result.evaluation.kept is None
+    assert result.evaluation is not None
+    assert result.evaluation.kept is None
     assert (result.folder / "backbone.safetensors").is_file()
 
 
@@ -176,7 +179,8 @@ def test_gradients_of_parts_add_up(tmp_path: Path) -> None:
     two = train(
         keys(tmp_path / "two", epochs=1, mixup=0.0, model="toy_data:plain_net", grad_accum_steps=2)
     )
-    assert one.evaluation is not None and two.evaluation is not None
+    assert one.evaluation is not None
+    assert two.evaluation is not None
     first, second = (
         load_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).tensors["model"]
         for result in (one, two)
@@ -197,7 +201,8 @@ def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
     whole, shared = (
         contents(tmp_path / name, (*names, "metrics.jsonl")) for name in ("ddp", "fsdp")
     )
-    assert len(names) > 1 and whole == shared
+    assert len(names) > 1
+    assert whole == shared
 
 
 def test_an_average_keeps_whole_numbers_whole() -> None:

@@ -36,7 +36,8 @@ def test_rows_come_back_and_half_of_one_is_counted(tmp_path: Path) -> None:
     file.write_bytes(whole + b'{"step": 3, "lo')
     assert read_rows(file) == ([{"step": 1, "name": "línea\n"}, {"step": 2}], 1)
     file.write_bytes(b"\xff\xfe\n[1]\n" + b"[" * 100_000 + b"\n" + whole)
-    assert read_rows(file)[1] == 3 and len(read_rows(file)[0]) == 2
+    assert read_rows(file)[1] == 3
+    assert len(read_rows(file)[0]) == 2
 
 
 def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
@@ -45,11 +46,9 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
     """But for the time it took. On the way it says that there is more to come."""
     whole = train(keys(tmp_path)).folder
     page, timing = (whole / SUMMARY).read_text(), (whole / TIMING).read_bytes()
-    assert (
-        page == make_page(whole)
-        and "Finished: 2 of 2 epochs, step 18." in page
-        and "<bdi>toy_data:make</bdi>" in page
-    )
+    assert page == make_page(whole)
+    assert "Finished: 2 of 2 epochs, step 18." in page
+    assert "<bdi>toy_data:make</bdi>" in page
     shutil.rmtree(whole)
     real, stops = loop._step, {3, 9, 14}
 
@@ -108,7 +107,9 @@ def test_rows_are_cut_back_to_whole_ones(
     if content is not None:
         file.write_bytes(content)
     sentence = cut_rows(file, size)
-    assert file.read_bytes() == kept and said in sentence and bool(sentence) == bool(said)
+    assert file.read_bytes() == kept
+    assert said in sentence
+    assert bool(sentence) == bool(said)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "zeros", "gone"])
@@ -142,15 +143,14 @@ def test_a_run_goes_on_with_what_is_left_of_its_metrics(
     told: list[Any] = []
     result = train(keys(tmp_path), told.append)
     notes = [row["note"] for row in told if "note" in row]
-    assert (
-        result.is_finished
-        and len(notes) == 2
-        and "metrics.jsonl" in notes[0]
-        and "timing.jsonl" in notes[1]
-    )
+    assert result.is_finished
+    assert len(notes) == 2
+    assert "metrics.jsonl" in notes[0]
+    assert "timing.jsonl" in notes[1]
     found, num_unreadable = read_rows(file)
     expected = list(range(7, 19)) if damage == "gone" else [*range(1, 6), *range(7, 19)]
-    assert num_unreadable == 0 and [row["step"] for row in found if "loss" in row] == expected
+    assert num_unreadable == 0
+    assert [row["step"] for row in found if "loss" in row] == expected
     assert read_rows(folder / TIMING)[1] == 0
 
 
@@ -162,9 +162,8 @@ def test_what_only_tells_of_a_run_may_fail(tmp_path: Path) -> None:
         (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.warns(DggraphWarning, match="the run goes on without") as caught:
         result = train(keys(tmp_path, epochs=1))
-    assert result.is_finished and {
-        str(one.message).split(": ")[0].split()[-1] for one in caught
-    } == {SUMMARY, TIMING}
+    assert result.is_finished
+    assert {str(one.message).split(": ")[0].split()[-1] for one in caught} == {SUMMARY, TIMING}
 
 
 def test_rows_that_count_must_be_written(tmp_path: Path) -> None:

@@ -163,9 +163,11 @@ def test_fine_tuning_on_other_classes_begins_with_a_new_head(tmp_path: Path, rou
         own(tmp_path, checkpoint=tmp_path / "nine.pth", router=router, **budget), told.append
     )
     (note,) = (row["note"] for row in told if "note" in row)
-    assert result.is_finished and "head.weight, head.bias ((9, 6) there, (4, 6) here)" in note
+    assert result.is_finished
+    assert "head.weight, head.bias ((9, 6) there, (4, 6) here)" in note
     again = train(own(tmp_path, checkpoint=tmp_path / "nine.pth", router=router, **budget))
-    assert again.is_finished and again.step == result.step, "the same call finds the run finished"
+    assert again.is_finished
+    assert again.step == result.step, "the same call finds the run finished"
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -183,10 +185,8 @@ def test_a_trained_network_is_never_lost(
         ) as caught:
             train(own(tmp_path, model_ema=average))
     file = Path(str(caught.value).partition("complete in ")[2].partition(",")[0])
-    assert file.is_file() and file.name == (
-        "average.safetensors" if average else "model.safetensors"
-    )
+    assert file.is_file()
+    assert file.name == ("average.safetensors" if average else "model.safetensors")
     result = train(own(tmp_path, model_ema=average))
-    assert result.is_finished and dggraph.load(
-        result.folder / "archive", model=plain_net()
-    ).labels == ("a", "b", "c", "d")
+    assert result.is_finished
+    assert dggraph.load(result.folder / "archive", model=plain_net()).labels == ("a", "b", "c", "d")

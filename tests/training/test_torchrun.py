@@ -114,9 +114,11 @@ def test_one_message_says_what_is_wrong(
 ) -> None:
     """Also where one process alone has an error and the other only loses its partner."""
     (said,) = launches[name]["said"]
-    assert said.startswith("dggraph: ") and message in said
+    assert said.startswith("dggraph: ")
+    assert message in said
     ends = set(launches[name]["codes"].values())
-    assert ends and ends <= codes | {-15}, "-15: torchrun has ended the other"
+    assert ends
+    assert ends <= codes | {-15}, "-15: torchrun has ended the other"
 
 
 def test_one_json_document_for_all(launches: dict[str, Any]) -> None:
@@ -138,9 +140,8 @@ def test_a_signal_to_torchrun_stops_all_behind_a_checkpoint(launches: dict[str, 
     assert [said.partition(":")[0] for said in launches["stopped"]["said"]] == [
         "stopped; the same call goes on"
     ]
-    assert [said.partition(":")[0] for said in launches["continued"]["said"]] == [
-        "finished"
-    ] and not launches["continued"]["codes"]
+    assert [said.partition(":")[0] for said in launches["continued"]["said"]] == ["finished"]
+    assert not launches["continued"]["codes"]
     rows = rows_of(launches["folder"] / "stopped")
     assert [row["epoch"] for row in rows if "epoch" in row] == [1, 2, 3]
 
@@ -175,7 +176,8 @@ def test_shares_of_weights_learn_what_whole_ones_do(launches: dict[str, Any]) ->
     )
     for key in ("accuracy", "top1", "num_paths"):
         assert [row[key] for row in judged] == [row[key] for row in expected]
-    assert len(judged) == 4 and min(row["num_paths"] for row in judged) > 2, (
+    assert len(judged) == 4
+    assert min(row["num_paths"] for row in judged) > 2, (
         "paths must differ, or this test says little"
     )
     assert len({row["kept"] for row in rows_of(shared) if "loss" in row}) > 8, "in training too"
@@ -196,19 +198,17 @@ def test_shares_of_weights_learn_around_those_that_are_held(launches: dict[str, 
         for name, tensor in shared.items()
         if name.startswith("archive.")
     }
-    assert start.items() and all(
-        torch.equal(learned[name], tensor) for name, tensor in start.items()
-    )
+    assert start.items()
+    assert all(torch.equal(learned[name], tensor) for name, tensor in start.items())
     routers = [tensor for name, tensor in learned.items() if ".router_" in name]
-    assert routers and all(bool(tensor.any()) for tensor in routers), "which start at zero"
+    assert routers
+    assert all(bool(tensor.any()) for tensor in routers), "which start at zero"
 
 
 def test_shares_of_weights_go_on_where_they_stopped(launches: dict[str, Any]) -> None:
     """Archive, last checkpoint and metrics to the byte."""
-    assert (
-        launches["fsdp-stopped"]["codes"] == {"torchrun": 15}
-        and not launches["fsdp-continued"]["codes"]
-    )
+    assert launches["fsdp-stopped"]["codes"] == {"torchrun": 15}
+    assert not launches["fsdp-continued"]["codes"]
     stopped, whole = (launches["folder"] / name for name in ("fsdp-stopped", "fsdp-whole"))
     last = list_checkpoints(whole / "checkpoints")[-1]
     written = [
@@ -232,11 +232,9 @@ def test_detectors_in_shares_learn_what_whole_ones_do(launches: dict[str, Any]) 
     judged, again = (
         [row for row in rows_of(folder) if "epoch" in row] for folder in (whole, shared)
     )
-    assert (
-        judged[0]["num_images"] == 6
-        and judged[0]["AP50"] == pytest.approx(again[0]["AP50"])
-        and len(rows_of(whole)) == 7
-    )
+    assert judged[0]["num_images"] == 6
+    assert judged[0]["AP50"] == pytest.approx(again[0]["AP50"])
+    assert len(rows_of(whole)) == 7
 
 
 @pytest.fixture
@@ -286,10 +284,8 @@ def test_without_torchrun(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["train", "--model", "toy_data:plain_net"])
-    assert (
-        ended.value.code == 4
-        and "WORLD_SIZE expected, but not set. Start them with torchrun" in capsys.readouterr().err
-    )
+    assert ended.value.code == 4
+    assert "WORLD_SIZE expected, but not set. Start them with torchrun" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before, (
         "a process that has spoken can be ended again"
     )

@@ -49,7 +49,8 @@ def test_a_graph_shows_static_and_candidate_edges() -> None:
         else "candidate"
         for edge in GRAPH.edges("a")
     }
-    assert set(node_marks(svg).values()) == {"plain"} and len(node_marks(svg)) == 4
+    assert set(node_marks(svg).values()) == {"plain"}
+    assert len(node_marks(svg)) == 4
 
 
 def test_a_path_shows_active_dropped_dead_and_unused() -> None:
@@ -64,13 +65,12 @@ def test_a_path_shows_active_dropped_dead_and_unused() -> None:
     }
     assert node_marks(svg) == {"a_0": "live", "a_1": "unused", "a_2": "dead", "a_out": "live"}
     shown = " | ".join(texts(svg))
-    assert (
-        "cat.jpg" in shown
-        and "tabby 0.91" in shown
-        and "2 of 6 edges active" in shown
-        and "1.5M MACs" in shown
-    )
-    assert "reached, unused" in shown and "never reached" in shown
+    assert "cat.jpg" in shown
+    assert "tabby 0.91" in shown
+    assert "2 of 6 edges active" in shown
+    assert "1.5M MACs" in shown
+    assert "reached, unused" in shown
+    assert "never reached" in shown
     assert "a_0 to a_out: 0.700" in svg
 
 
@@ -101,8 +101,10 @@ def test_a_difference_shows_whose_edge_it_is() -> None:
     }
     assert node_marks(svg) == {"a_0": "both", "a_1": "first", "a_2": "second", "a_out": "both"}
     legend = " | ".join(texts(svg))
-    assert "only cat: 2 edges, 1 block" in legend and "only cup: 2 edges, 1 block" in legend
-    assert "both: 1 edge, 0 blocks" in legend and "neither: 1 edge, 0 blocks" in legend
+    assert "only cat: 2 edges, 1 block" in legend
+    assert "only cup: 2 edges, 1 block" in legend
+    assert "both: 1 edge, 0 blocks" in legend
+    assert "neither: 1 edge, 0 blocks" in legend
     assert "a_0 to a_out: 0.600 and 0.900" in svg
 
 
@@ -144,16 +146,15 @@ def test_dot_has_the_places_and_colours_of_the_svg() -> None:
 def test_rendering_is_what_notebooks_show() -> None:
     drawing = render(GRAPH, PATH, title="cat")
     bundle = drawing._repr_mimebundle_()
-    assert (
-        edge_marks(bundle["image/svg+xml"])["a_0 a_1"] == "active"
-        and bundle["text/plain"] == drawing.source
-    )
+    assert edge_marks(bundle["image/svg+xml"])["a_0 a_1"] == "active"
+    assert bundle["text/plain"] == drawing.source
     assert bundle["image/svg+xml"] in bundle["text/html"]
     assert set(drawing.copy()._repr_mimebundle_()) == {"text/plain"}
 
 
 def test_a_graph_in_a_notebook_is_a_picture_or_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dggraph.render is render and set(edge_marks(GRAPH._repr_html_()).values()) == {
+    assert dggraph.render is render
+    assert set(edge_marks(GRAPH._repr_html_()).values()) == {
         "static",
         "candidate",
     }
@@ -181,31 +182,35 @@ def test_json_tells_every_edge() -> None:
         "unused",
         "dead",
         "live",
-    ] and document["title"] == "cat"
+    ]
+    assert document["title"] == "cat"
 
 
 def test_mermaid_tells_every_edge() -> None:
     chart = write_mermaid(picture_path(GRAPH, PATH))
-    assert "n0 -->|1.00| n1" in chart and "n0 -->|0.70| n3" in chart and "n1 -.-> n2" in chart
-    assert ":::unused" in chart and ":::dead" in chart and len(re.findall(r" -\.?->", chart)) == 6
+    assert "n0 -->|1.00| n1" in chart
+    assert "n0 -->|0.70| n3" in chart
+    assert "n1 -.-> n2" in chart
+    assert ":::unused" in chart
+    assert ":::dead" in chart
+    assert len(re.findall(r" -\.?->", chart)) == 6
 
 
 def test_mermaid_leaves_faint_edges_out_where_it_would_refuse_the_chart() -> None:
     graph = stages(34)
     assert len(graph.edges("a")) == 630
     chart = write_mermaid(picture_path(graph, path_of(graph, {"a_0 a_5": 1.0, "a_5 a_out": 1.0})))
-    assert len(re.findall(r" -\.?->", chart)) == 2 and "628 edges left out" in chart
+    assert len(re.findall(r" -\.?->", chart)) == 2
+    assert "628 edges left out" in chart
     all_open = {
         f"{edge.source} {edge.target}": 1 + index / 1000
         for index, edge in enumerate(graph.edges("a"))
     }
     chart = write_mermaid(picture_path(graph, path_of(graph, all_open)))
-    assert (
-        len(re.findall(r" -->\|", chart)) == 499
-        and "131 edges left out" in chart
-        and "|1.63|" in chart
-        and "|1.10|" not in chart
-    )
+    assert len(re.findall(r" -->\|", chart)) == 499
+    assert "131 edges left out" in chart
+    assert "|1.63|" in chart
+    assert "|1.10|" not in chart
 
 
 def _written(picture: Picture, kind: str) -> str:
@@ -261,9 +266,8 @@ def test_hostile_names_in_dot_and_png(name: str, tmp_path: Path) -> None:
         for text in root.iter("{http://www.w3.org/2000/svg}text")
     ]
     titles = {title.text for title in root.iter("{http://www.w3.org/2000/svg}title")}
-    assert {"n0", "n1", "n2", "n3"} <= titles and not any(
-        "script" in element.tag for element in root.iter()
-    )
+    assert {"n0", "n1", "n2", "n3"} <= titles
+    assert not any("script" in element.tag for element in root.iter())
     if name.strip():
         assert any(_readable(name, text) for text in shown), shown
     draw(picture, tmp_path / "x.png")
@@ -284,16 +288,16 @@ def test_hostile_names_in_mermaid_json_and_terminal(name: str) -> None:
     Console(file=stream, force_terminal=True, width=400, no_color=True).print(
         for_terminal(name), end="", highlight=False
     )
-    assert stream.getvalue() == visible(name) and not re.search(
-        r"[\x00-\x1f\u202e\u200b]", stream.getvalue()
-    )
+    assert stream.getvalue() == visible(name)
+    assert not re.search(r"[\x00-\x1f\u202e\u200b]", stream.getvalue())
 
 
 @pytest.mark.parametrize("text", ["", "a", "x" * 500, "日" * 50, "🐈" * 9])
 @pytest.mark.parametrize("width", [5.0, 40.0, 200.0])
 def test_text_fits_its_width(text: str, width: float) -> None:
     shown = fit(text, 10, width)
-    assert text_width(shown, 10) <= max(width, 20) and (shown == text or "…" in shown)
+    assert text_width(shown, 10) <= max(width, 20)
+    assert shown == text or "…" in shown
 
 
 def test_a_file_that_cannot_be_drawn(tmp_path: Path) -> None:
@@ -328,9 +332,8 @@ def test_thumbnails(kind: str, tmp_path: Path) -> None:
         draw(picture, tmp_path / f"{size[0]}.{kind}")
     if kind == "png":
         with Image.open(tmp_path / "60.png") as page:
-            assert page.getpixel((60, 60)) == (255, 0, 0) and page.getpixel(
-                (page.width - 10, 60)
-            ) == (255, 255, 255)
+            assert page.getpixel((60, 60)) == (255, 0, 0)
+            assert page.getpixel((page.width - 10, 60)) == (255, 255, 255)
     if kind == "svg":
         assert 'href="data:image/jpeg;base64,' in (tmp_path / "60.svg").read_text()
 
@@ -344,4 +347,5 @@ def test_a_path_of_another_graph_is_refused() -> None:
 
 def test_a_graph_without_stages_is_drawn() -> None:
     graph = DynamicGraph("plain", stages=[], nodes=[], edges=[])
-    assert "0 stages" in write_svg(picture_graph(graph)) and "0 stages" in str(render(graph).source)
+    assert "0 stages" in write_svg(picture_graph(graph))
+    assert "0 stages" in str(render(graph).source)

@@ -15,11 +15,9 @@ from dggraph.views.svg_picture import write_svg
 def test_nothing_overlaps_and_everything_is_inside(depths: tuple[int, ...]) -> None:
     layout = lay_out(stages(*depths))
     for panel in layout.panels:
-        assert (
-            panel.x >= 0
-            and panel.x + panel.width <= layout.width
-            and panel.y + panel.height <= layout.height
-        )
+        assert panel.x >= 0
+        assert panel.x + panel.width <= layout.width
+        assert panel.y + panel.height <= layout.height
         for left, right in zip(panel.boxes, panel.boxes[1:], strict=False):
             assert left.x + left.width < right.x
         assert all(
@@ -59,7 +57,9 @@ def test_neighbours_are_joined_straight_and_others_by_arcs() -> None:
 def test_a_stage_of_36_blocks_fits_a_page_with_every_block_named() -> None:
     layout = lay_out(stages(35))
     (panel,) = layout.panels
-    assert layout.level == "block" and layout.width <= PAGE and len(panel.curves) == 37 * 36 // 2
+    assert layout.level == "block"
+    assert layout.width <= PAGE
+    assert len(panel.curves) == 37 * 36 // 2
     assert [box.lines for box in panel.boxes] == [*((str(index),) for index in range(36)), ("out",)]
     assert "35 blocks of 1k MACs, a.1 to a.35" in panel.heading[1]
 
@@ -74,9 +74,11 @@ def test_long_names_in_a_long_stage_become_numbers() -> None:
 
 def test_big_graphs_are_drawn_by_stage() -> None:
     limit = stages(MAX_CARDS // 2 - 2, MAX_CARDS // 2 - 2)
-    assert limit.nx.number_of_nodes() == MAX_CARDS and lay_out(limit).level == "block"
+    assert limit.nx.number_of_nodes() == MAX_CARDS
+    assert lay_out(limit).level == "block"
     graph = stages(MAX_CARDS // 2 - 2, MAX_CARDS // 2 - 1)
-    assert lay_out(graph).level == "stage" and lay_out(graph, level="block").level == "block"
+    assert lay_out(graph).level == "stage"
+    assert lay_out(graph, level="block").level == "block"
     svg = write_svg(
         picture_path(
             graph,
@@ -84,7 +86,9 @@ def test_big_graphs_are_drawn_by_stage() -> None:
         )
     )
     assert node_marks(svg) == {"a": "live", "b": "dead"}
-    assert "2 used" in texts(svg) and "0 used" in texts(svg) and "73 blocks" in texts(svg)
+    assert "2 used" in texts(svg)
+    assert "0 used" in texts(svg)
+    assert "73 blocks" in texts(svg)
 
 
 def test_ops_are_listed_in_their_blocks() -> None:

@@ -89,7 +89,8 @@ def test_a_target_is_on_the_axis_and_in_the_legend() -> None:
     svg = draw((0, 100), (100, 80), unit=" %", target=("budget <70 %>", 70))
     assert re.findall(r'class="row">([^<]*)<', svg) == ["70 %", "80 %", "90 %", "100 %"]
     assert lines(svg, "target")[1].endswith(",194.0H346"), "the first is the legend's"
-    assert "budget &lt;70 %&gt;</text>" in svg and ">loss</text>" in svg
+    assert "budget &lt;70 %&gt;</text>" in svg
+    assert ">loss</text>" in svg
     assert ">loss</text>" not in draw((0, 1), (100, 2)), "one line needs no legend"
 
 
@@ -104,9 +105,8 @@ def test_sparse_series_tell_their_numbers_while_dots_have_room() -> None:
             unit=" %",
         )
 
-    assert len(
-        dots(sparse(MAX_DOTS))
-    ) == MAX_DOTS and "<title>top 1, step 21: 2.1 %</title>" in sparse(MAX_DOTS)
+    assert len(dots(sparse(MAX_DOTS))) == MAX_DOTS
+    assert "<title>top 1, step 21: 2.1 %</title>" in sparse(MAX_DOTS)
     assert dots(sparse(MAX_DOTS + 1)) == []
 
 
@@ -115,9 +115,11 @@ def test_long_series_are_means_in_a_band_that_keeps_each_peak() -> None:
     svg = draw(*points, last=10_000)
     (band,), (line,) = lines(svg, "band"), lines(svg)
     heights = [float(y) for _, y in (point.split(",") for point in band[1:-1].split("L"))]
-    assert len(heights) == 2 * NUM_COLUMNS and line.count("L") == NUM_COLUMNS - 1
+    assert len(heights) == 2 * NUM_COLUMNS
+    assert line.count("L") == NUM_COLUMNS - 1
     top = BOTTOM - (BOTTOM - TOP) * 950 / 1000
-    assert min(heights) == pytest.approx(top, abs=0.05) and heights.count(min(heights)) == 1
+    assert min(heights) == pytest.approx(top, abs=0.05)
+    assert heights.count(min(heights)) == 1
     means = [float(y) for _, y in (point.split(",") for point in line[1:].split("L"))]
     assert sorted(means)[NUM_COLUMNS // 2] == pytest.approx(
         BOTTOM - (BOTTOM - TOP) * 25 / 1000, abs=0.2
@@ -172,7 +174,8 @@ def test_axes_are_round(ys: list[float], shown: tuple[float, float], labels: lis
 
 
 def test_whole_numbers_have_whole_ticks() -> None:
-    assert round_ticks(0, 1, is_whole=True) == [0, 1] and round_ticks(0, 3, is_whole=True) == [
+    assert round_ticks(0, 1, is_whole=True) == [0, 1]
+    assert round_ticks(0, 3, is_whole=True) == [
         0,
         1,
         2,
@@ -185,7 +188,9 @@ def test_any_axis_holds_its_values_with_few_different_labels(ys: list[float]) ->
     low, high = limits(ys)
     ticks = round_ticks(low, high)
     slack = 1e-6 * (high - low)
-    assert ticks[0] - slack <= min(ys) and max(ys) <= ticks[-1] + slack and 2 <= len(ticks) <= 8
+    assert ticks[0] - slack <= min(ys)
+    assert max(ys) <= ticks[-1] + slack
+    assert 2 <= len(ticks) <= 8
     assert len(set(tick_labels(ticks))) == len(ticks)
 
 
@@ -212,6 +217,8 @@ def test_names_stay_text(name: str) -> None:
         "r",
     }
     assert {key for _, attrs in page.tags for key in attrs} <= allowed
-    assert "\x1b" not in svg and "\u202e" not in svg
+    assert "\x1b" not in svg
+    assert "\u202e" not in svg
     legend = [float(x) for x in re.findall(r'<text x="([^"]*)" y="18"', svg)]
-    assert len(legend) == 3 and max(legend) < WIDTH
+    assert len(legend) == 3
+    assert max(legend) < WIDTH

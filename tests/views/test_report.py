@@ -50,7 +50,8 @@ def test_the_file_needs_nothing_else(made: tuple[DynamicGraph, Collected, Report
     page = Page(report.html)
     for tag, attrs in page.tags:
         for name, value in attrs.items():
-            assert not name.startswith("on") and name != "style", (tag, name)
+            assert not name.startswith("on"), (tag, name)
+            assert name != "style", (tag, name)
             if name in ("src", "href", "srcset", "action", "data"):
                 assert value.startswith(("data:", "#")), (tag, name, value)
     (policy,) = (
@@ -58,15 +59,14 @@ def test_the_file_needs_nothing_else(made: tuple[DynamicGraph, Collected, Report
         for attrs in page.all("meta")
         if attrs.get("http-equiv") == "Content-Security-Policy"
     )
-    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
     for tag in ("style", "script"):
         (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", report.html, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-        assert (
-            f"{tag}-src 'sha256-{digest}'" in policy
-            and "url(" not in inside
-            and "import" not in inside
-        )
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+        assert "url(" not in inside
+        assert "import" not in inside
     assert "http" not in re.sub("http-equiv", "", report.html)
 
 
@@ -117,10 +117,8 @@ def test_the_page_says_the_atlas_s_numbers(made: tuple[DynamicGraph, Collected, 
     place = graph.edges("blocks").index(edge)
     expected = atlas.classes[1].frequencies["blocks"][place] - atlas.frequencies["blocks"][place]
     assert float(points) == round(100 * expected, 1)
-    assert (
-        f"{100 * atlas.mean_macs / atlas.static_macs:.1f}\u00a0%" in text
-        and f"{atlas.path_entropy_bits:.2f} bits" in text
-    )
+    assert f"{100 * atlas.mean_macs / atlas.static_macs:.1f}\u00a0%" in text
+    assert f"{atlas.path_entropy_bits:.2f} bits" in text
     for warning in atlas.gates.warnings:
         assert re.sub("`", "", warning)[:60] in re.sub("</?code>", "", text)
 
@@ -217,7 +215,8 @@ def test_hostile_names_are_text(made: tuple[DynamicGraph, Collected, Report]) ->
     texts = "".join(bad.texts)
     for name in (*HOSTILE[:4], HOSTILE[6], HOSTILE[7], HOSTILE[8]):
         assert name in texts
-    assert "bell\ufffdesc\ufffd[31mred" in texts and "\ufffdgnp.exe\ufffd" in texts
+    assert "bell\ufffdesc\ufffd[31mred" in texts
+    assert "\ufffdgnp.exe\ufffd" in texts
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", "".join(texts))
 
 
@@ -237,9 +236,8 @@ def test_hostile_module_names_are_text() -> None:
     )
     atlas = collect_one(net)
     page = Page(make_report(graph, atlas, {}).html)
-    assert len(page.all("script")) == 1 and "evil<script>alert(1)</script>\ufffd\"'" in "".join(
-        page.texts
-    )
+    assert len(page.all("script")) == 1
+    assert "evil<script>alert(1)</script>\ufffd\"'" in "".join(page.texts)
 
 
 def collect_one(net: DynamicNetwork, number: int = 3) -> Atlas:
@@ -254,11 +252,10 @@ def test_json_says_the_same(made: tuple[DynamicGraph, Collected, Report]) -> Non
     graph, collected, report = made
     atlas, document = collected.atlas, json.loads(report.json)
     assert report.json.isascii()
-    assert document["num_images"] == 24 and document["paths"]["num"] == atlas.num_paths
-    assert (
-        document["macs"]["mean"] == atlas.mean_macs
-        and document["paths"]["entropy_bits"] == atlas.path_entropy_bits
-    )
+    assert document["num_images"] == 24
+    assert document["paths"]["num"] == atlas.num_paths
+    assert document["macs"]["mean"] == atlas.mean_macs
+    assert document["paths"]["entropy_bits"] == atlas.path_entropy_bits
     assert sum(one["images"] for one in document["macs"]["histogram"]) == 24
     (stage,) = document["stages"]
     assert [edge["frequency"] for edge in stage["edges"]] == list(atlas.frequencies["blocks"])
@@ -281,26 +278,25 @@ def test_bins_are_joined_without_loss() -> None:
         [(0, 1), (10**6, 1)],
     ):
         size, bars = group_bins(histogram)
-        assert (
-            sum(bars.values()) == sum(number for _, number in histogram)
-            and len(bars) <= MAX_BARS + 1
-        )
+        assert sum(bars.values()) == sum(number for _, number in histogram)
+        assert len(bars) <= MAX_BARS + 1
         for place, number in histogram:
             assert bars[place // size] >= number
-    assert group_bins([(100, 5)]) == (1, {100: 5}) and BINS_PER_STATIC == 200
+    assert group_bins([(100, 5)]) == (1, {100: 5})
+    assert BINS_PER_STATIC == 200
 
 
 def test_one_image_without_class_or_thumbnail() -> None:
     net = build()
     atlas = collect_one(net, 1)
-    assert atlas.path_entropy_bits == 0 and atlas.num_paths == 1 and atlas.classes == ()
+    assert atlas.path_entropy_bits == 0
+    assert atlas.num_paths == 1
+    assert atlas.classes == ()
     report = make_report(net.graph, atlas, {})
     page = Page(report.html)
-    assert (
-        'id="classes"' not in report.html
-        and "no image" in "".join(page.texts)
-        and "1 image" in report.summary
-    )
+    assert 'id="classes"' not in report.html
+    assert "no image" in "".join(page.texts)
+    assert "1 image" in report.summary
     assert math.isfinite(json.loads(report.json)["macs"]["kept"])
 
 
@@ -320,7 +316,8 @@ def test_a_hundred_images_stay_small(tmp_path: Path) -> None:
         photo.crop((index, index, index + 300, index + 200)).save(tmp_path / f"{index}.jpg")
     collected = collect_atlas(net, open_image_set(tmp_path), num_instances=100)
     report = write(net, collected)
-    assert len(collected.atlas.instances) == 100 and 300_000 < len(report.html.encode()) < 5_000_000
+    assert len(collected.atlas.instances) == 100
+    assert 300_000 < len(report.html.encode()) < 5_000_000
 
 
 def test_notebooks_show_it_in_a_frame_of_its_own(
@@ -329,12 +326,13 @@ def test_notebooks_show_it_in_a_frame_of_its_own(
     report = made[2]
     shown = Page(report._repr_html_())
     ((tag, attrs),) = shown.tags
-    assert (
-        tag == "iframe" and attrs["sandbox"] == "allow-scripts" and attrs["srcdoc"] == report.html
-    )
+    assert tag == "iframe"
+    assert attrs["sandbox"] == "allow-scripts"
+    assert attrs["srcdoc"] == report.html
     broken = Report(summary="s", html=None, json="")  # type: ignore[arg-type]
     assert "cannot be shown" in broken._repr_html_()
-    assert report.summary in repr(report) and str(report) == report.summary
+    assert report.summary in repr(report)
+    assert str(report) == report.summary
 
 
 def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,19 +347,18 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(tmp_path))
     arguments = ("atlas", "my_small:build", "set", "--input-size", "16", "-o", "out/report.html")
     code, out, err = run(capsys, *arguments)
-    assert (
-        code == 4
-        and "bee/00.png" in err
-        and "--on-bad-image skip" in err
-        and out == ""
-        and err.count("\n") == 1
-    )
+    assert code == 4
+    assert "bee/00.png" in err
+    assert "--on-bad-image skip" in err
+    assert out == ""
+    assert err.count("\n") == 1
     assert (tmp_path / "out" / "report.state").is_file()
     code, out, _ = run(capsys, *arguments, "--on-bad-image", "skip", "--json")
     facts = json.loads(out)
-    assert (
-        code == 0 and facts["num_images"] == 8 and facts["num_skipped"] == 1 and facts["kept"] > 1
-    )
+    assert code == 0
+    assert facts["num_images"] == 8
+    assert facts["num_skipped"] == 1
+    assert facts["kept"] > 1
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "report.html",
         "report.json",
@@ -369,12 +366,16 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((tmp_path / "out" / "report.json").read_text())["num_images"] == 8
     Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     code, out, _ = run(capsys, *arguments, "--on-bad-image", "skip", "--limit", "4")
-    assert code == 0 and "4 images" in out and "one path" in out.replace("\n", " ")
+    assert code == 0
+    assert "4 images" in out
+    assert "one path" in out.replace("\n", " ")
     (tmp_path / "out" / "other.json").write_text('{"mine": 1}')
     (tmp_path / "out" / "folder.html").mkdir()
     for name, message in (("other.html", "no atlas of ours"), ("folder.html", "is a folder")):
         code, _, err = run(capsys, *arguments, "-o", f"out/{name}")
-        assert code == 4 and message in err and err.count("\n") == 1
+        assert code == 4
+        assert message in err
+        assert err.count("\n") == 1
     assert (tmp_path / "out" / "other.json").read_text() == '{"mine": 1}'
     for more, message in (
         (["-o", "report.txt"], ".html"),
@@ -382,7 +383,8 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--instances", "999"], "--instances"),
     ):
         code, _, err = run(capsys, *arguments, *more)
-        assert code in (2, 4) and message in err
+        assert code in (2, 4)
+        assert message in err
 
 
 def test_the_documented_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,8 @@ def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> No
     instances = collected.atlas.instances
     ids = [f"image-{one.index}" for one in instances]
     matches = page.find_element("id", "matches")
-    assert shown(page) == ids[:1] and matches.text == f"1 of {len(ids)}"
+    assert shown(page) == ids[:1]
+    assert matches.text == f"1 of {len(ids)}"
     page.find_element("id", "next").click()
     assert shown(page) == ids[1:2]
     page.find_element("id", "previous").click()
@@ -122,10 +123,12 @@ def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> No
     assert shown(page) == ids[1:2], "by keyboard"
 
     page.find_element("id", "every").click()
-    assert shown(page) == ids and matches.text == f"{len(ids)} of {len(ids)} images"
+    assert shown(page) == ids
+    assert matches.text == f"{len(ids)} of {len(ids)} images"
     choose(page, "class", "bee")
     bees = [f"image-{one.index}" for one in instances if one.label == "bee"]
-    assert shown(page) == bees and 0 < len(bees) < len(ids)
+    assert shown(page) == bees
+    assert 0 < len(bees) < len(ids)
     choose(page, "class", "")
     choose(page, "kind", "cheapest")
     assert shown(page) == sorted(
@@ -138,7 +141,8 @@ def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> No
     search.send_keys("ELK/0")
     assert shown(page) == [f"image-{one.index}" for one in instances if one.label == "elk"]
     search.send_keys("zzz")
-    assert shown(page) == [] and matches.text == f"0 of {len(ids)} images"
+    assert shown(page) == []
+    assert matches.text == f"0 of {len(ids)} images"
     search.clear()
     search.send_keys(Keys.SPACE)
     assert shown(page) == ids
@@ -176,7 +180,8 @@ def test_hostile_names_do_nothing(browser: Any, collected: Collected, tmp_path: 
     page.find_element("id", "every").click()
     assert len(shown(page)) == len(collected.atlas.instances)
     assert page.execute_script("return document.scripts.length") == 1
-    assert page.get_log("browser") == [] and requests(page) == [page.current_url]
+    assert page.get_log("browser") == []
+    assert requests(page) == [page.current_url]
     for width in (390, 1200):
         page.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
@@ -222,7 +227,8 @@ def test_outlined_objects_are_shown_on_their_images(
             "nothing sticks out"
         )
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert page.get_log("browser") == [] and requests(page) == [page.current_url]
+    assert page.get_log("browser") == []
+    assert requests(page) == [page.current_url]
 
 
 def test_without_scripts_everything_is_there(
