@@ -204,8 +204,8 @@ def run_plan(
 def are_equal(weights: Sequence[Weight], pairs: tuple[tuple[int, int], ...]) -> bool:
     """Whether both edges of every pair have the same float as weight."""
     for edge, other in pairs:
-        weight = weights[edge]
-        if weight.__class__ is not float or weight != weights[other]:
+        ours, theirs = weights[edge], weights[other]
+        if ours.__class__ is not float or theirs.__class__ is not float or ours != theirs:
             return False
     return True
 
