@@ -3,16 +3,15 @@
 Every wiring is united with the static edges.
 """
 
-import ast
 import difflib
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import networkx as nx
 
-from dggraph.errors import WiringError
+from dggraph.errors import InputError, WiringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
+from dggraph.system.specs import read_spec, refuse_numbers
 
 Wiring = Callable[[int], Iterable[tuple[int, int]]]
 """Maps the number of vertices of a stage (v0 .. vN, out) to its candidate edges.
@@ -110,22 +109,19 @@ def parse_wiring(text: str) -> Wiring:
     Raises:
         WiringError: there is no wiring of that name, or it does not accept these arguments.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-    name = match.group(1) if match else text
-    if match is None or name not in WIRINGS:
-        close = difflib.get_close_matches(name, WIRINGS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise WiringError(f"there is no wiring {name!r}; choose from {', '.join(WIRINGS)}.{hint}")
     try:
-        arguments = (
-            ast.literal_eval(f"({match.group(2)},)") if (match.group(2) or "").strip() else ()
-        )
-        if not all(type(argument) in (int, float) for argument in arguments):
-            raise ValueError("arguments must be numbers")
-        return WIRINGS[name](*arguments)
-    except (TypeError, ValueError, SyntaxError) as error:
+        spec = read_spec(text)
+        if spec.name not in WIRINGS:
+            close = difflib.get_close_matches(spec.name, WIRINGS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise WiringError(
+                f"there is no wiring {spec.name!r}; choose from {', '.join(WIRINGS)}.{hint}"
+            )
+        refuse_numbers(spec, WIRINGS[spec.name])
+        return WIRINGS[spec.name](*spec.numbers)
+    except (InputError, TypeError, ValueError) as error:
         raise WiringError(
-            f"wiring {text!r}: {error}. Examples: window(4), watts_strogatz(4, 0.5, 0)."
+            f"wiring: {error} Write for example complete, window(4) or watts_strogatz(4, 0.5, 0)."
         ) from error
 
 

@@ -8,7 +8,6 @@ not the paper's.
 """
 
 import difflib
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
+from dggraph.system.specs import read_spec, refuse_numbers
 
 
 class LinearRouter(nn.Module):
@@ -86,17 +86,22 @@ def find_router(text: str) -> tuple[Scope, Router]:
     Numbers in brackets are further arguments of the factory.
 
     Raises:
-        InputError: there is no router of that name, or its arguments are not integers.
+        InputError: no such router, or numbers that it does not take.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([\d\s,]*)\))?\s*", text)
-    name = match.group(1) if match else text
-    if match is None or name not in ROUTERS:
-        close = difflib.get_close_matches(name, ROUTERS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Examples: node, stage, node(16)."
-        raise InputError(f"router={text!r} is not one of {', '.join(ROUTERS)}.{hint}")
-    scope, make = ROUTERS[name]
-    numbers = [int(part) for part in (match.group(2) or "").split(",") if part.strip()]
-    return scope, lambda channels, edges, axis: make(channels, edges, axis, *numbers)
+    example = "Write for example node, stage or node(16)."
+    try:
+        spec = read_spec(text)
+    except InputError as error:
+        raise InputError(f"router: {error} {example}") from error
+    if spec.name not in ROUTERS:
+        close = difflib.get_close_matches(spec.name, ROUTERS, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else example
+        raise InputError(f"router={text!r} is not one of {', '.join(ROUTERS)}. {hint}")
+    scope, make = ROUTERS[spec.name]
+    refuse_numbers(spec, make, num_taken=3)
+    if not all(type(number) is int and number >= 0 for number in spec.numbers):
+        raise InputError(f"router={text!r}: arguments must be whole numbers, from 0 on.")
+    return scope, lambda channels, edges, axis: make(channels, edges, axis, *spec.numbers)
 
 
 def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:

@@ -1,0 +1,71 @@
+"""Names with numbers in brackets, as options and configurations have them: `window(4)`,
+`node(16)`.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dggraph.errors import InputError
+
+
+class Spec(NamedTuple):
+    """What was written."""
+
+    name: str
+    numbers: tuple[int | float, ...]
+
+
+def read_spec(text: str) -> Spec:
+    """`text` as a name and its numbers; without brackets there are none.
+
+    Raises:
+        InputError: it is something else; says what.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    if match is None:
+        raise InputError(f"{text!r} is neither a name nor a name with numbers in brackets.")
+    inside = (match.group(2) or "").strip().removesuffix(",")
+    parts = [part.strip() for part in inside.split(",")] if inside else []
+    return Spec(match.group(1), tuple(_number(part, text) for part in parts))
+
+
+def refuse_numbers(spec: Spec, make: Callable[..., Any], *, num_taken: int = 0) -> None:
+    """Make sure that `make` takes as many numbers as `spec` has.
+
+    Args:
+        spec: as it was written.
+        make: what the name stands for.
+        num_taken: arguments that `make` is given before the numbers.
+
+    Raises:
+        InputError: too few or too many; says how many and which, by the names in its signature.
+    """
+    try:
+        found = list(inspect.signature(make).parameters.values())[num_taken:]
+    except (TypeError, ValueError):  # written in C
+        return
+    if any(one.kind is one.VAR_POSITIONAL for one in found):
+        return
+    taken = [one for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    num_needed = sum(one.default is one.empty for one in taken)
+    if num_needed <= len(spec.numbers) <= len(taken):
+        return
+    number = f"{num_needed}" if num_needed == len(taken) else f"{num_needed} to {len(taken)}"
+    names = ", ".join(one.name for one in taken)
+    what = (
+        f"takes {number} number{'' if len(taken) == 1 else 's'} in brackets, {spec.name}({names})"
+        if taken
+        else "takes no numbers in brackets"
+    )
+    raise InputError(f"{spec.name!r} {what}, and got {len(spec.numbers)}.")
+
+
+def _number(part: str, text: str) -> int | float:
+    for kind in (int, float):
+        try:
+            return kind(part)
+        except ValueError:
+            continue
+    raise InputError(f"{text!r}: arguments must be numbers, and {part!r} is none.")
