@@ -1,10 +1,11 @@
-"""Inference of every executor over the static backbone, at MACs ratios of about .5, .75 and 1.0.
+"""Inference of both executors over the static backbone, at MACs ratios of about .5, .75 and 1.0.
 
     python benchmarks/inference.py [--rounds 15] [--batch 1 16] [--output FILE.jsonl]
 
 Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the
-nodes that are kept is open. `dense` is masked execution. C++ kernels are used where they are built;
-DGGRAPH_KERNELS=0 turns them off.
+nodes that are kept is open. `dense` is masked execution; `sparse` skips, and is what `auto` runs
+here, so that the column `auto` of older rows differs from it by noise alone. C++ kernels are used
+where they are built; DGGRAPH_KERNELS=0 turns them off.
 """
 
 import argparse

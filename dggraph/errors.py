@@ -16,6 +16,14 @@ class InputError(DggraphError):
     """A model, an input tensor, an image or an option that dggraph cannot work with."""
 
 
+class UnknownModelError(InputError):
+    """A MODEL name that is in no registry; the message has the nearest ones."""
+
+
+class DownloadError(InputError):
+    """Weights that are not here and cannot be fetched; the message says from where."""
+
+
 class BranchError(InputError):
     """The backbone would take another branch for this batch than the one that was traced."""
 

@@ -87,8 +87,8 @@ def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Excepti
             f" {TIED_IMAGES}"
         )
     return (
-        f"the backbone cannot run on an input of shape {wanted}: {reason}. Pass an `example_input`"
-        " (or --input-size) of the shape it was made for."
+        f"the backbone cannot run on an input of shape {wanted}: {reason}. Give an input"
+        " (`example_input`, --input-size) of the shape it was made for."
     )
 
 

@@ -5,14 +5,16 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
+from dggraph.models.default_weights import fetch_detector
 from dggraph.models.feature_pyramids import faster_rcnn_on, freeze_norms_
+from dggraph.models.origins import RANDOM, checkpoint_origin
 from dggraph.models.registry import (
     is_registered,
     load_model,
@@ -37,6 +39,8 @@ class LoadedDetector:
     model: nn.Module
     remarks: tuple[str, ...]
     """What its checkpoint left open, and how that was settled, a sentence each."""
+    weights_origin: str
+    """Where the detector's weights, or those of its classifier, come from; see `origins`."""
 
 
 def detector_names() -> tuple[str, ...]:
@@ -50,6 +54,7 @@ def load_detector(
     num_classes: int,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    weights: Literal["random", "default"] = "random",
     input_size: int | None = None,
     max_size: int | None = None,
     is_head_new: bool = False,
@@ -63,6 +68,7 @@ def load_detector(
             with `num_classes` where it takes that, which returns either.
         num_classes: without the background, which torchvision counts besides.
         checkpoint: a state dict of the detector or the classifier, whichever `name` says.
+        weights: what one without a checkpoint begins with, as for `load_model`.
         input_size: of images as the network reads them, the shorter side in pixels; by default the
             detector's own.
         max_size: the longer side at most; by default 5/3 of `input_size`.
@@ -77,24 +83,23 @@ def load_detector(
             detector that reads one size only.
     """
     remarks: tuple[str, ...] = ()
+    origin = RANDOM
     if name in detector_names():
         model: nn.Module = torchvision.models.get_model(
             name, weights=None, weights_backbone=None, num_classes=num_classes + 1
         )
-        weights = (
-            None
-            if checkpoint is None
-            else fitted(read_checkpoint(checkpoint), model.state_dict().keys())
-        )
-        if (
-            is_frozen
-            if is_frozen is not None
-            else weights is not None and has_frozen_norms(weights.tensors)
-        ):
+        found = None
+        if weights == "default":
+            found, origin = fetch_detector(name)
+        if checkpoint is not None:
+            found, origin = read_checkpoint(checkpoint), checkpoint_origin(checkpoint)
+        found = None if found is None else fitted(found, model.state_dict().keys())
+        is_stored_frozen = found is not None and has_frozen_norms(found.tensors)
+        if is_stored_frozen if is_frozen is None else is_frozen:
             freeze_norms_(model.get_submodule("backbone"))
-        if weights is not None:
+        if found is not None:
             remarks = load_checkpoint_(
-                model, weights, replaceable=_of_classes(name) if is_head_new else ()
+                model, found, replaceable=_of_classes(name) if is_head_new else ()
             )
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
@@ -108,8 +113,12 @@ def load_detector(
     else:
         number = num_classes if not is_registered(name) and takes_num_classes(name) else None
         loaded = load_model(
-            name, num_classes=number, checkpoint=None if is_head_new else checkpoint
+            name,
+            num_classes=number,
+            checkpoint=None if is_head_new else checkpoint,
+            weights=weights,
         )
+        origin = loaded.weights_origin if checkpoint is None else checkpoint_origin(checkpoint)
         remarks = (
             start_from_(loaded, checkpoint)
             if is_head_new and checkpoint is not None
@@ -117,14 +126,14 @@ def load_detector(
         )
         model = loaded.model
         if not is_detector(model):
-            is_trained = checkpoint is not None or not is_registered(name)
+            is_trained = origin != RANDOM
             model = faster_rcnn_on(
                 model, num_classes, is_frozen=is_trained if is_frozen is None else is_frozen
             )
     if input_size is not None or max_size is not None:
         _resize_(model, name, input_size, max_size)
     model.eval()
-    return LoadedDetector(model, remarks)
+    return LoadedDetector(model, remarks, origin)
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:

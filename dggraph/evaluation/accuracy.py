@@ -5,6 +5,7 @@ processes.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,12 @@ class Accuracy:
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 256, workers: int = 0
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Run `model` over `dataset` in eval mode and count; modes are restored.
 
@@ -84,6 +90,7 @@ def evaluate(
         dataset: items (image (C, H, W), label) by index.
         batch_size: images per batch.
         workers: number of loader processes.
+        progress: called with the number of images run by this process, and of all that it runs.
 
     Raises:
         InputError: the set is empty, or a label is not a class of the model.
@@ -98,6 +105,7 @@ def evaluate(
     counts = torch.zeros(2, dtype=torch.int64)
     per_class: torch.Tensor | None = None
     macs = [torch.zeros(0, dtype=torch.float64)]
+    num_done, num_own = 0, sum(map(len, batches))
     with evaluating(model):
         for images, labels in load_batches(dataset, batches, workers=workers):
             if isinstance(model, DynamicNetwork):
@@ -125,6 +133,8 @@ def evaluate(
             )
             per_class[0] += labels.bincount(minlength=num_classes)
             per_class[1] += labels[is_right_B].bincount(minlength=num_classes)
+            num_done += len(images)
+            progress(num_done, num_own)
     width = max(
         w
         for w in processes.all_gather_objects(0 if per_class is None else per_class.shape[1])

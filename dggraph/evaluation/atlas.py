@@ -8,7 +8,7 @@ obtains the same bytes as a single process.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from dggraph.evaluation.atlas_counts import AtlasCounts
 from dggraph.evaluation.atlas_state import read_state, write_state
 from dggraph.evaluation.recording import Prediction, Predictor, as_predictor
 from dggraph.graph.atlas import Atlas, Instance
+from dggraph.models.origins import RANDOM, WARNING
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
@@ -129,7 +130,14 @@ def collect_atlas(
     if state is not None and counts.next_index > start:
         write_state(state, identity, counts.document())
     atlas = counts.atlas(network=predictor.name, images=images.name, num_ignored=images.num_ignored)
+    atlas = _with_weights(atlas, net.weights_origin)
     return Collected(atlas=atlas, thumbnails=_thumbnails(images, atlas))
+
+
+def _with_weights(atlas: Atlas, origin: str) -> Atlas:
+    """`atlas`, saying where the weights come from, and first of all that they are random."""
+    warnings = ((WARNING,) if origin == RANDOM else ()) + atlas.gates.warnings
+    return replace(atlas, weights_origin=origin, gates=replace(atlas.gates, warnings=warnings))
 
 
 def _observe_all(

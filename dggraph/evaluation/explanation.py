@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dggraph.evaluation.recording import ClassScore, make_predictor
 from dggraph.graph.ir import ActivatedPath
+from dggraph.models.origins import MARK, RANDOM
 from dggraph.models.preprocessing import Picturable, as_image
 from dggraph.network.network import DynamicNetwork
 from dggraph.views.drawing import draw
@@ -33,6 +34,8 @@ class Explanation:
     """MACs of the path divided by those of the static backbone."""
     picture: Picture
     """The path next to the image."""
+    weights_origin: str
+    """Where the network's weights come from; of `random` ones nothing here means anything."""
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the picture in the format of the suffix: .svg, .png, .pdf, .dot, .mmd or .json.
@@ -49,7 +52,8 @@ class Explanation:
             if self.predictions
             else ""
         )
-        return f"<Explanation: {best}MACs ratio {self.macs_ratio:.3f}>"
+        mark = f", {MARK}" if self.weights_origin == RANDOM else ""
+        return f"<Explanation: {best}MACs ratio {self.macs_ratio:.3f}{mark}>"
 
     def _repr_html_(self) -> str:
         return show_picture(self.picture)
@@ -76,7 +80,7 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
         >>> f"{found.macs_ratio:.2f}"
         '1.00'
     """
-    predictor, opened = make_predictor(net), as_image(image)
+    predictor, opened, origin = make_predictor(net), as_image(image), net.weights_origin
     found = predictor.predict(opened)
     ratio = found.path.macs / net.macs_table.static
     best = [f"{one.label} {one.probability:.2f}" for one in found.classes[:1]]
@@ -84,9 +88,16 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
         net.graph,
         found.path,
         title=os.path.basename(image) if isinstance(image, str | os.PathLike) else net.graph.name,
-        facts=[" \N{MIDDLE DOT} ".join([*best, f"{ratio:.3f} of the static network's MACs"])],
+        facts=[
+            " \N{MIDDLE DOT} ".join([*best, f"{ratio:.3f} of the static network's MACs"]),
+            *([MARK] if origin == RANDOM else []),
+        ],
         thumbnail=opened,
     )
     return Explanation(
-        predictions=found.classes, path=found.path, macs_ratio=ratio, picture=picture
+        predictions=found.classes,
+        path=found.path,
+        macs_ratio=ratio,
+        picture=picture,
+        weights_origin=origin,
     )

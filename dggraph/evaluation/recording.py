@@ -18,6 +18,7 @@ from torch import Tensor
 from dggraph.errors import InputError
 from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
+from dggraph.models.origins import MARK, RANDOM, UNKNOWN
 from dggraph.models.preprocessing import Picturable, require_preprocess
 from dggraph.network.digests import digest_of
 from dggraph.network.execution import refuse_nan
@@ -52,6 +53,8 @@ class Recording:
     """One path per instance."""
     macs: Tensor
     """(B,) int64: MACs of each instance's path, routers and aggregation included."""
+    weights_origin: str = UNKNOWN
+    """Where the network's weights come from; of `random` ones nothing here means anything."""
 
     def _repr_html_(self) -> str:
         rows = [
@@ -63,7 +66,8 @@ class Recording:
             )
             for index, path in enumerate(self.paths)
         ]
-        return html_table(("instance", "MACs", "active edges", "margin"), rows)
+        caption = MARK if self.weights_origin == RANDOM else ""
+        return html_table(("instance", "MACs", "active edges", "margin"), rows, caption=caption)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +184,7 @@ def record(
     paths = activated_paths(net.graph, gates)
     adjacency = {stage: gates.adjacency(stage) for stage in stages}
     macs = torch.tensor([path.macs for path in paths], dtype=torch.int64, device=x.device)
-    return Recording(join_outputs(outputs), adjacency, paths, macs)
+    return Recording(join_outputs(outputs), adjacency, paths, macs, net.weights_origin)
 
 
 def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, ...]:

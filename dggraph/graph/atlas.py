@@ -124,6 +124,8 @@ class Atlas:
     dearest: tuple[int, ...]
     """Places in the set of the images with the most MACs, in descending order of MACs."""
     gates: GateFacts
+    weights_origin: str = "unknown"
+    """Where the network's weights come from; of `random` ones the first warning says so."""
 
     @property
     def is_of_detector(self) -> bool:

@@ -6,18 +6,20 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from dggraph.errors import InputError, MissingExtraError
+from dggraph.errors import InputError, MissingExtraError, UnknownModelError
+from dggraph.models.default_weights import fetch_default
+from dggraph.models.origins import GIVEN, RANDOM, checkpoint_origin
 from dggraph.models.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
 from dggraph.models.small_resnet import NAMES as SMALL_NAMES
 from dggraph.models.small_resnet import build_small
-from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
+from dggraph.models.weights import Weights, fitted, load_checkpoint_, read_checkpoint
 
 IMAGENET_CLASSES = 1000
 # These two take seconds to draw initial weights that a checkpoint or training replaces.
@@ -37,6 +39,8 @@ class LoadedModel:
     labels: tuple[str, ...] | None
     remarks: tuple[str, ...]
     """One sentence per choice that its checkpoint left open, and how it was made."""
+    weights_origin: str = GIVEN
+    """Where its weights come from, see `origins`."""
 
 
 def model_names() -> tuple[str, ...]:
@@ -63,6 +67,7 @@ def load_model(
     num_classes: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     input_size: int | None = None,
+    weights: Literal["random", "default"] = "random",
 ) -> LoadedModel:
     """Build the backbone called `name`, in eval mode.
 
@@ -72,34 +77,52 @@ def load_model(
         num_classes: outputs of the classifier; None takes the builder's default.
         checkpoint: a state dict, `.safetensors` or torch's format (read with `weights_only=True`).
         input_size: side of the square input in pixels; None takes the model's default.
+        weights: what a model without a checkpoint starts with: `random`, as its builder draws them,
+            or `default`, what torchvision or timm publish. With another number of classes, what
+            depends on that number stays as it was built.
 
     Raises:
-        InputError: there is no model of that name, the checkpoint does not fit, or the function
-            fails.
+        InputError: there is no model of that name, the checkpoint does not fit, the function fails,
+            or nobody has published default weights.
+        DownloadError: the default weights cannot be fetched.
         MissingExtraError: a timm name without timm.
     """
+    if weights == "default" and checkpoint is not None:
+        raise InputError("a checkpoint and default weights are two answers: choose one of them.")
     options: dict[str, int] = {} if num_classes is None else {"num_classes": num_classes}
     model = build_trusted(name, **options) if is_registered(name) else _call(name, options)
+    default = fetch_default(name) if weights == "default" else None
+    known = default.preprocess if default is not None else None
+    if known is not None:
+        input_size = known.input_size[1] if input_size is None else input_size
     if (
         input_size is not None
         and is_registered(name)
         and (sized := _sized(name, model, options, input_size)) is not None
     ):
         model, options = sized, options | {"image_size": input_size}
-    remarks = () if checkpoint is None else load_checkpoint_(model, read_checkpoint(checkpoint))
+    origin = RANDOM if is_registered(name) else GIVEN
+    remarks: tuple[str, ...] = ()
+    if checkpoint is not None:
+        remarks = load_checkpoint_(model, read_checkpoint(checkpoint))
+        origin = checkpoint_origin(checkpoint)
+    if default is not None:
+        remarks, origin = _fill_(model, name, options, default.weights), default.origin
     size = (
         input_size_of(model)
         if input_size is None
         else (num_channels_of(model), input_size, input_size)
     )
     preprocess = preprocess_of(model, size) if size is not None else None
-    labels = (
-        _imagenet_labels()
-        if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES)
-        else None
-    )
+    if known is not None and size is not None:
+        preprocess = replace(known, input_size=size)
+    labels = None
+    if _is_imagenet(name) and num_classes in (None, IMAGENET_CLASSES):
+        labels = _imagenet_labels()
+    if default is not None and default.labels is not None and num_classes is None:
+        labels = default.labels
     model.eval()
-    return LoadedModel(model, name, options, preprocess, labels, remarks)
+    return LoadedModel(model, name, options, preprocess, labels, remarks, origin)
 
 
 def takes_num_classes(name: str) -> bool:
@@ -134,30 +157,37 @@ def start_from_(loaded: LoadedModel, checkpoint: str | os.PathLike[str]) -> tupl
     Raises:
         InputError: the checkpoint cannot be read, or another tensor does not fit.
     """
-    weights, expected = read_checkpoint(checkpoint), loaded.model.state_dict()
+    return _fill_(loaded.model, loaded.source, loaded.options, read_checkpoint(checkpoint))
+
+
+def _fill_(
+    model: nn.Module, name: str, options: dict[str, int], weights: Weights
+) -> tuple[str, ...]:
+    """Load `weights`, but for what depends on the number of classes where that is another one."""
+    expected = model.state_dict()
     tensors = fitted(weights, expected.keys()).tensors
     is_fitting = expected.keys() == tensors.keys() and all(
         tensors[key].shape == tensor.shape for key, tensor in expected.items()
     )
     return load_checkpoint_(
-        loaded.model, weights, replaceable=() if is_fitting else _of_classes(loaded)
+        model, weights, replaceable=() if is_fitting else _of_classes(model, name, options)
     )
 
 
-def _of_classes(loaded: LoadedModel) -> set[str]:
+def _of_classes(model: nn.Module, name: str, options: dict[str, int]) -> set[str]:
     """Return the names of the tensors whose shape depends on the number of classes."""
-    if not takes_num_classes(loaded.source):
+    if not takes_num_classes(name):
         return set()
-    options = loaded.options | {"num_classes": loaded.options.get("num_classes", 16) + 1}
+    options = options | {"num_classes": options.get("num_classes", 16) + 1}
     with torch.random.fork_rng(devices=[]):
         other = (
-            build_shapes(loaded.source, options)
-            if is_registered(loaded.source)
-            else _call(loaded.source, options).state_dict()
+            build_shapes(name, options)
+            if is_registered(name)
+            else _call(name, options).state_dict()
         )
     return {
         key
-        for key, tensor in loaded.model.state_dict().items()
+        for key, tensor in model.state_dict().items()
         if key in other and other[key].shape != tensor.shape
     }
 
@@ -249,7 +279,7 @@ def import_function(name: str) -> Any:
 
 def unknown_model(
     name: str, known: Sequence[str], listing: str = "`dggraph models` lists them."
-) -> InputError:
+) -> UnknownModelError:
     """Return the error for an unknown model name, with names that may be meant.
 
     Args:
@@ -271,7 +301,7 @@ def unknown_model(
             "It looks like a file of weights: give the name of their model, and the file with"
             " --checkpoint."
         )
-    return InputError(f"there is no model {name!r}. {hint}")
+    return UnknownModelError(f"there is no model {name!r}. {hint}")
 
 
 def _call(name: str, options: dict[str, int]) -> nn.Module:

@@ -8,7 +8,7 @@ import re
 
 from torch import Tensor, nn
 
-from dggraph.errors import InputError
+from dggraph.errors import UnknownModelError
 
 NAMES = ("dggraph:resnet20_8", "dggraph:resnet20_16", "dggraph:resnet32_16", "dggraph:resnet56_16")
 """Examples; any depth of 6 n + 2 up to 110 and any width up to 64 can be built."""
@@ -73,13 +73,13 @@ def build_small(name: str, num_classes: int = 10) -> SmallResNet:
     """Build the backbone called `name`, for example `dggraph:resnet32_16`.
 
     Raises:
-        InputError: there is no backbone of that name.
+        UnknownModelError: there is no backbone of that name.
     """
     match = re.fullmatch(r"dggraph:resnet(\d{1,3})_(\d{1,2})", name)
     depth, width = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     if not (8 <= depth <= 110 and depth % 6 == 2 and 1 <= width <= 64):
-        raise InputError(
-            f"there is no backbone {name!r}: write dggraph:resnetDEPTH_WIDTH, with a DEPTH of"
+        raise UnknownModelError(
+            f"there is no model {name!r}: write dggraph:resnetDEPTH_WIDTH, with a DEPTH of"
             " 6 n + 2 up to 110 and a WIDTH up to 64."
         )
     return SmallResNet(depth, width, num_classes)

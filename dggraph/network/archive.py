@@ -44,7 +44,7 @@ from dggraph.network.manifest import (
     unpack_budgets,
     unpack_preprocess,
 )
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, note_weights_
 from dggraph.network.reconstruction import lower_again, rebuild_backbone, refuse_unregistered
 from dggraph.system.files import part_of, sha256_of, write_folder
 
@@ -162,6 +162,7 @@ def _packed(
         preprocess=pack_preprocess(preprocess if preprocess is not None else net.preprocess),
         labels=names,
         budgets=pack_budgets(net.budgets),
+        weights_origin=net.weights_origin,
         sha256={},
     )
     return manifest, state
@@ -234,6 +235,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     net.labels = tuple(manifest.labels) if manifest.labels is not None else None
     net.preprocess = unpack_preprocess(manifest)
     net.budgets = unpack_budgets(manifest)
+    note_weights_(net, manifest.weights_origin)
     return net
 
 

@@ -29,7 +29,7 @@ from dggraph.models.reparameterisation import advice
 from dggraph.network.assembly import assemble
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.conversion_arguments import check_options, example_of, plain_backbone
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, note_weights_
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_converted_
 
@@ -131,9 +131,12 @@ def convert(
 
 
 def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
-    """Let `net` know the name it was built from, and what is known of its images and classes."""
+    """Let `net` know the name it was built from, and what is known of its images, classes and
+    weights.
+    """
     net.source, net.source_options = loaded.source, loaded.options
     net.preprocess, net.labels = loaded.preprocess, loaded.labels
+    note_weights_(net, loaded.weights_origin)
     net.converted = replace(
         net.converted, source=loaded.source, source_options=dict(loaded.options)
     )
@@ -171,6 +174,6 @@ def _nothing(name: str, found: Discovery, opaque: Sequence[Opaque], branches: st
     return (
         f"{name} has no block with a candidate edge around it, so there is nothing to route"
         f" ({largest or 'no convolutions found'}).{untraced}{f' {branches}.' if branches else ''}"
-        " Name the blocks with `stages={...}`, choose another wiring, or pass"
+        " Choose another wiring, or in Python name the blocks with `stages={...}` or pass"
         " `allow_static=True`."
     )

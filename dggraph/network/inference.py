@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, note_weights_
 from dggraph.system.torch_private import has_forward_hooks
 
 _CONVOLUTIONS: set[type[nn.Module]] = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
@@ -91,6 +91,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
     )
     own = {*vars(nn.Module()), "lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
+    note_weights_(twin, net.weights_origin)  # folded ones differ from those that were watched
     return twin.eval()
 
 

@@ -17,6 +17,7 @@ from dggraph.compiler.regions import Region
 from dggraph.compiler.stages import FoundStage
 from dggraph.errors import ArchiveError
 from dggraph.graph.ir import EdgeKind
+from dggraph.models.origins import UNKNOWN
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
@@ -125,6 +126,8 @@ class Manifest(_Strict):
     preprocess: _Preprocess | None
     labels: list[str] | None
     budgets: _Budgets | None
+    weights_origin: Name = UNKNOWN
+    """Where the weights come from; archives written before version 0.2 do not say it."""
     sha256: dict[str, str]
 
 
@@ -207,7 +210,9 @@ def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
 def seal(manifest: Manifest) -> Manifest:
     """`manifest` with the SHA-256 of everything else in it."""
     parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
-    content = manifest.model_copy(update={"sha256": parts}).model_dump_json()
+    content = manifest.model_copy(update={"sha256": parts}).model_dump_json(
+        exclude_unset=True  # so that the seal of an archive holds that lacks a newer field
+    )
     return manifest.model_copy(
         update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}}
     )

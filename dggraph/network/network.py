@@ -15,6 +15,7 @@ from dggraph.compiler.partition import cut
 from dggraph.compiler.planning import StagePlan
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.models.origins import GIVEN
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import BudgetCurve
@@ -25,6 +26,7 @@ from dggraph.network.report import ConversionReport
 from dggraph.network.shell import only_images
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
+from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.system.torch_private import is_jit_traced
@@ -44,8 +46,12 @@ class DynamicNetwork(StandIn):
 
     Attributes:
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense`
-            (runs every block for all, closed edges masked). In training, with gradients, under
-            compilers and exporters always dense.
+            (runs every block for all, closed edges masked). Skipping has no gradients: in train
+            mode, with gradients on, under compilers and exporters, and where norms take the
+            statistics of the batch, the dense form runs under any of the three, an explicit `sparse`
+            too; `last_run` and the network's repr say so and why. Else `auto` runs what `sparse`
+            runs, but that hooks on single layers see whole batches under `auto`, and only the rows
+            that run under `sparse`.
 
     Example:
         >>> import dggraph, torch
@@ -76,7 +82,9 @@ class DynamicNetwork(StandIn):
     """Class names, where known."""
     budgets: BudgetCurve | None
     """What `calibrate` measured, or None."""
+    _origin: Origin
     _executor: Executor
+    _last_run: str
     _inliner: Inliner | None
     _collected: list[Gates] | None
 
@@ -97,7 +105,9 @@ class DynamicNetwork(StandIn):
         self.macs_table, self.blueprint, self.converted = macs_table, blueprint, converted
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
+        self._origin = Origin(GIVEN, None)
         self._executor, self._inliner, self._collected = "auto", None, None
+        self._last_run = ""
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that must not decay: those that the backbone names, as timm's do, and all of
@@ -120,8 +130,17 @@ class DynamicNetwork(StandIn):
         )
 
     @property
+    def weights_origin(self) -> str:
+        """Where the weights come from: `random`, `torchvision IMAGENET1K_V2`, `checkpoint FILE`,
+        `trained by dggraph`, `given by the caller`; `unknown` of archives that do not say it.
+
+        Random weights that were trained or loaded over since are `given by the caller`.
+        """
+        return origin_now(self._origin, self.lowered)
+
+    @property
     def executor(self) -> Executor:
-        """How it runs in eval mode without gradients."""
+        """How it is to run in eval mode without gradients; `last_run` says how it ran."""
         return self._executor
 
     @executor.setter
@@ -129,6 +148,18 @@ class DynamicNetwork(StandIn):
         if name not in EXECUTORS:
             raise InputError(f"executor={name!r} is not one of {', '.join(EXECUTORS)}.")
         self._executor = name
+
+    @property
+    def last_run(self) -> str:
+        """Which executor the last forward pass outside compilers used, and why where it was not for
+        the asking, for example `dense: gradients are on`. The checks of `convert` count.
+        """
+        return self._last_run
+
+    def extra_repr(self) -> str:
+        """What no module in it says: how it runs, and where its weights come from."""
+        ran = f", last run {self._last_run}" if self._last_run else ""
+        return f"executor={self._executor!r}{ran}, weights {self.weights_origin}"
 
     def set_threshold(self, threshold: float) -> None:
         """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not,
@@ -190,7 +221,7 @@ class DynamicNetwork(StandIn):
             >>> dggraph.convert("resnet18").print_routing_summary()
             ResNet: 4 stages, 5 routed blocks, 15 candidate edges, 9 of them the backbone's own
             MACs: 1.81G, 63.7% in routed blocks; most of them in layer1: 25.5%
-            parameters: 11,692,599, of which routers 0.03%
+            parameters: 11,692,599, of which routers 0.03%; weights: random
         """
         report, edges = (
             self.report,
@@ -212,7 +243,10 @@ class DynamicNetwork(StandIn):
             most = max(report.stages, key=lambda stage: stage.routed_macs)
             macs += f"; most of them in {most.name}: {most.routed_macs / report.total_macs:.1%}"
         print(macs)
-        print(f"parameters: {parameters:,}, of which routers {routers / parameters:.2%}")
+        print(
+            f"parameters: {parameters:,}, of which routers {routers / parameters:.2%};"
+            f" weights: {self.weights_origin}"
+        )
         if x is None or not report.stages:
             return
         with torch.no_grad():
@@ -222,7 +256,7 @@ class DynamicNetwork(StandIn):
         print(
             f"{plural(len(ratio_B), 'image')}: {float(is_open.double().mean()):.1%} of the edges"
             f" open, MACs ratio {float(ratio_B.mean()):.3f}, from {float(ratio_B.min()):.3f} to"
-            f" {float(ratio_B.max()):.3f}"
+            f" {float(ratio_B.max()):.3f}; executor {self.last_run}"
         )
 
     def forward(self, x: Tensor | None = None, *, return_gates: bool = False, **named: Any) -> Any:
@@ -270,10 +304,8 @@ class DynamicNetwork(StandIn):
         )
         if x.ndim != 4:
             raise InputError(wrong_shape)
-        if not is_plain():
-            self.refuse_changes()
         try:
-            output, gates = self._run_sparse(x) if self._is_sparse(x) else self.lowered(x)
+            output, gates = self.lowered(x) if is_plain() else self._run(x)
         except RuntimeError as error:
             if "forward mode AD" in str(error):
                 raise BackboneOnlyError(
@@ -312,11 +344,17 @@ class DynamicNetwork(StandIn):
             " dggraph.export, or torch.jit.trace(net.eval(), x)."
         )
 
-    def _is_sparse(self, x: Tensor) -> bool:
-        is_dense = self.training or torch.is_grad_enabled() or is_plain() or x.device.type == "meta"
-        return self._executor != "dense" and not is_dense
-
-    def _run_sparse(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
+    def _run(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
+        self.refuse_changes()
+        if self._executor == "dense":
+            self._last_run = "dense"
+            return self.lowered(x)  # type: ignore[no-any-return]
+        if self.training:
+            return self._run_dense(x, "the network is in train mode")
+        if torch.is_grad_enabled():
+            return self._run_dense(x, "gradients are on")
+        if x.device.type == "meta":
+            return self._run_dense(x, "the images have no values")
         plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
         inliner = self._inliner
         if (
@@ -327,8 +365,13 @@ class DynamicNetwork(StandIn):
             inliner = self._inliner = Inliner(cut(self.lowered, self.graph, plan))
         program = inliner.program(self.lowered)
         if program is inliner.source and uses_batch_statistics(self.lowered, program.norms):
-            return self.lowered(x)  # type: ignore[no-any-return]
+            return self._run_dense(x, "a norm takes the statistics of the batch")
+        self._last_run = "sparse"
         return run_sparse(program, self.lowered, self.graph, x)
+
+    def _run_dense(self, x: Tensor, reason: str) -> tuple[Any, dict[str, Any]]:
+        self._last_run = f"dense: {reason}"
+        return self.lowered(x)  # type: ignore[no-any-return]
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
         """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those
@@ -337,6 +380,11 @@ class DynamicNetwork(StandIn):
         drop_idle_calls_(self.lowered)
         plan = hooked_blocks(self.lowered, self.plan)
         return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
+
+
+def note_weights_(net: DynamicNetwork, told: str) -> None:
+    """Let `net` know where the weights that it has now come from."""
+    net._origin = origin_of(told, net.lowered)
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:

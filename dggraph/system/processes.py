@@ -24,6 +24,9 @@ Item = TypeVar("Item")
 PATIENCE = timedelta(minutes=10)
 """After so long without an answer a lost process is an error, never a hang."""
 
+_chosen: torch.device | None = None
+"""See `computing_on`."""
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
@@ -40,9 +43,10 @@ def process_group() -> Iterator[None]:
         yield
         return
     try:
-        if torch.cuda.is_available():
+        is_gpu = device().type == "cuda"
+        if is_gpu:
             torch.cuda.set_device(device())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if is_gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise LostProcessError(
             f"the processes cannot find each other: {error}. Start them with torchrun."
@@ -124,8 +128,24 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+@contextmanager
+def computing_on(device: torch.device | None) -> Iterator[None]:
+    """Within this context `device()` is the one given; None leaves it as it is.
+
+    Each process of several has a GPU of its own, so of `cuda` they take the one of their rank.
+    """
+    global _chosen
+    before, _chosen = _chosen, device or _chosen
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
 def device() -> torch.device:
-    """Where this process computes."""
+    """Where this process computes: as `computing_on` says, else a GPU where there is one."""
+    if _chosen is not None and (_chosen.type != "cuda" or _chosen.index is not None):
+        return _chosen
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")

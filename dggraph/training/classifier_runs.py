@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import ArchiveError, InputError
+from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered, load_model, takes_num_classes
 from dggraph.network.archive import load
 from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
 from dggraph.network.manifest import MANIFEST, read_manifest
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, note_weights_
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.config import TrainConfig, configured, read_config
 from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
@@ -30,12 +31,12 @@ def is_classifier_run(folder: str | Path) -> bool:
 
 
 def run_config(folder: str | Path) -> TrainConfig:
-    """Return the configuration of the run in `folder`, without its initial checkpoint.
+    """Return the configuration of the run in `folder`, without its initial weights.
 
     Raises:
         InputError: the folder has no valid configuration.
     """
-    return read_config(None, _keys(Path(folder)) | {"checkpoint": None})
+    return read_config(None, _keys(Path(folder)) | {"checkpoint": None, "pretrained": False})
 
 
 def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[DynamicNetwork, str]:
@@ -141,6 +142,7 @@ def _built(
             " has changed since."
         ) from error
     net.labels, net.preprocess = classes or loaded.labels, preprocess
+    note_weights_(net, TRAINED)
     return net.eval()
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +52,9 @@ class TrainConfig(BaseModel):
         )
     )
     checkpoint: Path | None = Field(None, description="State dict that the MODEL starts from.")
+    pretrained: bool = Field(
+        False, description="Start from the default weights of torchvision or timm."
+    )
     num_classes: int | None = Field(
         None, ge=1, description="Outputs of the classifier; by default the data set's classes."
     )
@@ -357,6 +360,7 @@ class TrainConfig(BaseModel):
             "parallel",
         }
         passing |= set() if self.task == "detection" else {"validation_batch_size"}
+        passing |= set() if self.pretrained else {"pretrained"}  # runs from before it go on
         return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
 
 
@@ -398,7 +402,8 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     try:
         return TrainConfig(**keys)
     except pydantic.ValidationError as error:
-        raise InputError("; ".join(_explain(one, file) for one in error.errors())) from error
+        told = dict.fromkeys(_explain(one, file).rstrip(".") for one in error.errors())
+        raise InputError(f"{'; '.join(told)}.") from error
 
 
 def configured(preprocess: "Preprocess", config: TrainConfig) -> "Preprocess":
@@ -428,12 +433,39 @@ def _on_backslashes(text: str, error: Exception) -> str:
 
 
 def _explain(error: Any, file: Path | None) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = str(error["loc"][0])
     where = f" in {file}" if file is not None else ""
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "`dggraph train --help` lists them."
         return f"unknown key {key!r}{where}: {hint}"
-    if error["type"] == "missing":
-        return f"{key!r} is missing{where}; give it there or as --{key.replace('_', '-')}."
-    return f"{key} = {error['input']!r}{where}: {error['msg']}."
+    flag = f"--{key.replace('_', '-')}"
+    if error["type"] == "missing" and len(error["loc"]) == 1:
+        return (
+            f"{key!r} is missing{where}; give it {'there' if where else 'in CONFIG'} or as {flag}"
+        )
+    if error["type"] in ("missing", "too_long"):
+        return (
+            f"{key}{where} needs {len(get_args(TrainConfig.model_fields[key].annotation))} values"
+        )
+    return f"{key} = {error['input']!r}{where}: {_in_plain_words(error)}"
+
+
+def _in_plain_words(error: Any) -> str:
+    """What is wrong with a value, without pydantic's names of Python's types."""
+    context = error.get("ctx", {})
+    if error["type"].startswith("int"):
+        return "give a whole number"
+    if error["type"].startswith("float") or error["type"] == "finite_number":
+        return "give a number"
+    if error["type"].startswith("bool"):
+        return "give true or false"
+    if error["type"].startswith("string"):
+        return "give a text"
+    if error["type"].startswith(("tuple", "list")):
+        return "give several values, [a, b]"
+    if error["type"] == "literal_error":
+        return f"give one of {context['expected'].replace(' or ', ', ')}"
+    bounds = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    found = [f"{bounds[bound]} {limit:g}" for bound, limit in context.items() if bound in bounds]
+    return f"it must be {found[0]}" if found else str(error["msg"]).removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """Trained detectors: built from a configuration, and read back from a run folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import nn
 from dggraph.detection.detectors import EXAMPLE_SIDE, convert_backbone_
 from dggraph.detection.registry import has_frozen_norms, load_detector
 from dggraph.errors import ArchiveError, InputError
+from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered
-from dggraph.network.network import DynamicNetwork
+from dggraph.network.network import DynamicNetwork, note_weights_
 from dggraph.training.config import TrainConfig, read_config
 from dggraph.training.runs import WEIGHTS
 
@@ -32,6 +33,8 @@ class Detector:
     config: TrainConfig
     """The configuration that it was built from."""
     remarks: tuple[str, ...]
+    """As in `LoadedDetector`."""
+    weights_origin: str
     """As in `LoadedDetector`."""
 
 
@@ -59,6 +62,7 @@ def build_detector(
         config.model,
         config.num_classes or len(classes),
         checkpoint=config.checkpoint,
+        weights="default" if config.pretrained else "random",
         input_size=config.input_size,
         max_size=config.max_size,
         is_head_new=is_head_new,
@@ -66,7 +70,7 @@ def build_detector(
     )
     model: Any = loaded.model
     if config.router == "none":
-        return Detector(model, None, classes, config, loaded.remarks)
+        return Detector(model, None, classes, config, loaded.remarks, loaded.weights_origin)
     side = config.input_size or EXAMPLE_SIDE
     height, width = getattr(model.transform, "fixed_size", None) or (side, side)
     net = convert_backbone_(
@@ -74,7 +78,7 @@ def build_detector(
         torch.zeros((1, 3, height, width)),
         **config.conversion,
     )
-    return Detector(model, net, classes, config, loaded.remarks)
+    return Detector(model, net, classes, config, loaded.remarks, loaded.weights_origin)
 
 
 def is_detector_run(folder: str | Path) -> bool:
@@ -123,7 +127,7 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         raise ArchiveError(
             f"the run in {folder} is damaged: its keys or classes are not valid. Train it again."
         )
-    config = read_config(None, overrides | {"checkpoint": None})
+    config = read_config(None, overrides | {"checkpoint": None, "pretrained": False})
     if is_registered(config.model) != (backbone is None):
         raise InputError(
             f"the model in {folder} is {config.model!r}, which is built by name; leave --backbone"
@@ -144,4 +148,6 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
             " code has changed since."
         ) from error
     detector.model.eval()
-    return detector
+    if detector.net is not None:
+        note_weights_(detector.net, TRAINED)
+    return replace(detector, weights_origin=TRAINED)

@@ -52,6 +52,28 @@ from dggraph.training.tasks import Evaluation, Task
 Log = Callable[[Mapping[str, Any]], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """What is about to be trained."""
+
+    folder: Path
+    step: int
+    """Steps of this run that are done already."""
+    num_steps: int
+    """Steps of the whole run."""
+    num_classes: int
+    num_images: tuple[int, ...]
+    """Images of the training part and of the validation part."""
+    num_parameters: int
+    router_fraction: float
+    """Share of the parameters that are the routers'."""
+    weights_origin: str
+    """Where the weights that the run began with come from."""
+    device: str
+    num_processes: int
+    budget: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """The end of a run.
@@ -72,7 +94,12 @@ class TrainResult:
     """The evaluation of the last epoch."""
 
 
-def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    log: Log = lambda row: None,
+    *,
+    begin: Callable[[RunStart], None] = lambda start: None,
+) -> TrainResult:
     """Train as `config` says, or resume from the last checkpoint in the run folder.
 
     Args:
@@ -80,6 +107,7 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
         log: called with every row that is written to metrics.jsonl. Before them it is called with
             the number of bad images and annotations left out, if any, and with {"note": sentence}
             for each fact that users may not expect.
+        begin: called once, on the first process, before the first step.
 
     Returns:
         Where the run ended: finished, or interrupted by SIGINT, SIGTERM or SIGHUP, after a
@@ -139,11 +167,36 @@ def train(config: TrainConfig, log: Log = lambda row: None) -> TrainResult:
                 log({"bad entries left out": len(prepared.notes["skipped.json"])})
             for sentence in (*remarks, *prepared.remarks):
                 log({"note": sentence})
+        if processes.rank() == 0:
+            begin(_start_facts(run, config, prepared, folder, per_epoch))
         result = _loop(run, config, prepared.task, folder, per_epoch, log)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)
         processes.barrier()
     return result
+
+
+def _start_facts(
+    run: Run, config: TrainConfig, prepared: Prepared, folder: Path, per_epoch: int
+) -> RunStart:
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in (run.unsharded or run.model).named_parameters()
+    }
+    routers = sum(size for name, size in sizes.items() if "dg_" in name)
+    return RunStart(
+        folder=folder,
+        step=run.step,
+        num_steps=per_epoch * config.epochs,
+        num_classes=len(run.identity.classes),
+        num_images=tuple(run.identity.sizes.values()),
+        num_parameters=sum(sizes.values()),
+        router_fraction=routers / max(sum(sizes.values()), 1),
+        weights_origin=prepared.weights_origin,
+        device=str(processes.device()),
+        num_processes=processes.world_size(),
+        budget=config.budget,
+    )
 
 
 def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoch: int) -> Run:

@@ -13,6 +13,7 @@ from dggraph.data.sources import open_data
 from dggraph.detection.average_precision import require_library
 from dggraph.detection.box_data import open_boxes
 from dggraph.errors import DggraphError, InputError
+from dggraph.models.origins import checkpoint_origin
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import (
     LoadedModel,
@@ -65,6 +66,8 @@ class Prepared:
     """Names of the parameters that are frozen in this run only."""
     remarks: tuple[str, ...]
     """One sentence per fact that users may not expect."""
+    weights_origin: str
+    """Where the weights that it starts from come from."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -98,6 +101,7 @@ def _prepare_detector(config: TrainConfig) -> Prepared:
         notes={"data.json": facts} | ({"skipped.json": skipped} if skipped else {}),
         frozen=_freeze_(model.train(), config.tune),
         remarks=(*training.notes, *validation.notes, *renamed, *detector.remarks),
+        weights_origin=detector.weights_origin,
     )
 
 
@@ -112,6 +116,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
             num_classes=num_classes,
             checkpoint=checkpoint,
             input_size=config.input_size,
+            weights="default" if config.pretrained else "random",
         )
 
     loaded = load(config.num_classes)
@@ -136,8 +141,10 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
             )
         if config.num_classes is None and takes_num_classes(config.model):
             loaded = load(len(labels))
+            remarks = loaded.remarks
         if config.checkpoint is not None:
             remarks = start_from_(loaded, config.checkpoint)
+            loaded = replace(loaded, weights_origin=checkpoint_origin(config.checkpoint))
     _refuse_other_outputs(config, loaded.model, preprocess, labels)
     teacher = teacher_of(loaded.model) if is_taught else None
     model = loaded.model if config.router == "none" else _converted(config, loaded, preprocess)
@@ -169,6 +176,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         notes={name: found for name, found in notes.items() if found},
         frozen=_freeze_(model.train(), config.tune),
         remarks=(*data.notes, *renamed, *remarks),
+        weights_origin=loaded.weights_origin,
     )
 
 
@@ -227,11 +235,17 @@ def _refuse(config: TrainConfig) -> None:
         raise InputError(
             f"{foreign} means nothing for {config.task}. Remove it, or choose another task."
         )
-    if config.objective == "distill" and config.checkpoint is None and is_registered(config.model):
+    if config.pretrained and config.checkpoint is not None:
+        raise InputError(
+            "pretrained and checkpoint are two answers to what the model starts from. Leave one of"
+            " them out."
+        )
+    is_random = config.checkpoint is None and not config.pretrained and is_registered(config.model)
+    if config.objective == "distill" and is_random:
         raise InputError(
             f"objective = 'distill' learns from the outputs of {config.model}, whose weights would"
-            " be random: give trained ones as checkpoint, or a package.module:function that loads"
-            " them."
+            " be random: set pretrained, give trained ones as checkpoint, or a"
+            " package.module:function that loads them."
         )
     if config.objective == "distill" and config.smoothing:
         raise InputError(

@@ -34,10 +34,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from dggraph.data.sampler import seed_of
 from dggraph.errors import CheckpointError, InputError, TrainingError
+from dggraph.models.origins import TRAINED
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.archive import save
 from dggraph.network.gate_constraints import release_
-from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.network.network import DynamicNetwork, dynamic_part, note_weights_
 from dggraph.network.standin import load_full_state_dict_
 from dggraph.system import processes
 from dggraph.system.files import write_whole
@@ -301,6 +302,7 @@ def _write_network(
     if isinstance(model, DynamicNetwork):
         for name in run.frozen:
             model.lowered.get_parameter(name).requires_grad_(True)
+        note_weights_(model, TRAINED)
         save(model, folder / ARCHIVE, preprocess=preprocess, labels=labels or None)
     else:
         # clones, since safetensors rejects tied tensors

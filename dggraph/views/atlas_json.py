@@ -93,6 +93,7 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
             "never_reached": list(gates.never_live),
             "warnings": list(gates.warnings),
         },
+        "weights_origin": atlas.weights_origin,
         "cheapest": list(atlas.cheapest),
         "dearest": list(atlas.dearest),
         "instances": [_instance(one) for one in atlas.instances],

@@ -312,3 +312,32 @@ def test_nan_names_the_node(router: str) -> None:
         net.lowered.get_submodule(f"dg_{stage}").router_0.bias[0] = torch.nan
         with pytest.raises(GateError, match=r"body_in -> body_0 is NaN for instance 0"):
             net(torch.randn(2, 3, SIDE, SIDE))
+
+
+def test_the_network_says_which_executor_ran() -> None:
+    net, x = dggraph.convert("dggraph:resnet8_4").eval(), torch.rand(2, 3, 32, 32)
+    assert "executor='auto'" in repr(net)
+    assert "weights random" in repr(net)
+    with torch.no_grad():
+        net(x)
+        assert net.last_run == "sparse"
+        assert "last run sparse" in repr(net)
+        net.executor = "dense"
+        net(x)
+        assert net.last_run == "dense"
+    net.executor = "auto"
+    net(x)
+    assert net.last_run == "dense: gradients are on"
+    net.train()(x)
+    assert net.last_run == "dense: the network is in train mode"
+
+
+def test_an_explicit_sparse_says_why_it_skipped_nothing() -> None:
+    net, x = dggraph.convert("dggraph:resnet8_4").eval(), torch.rand(2, 3, 32, 32)
+    net.executor = "sparse"
+    with torch.no_grad():
+        expected = net(x)
+        assert net.last_run == "sparse"
+    assert torch.equal(net(x), expected)
+    assert net.last_run == "dense: gradients are on"
+    assert "executor='sparse', last run dense: gradients are on" in repr(net)
