@@ -2,25 +2,30 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dggraph.cli.networks import open_predictor
 from dggraph.cli.options import (
     SCORE,
     as_json,
+    device_option,
     make_folder,
     model_options,
-    open_predictor,
     score_option,
 )
+from dggraph.cli.progress import counting
+from dggraph.cli.sections import SectionedCommand
 from dggraph.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
 
-@click.command()
+
+@click.command(cls=SectionedCommand)
 @model_options
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
@@ -51,6 +56,7 @@ from dggraph.errors import InputError
     help="Stop at an image that cannot be read, or count and name it.",
 )
 @score_option
+@device_option
 @as_json
 def command(
     images: Path,
@@ -59,6 +65,7 @@ def command(
     instances: int,
     on_bad_image: Any,
     score: float | None,
+    device: "torch.device",
     as_json: bool,
     **model: Any,
 ) -> None:
@@ -82,7 +89,7 @@ def command(
     from dggraph.views.report import make_report
 
     with processes.process_group():
-        predictor = open_predictor(score=score, **model)
+        predictor = open_predictor(score=score, device=device, **model)
         found = open_image_set(images, predictor.net.labels)
         is_first = processes.rank() == 0
         with (
@@ -122,6 +129,7 @@ def command(
             "path_entropy_bits": atlas.path_entropy_bits,
             "accuracy": atlas.accuracy,
             "warnings": atlas.gates.warnings,
+            "weights_origin": atlas.weights_origin,
         }
         click.echo(json.dumps(facts))
         return
@@ -161,15 +169,3 @@ def refuse_foreign(output: Path, numbers: Path) -> None:
                     f"{numbers} is there and no atlas of ours, so it is not overwritten. Choose"
                     " another output."
                 )
-
-
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal; nothing where stderr is not a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,12 +7,14 @@ from typing import Any
 import click
 
 from dggraph.cli.inspect import show_report
-from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.cli.networks import open_network, warn_of_random
+from dggraph.cli.options import as_json, make_folder, model_options
 from dggraph.cli.parameters import LocatedPath
+from dggraph.cli.sections import SectionedCommand
 from dggraph.errors import InputError
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_options
 @click.option("-o", "--output", required=True, type=LocatedPath(), help="Archive folder to write.")
 @click.option("--force", is_flag=True, help="Replace an archive that is there.")
@@ -38,13 +40,15 @@ def command(output: Path, force: bool, as_json: bool, **model: Any) -> None:
     if as_json:
         facts = {
             "archive": str(output),
+            "weights_origin": net.weights_origin,
             "num_edges": net.report.num_edges,
             "num_blocks": net.report.num_blocks,
         }
         click.echo(json.dumps(facts | {"needs_backbone": needs_backbone}))
         return
-    show_report(net.report)
+    show_report(net.report, net.weights_origin)
     click.echo(f"saved to {output}")
+    warn_of_random(net.weights_origin, str(model["model"]))
     if needs_backbone:
         click.echo(
             f"An archive never runs code, so give --backbone {net.source or 'MODULE:FUNCTION'}"

@@ -11,6 +11,7 @@ from dggraph.cli.layouts import lay_out_network
 from dggraph.cli.options import make_folder, working
 from dggraph.cli.parameters import LocatedPath
 from dggraph.cli.paths import draw_paths, show_rows
+from dggraph.cli.picture_files import place_pictures
 
 
 @click.command()
@@ -32,15 +33,10 @@ def command(output: Path) -> None:
         with working("Loading"):
             net = load(assets / "fashion_mnist")
         samples = assets / "samples"
-        show_rows(
-            draw_paths(
-                net,
-                sorted(samples.glob("*.png")),
-                output / "paths",
-                "svg",
-                layout=lay_out_network(net, None),
-            )
-        )
+        images = sorted(samples.glob("*.png"))
+        targets, _ = place_pictures(images, None, output / "paths", "svg")
+        show_rows(draw_paths(net, images, targets, layout=lay_out_network(net, None)))
+        click.echo(f"Pictures are in {output / 'paths'}, numbered in this order.")
         with working("Writing the report"):
             collected = collect_atlas(net, open_image_set(samples))
             report = make_report(net.graph, collected.atlas, collected.thumbnails)

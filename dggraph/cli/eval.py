@@ -14,23 +14,29 @@ import click
 
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
 from dggraph.cli.flags import config_flags_for
+from dggraph.cli.networks import open_network, warn_of_random
 from dggraph.cli.options import (
+    accelerator_option,
     as_json,
     make_folder,
     model_options,
-    open_network,
     refuse_answered,
     working,
 )
-from dggraph.cli.parameters import LocatedPath, WholeNumber
+from dggraph.cli.parameters import LocatedPath, Number, WholeNumber
+from dggraph.cli.progress import counting
+from dggraph.cli.sections import SectionedCommand
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import configured, read_config
 
 if TYPE_CHECKING:
+    import torch
+
     from dggraph.evaluation.accuracy import Accuracy
     from dggraph.evaluation.held_out_budgets import HeldOutBudgets
     from dggraph.evaluation.sensitivity import Sensitivity
+    from dggraph.network.network import DynamicNetwork
 
 DATA_KEYS = (
     "dataset",
@@ -51,7 +57,7 @@ longer a reference.
 """
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_options
 @config_flags_for(*DATA_KEYS, *BOX_KEYS)
 @click.option(
@@ -64,7 +70,7 @@ longer a reference.
     "--budget",
     "budgets",
     multiple=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help=(
         "Mean MACs to keep, as a fraction: calibrate on half of the images, measure on the other"
         " half. As many as you like."
@@ -85,6 +91,7 @@ longer a reference.
     metavar="FILE",
     help="Boxes as COCO's JSON, of a detector.",
 )
+@accelerator_option
 @as_json
 def command(
     model: str,
@@ -93,6 +100,7 @@ def command(
     save: Path | None,
     sensitivity: bool,
     predictions: Path | None,
+    device: "torch.device | None",
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -113,13 +121,16 @@ def command(
         _refuse_for_boxes(
             {"budget": budgets, "save": save, "sensitivity": sensitivity} | given, options
         )
-        built = {key: options[key] for key in ("checkpoint", "num_classes", "input_size")}
+        built = {
+            key: options[key] for key in ("checkpoint", "pretrained", "num_classes", "input_size")
+        }
         evaluate_boxes(
             model,
             given | built,
             options["backbone"],
             limit=limit,
             predictions=predictions,
+            device=device,
             as_json=as_json,
         )
         return
@@ -146,7 +157,7 @@ def command(
     from dggraph.system import processes
     from dggraph.system.loaders import num_samples
 
-    with processes.process_group():
+    with processes.computing_on(device), processes.process_group():
         net = open_network(model, **options).to(processes.device())
         data = open_validation(
             net,
@@ -170,14 +181,18 @@ def command(
             **how,
         }
         document |= {
+            "weights_origin": net.weights_origin,
+            "device": str(processes.device()),
             "num_processes": processes.world_size(),
             "notes": list(data.notes),
             "skipped": list(data.skipped),
         }
+        if processes.rank() == 0 and not as_json:
+            click.echo(_begin(net, document, len(data.classes)))
         if data.classes:
-            with working("Evaluating"):
+            with counting("Evaluating") as progress:
                 start = time.perf_counter()
-                found = evaluate(net, data.images, **how)
+                found = evaluate(net, data.images, progress=progress, **how)
                 document |= _numbers(found) | {
                     "images_per_second": found.num_images / (time.perf_counter() - start)
                 }
@@ -198,6 +213,20 @@ def command(
                 click.echo(json.dumps(document))
             else:
                 show(document)
+                warn_of_random(document["weights_origin"], model)
+
+
+def _begin(net: "DynamicNetwork", document: Mapping[str, Any], num_classes: int) -> str:
+    """What is about to be evaluated, in a line."""
+    from dggraph.views.escaping import visible
+
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    classes = f" of {num_classes} classes" if num_classes else ""
+    return visible(
+        f"{net.graph.name}, {parameters:,} parameters, weights: {document['weights_origin']};"
+        f" {document['num_images']:,} images{classes}, {document['batch_size']} at a time, on"
+        f" {document['device']}"
+    )
 
 
 def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:

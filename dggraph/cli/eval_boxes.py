@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dggraph.cli.networks import warn_of_random
 from dggraph.cli.options import make_folder, refuse_answered, working
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
+    import torch
+
     from dggraph.detection.readers import BoxSet
     from dggraph.training.config import TrainConfig
 
 BOX_SETS = ("coco", "voc")
-BUILT = ("checkpoint", "num_classes", "input_size", "max_size")
+BUILT = ("checkpoint", "pretrained", "num_classes", "input_size", "max_size")
 
 
 def evaluate_boxes(
@@ -28,6 +31,7 @@ def evaluate_boxes(
     *,
     limit: int | None,
     predictions: Path | None,
+    device: "torch.device | None",
     as_json: bool,
 ) -> None:
     """Evaluate a detector on the validation part of a set of boxes.
@@ -39,6 +43,7 @@ def evaluate_boxes(
         backbone: what builds the detector of a run, where that is code.
         limit: at most so many images, evenly spread.
         predictions: a JSON file to write, as COCO's servers take it.
+        device: where it runs; None for a GPU where there is one.
         as_json: print one document.
 
     Raises:
@@ -57,7 +62,7 @@ def evaluate_boxes(
     if predictions is not None:
         make_folder(predictions.parent)
     given = {key: value for key, value in given.items() if value is not None}
-    with processes.process_group():
+    with processes.computing_on(device), processes.process_group():
         with working(f"Loading {model}"):
             is_run = is_detector_run(model)
             if is_run:
@@ -109,6 +114,8 @@ def evaluate_boxes(
         document = {
             "model": model,
             "dataset": keys.dataset,
+            "weights_origin": detector.weights_origin,
+            "device": str(processes.device()),
             **how,
             "num_processes": processes.world_size(),
         }
@@ -126,6 +133,7 @@ def evaluate_boxes(
             click.echo(json.dumps(document))
         else:
             show(document)
+            warn_of_random(document["weights_origin"], model)
 
 
 def open_named(config: "TrainConfig") -> "BoxSet":

@@ -8,6 +8,7 @@ Flags that are not given are None, so that they override nothing. Needs pydantic
 
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -15,8 +16,22 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dggraph.cli.parameters import LocatedPath, WholeNumber
+from dggraph.cli.parameters import LocatedPath, Number, WholeNumber
+from dggraph.cli.sections import SectionedOption
 from dggraph.training.config import TrainConfig
+
+FIRST_KEYS = {
+    "task": "Model",
+    "wiring": "Routing",
+    "dataset": "Data",
+    "scale": "Augmentation",
+    "epochs": "Optimisation",
+    "workers": "Options",
+    "opt": "Optimisation",
+    "threshold": "Routing",
+    "output": "Options",
+}
+"""Keys of a `TrainConfig` at which another section of the help begins."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -35,7 +50,8 @@ def config_flags_for(*names: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         for name in reversed(names):
-            function = _flag(name, TrainConfig.model_fields[name])(function)
+            flag = _flag(name, TrainConfig.model_fields[name], section_of(name))
+            function = flag(function)
         return function
 
     return decorate
@@ -48,19 +64,33 @@ def flags_of(config_class: type[BaseModel]) -> list[Callable[[Function], Functio
     A tuple of fixed length takes that many values (`--scale 0.08 1`), one of any length is given
     once for each (`--mean 0.5 --mean 0.5`).
     """
-    return [_flag(name, field) for name, field in config_class.model_fields.items()]
+    return [
+        _flag(name, field, section_of(name)) for name, field in config_class.model_fields.items()
+    ]
 
 
-def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+def section_of(key: str) -> str:
+    """The heading in the help of a key of `TrainConfig`; of any other key the last one."""
+    section = "Options"
+    if key in TrainConfig.model_fields:
+        for name in TrainConfig.model_fields:
+            section = FIRST_KEYS.get(name, section)
+            if name == key:
+                break
+    return section
+
+
+def _flag(name: str, field: FieldInfo, section: str) -> Callable[[Function], Function]:
+    option = partial(click.option, cls=SectionedOption, section=section)
     dashed, kind = name.replace("_", "-"), _without_none(field.annotation)
     help = f"{field.description} {_default(field)}".strip()
     if kind is bool:
-        return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=help)
+        return option(f"--{dashed}/--no-{dashed}", name, default=None, help=help)
     if get_origin(kind) is not tuple:
-        return click.option(f"--{dashed}", name, type=_type(kind, field), default=None, help=help)
+        return option(f"--{dashed}", name, type=_type(kind, field), default=None, help=help)
     first, *others = get_args(kind)
     if others == [...]:
-        return click.option(
+        return option(
             f"--{dashed}",
             name,
             type=_number(first),
@@ -68,7 +98,7 @@ def _flag(name: str, field: FieldInfo) -> Callable[[Function], Function]:
             callback=_none_if_empty,
             help=f"{help} Repeat it for each value.",
         )
-    return click.option(
+    return option(
         f"--{dashed}", name, type=_number(first), nargs=1 + len(others), default=None, help=help
     )
 
@@ -88,14 +118,14 @@ def _type(kind: Any, field: FieldInfo) -> Any:
         if hasattr(limit, bound)
     }
     if not bounds:
-        return WholeNumber() if kind is int else click.FLOAT
-    range_type = WholeNumber if kind is int else click.FloatRange
+        return WholeNumber() if kind is int else Number()
+    range_type = WholeNumber if kind is int else Number
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     return range_type(min=low, max=high, min_open="gt" in bounds, max_open="lt" in bounds)
 
 
 def _number(kind: Any) -> Any:
-    return WholeNumber() if kind is int else kind
+    return WholeNumber() if kind is int else Number()
 
 
 def _without_none(annotation: Any) -> Any:

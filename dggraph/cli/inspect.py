@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
-from dggraph.cli.options import as_json, make_folder, model_options, open_network
+from dggraph.cli.networks import open_network
+from dggraph.cli.options import as_json, make_folder, model_options
 from dggraph.cli.parameters import LocatedPath
+from dggraph.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from dggraph.network.network import DynamicNetwork
     from dggraph.network.report import ConversionReport
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_options
 @click.option("--text", is_flag=True, help="Print the graph node by node.")
 @click.option(
@@ -38,7 +40,8 @@ def command(
     net = open_network(**model)
     message = draw_graph(net, svg, collapse, title=str(model["model"])) if svg is not None else ""
     if as_json:
-        shares = {
+        shares: dict[str, Any] = {
+            "weights_origin": net.weights_origin,
             "covered_fraction": net.report.covered_fraction,
             "routed_fraction": net.report.routed_fraction,
         }
@@ -48,7 +51,7 @@ def command(
 
         click.echo("\n".join(visible(line) for line in str(net.graph).split("\n")))
     else:
-        show_report(net.report)
+        show_report(net.report, net.weights_origin)
     if message and not as_json:
         click.echo(message)
 
@@ -70,12 +73,12 @@ def draw_graph(net: "DynamicNetwork", file: Path, collapse: str | None, *, title
     return " ".join((visible(f"Picture: {file}."), say_collapsed(net, layout, collapse))).strip()
 
 
-def show_report(report: "ConversionReport") -> None:
-    """Print the report as tables."""
+def show_report(report: "ConversionReport", weights_origin: str) -> None:
+    """Print the report as tables, and where the weights come from."""
     from rich.console import Console
     from rich.table import Table
 
-    from dggraph.views.escaping import for_terminal
+    from dggraph.views.escaping import count, for_terminal
 
     console = Console()
     table = Table(
@@ -95,15 +98,21 @@ def show_report(report: "ConversionReport") -> None:
             stage.num_edges,
             stage.residual,
             shape,
-            f"{stage.macs / 1e6:,.1f} M",
+            count(stage.macs),
         )
         table.add_row(*(for_terminal(str(cell)) for cell in cells))
     console.print(table)
     console.print(
-        f"{report.covered_fraction:.1%} of {report.total_macs / 1e6:,.1f} M MACs are inside stages,"
-        f" {report.routed_fraction:.1%} in routed blocks; max |backbone - lowered| ="
-        f" {report.max_difference:g} at batch 3."
+        f"{report.covered_fraction:.1%} of {count(report.total_macs)} MACs are inside stages,"
+        f" {report.routed_fraction:.1%} in routed blocks.",
+        soft_wrap=True,
     )
+    console.print(
+        "It gives what the backbone gives, to the bit."
+        if report.max_difference == 0
+        else f"It differs from the backbone by {report.max_difference:g} at most."
+    )
+    console.print(for_terminal(f"Weights: {weights_origin}."), soft_wrap=True)
     if report.static:
         rest = Table(title="static", title_justify="left")
         for heading in ("part", "MACs", "why"):
@@ -111,7 +120,7 @@ def show_report(report: "ConversionReport") -> None:
         for part in report.static[:12]:
             rest.add_row(
                 for_terminal(part.module_path),
-                f"{part.macs / 1e6:,.1f} M",
+                count(part.macs),
                 for_terminal(part.reason),
             )
         console.print(rest)

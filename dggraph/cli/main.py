@@ -61,8 +61,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Turn any static vision backbone into a dynamic graph network.
 
-    MODEL is `resnet50` (torchvision), `timm:regnety_008`, `package.module:function`, or an archive
-    folder.
+    MODEL is a name (`resnet50` of torchvision, `timm:regnety_008`, `dggraph:resnet20_8`,
+    `package.module:function`), an archive, or the folder of a run.
     """
 
 
@@ -84,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     """Run a command, and tell how it failed; returns the exit code."""
     try:
-        code = cli.main(arguments, prog_name="dggraph", standalone_mode=False)
+        code = cli.main(arguments or ["--help"], prog_name="dggraph", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -92,7 +92,9 @@ def _run(arguments: list[str]) -> int:
         _report(arguments, "Interrupted", "interrupted. What was saved before still holds.")
         return INTERRUPTED
     except click.ClickException as error:
-        _report(arguments, "UsageError", error.format_message())
+        context = getattr(error, "ctx", None)
+        way_out = f" ({context.command_path} --help)" if context is not None else ""
+        _report(arguments, "UsageError", f"{error.format_message()}{way_out}")
         return 2
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))

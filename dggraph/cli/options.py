@@ -1,19 +1,16 @@
-"""Options that several commands share, and how they become a network."""
+"""Options that several commands share, and what is made sure of before the work."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from dggraph.cli.parameters import LocatedPath, WholeNumber, locate_model
+from dggraph.cli.parameters import Device, LocatedPath, Number, WholeNumber, locate_model
+from dggraph.cli.sections import SectionedOption
 from dggraph.errors import InputError
-
-if TYPE_CHECKING:
-    from dggraph.evaluation.recording import Predictor
-    from dggraph.network.network import DynamicNetwork
 
 INTERRUPTED = 130
 """Exit code of what a signal ended."""
@@ -21,11 +18,24 @@ SCORE = 0.5
 
 score_option = click.option(
     "--score",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help=f"Of a detector: outline the objects of this score or more.  [default: {SCORE}]",
 )
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+
+device_option = click.option(
+    "--device",
+    type=Device(),
+    default="cpu",
+    show_default=True,
+    help="Where the network runs: cpu, cuda, cuda:1, mps.",
+)
+accelerator_option = click.option(
+    "--device",
+    type=Device(),
+    help="Where the network runs: cpu, cuda, cuda:1, mps; by default a GPU where there is one.",
 )
 
 
@@ -36,43 +46,75 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.argument("model", callback=locate_model),
             click.option(
                 "--checkpoint",
+                cls=SectionedOption,
+                section="Model",
                 type=LocatedPath(dir_okay=False),
                 help="State dict: .safetensors, or .pth (read without pickle code).",
             ),
             click.option(
-                "--num-classes", type=WholeNumber(min=1), help="Outputs of the classifier."
+                "--pretrained",
+                cls=SectionedOption,
+                section="Model",
+                is_flag=True,
+                help="Begin with the default weights of torchvision or timm, fetched once.",
             ),
             click.option(
-                "--input-size", type=WholeNumber(min=1), help="Side of the square input in pixels."
+                "--num-classes",
+                cls=SectionedOption,
+                section="Model",
+                type=WholeNumber(min=1),
+                help="Outputs of the classifier.",
+            ),
+            click.option(
+                "--input-size",
+                cls=SectionedOption,
+                section="Model",
+                type=WholeNumber(min=1),
+                help="Side of the square input in pixels.",
             ),
             click.option(
                 "--wiring",
+                cls=SectionedOption,
+                section="Routing",
                 default="complete",
                 show_default=True,
                 help="complete, chain, window(k), watts_strogatz(k, p, seed), ...",
             ),
             click.option(
                 "--residual",
+                cls=SectionedOption,
+                section="Routing",
                 default="auto",
                 show_default=True,
                 type=click.Choice(["auto", "keep", "lift"]),
             ),
             click.option(
                 "--router",
+                cls=SectionedOption,
+                section="Routing",
                 default="node",
                 show_default=True,
                 help="node, stage, node(16), or a registered name.",
             ),
-            click.option("--gate", help="anchored (default), sigmoid, or a registered name."),
+            click.option(
+                "--gate",
+                cls=SectionedOption,
+                section="Routing",
+                help="anchored (default), sigmoid, or a registered name.",
+            ),
             click.option(
                 "--threshold",
+                cls=SectionedOption,
+                section="Routing",
                 default=0.5,
                 show_default=True,
-                type=float,
+                type=Number(0, 1, max_open=True),
                 help="Edges at or below it are dropped.",
             ),
             click.option(
                 "--backbone",
+                cls=SectionedOption,
+                section="Model",
                 metavar="MODULE:FUNCTION",
                 help=(
                     "For an archive, or the run of a detector, of a model of your own: what builds"
@@ -85,129 +127,19 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def open_network(
-    model: str,
-    *,
-    checkpoint: Path | None = None,
-    num_classes: int | None = None,
-    input_size: int | None = None,
-    wiring: str = "complete",
-    residual: Any = "auto",
-    router: str = "node",
-    gate: str | None = None,
-    threshold: float = 0.5,
-    backbone: str | None = None,
-) -> "DynamicNetwork":
-    """An archive folder or the folder of a classifier's run loaded, or a MODEL built and converted.
-
-    Raises:
-        click.UsageError: options that an archive or a run has already answered, or --backbone
-        without one.
-        InputError: MODEL is a folder, but neither of them and no name.
-    """
-    from dggraph.models.registry import load_model
-    from dggraph.network.archive import load
-    from dggraph.network.conversion import convert
-    from dggraph.network.manifest import MANIFEST, read_manifest
-    from dggraph.training.classifier_runs import is_classifier_run, open_classifier
-
-    answered: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "num_classes": num_classes,
-        "input_size": input_size,
-        "wiring": wiring,
-    }
-    answered |= {"residual": residual, "router": router, "gate": gate, "threshold": threshold}
-    if is_classifier_run(model):
-        refuse_answered(f"a run folder: {model} says how its network was built.", **answered)
-        with working(f"Loading {model}"):
-            net, remark = open_classifier(model, backbone)
-        _tell([remark] if remark else [])
-        return net
-    if (Path(model) / MANIFEST).is_file():
-        refuse_answered(
-            f"an archive: {model} is converted already. Convert its MODEL again.",
-            **answered | ({"num_classes": None} if backbone is not None else {}),
-        )
-        with working(f"Loading {model}"):
-            if backbone is None:
-                return load(model)
-            recorded = (
-                read_manifest(Path(model)).num_classes if num_classes is None else num_classes
-            )
-            return load(model, load_model(backbone, num_classes=recorded).model)
-    if backbone is not None:
-        raise click.UsageError(f"--backbone goes with an archive, and {model} is none.")
-    with working(f"Converting {model}"):
-        try:
-            built = load_model(
-                model, num_classes=num_classes, checkpoint=checkpoint, input_size=input_size
-            )
-        except InputError as error:
-            if model and ":" not in model and Path(model).is_dir():
-                raise InputError(
-                    f"{model} is a folder, but no dggraph archive: it has no {MANIFEST}."
-                ) from error
-            raise
-        net = convert(
-            built,
-            wiring=wiring,
-            residual=residual,
-            router=router,
-            gate=gate,
-            threshold=threshold,
-        )
-    _tell(built.remarks)
-    return net
-
-
-def _tell(sentences: Iterable[str]) -> None:
-    from dggraph.views.escaping import visible
-
-    for sentence in sentences:
-        click.echo(f"dggraph: {visible(sentence)}.", err=True)
-
-
-def open_predictor(model: str, *, score: float | None, **options: Any) -> "Predictor":
-    """What `open_network` opens, or the detector of a run folder, to be shown images.
-
-    Raises:
-        click.UsageError: options that the run has already answered, or a score without a detector;
-        or as for `open_network`.
-        InputError: the run's backbone is static, or the network does not say how images become its
-            input.
-    """
-    from dggraph.detection.recording import make_detector_predictor
-    from dggraph.evaluation.recording import make_predictor
-    from dggraph.training.detector_runs import is_detector_run, open_detector
-
-    if not is_detector_run(model):
-        if score is not None:
-            raise click.UsageError(
-                f"--score goes with the run folder of a detector, and {model} is none."
-            )
-        return make_predictor(open_network(model, **options))
-    backbone = options.pop("backbone")
-    refuse_answered(f"a run folder: {model} says how its detector was built.", **options)
-    with working(f"Loading {model}"):
-        detector = open_detector(model, backbone)
-    if detector.net is None:
-        raise InputError(
-            f"the detector in {model} has a static backbone, so there are no paths. Train one with"
-            " routers."
-        )
-    return make_detector_predictor(
-        detector.model, detector.net, classes=detector.classes, name=Path(model).resolve().name
-    )
-
-
 def refuse_answered(what: str, **options: Any) -> None:
     """Refuse model options that `what` has answered already.
 
     Raises:
         click.UsageError: names one that is not at its default.
     """
-    defaults = {"wiring": "complete", "residual": "auto", "router": "node", "threshold": 0.5}
+    defaults = {
+        "pretrained": False,
+        "wiring": "complete",
+        "residual": "auto",
+        "router": "node",
+        "threshold": 0.5,
+    }
     given = next((name for name, value in options.items() if value != defaults.get(name)), None)
     if given is not None:
         raise click.UsageError(f"--{given.replace('_', '-')} does not go with {what}")

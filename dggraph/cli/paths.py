@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
+from dggraph.cli.networks import open_predictor, warn_of_random
 from dggraph.cli.options import (
     SCORE,
     as_json,
-    make_folder,
+    device_option,
     model_options,
-    open_predictor,
     score_option,
     working,
 )
 from dggraph.cli.parameters import LocatedPath, WholeNumber
-from dggraph.errors import InputError
+from dggraph.cli.picture_files import SUFFIXES, list_files, place_pictures
+from dggraph.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from dggraph.evaluation.recording import Predictor
@@ -30,15 +32,6 @@ if TYPE_CHECKING:
     from dggraph.graph.ir import ActivatedPath
     from dggraph.network.network import DynamicNetwork
     from dggraph.views.layout import Layout
-
-SUFFIXES = {
-    "svg": "svg",
-    "png": "png",
-    "pdf": "pdf",
-    "dot": "dot",
-    "mermaid": "mmd",
-    "json": "json",
-}
 
 
 class RecordedImage(NamedTuple):
@@ -52,12 +45,22 @@ class RecordedImage(NamedTuple):
     """What a detector found."""
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @model_options
 @click.argument("images", nargs=-1, type=LocatedPath())
-@click.option("-o", "--output", required=True, type=LocatedPath(), help="Folder for the pictures.")
 @click.option(
-    "--format", "kind", default="svg", show_default=True, type=click.Choice(list(SUFFIXES))
+    "-o",
+    "--output",
+    required=True,
+    type=LocatedPath(),
+    metavar="FOLDER|FILE",
+    help="Folder for the pictures; of one image also a file, such as path.svg.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(SUFFIXES)),
+    help="Of the pictures in a folder; a file's suffix says it.  [default: svg]",
 )
 @click.option(
     "--diff",
@@ -74,27 +77,30 @@ class RecordedImage(NamedTuple):
     metavar="SEED",
     help="Try out routing: give the routers seeded random weights.",
 )
+@device_option
 @as_json
 def command(
     images: tuple[Path, ...],
     output: Path,
-    kind: str,
+    kind: str | None,
     diff: tuple[Path, Path] | None,
     collapse: str | None,
     score: float | None,
     random_routers: int | None,
+    device: "torch.device",
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Run MODEL on IMAGES; one picture an image. Of a folder, every image in it, at any depth.
+    """Run MODEL on IMAGES, files and folders; one picture an image. Of a folder, every image in it,
+    at any depth.
 
     MODEL may also be the run folder of a detector: pictures show what it finds.
     """
     if not images and diff is None:
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
     images, notes = list_files(images)
-    make_folder(output)
-    predictor = open_predictor(score=score, **model)
+    targets, diff_target = place_pictures(images, diff, output, kind)
+    predictor = open_predictor(score=score, device=device, **model)
     net, score = predictor.net, SCORE if score is None else score
     if random_routers is not None:
         randomise_routers(net, random_routers)
@@ -102,13 +108,12 @@ def command(
     document: dict[str, Any] = {"collapse": layout.level} | (
         {"score": score} if predictor.is_detector else {}
     )
+    document["weights_origin"] = net.weights_origin
     document |= {"notes": notes} if notes else {}
-    document["images"] = draw_paths(
-        predictor, images, output, SUFFIXES[kind], layout=layout, score=score
-    )
+    document["images"] = draw_paths(predictor, images, targets, layout=layout, score=score)
     if diff is not None:
         document["difference"] = draw_difference(
-            predictor, diff, output, SUFFIXES[kind], layout=layout, score=score
+            predictor, diff, diff_target, layout=layout, score=score
         )
     if as_json:
         click.echo(json.dumps(document))
@@ -119,52 +124,38 @@ def command(
         click.echo(visible(f"note: {note}."))
     if images:
         show_rows(document["images"], score if predictor.is_detector else None)
+        is_file = targets == [output]
+        click.echo(
+            visible(f"Picture: {output}.")
+            if is_file
+            else visible(f"Pictures are in {output}, numbered in this order.")
+        )
+        warn_of_random(net.weights_origin, str(model["model"]))
     if diff is not None:
         show_difference(document["difference"])
     if message := say_collapsed(net, layout, collapse):
         click.echo(message)
 
 
-def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
-    """Every file of `images`, where folders stand for the images in them; and what was left out
-    there, a sentence each.
-
-    Raises:
-        InputError: a folder has no images.
-    """
-    from dggraph.data.listing import describe_ignored, list_images
-
-    files, notes = list[Path](), list[str]()
-    for place in images:
-        if not place.is_dir():
-            files.append(place)
-            continue
-        names, ignored = list_images(place)
-        if not names:
-            raise InputError(f"{str(place)!r} has no images. {describe_ignored(ignored)}".rstrip())
-        files += [place / name for name in names]
-        notes += [f"{place}: {describe_ignored(ignored)}"] if ignored else []
-    return tuple(files), notes
-
-
 def draw_paths(
     watched: "DynamicNetwork | Predictor",
     images: Sequence[Path],
-    output: Path,
-    suffix: str,
+    targets: Sequence[Path],
     *,
     layout: "Layout",
     score: float = SCORE,
 ) -> list[dict[str, Any]]:
-    """Draw every image's path into `output`, of a detector with the objects of `score` or more; one
-    row of facts an image.
+    """Draw every image's path into its file of `targets`, of a detector with the objects of `score`
+    or more; one row of facts an image.
     """
     from dggraph.evaluation.recording import as_predictor
+    from dggraph.models.origins import MARK, RANDOM
     from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
 
     predictor, rows = as_predictor(watched), list[dict[str, Any]]()
-    for number, file in enumerate(images):
+    marks = [MARK] if predictor.net.weights_origin == RANDOM else []
+    for file, target in zip(images, targets, strict=True):
         with working(f"Drawing {file.name}"):
             row, path, image, detected = run_image(predictor, file)
             note = (
@@ -180,12 +171,11 @@ def draw_paths(
                 predictor.net.graph,
                 path,
                 title=file.name,
-                facts=[macs + note],
+                facts=[macs + note, *marks],
                 layout=layout,
                 thumbnail=image,
                 detected=detected,
             )
-            target = output / f"{number:03d}-{_safe(file.stem)}.{suffix}"
             draw(picture, target)
             rows.append(row | {"picture": str(target)})
     return rows
@@ -194,8 +184,7 @@ def draw_paths(
 def draw_difference(
     predictor: "Predictor",
     files: tuple[Path, Path],
-    output: Path,
-    suffix: str,
+    target: Path,
     *,
     layout: "Layout",
     score: float,
@@ -219,7 +208,6 @@ def draw_difference(
         thumbnails=[run.image for run in runs],
         detected=[None if run.detected is None else run.detected.scoring(score) for run in runs],
     )
-    target = output / f"diff-{_safe(files[0].stem)}-{_safe(files[1].stem)}.{suffix}"
     draw(picture, target)
     facts: dict[str, Any] = {"images": [first.row, second.row], "picture": str(target)}
     for mark, key in (("first", "only_first"), ("second", "only_second"), ("both", "both")):
@@ -296,9 +284,12 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
             justify="right" if heading in ("MACs kept", "active edges") else "left",
             overflow="fold",
         )
-    for row in rows:
+    names = [Path(row["image"]).name for row in rows]
+    if len(set(names)) < len(names):
+        names = [row["image"] for row in rows]
+    for name, row in zip(names, rows, strict=True):
         told = tell_prediction(row) if score is None else tell_found(row, score)
-        cells = (Path(row["image"]).name, told, f"{row['kept']:.3f}", str(row["active_edges"]))
+        cells = (name, told, f"{row['kept']:.3f}", str(row["active_edges"]))
         table.add_row(*(for_terminal(cell) for cell in cells))
     console = Console()
     console.print(table)
@@ -307,10 +298,8 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
             f"Objects of score {score:g} or more. MACs kept: of the static backbone's, at the"
             " traced size."
         )
-    console.print(
-        for_terminal(f"Pictures are in {Path(rows[0]['picture']).parent}, numbered in this order."),
-        soft_wrap=True,
-    )
+    else:
+        console.print("MACs kept: of the static network's; routers and sums are counted.")
     if all(row["is_static_path"] for row in rows):
         console.print(
             "Every image took the backbone's own path: untrained routers send every image along the"
@@ -347,9 +336,3 @@ def randomise_routers(net: "DynamicNetwork", seed: int) -> None:
             for parameter in routing_of(net.lowered, stage).parameters():
                 scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale * 2)
-
-
-def _safe(stem: str) -> str:
-    return "".join(
-        char if char.isascii() and (char.isalnum() or char in "-_") else "_" for char in stem
-    )[:60]

@@ -94,7 +94,8 @@ def _summary(document: Mapping[str, Any]) -> str:
         f"top-1 {_percent(document['accuracy'])} ({document['top1']} of {num_images}), top-5"
         f" {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\nMACs kept"
         f" {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the"
-        f" images\n{document['num_paths']} distinct paths, entropy"
+        f" images\n{document['num_paths']} distinct"
+        f" {'path' if document['num_paths'] == 1 else 'paths'}, entropy"
         f" {document['path_entropy_bits']:.2f} bits\n{_speed(document)}"
     )
 

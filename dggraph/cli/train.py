@@ -1,48 +1,59 @@
 """`dggraph train`: train from a configuration, or go on where the run was left."""
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dggraph.cli.flags import config_flags
-from dggraph.cli.options import INTERRUPTED, as_json
+from dggraph.cli.options import INTERRUPTED, accelerator_option, as_json
 from dggraph.cli.parameters import LocatedPath
+from dggraph.cli.progress import showing
+from dggraph.cli.sections import SectionedCommand
+from dggraph.errors import InputError
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
-    from dggraph.training.loop import Log
+    import torch
+
+    from dggraph.training.loop import TrainResult
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("config", required=False, type=LocatedPath(dir_okay=False))
 @config_flags
+@accelerator_option
 @as_json
-def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
+def command(
+    config: Path | None, device: "torch.device | None", as_json: bool, **overrides: Any
+) -> int:
     """Train as CONFIG (TOML) and the flags say; flags go first.
 
     The same call goes on with a run that was stopped or killed. On several processes: torchrun
     --nproc-per-node N -m dggraph train CONFIG.
     """
     keys = read_config(config, overrides)
+    if ":" not in keys.model and Path(keys.model).is_dir():
+        raise InputError(
+            f"{keys.model} is a folder, and training converts a model by its name. To go on with a"
+            " run, give the command that began it."
+        )
 
     from dggraph.system import processes
     from dggraph.training.loop import train
 
-    with processes.process_group():
+    with processes.computing_on(device), processes.process_group():
         is_first = processes.rank() == 0
         notes: list[str] = []
-        with _logging(is_silent=as_json or not is_first) as show:
+        with showing(is_silent=as_json or not is_first) as (begin, show):
 
             def log(row: Mapping[str, Any]) -> None:
                 notes.extend([str(row["note"])] if "note" in row else ())
                 show(row)
 
-            result = train(keys, log)
+            result = train(keys, log, begin=lambda start: begin(start, keys))
         if is_first:
             row: dict[str, Any] = {
                 "folder": str(result.folder),
@@ -51,46 +62,11 @@ def command(config: Path | None, as_json: bool, **overrides: Any) -> int:
             }
             row |= {"notes": notes} if notes else {}
             row |= {} if result.evaluation is None else result.evaluation.row()
-            click.echo(
-                json.dumps(row)
-                if as_json
-                else (
-                    f"{'finished' if result.is_finished else 'stopped; the same call goes on'}:"
-                    f" {result.folder}"
-                )
-            )
+            click.echo(json.dumps(row) if as_json else _ended(result))
     return 0 if result.is_finished else INTERRUPTED
 
 
-@contextmanager
-def _logging(*, is_silent: bool) -> Iterator["Log"]:
-    """What shows rows: one line that changes on a terminal, plain lines elsewhere."""
-    if is_silent:
-        yield lambda row: None
-    elif not sys.stderr.isatty():
-        yield lambda row: click.echo(_line(row), err=True)
-    else:
-        from rich.console import Console
-        from rich.markup import escape
-
-        console = Console(stderr=True)
-        with console.status("starting") as status:
-
-            def show(row: Mapping[str, Any]) -> None:
-                status.update(escape(_line(row)))
-                if "epoch" in row or "step" not in row:
-                    console.print(escape(_line(row)))
-
-            yield show
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    if "note" in row:
-        from dggraph.views.escaping import visible
-
-        return visible(f"note: {row['note']}.")
-    shown = {key: value for key, value in row.items() if isinstance(value, int | float)}
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in shown.items()
-    )
+def _ended(result: "TrainResult") -> str:
+    if not result.is_finished:
+        return f"stopped; the same call goes on: {result.folder}"
+    return f"finished: {result.folder}. Use it as MODEL: dggraph eval {result.folder}"

@@ -1,5 +1,6 @@
 """Flags: every key has one, only those given count, and `--help` needs no torch."""
 
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -9,6 +10,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from command_line import run
 
 from dggraph.cli.flags import config_flags, config_flags_for
 from dggraph.errors import InputError
@@ -87,6 +89,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     [
         (["--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
         (["--hflip", "1.5"], "'--hflip': 1.5 is not in the range 0<=x<=1"),
+        (["--lr", "fast"], "'--lr': 'fast' is not a valid number"),
         (["--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
         (["--residual", "no"], "'--residual': 'no' is not one of"),
         (["--scale", "0.5"], "'--scale' requires 2 arguments"),
@@ -183,3 +186,18 @@ def test_a_batch_splits_into_equal_parts() -> None:
         match=r"grad_accum_steps = 4: .*batch_size = 6 cannot be split into 4 equal parts",
     ):
         read_config(None, {"model": "a", "batch_size": 6, "grad_accum_steps": 4})
+
+
+def test_the_help_has_every_key_once_in_a_section_of_its_own(capsys: Any) -> None:
+    _, out, _ = run(capsys, "train", "--help")
+    headings = re.findall(r"^(\w+):$", out, flags=re.MULTILINE)
+    assert headings == ["Model", "Data", "Augmentation", "Routing", "Optimisation", "Options"]
+    flags = re.findall(r"^  (--[a-z-]+)", out, flags=re.MULTILINE)
+    wanted = {f"--{name.replace('_', '-')}" for name in TrainConfig.model_fields}
+    assert len(flags) == len(set(flags))
+    assert wanted | {"--device", "--json"} == set(flags)
+    routing = out.split("Routing:")[1].split("Optimisation:")[0]
+    for flag in ("--router", "--tune", "--threshold", "--budget"):
+        assert flag in routing
+    assert "None" not in out
+    assert "[default: 0.1]" in out

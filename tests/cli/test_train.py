@@ -115,3 +115,48 @@ def test_recipes_are_known_by_name() -> None:
     assert read_config(Path("fashion_mnist"), {"epochs": 2}).dataset == "fashion_mnist"
     with pytest.raises(InputError, match="fashion_mnist, imagenet_mobilenet_v2"):
         read_config(Path("fashion"), {})
+
+
+def test_what_begins_is_said_and_how_far_it_is(tmp_path: Path, capsys: Any) -> None:
+    """In plain lines where nobody watches a terminal."""
+    keys = {"model": "dggraph:resnet8_4", "dataset": "toy_data:make", "input_size": "16"}
+    keys |= {"epochs": "1", "batch_size": "24", "warmup_epochs": "0", "log_interval": "1"}
+    flags = [text for key, value in keys.items() for text in (f"--{key.replace('_', '-')}", value)]
+    code, out, err = run(capsys, *flags, "--budget", "0.9", "--output", str(tmp_path))
+    assert code == 0, err
+    lines = err.splitlines()
+    assert lines[0].endswith("on toy_data:make: 4 classes, 72 training and 40 validation images")
+    assert "parameters," in lines[1]
+    assert lines[1].endswith("weights to begin with: random")
+    assert lines[2].startswith("3 steps in 1 epoch; budget 0.9 of the static network's MACs; on ")
+    steps = [re.match(r"step (\d)/3  loss .*  (\d+:\d\d) left$", line) for line in lines[4:7]]
+    assert [found and found.group(1) for found in steps] == ["1", "2", "3"]
+    assert steps[-1]
+    assert steps[-1].group(2) == "0:00"
+    assert "dggraph eval" in out
+
+
+def test_a_configuration_is_corrected_in_plain_words(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "bad.toml").write_text(
+        'model = "resnet18"\nepochs = "ten"\nbatch_size = 2.5\namp = "fp16"\nscale = [1]\n'
+        "threshold_warmup = 7\nmodel_ema = 3\n"
+    )
+    code, _, err = run(capsys, tmp_path / "bad.toml")
+    assert code == 4
+    assert err.count("\n") == 1
+    assert "Input should" not in err
+    for words in (
+        "scale in .* needs 2 values",
+        "epochs = 'ten' .*: give a whole number",
+        "batch_size = 2.5 .*: give a whole number",
+        "amp = 'fp16' .*: give one of 'none', 'bfloat16', 'float16'",
+        "threshold_warmup = 7 .*: it must be at most 1[.;]",
+        "model_ema = 3 .*: give true or false",
+    ):
+        assert re.search(words, err), err
+
+
+def test_a_folder_is_no_model_to_train(tmp_path: Path, capsys: Any) -> None:
+    code, _, err = run(capsys, "--model", tmp_path, "--data-dir", "x")
+    assert code == 4
+    assert "converts a model by its name" in err
