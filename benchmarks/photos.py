@@ -190,9 +190,8 @@ def build(unpacked: Path, output: Path) -> dict[str, dict[str, str]]:
         if name in labels:
             stamp = Image.open(file).convert("RGBA")
             folder = output / "stamps" / classes[labels[name][0]]
-            sources["stamps"][
-                f"{folder.name}/{write(paste(stamp, white, None), folder, f'stamp_{number:03}').rsplit('/')[-1]}"
-            ] = name
+            written = write(paste(stamp, white, None), folder, f"stamp_{number:03}")
+            sources["stamps"][f"{folder.name}/{written.rsplit('/')[-1]}"] = name
         elif not any(part in name for part in NOT_PHOTOS) and file.with_suffix(".txt").exists():
             stamp = Image.open(file).convert("RGBA")
             for index, background in enumerate(

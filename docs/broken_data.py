@@ -122,7 +122,10 @@ def voc(
     for stem in stems:
         picture(root / "JPEGImages" / f"{stem}.png")
         size = "<size><width>64</width><height>48</height></size>"
-        text = f"<annotation><filename>{stem}.png</filename>{size}<object><name>thing</name><bndbox>{corners}</bndbox></object></annotation>"
+        text = (
+            f"<annotation><filename>{stem}.png</filename>{size}<object><name>thing</name>"
+            f"<bndbox>{corners}</bndbox></object></annotation>"
+        )
         (root / "Annotations" / f"{stem}.xml").write_text(change(text), encoding="utf-8")
     for part, some in (("train", stems[:2]), ("val", stems[2:])):
         (root / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(some))
@@ -192,7 +195,8 @@ RAMP = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 SKIP_IMAGES, SKIP_BOXES = ("--on-bad-image", "skip"), ("--on-bad-box", "skip")
 FOLDERS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "nothing is wrong": (folders, ()),
-    "hidden files and folders (`.DS_Store`, `._0.png`, `Thumbs.db`, `.ipynb_checkpoints`), a text file": (
+    "hidden files and folders (`.DS_Store`, `._0.png`, `Thumbs.db`, `.ipynb_checkpoints`), a text"
+    " file": (
         lambda d: then(
             folders(d),
             [

@@ -223,8 +223,8 @@ def table(rows: list[dict[str, Any]], kind: str) -> str:
         "",
         (
             "| model | depths (entry block counted) | routed | edges | residual | MACs in stages |"
-            " bitwise identical | lift | hooked reference | edges that matter | what stays static, what is"
-            " missing |"
+            " bitwise identical | lift | hooked reference | edges that matter |"
+            " what stays static, what is missing |"
         ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -1,8 +1,10 @@
 """Fixtures shared by all tests: a fixed seed, the real MobileNetV2 checkpoint, real photos."""
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ if (
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    """Every test starts from the same seeds, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

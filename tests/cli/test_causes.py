@@ -106,7 +106,7 @@ def test_the_rest_is_ours() -> None:
     def broken() -> None:
         raise ZeroDivisionError("by zero")
 
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(ZeroDivisionError, match="by zero") as caught:
         broken()
     found = explain(caught.value)
     assert found is not None
@@ -136,7 +136,7 @@ class Broken(Dataset[Any]):
 def test_a_data_set_of_a_user_s_is_told_as_theirs(
     workers: int, batch: list[int], words: tuple[str, ...]
 ) -> None:
-    with pytest.raises((KeyError, RuntimeError)) as caught:
+    with pytest.raises((KeyError, RuntimeError), match=r"missing key|equal size") as caught:
         list(load_batches(Broken(), [batch], workers=workers))
     found = explain(caught.value)
     assert found is not None
@@ -146,7 +146,7 @@ def test_a_data_set_of_a_user_s_is_told_as_theirs(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_killed_loader_is_told_as_one() -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
         list(load_batches(Killed(), [[0]], workers=1))
     found = explain(caught.value)
     assert found is not None

@@ -259,7 +259,7 @@ def test_the_unforeseen_is_one_line_with_a_way_to_the_traceback(
         == "ZeroDivisionError"
     )
     monkeypatch.setenv("DGGRAPH_TRACEBACK", "1")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="by zero"):
         main(["inspect", "resnet18"])
 
 

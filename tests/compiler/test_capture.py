@@ -188,7 +188,7 @@ def test_regions_that_cast_for_themselves_do_so_under_autocast(block: type[nn.Mo
 def test_an_error_inside_a_region_leaves_gradients_on() -> None:
     net = dggraph.convert(Frozen(), X)
     net.stem.weight.data = net.stem.weight.data[:, :2]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="to have 2 channels, but got 3"):
         net(X)
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")

@@ -203,7 +203,7 @@ def test_a_lifted_block_shows_x_plus_f_without_gradient() -> None:
         ):
             getattr(net.blocks[1], kind)(lambda *_: None)
     for kind, hook in (("register_forward_hook", double), ("register_forward_pre_hook", halve)):
-        with pytest.warns(DggraphWarning):
+        with pytest.warns(DggraphWarning, match=r"blocks\.1"):
             handle = getattr(net.blocks[1], kind)(hook)
         with pytest.raises(HookError, match=r"replaces the (in|out)put of a Block"):
             net(X)

@@ -97,8 +97,14 @@ def test_inference_tensors_become_ordinary_ones() -> None:
     with torch.inference_mode():
         model = Net()
         inside = dggraph.convert(model, X)
+    ordinary = Net()
+    ordinary.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    ordinary(X).sum().backward()
+    expected = {key: parameter.grad for key, parameter in ordinary.named_parameters()}
     for net in (inside, dggraph.convert(model, X)):
         net.train()(X).sum().backward()
+        found = {key: parameter.grad for key, parameter in net.named_parameters()}
+        assert all(torch.equal(found[key], gradient) for key, gradient in expected.items())
 
 
 @pytest.mark.parametrize("path", ["", "head"])

@@ -104,7 +104,7 @@ def test_another_size_is_found_before_training_and_exif_is_named(tmp_path: Path)
     )
     Image.open(lost.file).transpose(Image.Transpose.ROTATE_90).save(lost.file)
     Image.new("RGB", (9, 9)).save(other.file)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match=r"bb\.png") as raised:
         compare_images(made(good, lost, other), on_bad="error", depth="ends")
     for what in (
         "bb.png' is 10 x 20 pixels, but its annotations were drawn on 20 x 10",

@@ -198,7 +198,8 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 atlas.SAVE_SECONDS = 0.0
-atlas.collect_atlas(build(), open_image_set(sys.argv[1], LABELS), state=Path(sys.argv[2]), progress=progress)
+images, state = open_image_set(sys.argv[1], LABELS), Path(sys.argv[2])
+atlas.collect_atlas(build(), images, state=state, progress=progress)
 """
 
 

@@ -157,10 +157,10 @@ def test_a_trap_does_not_snap(tmp_path: Path) -> None:
         {"model": Net().state_dict(), "args": argparse.Namespace(trap=Trap(tmp_path / "snapped"))},
         tmp_path / "x.pth",
     )
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"x\.pth' is not a state dict in torch's format"):
         read_checkpoint(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Trap(tmp_path / "snapped")))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"y\.pth' is not a checkpoint"):
         read_checkpoint(tmp_path / "y.pth")
     assert not (tmp_path / "snapped").exists()
 

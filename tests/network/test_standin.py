@@ -304,7 +304,7 @@ def test_a_sequence_is_indexed_as_the_backbone_is() -> None:
         net[:-1]  # type: ignore[index]
     with pytest.raises(BackboneOnlyError, match=r"net\[0\] cannot be deleted"):
         del net[0]  # type: ignore[attr-defined]
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="index 99 is out of range"):
         net[99]  # type: ignore[index]
     twin = copy.deepcopy(net)
     twin[-1] = nn.Linear(8, 2)  # type: ignore[index]

@@ -151,10 +151,12 @@ def test_the_plain_expression_is_what_compilers_see(monkeypatch: pytest.MonkeyPa
     def never(*_args: Any) -> Any:
         raise AssertionError("the fast path was traced")
 
-    net = converted("kept").train()
+    net, x = converted("kept").train(), torch.randn(2, 3, 16, 16)
+    expected = copy.deepcopy(net)(x)
     monkeypatch.setattr(aggregation._Aggregate, "apply", never)
     monkeypatch.setattr(aggregation._Share, "apply", never)
-    torch.compile(net, fullgraph=True, backend="eager", dynamic=False)(torch.randn(2, 3, 16, 16))
+    found = torch.compile(net, fullgraph=True, backend="eager", dynamic=False)(x)
+    assert close(found, expected)
 
 
 def test_a_network_compiled_in_place_still_copies_and_refuses_wrong_input() -> None:

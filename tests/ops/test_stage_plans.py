@@ -1,5 +1,5 @@
-"""Plans by pattern: what a stage runs equals a plain loop over its nodes, the order of sums and what
-is freed never show, and what may change is read at every pass.
+"""Plans by pattern: what a stage runs equals a plain loop over its nodes, the order of sums and
+what is freed never show, and what may change is read at every pass.
 """
 
 from collections.abc import Sequence

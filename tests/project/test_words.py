@@ -29,7 +29,10 @@ PROSE = sorted(
     ]
 )
 """What people read first; tables that programs make are not prose."""
-IDIOMS = "longer|such|more|matter|way|one|room|state|public|need|reason|difference|missing|mixing|rounding|surprise"
+IDIOMS = (
+    "longer|such|more|matter|way|one|room|state|public|need|reason|difference|missing|mixing"
+    "|rounding|surprise"
+)
 STRANGE = {
     "a docstring that begins with 'Of'": r'"""Of ',
     "'is no X' for 'is not an X'": rf"(?<!here )\b(is|are) no (?!({IDIOMS})\b)[A-Za-z]",

@@ -113,9 +113,9 @@ def test_parts_that_cannot_be_made_leave_what_was_there(tmp_path: Path) -> None:
 
     def failing() -> object:
         yield "a", b"new a"
-        raise MemoryError
+        raise MemoryError("no room")
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match="no room"):
         write_folder(tmp_path / "folder", failing(), scratch_prefix=".saving-")  # type: ignore[arg-type]
     assert contents(tmp_path / "folder") == {"a": b"old a", "b": b"old b"}
     assert not (tmp_path / "folder" / NEW).exists()

@@ -1,4 +1,4 @@
-"""Locks: one run a folder, told who has it; a lock ends with its holder and not with its loaders."""
+"""Locks: one run a folder, told who has it; a lock ends with its holder, not with its loaders."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def test_a_holder_is_named_and_its_lock_ends_with_it(tmp_path: Path, kind: str) 
 def test_a_lock_can_be_taken_again(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path):
-            pass
+            assert (tmp_path / "lock.holder").read_text().startswith(f"process {os.getpid()}")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -93,11 +93,18 @@ def test_a_save_that_fails_anywhere_leaves_the_old_one(
 def test_a_killed_save_leaves_the_old_one_and_its_rest_is_swept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, parts(1.0), {})
     code = (
-        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom dggraph.system import"
-        " files\nfrom dggraph.training import checkpoint\nreal = files.write_synced\ndef write(file, content):\n    if file.name"
-        " == 'state.json':\n        os.kill(os.getpid(), signal.SIGKILL)\n    real(file,"
-        " content)\nfiles.write_synced = write\ncheckpoint.save_checkpoint(Path(sys.argv[1]),"
-        " 2, {'model': {'w': torch.ones(2)}}, {})\n"
+        "import os, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from dggraph.system import files\n"
+        "from dggraph.training import checkpoint\n"
+        "real = files.write_synced\n"
+        "def write(file, content):\n"
+        "    if file.name == 'state.json':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(file, content)\n"
+        "files.write_synced = write\n"
+        "parts = {'model': {'w': torch.ones(2)}}\n"
+        "checkpoint.save_checkpoint(Path(sys.argv[1]), 2, parts, {})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9

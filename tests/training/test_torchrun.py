@@ -88,8 +88,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (
             "torchcompile",
             (
-                "torchcompile does not work with parallel = 'fsdp': the hooks that gather the weights"
-                " would break the compiled graph. Leave it out"
+                "torchcompile does not work with parallel = 'fsdp': the hooks that gather the"
+                " weights would break the compiled graph. Leave it out"
             ),
             {4},
         ),
