@@ -54,9 +54,8 @@ def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Call
     inner = _within(tuple(others), function) if others else function
     around = {"no_grad": _without_gradients, "inference_mode": _in_inference_mode}
     run = _cast(inner, *options) if kind == "autocast" else around[kind](inner)
-    run.__name__ = f"{getattr(function, '__name__', 'op')}_within_{'_'.join(context[0] for context in contexts)}".lstrip(
-        "_"
-    )
+    names = "_".join(context[0] for context in contexts)
+    run.__name__ = f"{getattr(function, '__name__', 'op')}_within_{names}".lstrip("_")
     return run
 
 

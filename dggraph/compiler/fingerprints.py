@@ -31,4 +31,5 @@ def fingerprint(graph: fx.Graph) -> str:
 
 def qualified_name(function: Any) -> str:
     """Module and name of a function or class."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', getattr(function, '__name__', '?'))}"
+    name = getattr(function, "__qualname__", getattr(function, "__name__", "?"))
+    return f"{getattr(function, '__module__', '')}.{name}"

@@ -116,7 +116,7 @@ class Inliner:
 
 
 def inline(program: Program, lowered: nn.Module) -> Inlined:
-    """Inline every piece of `program`, whose modules `lowered` owns. No norm is in training mode."""
+    """Inline every piece of `program`; `lowered` owns its modules. No norm is in training mode."""
     writer = _Writer(lowered)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
     for step, spent in program.steps:

@@ -47,9 +47,11 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
         >>> from PIL import Image
         >>> from dggraph.detection import read_coco
         >>> Image.new("RGB", (40, 30)).save("1.png")
-        >>> boxes = [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200, "iscrowd": 0}]
+        >>> box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 20]}
+        >>> boxes = [box | {"area": 200, "iscrowd": 0}]
         >>> images = [{"id": 1, "file_name": "1.png", "width": 40, "height": 30}]
-        >>> document = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "cat"}]}
+        >>> classes = [{"id": 7, "name": "cat"}]
+        >>> document = {"images": images, "annotations": boxes, "categories": classes}
         >>> written = Path("boxes.json").write_text(json.dumps(document))
         >>> read_coco(Path("boxes.json"), Path(".")).images[0].boxes[0].corners
         (1.0, 2.0, 11.0, 22.0)

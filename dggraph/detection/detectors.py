@@ -41,7 +41,9 @@ def convert_backbone_(
 
     Example:
         >>> import dggraph, torchvision
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        ...     weights=None, weights_backbone=None
+        ... )
         >>> net = dggraph.convert_backbone_(detector)
         >>> detector.backbone is net
         True

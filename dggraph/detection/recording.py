@@ -46,9 +46,13 @@ def make_detector_predictor(
     Example:
         >>> import dggraph, torchvision
         >>> from PIL import Image
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        ...     weights=None, weights_backbone=None, num_classes=3
+        ... )
         >>> net = dggraph.convert_backbone_(detector)
-        >>> predictor = dggraph.detection.make_detector_predictor(detector, net, classes=("cat", "dog"), name="mine")
+        >>> predictor = dggraph.detection.make_detector_predictor(
+        ...     detector, net, classes=("cat", "dog"), name="mine"
+        ... )
         >>> predictor.predict(Image.new("RGB", (64, 64))).detected.size
         (64, 64)
     """

@@ -59,9 +59,11 @@ def read_voc(
         >>> from PIL import Image
         >>> from dggraph.detection import read_voc
         >>> Image.new("RGB", (40, 30)).save("1.png")
-        >>> box = "<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax></bndbox></object>"
+        >>> corners = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
+        >>> box = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
         >>> size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
-        >>> written = Path("1.xml").write_text(f"<annotation><filename>1.png</filename>{size}{box}</annotation>")
+        >>> annotation = f"<annotation><filename>1.png</filename>{size}{box}</annotation>"
+        >>> written = Path("1.xml").write_text(annotation)
         >>> read_voc(Path("."), Path(".")).classes
         ('cat',)
     """

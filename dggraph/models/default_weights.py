@@ -1,4 +1,4 @@
-"""The weights that torchvision and timm publish, fetched once into the caches of those libraries."""
+"""The weights that torchvision and timm publish, fetched once into those libraries' caches."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -20,7 +20,8 @@ class BudgetPoint:
 
     Example:
         >>> import dggraph, torch
-        >>> curve = dggraph.calibrate(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> curve = dggraph.calibrate(net, [torch.rand(4, 3, 32, 32)], targets=(1.0,))
         >>> curve.points[0].threshold
         0.0
     """
@@ -35,7 +36,8 @@ class Budget:
 
     Example:
         >>> import dggraph, torch
-        >>> curve = dggraph.calibrate(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)], targets=(1.0,))
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> curve = dggraph.calibrate(net, [torch.rand(4, 3, 32, 32)], targets=(1.0,))
         >>> curve.budgets[0].target
         1.0
     """

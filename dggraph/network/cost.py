@@ -30,7 +30,8 @@ class MacsSummary:
 
     Example:
         >>> import dggraph, torch
-        >>> summary = dggraph.measure_macs(dggraph.convert("dggraph:resnet20_8"), [torch.rand(4, 3, 32, 32)])
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> summary = dggraph.measure_macs(net, [torch.rand(4, 3, 32, 32)])
         >>> summary.num_paths  # untrained routers send every image along the backbone's own path
         1
     """

@@ -31,7 +31,9 @@ def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
 
     Example:
         >>> import dggraph, torch, torchvision
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        ...     weights=None, weights_backbone=None
+        ... ).eval()
         >>> net = dggraph.convert_backbone_(detector)
         >>> with dggraph.detection.collecting_gates(net) as gates:
         ...     found = detector([torch.rand(3, 64, 64)])

@@ -48,10 +48,10 @@ class DynamicNetwork(StandIn):
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense`
             (runs every block for all, closed edges masked). Skipping has no gradients: in train
             mode, with gradients on, under compilers and exporters, and where norms take the
-            statistics of the batch, the dense form runs under any of the three, an explicit `sparse`
-            too; `last_run` and the network's repr say so and why. Else `auto` runs what `sparse`
-            runs, but that hooks on single layers see whole batches under `auto`, and only the rows
-            that run under `sparse`.
+            statistics of the batch, the dense form runs under any of the three, an explicit
+            `sparse` too; `last_run` and the network's repr say so and why. Else `auto` runs what
+            `sparse` runs, but that hooks on single layers see whole batches under `auto`, and only
+            the rows that run under `sparse`.
 
     Example:
         >>> import dggraph, torch

@@ -32,7 +32,8 @@ class Recalibration:
 
     Example:
         >>> import dggraph, torch
-        >>> result = dggraph.recalibrate_norms_(dggraph.convert("dggraph:resnet20_8"), [torch.rand(8, 3, 32, 32)])
+        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> result = dggraph.recalibrate_norms_(net, [torch.rand(8, 3, 32, 32)])
         >>> type(result).__name__
         'Recalibration'
     """

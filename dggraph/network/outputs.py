@@ -1,8 +1,8 @@
 """What a backbone returns: tensors, alone or in mappings, sequences, named tuples and dataclasses,
 nested as it likes.
 
-Walked here and not by `torch.utils._pytree` or optree: both take dataclasses, namespaces and classes
-of mappings that nobody registered, for the whole process, for leaves.
+Walked here and not by `torch.utils._pytree` or optree: both take dataclasses, namespaces and
+classes of mappings that nobody registered, for the whole process, for leaves.
 """
 
 import dataclasses

@@ -114,8 +114,9 @@ class Structure:
             module = modules[owner]._modules.get(name)
             if module is None:
                 raise StructureError(
-                    f"the network runs {path!r}, which is no longer there. Assign a module, for example"
-                    f" net.{path} = nn.Identity(), or take it out of the backbone before converting."
+                    f"the network runs {path!r}, which is no longer there. Assign a module, for"
+                    f" example net.{path} = nn.Identity(), or take it out of the backbone before"
+                    " converting."
                 )
             if forward is not None and (
                 type(module).forward is not forward or ("forward" in vars(module)) != is_patched
@@ -128,10 +129,10 @@ class Structure:
                     if child not in children or child == list(module._modules)[-1]
                 )
                 raise StructureError(
-                    f"{path!r} has got a module more, {new!r}, which the network would not run: it runs"
-                    f" the {len(children)} that were there when it was converted. Where the last of"
-                    " them is one layer, replace that by nn.Sequential(it, the new one); else change"
-                    " the backbone, and convert it again."
+                    f"{path!r} has got a module more, {new!r}, which the network would not run: it"
+                    f" runs the {len(children)} that were there when it was converted. Where the"
+                    " last of them is one layer, replace that by nn.Sequential(it, the new one);"
+                    " else change the backbone, and convert it again."
                 )
             modules.append(module)
             seen.held.append((modules[owner]._modules, name, module))

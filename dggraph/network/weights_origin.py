@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dggraph.models.origins import GIVEN, RANDOM
 
 TOLERANCE = 0.004
-"""Relative; weights cast to bfloat16 are the same, and those that a few steps have trained are not."""
+"""Relative; weights cast to bfloat16 are the same, and those trained for a few steps are not."""
 
 
 class Origin(NamedTuple):

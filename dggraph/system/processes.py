@@ -85,7 +85,8 @@ def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return True
-    attempt = f"dggraph/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    run, restart = os.environ["TORCHELASTIC_RUN_ID"], os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    attempt = f"dggraph/{run}/{restart}"
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(  # type: ignore[attr-defined]

@@ -36,8 +36,10 @@ class Report:
         >>> from PIL import Image
         >>> Image.new("RGB", (40, 40)).save("grey.png")
         >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> collected = dggraph.evaluation.collect_atlas(net, dggraph.evaluation.open_image_set("."))
-        >>> report = dggraph.evaluation.make_report(net.graph, collected.atlas, collected.thumbnails)
+        >>> images = dggraph.evaluation.open_image_set(".")
+        >>> collected = dggraph.evaluation.collect_atlas(net, images)
+        >>> atlas, thumbnails = collected.atlas, collected.thumbnails
+        >>> report = dggraph.evaluation.make_report(net.graph, atlas, thumbnails)
         >>> report.html.lower().startswith("<!doctype html>")
         True
     """
@@ -81,8 +83,10 @@ def make_report(
         >>> from PIL import Image
         >>> Image.new("RGB", (40, 40)).save("grey.png")
         >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> collected = dggraph.evaluation.collect_atlas(net, dggraph.evaluation.open_image_set("."))
-        >>> "1 image" in str(dggraph.evaluation.make_report(net.graph, collected.atlas, collected.thumbnails))
+        >>> images = dggraph.evaluation.open_image_set(".")
+        >>> collected = dggraph.evaluation.collect_atlas(net, images)
+        >>> atlas, thumbnails = collected.atlas, collected.thumbnails
+        >>> "1 image" in str(dggraph.evaluation.make_report(net.graph, atlas, thumbnails))
         True
     """
     context = Context(

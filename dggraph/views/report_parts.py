@@ -221,4 +221,5 @@ def outlined_image(image: Image.Image, detected: Detected, told: str) -> str:
 def _data_uri(image: Image.Image) -> str:
     is_small, stream = max(image.size) <= SMALL, io.BytesIO()
     image.save(stream, "PNG" if is_small else "JPEG", **({} if is_small else {"quality": 82}))
-    return f"data:image/{'png' if is_small else 'jpeg'};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    content = base64.b64encode(stream.getvalue()).decode()
+    return f"data:image/{'png' if is_small else 'jpeg'};base64,{content}"

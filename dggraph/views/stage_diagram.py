@@ -44,10 +44,8 @@ def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> st
         layout: from `lay_out(graph)`, the one whose curves the page has.
     """
     picture = picture_path(graph, path, layout=layout)
-    return (
-        "<div"
-        f' class="path">{"".join(_panel(picture, number, panel) for number, panel in enumerate(layout.panels))}</div>'
-    )
+    panels = (_panel(picture, number, panel) for number, panel in enumerate(layout.panels))
+    return f'<div class="path">{"".join(panels)}</div>'
 
 
 def _panel(picture: Picture, number: int, panel: Panel) -> str:

@@ -122,7 +122,8 @@ def _edges(picture: Picture) -> Iterator[str]:
             source, target = curve.edge.source, curve.edge.target
             mark = marks.edges[source, target]
             weights = marks.weights.get((source, target), ())
-            looks = f' stroke-width="{edge_width(mark, weights) * curve.scale:.2f}"{DENSE * (curve.scale < 1)}'
+            width = edge_width(mark, weights) * curve.scale
+            looks = f' stroke-width="{width:.2f}"{DENSE * (curve.scale < 1)}'
             told = (
                 ""
                 if mark == "dropped" or not weights
