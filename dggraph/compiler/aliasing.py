@@ -4,15 +4,29 @@ what outlasts a pass.
 
 import inspect
 import operator
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
 from dggraph.compiler.capture import keep
-from dggraph.compiler.regions import Flow
+
+
+class Traced(Protocol):
+    """Ops of a backbone, and the module that owns what they read: a `Flow`, or part of a lowered
+    graph.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """Owns the modules that they call."""
+
+    @property
+    def by_name(self) -> Mapping[str, fx.Node]:
+        """The ops, without those that lowering wrote."""
+
 
 _IN_PLACE = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
@@ -39,7 +53,7 @@ _FRESH_FUNCTIONS = {
 }  # fmt: skip
 
 
-def overwritten(flow: Flow, fx_node: fx.Node) -> tuple[fx.Node, ...]:
+def overwritten(flow: Traced, fx_node: fx.Node) -> tuple[fx.Node, ...]:
     """The operands that `fx_node` may overwrite."""
     targets = [fx_node.kwargs.get("out")]
     if _is_in_place(flow, fx_node):
@@ -50,7 +64,7 @@ def overwritten(flow: Flow, fx_node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(found)
 
 
-def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Iterator[fx.Node]:
+def writers(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> Iterator[fx.Node]:
     """Ops that write into `value` or into what may be a view of it.
 
     Convolutions, norms and sums make tensors of their own; every other op may hand on a view. What
@@ -81,14 +95,14 @@ def writers(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> Ite
                 isinstance(module, _FRESH_MODULES) or user.target in _FRESH_FUNCTIONS
             ):
                 open_ends.append(user)
-            is_foreign_module = module is not None and not type(module).__module__.startswith(
-                "torch.nn."
+            is_foreign_module = module is not None and any(
+                not type(inner).__module__.startswith("torch.nn.") for inner in module.modules()
             )
             if is_foreign_module or (user.op == "call_function" and _is_foreign(user.target)):
                 yield user
 
 
-def is_effect(flow: Flow, fx_node: fx.Node) -> bool:
+def is_effect(flow: Traced, fx_node: fx.Node) -> bool:
     """True for an op that counts even where nobody reads its value: it writes somewhere, keeps
     something, or is code we cannot see into.
     """
@@ -100,7 +114,7 @@ def is_effect(flow: Flow, fx_node: fx.Node) -> bool:
     )
 
 
-def outlasts(flow: Flow, fx_node: fx.Node) -> bool:
+def outlasts(flow: Traced, fx_node: fx.Node) -> bool:
     """True for an op whose effect is there after the pass: it keeps a value on a module, or writes
     into a weight or buffer.
     """
@@ -118,7 +132,7 @@ def outlasts(flow: Flow, fx_node: fx.Node) -> bool:
     return False
 
 
-def may_overwrite(flow: Flow, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
+def may_overwrite(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
     """True unless it is proved that nobody writes into `value`; modules and functions that torch
     does not ship may do anything.
     """
@@ -157,12 +171,13 @@ def _written_by_schema(fx_node: fx.Node) -> list[Any]:
     ]
 
 
-def _is_in_place(flow: Flow, fx_node: fx.Node) -> bool:
+def _is_in_place(flow: Traced, fx_node: fx.Node) -> bool:
     """True for an op that may overwrite its first operand."""
     if fx_node.op == "call_method":
         return _is_in_place_name(str(fx_node.target))
     if fx_node.op == "call_module":
-        return bool(getattr(flow.module.get_submodule(str(fx_node.target)), "inplace", False))
+        module = flow.module.get_submodule(str(fx_node.target))
+        return any(getattr(inner, "inplace", False) for inner in module.modules())
     if fx_node.op != "call_function" or not callable(fx_node.target):
         return False
     if fx_node.target in _IN_PLACE or _is_in_place_name(getattr(fx_node.target, "__name__", "")):

@@ -33,6 +33,8 @@ _PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE = (
 
 _IS_HOOKED = "dg_is_hooked"
 KINDS = (_PRE, _FORWARD, _BACKWARD, _BACKWARD_PRE)
+FORWARD_KINDS = (_PRE, _FORWARD)
+"""Those that run without gradients."""
 
 
 class HookTable(OrderedDict[int, Any]):

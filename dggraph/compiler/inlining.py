@@ -2,24 +2,25 @@
 
 A call of a module takes about ten Python calls before the first kernel runs. On one small image
 that is most of the time. Inlining makes these look-ups once. Whatever it relied on becomes a check,
-at 40 ns each: `Inlined.is_valid` says whether the modules still have those weights and settings,
-and no hooks. Weights may change in place.
+at 40 ns each: `Inlined.is_valid` says whether the modules still have those weights, settings and
+methods, and no hooks. Weights may change in place.
 
 Modules of exactly the classes in `RULES` are inlined. All others stay calls.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from dggraph.compiler.hooks import KINDS, has_hooks
+from dggraph.compiler.hooks import FORWARD_KINDS, has_hooks
 from dggraph.compiler.partition import Piece, Program, StageProgram, effects_of, function_of
+from dggraph.compiler.planning import uses_batch_statistics
 from dggraph.system.torch_private import has_global_hooks
 
 Read = Callable[[str], Any]
@@ -36,9 +37,8 @@ def _convolution(function: Callable[..., Any]) -> Rule:
 
 
 def _norm(x: fx.Node, read: Read) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    tensors = [read(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    is_cudnn_used = torch.backends.cudnn.enabled
-    return torch.batch_norm, (x, *tensors, False, 0.0, read("eps"), is_cudnn_used)
+    tensors = [read(name) for name in ("running_mean", "running_var", "weight", "bias")]
+    return functional.batch_norm, (x, *tensors, False, 0.0, read("eps"))
 
 
 def _function(function: Callable[..., Any], *names: str) -> Rule:
@@ -60,11 +60,22 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Hardsigmoid: _function(functional.hardsigmoid, "inplace"),
     nn.Sigmoid: _function(torch.sigmoid),
     nn.AdaptiveAvgPool2d: _function(functional.adaptive_avg_pool2d, "output_size"),
-    nn.Dropout: lambda x, read: None,
+    nn.Dropout: _function(functional.dropout, "p", "training"),
     nn.Identity: lambda x, read: None,
     StochasticDepth: lambda x, read: None,
 }
 """Exact class, in eval mode, to what it does there."""
+
+
+METHODS = [
+    (cls, name, getattr(cls, name))
+    for cls in (nn.Module, *RULES)
+    for name in ("forward", "_conv_forward", "__call__")
+    if name in vars(cls) or (cls in RULES and name == "forward")
+]
+"""Class, name and function of what `RULES` stand for."""
+MAX_PATIENCE = 1024
+"""The most passes that an `Inliner` waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +87,40 @@ class Inlined:
     """A dictionary of a module, a key in it, and the object it held."""
     hooks: tuple[Mapping[int, Any], ...]
     """Tables that were empty."""
+    classes: tuple[tuple[nn.Module, type], ...]
+    """A module and its class."""
+    sizes: tuple[tuple[Mapping[str, Any], int], ...]
+    """A dictionary of a module and its size: what is set on the module may hide a method."""
 
     def is_valid(self) -> bool:
         """Whether everything is as it was."""
-        # A list: a generator would take twice the time.
+        # Lists: generators would take twice the time.
         same = [owner.get(key) is value for owner, key, value in self.checks]
+        same += [module.__class__ is cls for module, cls in self.classes]
+        same += [len(owner) == size for owner, size in self.sizes]
         return all(same) and not any(self.hooks)
+
+
+def is_patched() -> bool:
+    """Whether a class of `RULES` has other methods than torch gave it, as under some profilers."""
+    patched = [getattr(cls, name) is not function for cls, name, function in METHODS]
+    return any(patched)
 
 
 class Inliner:
     """Chooses, for each pass, between a program and its inlined form.
 
     It inlines at the second pass, and again after modules have changed. Each change doubles the
-    number of passes that it waits, so that a caller who swaps weights at every pass does not pay
-    for it.
+    number of passes that it waits, up to `MAX_PATIENCE`, so that a caller who swaps weights at
+    every pass does not pay for it.
+
+    Args:
+        source: the program.
+        seen: the modules that it was cut for, as the caller knows them.
     """
 
-    def __init__(self, source: Program) -> None:
-        self.source = source
+    def __init__(self, source: Program, seen: object = None) -> None:
+        self.source, self.seen = source, seen
         self.inlined: Inlined | None = None
         self.patience = self.wait = 1
 
@@ -101,18 +128,22 @@ class Inliner:
         return Inliner(self.source)
 
     def program(self, lowered: nn.Module) -> Program:
-        """The program to run now."""
-        if has_global_hooks():
+        """The program to run now. The source where a norm in it uses statistics of the batch."""
+        if has_global_hooks() or is_patched():
             return self.source
-        if self.inlined is not None and not self.inlined.is_valid():
-            self.inlined, self.patience = None, 2 * self.patience
+        inlined = self.inlined  # another thread may drop it
+        if inlined is not None and inlined.is_valid():
+            return inlined.program
+        if inlined is not None:
+            self.inlined, self.patience = None, min(2 * self.patience, MAX_PATIENCE)
             self.wait = self.patience
-        if self.inlined is None:
-            if self.wait > 0:
-                self.wait -= 1
-                return self.source
-            self.inlined = inline(self.source, lowered)
-        return self.inlined.program
+        if self.wait > 0:
+            self.wait -= 1
+            return self.source
+        if uses_batch_statistics(lowered, self.source.norms):
+            return self.source
+        self.inlined = inlined = inline(self.source, lowered)
+        return inlined.program
 
 
 def inline(program: Program, lowered: nn.Module) -> Inlined:
@@ -129,11 +160,16 @@ def inline(program: Program, lowered: nn.Module) -> Inlined:
             effects = effects_of(step.plan, blocks)
             steps.append((replace(step, blocks=blocks, effects=effects), spent))
     for path in program.norms:
-        norm = writer.module_at(path)
-        writer.check(vars(norm), "training")
-        writer.check(norm._buffers, "running_mean")
+        norm = writer.find(path)
+        if norm is not None:
+            writer.check(vars(norm), "training")
+            writer.check(norm._buffers, "running_mean")
     return Inlined(
-        replace(program, steps=tuple(steps)), tuple(writer.checks.values()), writer.hooks
+        replace(program, steps=tuple(steps)),
+        tuple(writer.checks.values()),
+        writer.hooks,
+        tuple((module, type(module)) for module in writer.modules.values()),
+        tuple((vars(module), len(vars(module))) for module in writer.modules.values()),
     )
 
 
@@ -144,6 +180,7 @@ class _Writer:
         self.lowered = lowered
         self.checks: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
         self.hooks: tuple[Mapping[int, Any], ...] = ()
+        self.modules: dict[int, nn.Module] = {}
 
     def inline(self, piece: Piece) -> Piece:
         """`piece` as a function that no longer looks at the LoweredModule."""
@@ -159,7 +196,12 @@ class _Writer:
             kwargs = fx.map_arg(fx_node.kwargs, twins.__getitem__)
             if fx_node.op == "get_attr":
                 *path, name = str(fx_node.target).split(".")
-                twins[fx_node] = bind(self.value(self.module_at(path), name))
+                owner = self.module_at(path)
+                twins[fx_node] = (
+                    bind(self.value(owner, name))
+                    if _is_held(owner, name)
+                    else graph.call_function(getattr, (bind(owner), name))  # computed at each read
+                )
                 continue
             if fx_node.op != "call_module":
                 twins[fx_node] = graph.create_node(
@@ -176,7 +218,7 @@ class _Writer:
 
             def read(name: str, module: nn.Module = module) -> Any:
                 value = self.value(module, name)
-                return bind(value) if isinstance(value, Tensor) else value
+                return value if _is_literal(value) else bind(value)
 
             called = rule(args[0], read)
             twins[fx_node] = args[0] if called is None else graph.call_function(*called)
@@ -194,34 +236,54 @@ class _Writer:
         is_batch_norm = rule is _norm and module.running_mean is None
         if rule is None or is_padded_by_hand or is_batch_norm or module.training:
             return None
-        if has_hooks(module) or "forward" in vars(module):
-            return None
-        for name in ("training", "forward", "padding_mode"):
+        if has_hooks(module) or any(hasattr(type(module), name) for name in vars(module)):
+            return None  # the latter hides a method
+        for name in ("training", "forward", "padding_mode", *FORWARD_KINDS):
             self.check(vars(module), name)
-        self.hooks += tuple(vars(module)[kind] for kind in KINDS)
+        self.hooks += tuple(vars(module)[kind] for kind in FORWARD_KINDS)
+        self.modules[id(module)] = module
         return rule
 
-    def module_at(self, path: "list[str] | tuple[str, ...]") -> nn.Module:
+    def module_at(self, path: Sequence[str]) -> nn.Module:
         """The module at `path`, which is to stay there."""
-        module = self.lowered
+        module = self.find(path)
+        assert module is not None
+        return module
+
+    def find(self, path: Sequence[str]) -> nn.Module | None:
+        """What is at `path`, and is to stay there; None for nothing."""
+        module: nn.Module | None = self.lowered
         for name in path:
-            self.check(module._modules, name)
-            found = module._modules[name]
-            assert found is not None
-            module = found
+            if module is not None:
+                self.check(module._modules, name)
+                module = module._modules.get(name)
         return module
 
     def value(self, module: nn.Module, name: str) -> Any:
-        """A parameter, buffer, child or attribute of `module`."""
-        for owner in (module._parameters, module._buffers, module._modules, vars(module)):
-            if name in owner:
-                self.check(owner, name)
-                return owner[name]
-        return getattr(module, name)
+        """What `module` holds under `name`."""
+        owner = next(owner for owner in _held_by(module) if name in owner)
+        self.check(owner, name)
+        return owner[name]
 
     def check(self, owner: Mapping[str, Any], name: str) -> None:
         """Note what `owner` holds as `name`, None for nothing."""
         self.checks[id(owner), name] = (owner, name, owner.get(name))
+
+
+def _is_held(module: nn.Module, name: str) -> bool:
+    """Whether `name` is something that `module` holds, not a property of its class."""
+    return any(name in owner for owner in _held_by(module))
+
+
+def _held_by(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules, vars(module)
+
+
+def _is_literal(value: Any) -> bool:
+    """Whether generated code can spell `value`, and nobody can change it."""
+    if type(value) is tuple:
+        return all(map(_is_literal, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _keeps_nothing(fx_node: fx.Node) -> bool:

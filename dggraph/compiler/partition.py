@@ -7,11 +7,12 @@ there before it is read.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import fx
+from torch import fx, nn
 
+from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.contexts import CONTEXTS
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.naming import read_taken_names_
@@ -97,7 +98,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     """Cut `lowered` along `plan`. Stages that are `dense_only` stay with what lies outside."""
     mark_needed(lowered.graph)  # hooks add ops
     by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
-    stages = [stage for stage in plan if not stage.dense_only]
+    stages = [stage for stage in as_modules_are(lowered, plan) if not stage.dense_only]
     programs = {stage.name: _stage_program(by_name, graph, stage) for stage in stages}
     members = {
         name
@@ -105,7 +106,8 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
         for name in (*stage.own, *(n for block in stage.blocks for n in block.fx_nodes))
     }
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
-    dense_gates = {stage.name: (stage.weights, stage.raw) for stage in plan if stage.dense_only}
+    whole = [stage for stage in plan if stage.name not in programs]
+    dense_gates = {stage.name: (stage.weights, stage.raw) for stage in whole}
     output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
     wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
@@ -141,6 +143,40 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
         lowered.code,
         tuple(plan),
     )
+
+
+def as_modules_are(lowered: LoweredModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """`plan` for the modules that are there now: what was put in since may write into its input."""
+    own = {name for stage in plan for name in stage.own}
+    by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
+    traced = _Traced(lowered, {name: one for name, one in by_name.items() if name not in own})
+
+    def revised(stage: StagePlan) -> StagePlan:
+        inside = {*stage.own, *(name for block in stage.blocks for name in block.fx_nodes)}
+        blocks = tuple(
+            replace(
+                block,
+                writes_input=block.writes_input or may_overwrite(traced, by_name[block.input]),
+            )
+            for block in stage.blocks
+        )
+        why = "something outside the stage may overwrite its input"
+        is_whole = stage.dense_only or may_overwrite(traced, by_name[stage.entry], inside)
+        return replace(
+            stage,
+            blocks=blocks,
+            writes_output=stage.writes_output or may_overwrite(traced, by_name[stage.output]),
+            dense_only=stage.dense_only or (why if is_whole else ""),
+        )
+
+    return tuple(map(revised, plan))
+
+
+class _Traced(NamedTuple):
+    """See `aliasing.Traced`."""
+
+    module: nn.Module
+    by_name: dict[str, fx.Node]
 
 
 def piece(

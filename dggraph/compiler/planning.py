@@ -132,6 +132,19 @@ def batch_norms(root: nn.Module, path: str) -> list[str]:
     return [f"{path}.{name}" if name else path for name in found]
 
 
+def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
+    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in
+    training mode, or keeps none.
+    """
+    for path in norms:
+        module: nn.Module | None = lowered
+        for name in path:
+            module = None if module is None else module._modules.get(name)
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            return True
+    return False
+
+
 def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
     """`stage`, dense only where what its blocks compute inside is read from outside, by something
     that counts.

@@ -22,9 +22,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import (
-    _BatchNorm,
-)  # private, torch 2.10 to 2.15: what all batch norms share
 
 from dggraph.compiler.lowered import StageRouting, routing_of
 from dggraph.compiler.partition import Piece, Program, StageProgram
@@ -78,19 +75,6 @@ def run_sparse(
         for stage, (weights, raw) in program.dense_gates.items()
     }
     return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
-
-
-def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
-    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in
-    training mode, or keeps none.
-    """
-    for path in norms:
-        module = lowered
-        for name in path:
-            module = module._modules[name]  # type: ignore[assignment]
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            return True
-    return False
 
 
 def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:

@@ -12,14 +12,14 @@ from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
 from dggraph.compiler.inlining import Inliner
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
 from dggraph.compiler.partition import cut
-from dggraph.compiler.planning import StagePlan
+from dggraph.compiler.planning import StagePlan, uses_batch_statistics
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.models.origins import GIVEN
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import BudgetCurve
-from dggraph.network.execution import run_sparse, uses_batch_statistics
+from dggraph.network.execution import run_sparse
 from dggraph.network.gates import Gates
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
@@ -361,8 +361,10 @@ class DynamicNetwork(StandIn):
             inliner is None
             or inliner.source.code != self.lowered.code
             or inliner.source.plan != plan
+            or inliner.seen is not self._structure.seen
         ):
-            inliner = self._inliner = Inliner(cut(self.lowered, self.graph, plan))
+            program = cut(self.lowered, self.graph, plan)
+            inliner = self._inliner = Inliner(program, self._structure.seen)
         program = inliner.program(self.lowered)
         if program is inliner.source and uses_batch_statistics(self.lowered, program.norms):
             return self._run_dense(x, "a norm takes the statistics of the batch")

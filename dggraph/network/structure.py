@@ -72,15 +72,18 @@ class _Seen(NamedTuple):
     held: list[tuple[dict[str, Any], str, Any]]
     """A dictionary of a module, a key in it, and the object it held."""
     types: list[tuple[nn.Module, type]]
+    forwards: dict[type[nn.Module], Callable[..., Any]]
+    """Of classes."""
     sizes: list[tuple[dict[str, Any], int]]
 
     def is_same(self) -> bool:
-        """Whether another walk would find the same; False before the first."""
+        """Whether another walk would find the same."""
         # Lists: generators would take twice the time.
         held = [owner.get(name) is value for owner, name, value in self.held]
         types = [module.__class__ is cls for module, cls in self.types]
+        forwards = [cls.forward is forward for cls, forward in self.forwards.items()]
         sizes = [len(owner) == size for owner, size in self.sizes]
-        return bool(held) and all(held) and all(types) and all(sizes)
+        return all(held) and all(types) and all(forwards) and all(sizes)
 
 
 class Structure:
@@ -91,11 +94,12 @@ class Structure:
 
     def __init__(self, lowered: LoweredModule) -> None:
         self.code, self.places = lowered.code, places_of(lowered)
-        self.seen = _Seen([], [], [])
+        self.seen: _Seen | None = None
+        """What the last walk found, one object until something changes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
         twin = copy.copy(self)
-        twin.seen = _Seen([], [], [])
+        twin.seen = None
         return twin
 
     def refuse_changes(self, lowered: LoweredModule) -> None:
@@ -104,12 +108,12 @@ class Structure:
         Raises:
             StructureError: names it.
         """
-        if not self.seen.is_same():
+        if self.seen is None or not self.seen.is_same():
             self.seen = self._walk(lowered)
 
     def _walk(self, lowered: LoweredModule) -> "_Seen":
         modules: list[nn.Module] = [lowered]
-        seen = _Seen([], [], [])
+        seen = _Seen([], [], {}, [])
         for owner, name, path, forward, is_patched, children in self.places:
             module = modules[owner]._modules.get(name)
             if module is None:
@@ -136,9 +140,12 @@ class Structure:
                 )
             modules.append(module)
             seen.held.append((modules[owner]._modules, name, module))
+            if "inplace" in vars(module):
+                seen.held.append((vars(module), "inplace", module.inplace))
             if forward is not None:
                 seen.held.append((vars(module), "forward", vars(module).get("forward")))
                 seen.types.append((module, type(module)))
+                seen.forwards[type(module)] = forward
             if children is not None:
                 seen.sizes.append((module._modules, len(module._modules)))
         return seen

@@ -1,15 +1,19 @@
 """Inlined programs: bitwise what modules give, and never older than the modules."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrize import register_parametrization
 
 import dggraph
+from dggraph.compiler.inlining import MAX_PATIENCE
 
 
 class Block(nn.Module):
@@ -103,7 +107,54 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "data": lambda net: setattr(net.head.weight, "data", net.head.weight * 3),
     "patched forward": lambda net: setattr(net.head, "forward", lambda x: x[:, :5] * 3),
     "dropout in training mode": lambda net: net.blocks[0].drop.train(),
+    "class of a layer": lambda net: setattr(net.blocks[0].conv, "__class__", Doubled),
+    "a method that forward calls": lambda net: setattr(
+        net.blocks[0].conv, "_conv_forward", lambda x, *_: x * 2
+    ),
+    "a new table of hooks": lambda net: (
+        setattr(net.head, "_forward_hooks", OrderedDict()),
+        run(net, 4),
+        net.head.register_forward_hook(lambda _m, _i, y: y * 2),
+    ),
+    "weight behind a parametrization": lambda net: (
+        register_parametrization(net.blocks[1], "scale", Scaled()),
+        run(net, 4),
+        net.blocks[1].parametrizations.scale[0].factor.mul_(3),
+    ),
+    "setting of numpy": lambda net: (
+        setattr(net.blocks[0].norm, "eps", np.float64(0.5)),
+        setattr(net.blocks[0].conv, "stride", (np.int64(1), np.int64(1))),
+    ),
+    "setting in place": lambda net: (
+        setattr(net.blocks[0].conv, "padding", [1, 1]),
+        setattr(net.blocks[0].conv, "dilation", [1, 1]),
+        run(net, 4),
+        net.blocks[0].conv.padding.__setitem__(0, 2),
+        net.blocks[0].conv.dilation.__setitem__(0, 2),
+    ),
+    "statistics of the batch": lambda net: setattr(
+        net.blocks[1], "conv", nn.BatchNorm2d(6, track_running_stats=False)
+    ),
 }
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def run(net: Any, num_passes: int) -> None:
+    for _ in range(num_passes):
+        net(X)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -128,10 +179,36 @@ def test_norms_in_training_mode_are_not_inlined() -> None:
     net = inlined_net()
     norm = net.blocks[0].norm
     norm.train()
-    mean = norm.running_mean.clone()
     with torch.no_grad():
-        net(X)
-    assert not torch.equal(norm.running_mean, mean)
+        for _ in range(6):
+            mean = norm.running_mean.clone()
+            net(X)
+            assert not torch.equal(norm.running_mean, mean)
+            assert net._inliner.inlined is None  # it would normalise the images that run alone
+
+
+def test_a_method_patched_on_a_class_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = inlined_net()
+    forward = nn.Linear.forward
+    with torch.no_grad():
+        before = net(X)
+        monkeypatch.setattr(nn.Linear, "forward", lambda self, x: forward(self, x) * 2)
+        for _ in range(4):
+            assert torch.equal(net(X), before * 2)
+        monkeypatch.undo()
+        assert torch.equal(net(X), before)
+
+
+def test_waiting_has_an_end() -> None:
+    net = inlined_net()
+    with torch.no_grad():
+        for _ in range(15):
+            net.head.bias = nn.Parameter(net.head.bias * 1.0)
+            net._inliner.wait = 0
+            run(net, 1)
+            net._inliner.wait = 0
+            run(net, 1)
+        assert net._inliner.patience == MAX_PATIENCE
 
 
 def test_hooks_on_all_modules_see_every_call() -> None:
