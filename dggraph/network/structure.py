@@ -73,7 +73,7 @@ class _Seen(NamedTuple):
     """A dictionary of a module, a key in it, and the object it held."""
     types: list[tuple[nn.Module, type]]
     forwards: dict[type[nn.Module], Callable[..., Any]]
-    """Of classes."""
+    """Per class, what its forward was."""
     sizes: list[tuple[dict[str, Any], int]]
 
     def is_same(self) -> bool:
