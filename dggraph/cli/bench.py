@@ -53,11 +53,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Time MODEL's executors against the static backbone, on random paths that keep a fraction of
-    its MACs.
+    """Time MODEL's executors against the static backbone, on random paths.
 
-    Paths are random because time depends on how much is skipped, not on what the routers have
-    learned.
+    The paths keep a given fraction of the MACs. They are random because time depends on how much is
+    skipped, not on what the routers have learned.
     """
     import torch
 
@@ -104,7 +103,7 @@ def show(setting: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     )
     console, table = Console(), Table()
     console.print(for_terminal(title), soft_wrap=True)
-    for heading in ("batch", "MACs kept", "static ms", *EXECUTORS):
+    for heading in ("batch", "MACs ratio", "static ms", *EXECUTORS):
         table.add_column(heading, justify="right")
     for row in rows:
         ratios = [_ratio(row[name]) for name in EXECUTORS]

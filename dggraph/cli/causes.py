@@ -154,8 +154,9 @@ def explain(error: Exception) -> tuple[str, str] | None:
 
 
 def _place_outside(error: Exception) -> str | None:
-    """The innermost line of code that belongs neither to us nor to an installed library: a model,
-    or a data set, of the user's own.
+    """Return the innermost line of the user's own code, a model or a data set.
+
+    Code of this package and of installed libraries does not count.
     """
     frames = [
         (frame.filename, str(frame.lineno), frame.name)

@@ -1,6 +1,4 @@
-"""`dggraph demo`: a small trained network that comes with the package, its answers on twenty
-images, their paths and a report.
-"""
+"""`dggraph demo`: the trained network in the package on twenty images, their paths and a report."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,8 +15,9 @@ from dggraph.cli.picture_files import place_pictures
 @click.command()
 @click.option("-o", "--output", default=Path("dggraph-demo"), show_default=True, type=LocatedPath())
 def command(output: Path) -> None:
-    """Classify twenty pieces of clothing, draw the path that each takes, and write the report; no
-    network needed.
+    """Classify twenty pieces of clothing, draw their paths, and write the report.
+
+    It works offline.
     """
     make_folder(output)
 

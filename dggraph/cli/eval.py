@@ -1,6 +1,4 @@
-"""`dggraph eval`: how good a network is, what its paths cost, what budgets it can meet, and which
-blocks it cannot do without.
-"""
+"""`dggraph eval`: accuracy, MACs, budgets on held-out images, and what each block is worth."""
 
 import json
 import math
@@ -256,8 +254,9 @@ def _is_detection(model: str, dataset: str | None) -> bool:
 
 
 def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
-    """Flags without a meaning for detectors, which normalise by themselves, and whose routers come
-    trained or not at all.
+    """Refuse flags that mean nothing for detectors.
+
+    Detectors normalise by themselves, and their routers come with their run.
     """
     found = next(
         (

@@ -1,7 +1,6 @@
-"""Every key of a configuration as a flag: `batch_size` is --batch-size, `model_ema` is --model-ema
-/ --no-model-ema.
+"""Every key of a configuration as a flag.
 
-Written here because click makes no options from a pydantic model.
+`batch_size` is --batch-size, `model_ema` is --model-ema / --no-model-ema. Written here because click makes no options from a pydantic model.
 Flags that are not given are None, so that they override nothing. Needs pydantic only, never torch:
 `--help` must be quick.
 """
@@ -44,9 +43,7 @@ def config_flags(function: Function) -> Function:
 
 
 def config_flags_for(*names: str) -> Callable[[Function], Function]:
-    """Decorate a command with the flags of these keys of `TrainConfig` alone, for commands that
-    share them with training.
-    """
+    """Decorate a command with the flags of these keys of `TrainConfig`, shared with training."""
 
     def decorate(function: Function) -> Function:
         for name in reversed(names):
@@ -58,8 +55,7 @@ def config_flags_for(*names: str) -> Callable[[Function], Function]:
 
 
 def flags_of(config_class: type[BaseModel]) -> list[Callable[[Function], Function]]:
-    """A click option for each field: its type, its bounds, its description and its default in the
-    help.
+    """Return a click option per field, with its type, bounds, description and default.
 
     A tuple of fixed length takes that many values (`--scale 0.08 1`), one of any length is given
     once for each (`--mean 0.5 --mean 0.5`).

@@ -108,7 +108,7 @@ def show_report(report: "ConversionReport", weights_origin: str) -> None:
         soft_wrap=True,
     )
     console.print(
-        "It gives what the backbone gives, to the bit."
+        "Its outputs are bitwise identical to the backbone's."
         if report.max_difference == 0
         else f"It differs from the backbone by {report.max_difference:g} at most."
     )

@@ -41,8 +41,9 @@ def say_collapsed(net: "DynamicNetwork", layout: "Layout", collapse: str | None)
 
 
 def block_ops(net: "DynamicNetwork") -> dict[str, tuple[str, ...]]:
-    """Per node, the operations of its block in the order they run: module classes, function and
-    method names.
+    """Return, per node, the operations of its block in the order in which they run.
+
+    Operations are named by module class, function or method.
     """
     fx_nodes = {fx_node.name: fx_node for fx_node in net.lowered.graph.nodes}
     return {

@@ -1,5 +1,4 @@
-"""The `dggraph` command: finds the subcommand, turns errors into one line (or one JSON document)
-and an exit code.
+"""The `dggraph` command: finds the subcommand, turns errors into one line and an exit code.
 
 Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen
 (DGGRAPH_TRACEBACK=1 shows where), 130 interrupted. Subcommands are imported when called: `--help`
@@ -26,7 +25,7 @@ COMMANDS = {
     "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
-    "train": "Train from a configuration, or go on with a run.",
+    "train": "Train from a configuration, or continue a run.",
     "eval": (
         "Accuracy or average precision, MACs and paths on a data set; budgets; what each block is"
         " worth."

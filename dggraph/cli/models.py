@@ -12,8 +12,9 @@ from dggraph.errors import InputError
 @click.argument("pattern", default="")
 @as_json
 def command(pattern: str, as_json: bool) -> None:
-    """List model names that contain PATTERN, in any case: torchvision's classifiers, and timm's
-    where timm is installed.
+    """List model names that contain PATTERN, in any case.
+
+    These are torchvision's classifiers, and timm's where timm is installed.
     """
     from dggraph.models.registry import model_names
 

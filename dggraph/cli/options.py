@@ -168,9 +168,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """A spinner on the terminal while something takes long; nothing where stderr is not a
-    terminal.
-    """
+    """Show a spinner within this context, if stderr is a terminal."""
     from rich.console import Console
     from rich.markup import escape
 

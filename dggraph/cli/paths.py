@@ -91,10 +91,9 @@ def command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Run MODEL on IMAGES, files and folders; one picture an image. Of a folder, every image in it,
-    at any depth.
+    """Run MODEL on IMAGES, files or folders, and draw one picture per image.
 
-    MODEL may also be the run folder of a detector: pictures show what it finds.
+    A folder stands for every image in it, at any depth. MODEL may also be the run folder of a detector: pictures show what it finds.
     """
     if not images and diff is None:
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
@@ -145,8 +144,9 @@ def draw_paths(
     layout: "Layout",
     score: float = SCORE,
 ) -> list[dict[str, Any]]:
-    """Draw every image's path into its file of `targets`, of a detector with the objects of `score`
-    or more; one row of facts an image.
+    """Draw every image's path into its file of `targets`, and return a row of facts per image.
+
+    A detector's pictures show the objects with at least `score`.
     """
     from dggraph.evaluation.recording import as_predictor
     from dggraph.models.origins import MARK, RANDOM
@@ -264,8 +264,9 @@ def tell_found(row: dict[str, Any], score: float) -> str:
 
 
 def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
-    """Print the rows as a table, and say so where every image went the static way; of a detector
-    the objects of `score` or more.
+    """Print the rows as a table, and a note where every image took the static path.
+
+    A detector's rows count the objects with at least `score`.
     """
     from rich.console import Console
     from rich.table import Table
@@ -276,12 +277,12 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
     for heading in (
         "image",
         "prediction" if score is None else "objects",
-        "MACs kept",
+        "MACs ratio",
         "active edges",
     ):
         table.add_column(
             heading,
-            justify="right" if heading in ("MACs kept", "active edges") else "left",
+            justify="right" if heading in ("MACs ratio", "active edges") else "left",
             overflow="fold",
         )
     names = [Path(row["image"]).name for row in rows]
@@ -295,11 +296,13 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
     console.print(table)
     if score is not None:
         console.print(
-            f"Objects of score {score:g} or more. MACs kept: of the static backbone's, at the"
-            " traced size."
+            f"Objects with a score of at least {score:g}. MACs ratio: MACs of the path over those of"
+            " the static backbone, at the traced size."
         )
     else:
-        console.print("MACs kept: of the static network's; routers and sums are counted.")
+        console.print(
+            "MACs ratio: MACs of the path over those of the static network; routers and sums count."
+        )
     if all(row["is_static_path"] for row in rows):
         console.print(
             "Every image took the backbone's own path: untrained routers send every image along the"

@@ -26,8 +26,9 @@ PICTURES = {f".{suffix}" for suffix in SUFFIXES.values()} | {
 def place_pictures(
     images: Sequence[Path], diff: tuple[Path, Path] | None, output: Path, kind: str | None
 ) -> tuple[list[Path], Path]:
-    """Where the picture of each image goes, and that of a difference: into the folder `output`, or
-    of a single one into the file of that name.
+    """Return where the picture of each image goes, and that of a difference.
+
+    `output` is a folder, or, for a single picture, the file itself.
 
     Raises:
         click.UsageError: a file for several pictures, or of another format than `kind`.
@@ -57,8 +58,9 @@ def place_pictures(
 
 
 def list_files(images: Sequence[Path]) -> tuple[tuple[Path, ...], list[str]]:
-    """Every file of `images`, where folders stand for the images in them; and what was left out
-    there, a sentence each.
+    """Return the files of `images`, and a sentence for each kind of file that was left out.
+
+    Folders stand for the images in them.
 
     Raises:
         InputError: a folder has no images.

@@ -1,5 +1,6 @@
-"""What commands show while they run: a summary of what begins, how far it is, and how long the rest
-takes. A bar on a terminal, elsewhere plain lines for training and nothing for the rest.
+"""What commands show while they run: a summary at the start, progress, and the time left.
+
+A terminal gets a bar. Elsewhere training prints plain lines, and other commands nothing.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Standard output and error that end no command: what their encoding lacks is escaped, and once
-nobody reads them, nothing is said.
+"""Standard output and error that never end a command.
+
+Characters that the encoding lacks are escaped. Once the reader is gone, output is dropped.
 """
 
 import errno
@@ -60,8 +61,9 @@ class Steady:
 
 @contextmanager
 def steady_streams() -> Iterator[list[OSError]]:
-    """Within this context stdout and stderr are `Steady`, and our warnings plain lines; after it,
-    the list holds why output was lost.
+    """Make stdout and stderr `Steady` within this context, and our warnings plain lines.
+
+    After the context, the list holds the reasons why output was lost.
     """
     lost: list[OSError] = []
     with ExitStack() as stack:

@@ -1,6 +1,4 @@
-"""What `dggraph eval` prints for people: a few lines, then a table for classes, budgets and blocks.
-Names are hostile and escaped.
-"""
+"""What `dggraph eval` prints for people: a few lines, then tables. Names are escaped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,7 +90,7 @@ def _summary(document: Mapping[str, Any]) -> str:
     num_images = document["num_images"]
     return (
         f"top-1 {_percent(document['accuracy'])} ({document['top1']} of {num_images}), top-5"
-        f" {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\nMACs kept"
+        f" {_percent(document['top5_accuracy'])} ({document['top5']} of {num_images})\nMACs ratio"
         f" {document['kept']:.4f} on average, {spread[5]:.3f} to {spread[95]:.3f} for 90 % of the"
         f" images\n{document['num_paths']} distinct"
         f" {'path' if document['num_paths'] == 1 else 'paths'}, entropy"
@@ -125,10 +123,10 @@ def _show_budgets(console: Any, budgets: Mapping[str, Any]) -> None:
         )
         for row in budgets["targets"]
     ]
-    headings = ("budget", "threshold", "first half", "MACs kept", "met", "top-1", "paths")
+    headings = ("budget", "threshold", "first half", "MACs ratio", "met", "top-1", "paths")
     console.print(_table(f"Budgets, {budgets['halves']}", headings, rows))
     console.print(
-        f"First half: MACs kept on the {budgets['calibration']['num_images']} images of"
+        f"First half: MACs ratio on the {budgets['calibration']['num_images']} images of"
         f" calibration. All else is of the {before['num_images']} others. Met: at most 0.02 above"
         " the budget."
     )

@@ -31,13 +31,13 @@ def command(
 ) -> int:
     """Train as CONFIG (TOML) and the flags say; flags go first.
 
-    The same call goes on with a run that was stopped or killed. On several processes: torchrun
+    The same call continues a run that was stopped or killed. On several processes: torchrun
     --nproc-per-node N -m dggraph train CONFIG.
     """
     keys = read_config(config, overrides)
     if ":" not in keys.model and Path(keys.model).is_dir():
         raise InputError(
-            f"{keys.model} is a folder, and training converts a model by its name. To go on with a"
+            f"{keys.model} is a folder, and training converts a model by its name. To continue a"
             " run, give the command that began it."
         )
 

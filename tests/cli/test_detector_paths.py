@@ -383,7 +383,7 @@ def test_the_terminal_shows_objects_and_obeys_no_name(
     assert "objects" in out
     assert "\x1b" not in out
     assert "\u202e" not in out
-    assert "Objects of score 0.1 or more." in out
+    assert "Objects with a score of at least 0.1." in out
     assert "only 0.png:" in out
     code, out, _ = run(capsys, "paths", str(folder), files[0], "-o", str(tmp_path), "--score", "1")
     assert code == 0

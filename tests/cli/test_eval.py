@@ -153,7 +153,7 @@ def test_tables_for_people(archive: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not err
     for part in (
         "top-1 ",
-        "MACs kept",
+        "MACs ratio",
         "distinct paths",
         "images/s",
         "as it is",
