@@ -1,5 +1,14 @@
 """Archives: a converted network in a folder, without pickle.
 
+An archive has three files. `graph.json` holds the candidate edges and `model.safetensors` the
+weights. `manifest.json` is written last. It holds a SHA-256 of each file and of itself, the MODEL
+name, the fingerprint of the trace, the position of each block in the trace, preprocessing, labels
+and budgets.
+
+Loading never runs code that an archive names. The backbone is rebuilt from torchvision's or timm's
+registry, or the caller passes it. Its trace must have the stored fingerprint, and the loaded
+network must pass the same comparison with it as a newly converted one.
+
 `graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written
 last: a SHA-256 of each and of itself, the MODEL name, the trace's fingerprint, where blocks sit in
 it, preprocessing, labels and budgets). Loading never runs code that an archive names: a backbone is
@@ -55,20 +64,22 @@ def save(
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Write `net` to `folder`, all of it or nothing: a process killed at any moment leaves the old
-    archive or the new one there.
+    """Write `net` to `folder` atomically.
+
+    A process killed at any moment leaves either the old archive or the new one.
 
     Args:
-        net: a converted network.
-        folder: must not exist, or be an archive, whose files are replaced; a link is followed.
-        preprocess: how images become its input; by default what `net.preprocess` says.
-        labels: class names; by default `net.labels`.
+        net: A converted network.
+        folder: A path that does not exist, or an archive whose files are replaced. Links are
+            followed.
+        preprocess: How images become inputs; by default `net.preprocess`.
+        labels: Class names; by default `net.labels`.
 
     Raises:
-        InputError: `net` is not a converted network or one optimised for inference, or the labels
-            do not fit it, or a weight is pruned, quantised or sparse: names it.
-        ArchiveError: `folder` is something else, or cannot be written, or `net.source` would not
-            rebuild this backbone; an archive that was there still loads.
+        InputError: `net` is not a converted network, or is optimised for inference; the labels do
+            not fit it; or a weight is pruned, quantised or sparse (the error names it).
+        ArchiveError: `folder` is something else or cannot be written, or `net.source` would not
+            rebuild this backbone. An existing archive can still be loaded.
 
     Example:
         >>> import dggraph
@@ -87,14 +98,15 @@ def save(
         )
     except OSError as error:
         raise ArchiveError(
-            f"cannot write the archive {folder}: {error}. An archive that was there still loads."
+            f"cannot write the archive {folder}: {error}. An existing archive there was not changed"
+            " and can still be loaded."
         ) from error
 
 
 def _parts(
     graph: DynamicGraph, state: dict[str, Tensor], manifest: Manifest
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of an archive, the manifest last, with the digests of the others."""
+    """Yield the name and content of each file; the manifest is last and has the others' digests."""
     digests = {}
     for name, content in (
         (GRAPH, to_json(graph).encode()),
@@ -112,11 +124,11 @@ def refuse_unsavable(
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Find out before the work what `save` would refuse after it, all but what only writing shows.
+    """Raise what `save` would raise, before any work is done; only errors of writing are not found.
 
     Raises:
-        InputError: as for `save`.
-        ArchiveError: as for `save`.
+        InputError: As for `save`.
+        ArchiveError: As for `save`.
     """
     _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
 
@@ -124,17 +136,15 @@ def refuse_unsavable(
 def _packed(
     net: DynamicNetwork, folder: Path, preprocess: Preprocess | None, labels: Sequence[str] | None
 ) -> tuple[Manifest, dict[str, Tensor]]:
-    """The manifest, without digests, and the weights, once they are known to be such as can be read
-    back.
-    """
+    """Return the manifest without digests, and the weights, after checking both."""
     if not isinstance(net, DynamicNetwork):
         raise InputError(
-            f"save takes a converted network, not {type(net).__name__}; convert it first."
+            f"save takes a converted network, not {type(net).__name__}. Convert it first."
         )
     if isinstance(net, InferenceNetwork):
         raise InputError(
-            "a network optimised for inference has folded norms, so no backbone fits it; save the"
-            " one it was made from."
+            "a network optimised for inference has folded norms, so no backbone fits it. Save the"
+            " network that it was made from."
         )
     if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
         raise ArchiveError(
@@ -169,19 +179,19 @@ def _packed(
 
 
 def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> DynamicNetwork:
-    """Read an archive.
+    """Load a network from an archive.
 
     Args:
-        folder: what `save` wrote.
-        model: the backbone, for a network that was converted from a bare module. Only its structure
-            is used; it is not changed.
+        folder: A folder written by `save`.
+        model: The backbone, if the network was converted from a bare module. Only its structure is
+            used, and it is not changed.
 
     Returns:
-        The network, in eval mode, on the CPU, with the data types it was saved with.
+        The network, in eval mode, on the CPU, with the dtypes it was saved with.
 
     Raises:
-        ArchiveError: damaged, newer than this version, not the archive of this backbone, or not
-            equal to it.
+        ArchiveError: The archive is damaged, was written by a newer version, or belongs to another
+            backbone; or the loaded network differs from its backbone.
 
     Example:
         >>> import dggraph
@@ -195,7 +205,8 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     for name, file in parts.items():
         if not file.is_file() or sha256_of(file) != manifest.sha256.get(name):
             raise ArchiveError(
-                f"{file} is missing or not what the manifest recorded; copy the archive again."
+                f"{file} is missing or differs from the digest in the manifest. Copy the archive"
+                " again."
             )
     graph = from_json(parts[GRAPH].read_text(encoding="utf-8"))
     try:
@@ -240,7 +251,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
 
 
 def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state without shared tensors, contiguous, and which key is which other's twin."""
+    """Return the state dict without shared tensors, contiguous, and {key: key with its tensor}."""
     first: dict[int, str] = {}
     state: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
@@ -254,7 +265,7 @@ def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
-    """Floating buffers that no state dict holds."""
+    """Return the floating-point buffers that are not in the state dict."""
     saved = lowered.state_dict().keys()
     return [
         (key, buffer)

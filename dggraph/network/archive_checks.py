@@ -1,6 +1,4 @@
-"""What `save` refuses: weights that no archive keeps, labels that do not fit, a name that builds
-another backbone.
-"""
+"""Checks before saving: unsupported weights, wrong labels, a name that builds another backbone."""
 
 import copy
 from collections.abc import Sequence
@@ -16,9 +14,7 @@ from dggraph.network.network import DynamicNetwork
 
 
 def refuse_unkept(lowered: nn.Module) -> None:
-    """What safetensors or `load` could not give back as it was is named before anything is
-    written.
-    """
+    """Raise InputError for the first weight that safetensors or `load` could not restore."""
     for path, module in lowered.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
@@ -29,7 +25,7 @@ def refuse_unkept(lowered: nn.Module) -> None:
                 )
     for key, value in lowered.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            what = f"{type(value).__name__}, no tensor (quantised layers pack their weights)"
+            what = f"{type(value).__name__}, not a tensor (quantised layers pack their weights)"
         elif value.is_quantized or hasattr(value, "__tensor_flatten__"):
             what = f"{type(value).__name__} of {value.dtype}, packed or quantised"
         elif value.layout is not torch.strided:
@@ -45,7 +41,7 @@ def refuse_unkept(lowered: nn.Module) -> None:
 
 
 def refuse_other_backbone(net: DynamicNetwork) -> None:
-    """The name must rebuild what `net` holds, or the archive could never be loaded."""
+    """Raise ArchiveError if the name of `net` would build a backbone with other weights."""
     known = net.converted
     if (known.source, known.source_options) == (net.source, dict(net.source_options)) and (
         known.holds_of(net.lowered)
@@ -70,13 +66,13 @@ def refuse_other_backbone(net: DynamicNetwork) -> None:
             raise ArchiveError(
                 f"{net.source!r} with {dict(net.source_options) or 'no options'} rebuilds {key} as"
                 f" {shapes.get(key)}, but the network holds {held.get(key)}, so the archive could"
-                " not be loaded. Say how it was built, for example net.source_options ="
+                " not be loaded. Set how it was built, for example net.source_options ="
                 " {'num_classes': 10}, or set net.source = None and pass the backbone to load."
             )
 
 
 def checked_labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | None:
-    """The class names to write, checked."""
+    """Return the class names to write, or None; raise InputError if they do not fit the network."""
     names = net.labels if labels is None else labels
     if names is None:
         return None
@@ -89,19 +85,22 @@ def checked_labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[st
     strange = next((name for name in names if not _is_unicode(name)), None)
     if strange is not None:
         raise InputError(
-            f"the label {strange!r} is not UTF-8, so no archive can hold it. Name it otherwise."
+            f"the label {strange!r} is not UTF-8, so an archive cannot hold it. Rename the class."
         )
     number = _num_outputs(net)
     if number is not None and number != len(names):
         raise InputError(
-            f"there are {len(names)} labels for {number} outputs; give one name an output,"
+            f"there are {len(names)} labels for {number} outputs. Give one name per output,"
             " or set net.labels = None."
         )
     return list(names)
 
 
 def _num_outputs(net: DynamicNetwork) -> int | None:
-    """As conversion found it; where modules were replaced since, as a copy of the network shows."""
+    """Return the number of outputs, or None if the output is not (B, outputs).
+
+    It was recorded at conversion. If modules were replaced since, a copy of the network is run.
+    """
     if net.converted.holds_of(net.lowered):
         return net.converted.num_outputs
     twin = copy.deepcopy(net.lowered).eval()

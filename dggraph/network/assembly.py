@@ -1,6 +1,4 @@
-"""The last pass that makes something: lower a wired graph, and wrap the result into a network.
-`convert` and `load` both end here.
-"""
+"""The last pass of `convert` and `load`: lower a wired graph and wrap the result in a network."""
 
 from collections.abc import Sequence
 
@@ -31,17 +29,17 @@ def assemble(
     blueprint: Blueprint,
     threshold: float,
 ) -> DynamicNetwork:
-    """A network in eval mode that shares its modules with `flow`, routers untrained.
+    """Build a network in eval mode, with untrained routers, that shares its modules with `flow`.
 
     Args:
-        flow: the traced and profiled backbone.
-        adds: the identity adds of each stage.
-        graph: what may connect.
-        blueprint: its stages, routers and gates.
-        threshold: of every stage.
+        flow: The traced and profiled backbone.
+        adds: The identity adds of each stage.
+        graph: The wired graph.
+        blueprint: The stages, routers and gates.
+        threshold: The threshold of every stage.
 
     Raises:
-        LoweringError: the backbone has a name that a stage's routers need.
+        LoweringError: The backbone has a name that the routers of a stage need.
     """
     scope, make_router = find_router(blueprint.router)
     deciders = Deciders(
@@ -65,8 +63,9 @@ def assemble(
 
 
 def _follow_backbone_(lowered: LoweredModule, graph: DynamicGraph, backbone: nn.Module) -> None:
-    """Move routers and gates to the device and type of the backbone's weights. Thresholds stay
-    float32: bfloat16 would round 0.999 to 1.
+    """Move routers and gates to the device and dtype of the backbone's weights.
+
+    Thresholds stay float32, because bfloat16 would round 0.999 to 1.
     """
     weight = first_weight(backbone)
     for stage in graph.stages:
@@ -75,8 +74,9 @@ def _follow_backbone_(lowered: LoweredModule, graph: DynamicGraph, backbone: nn.
 
 
 def _freeze_unused_(lowered: LoweredModule) -> tuple[str, ...]:
-    """Plain DDP fails on parameters that never get a gradient, so those the graph does not read
-    stop asking for one; their names.
+    """Freeze the parameters that the graph does not read, and return their names.
+
+    Plain DDP fails on parameters that never get a gradient.
     """
     used: set[int] = set()
     for fx_node in lowered.graph.nodes:

@@ -1,4 +1,7 @@
-"""Static paths that leave blocks out: what remains when the backbone does without them.
+"""Static paths without some of the backbone's blocks.
+
+If x + F(x) is lifted into edges, a block is removed by closing its edges. In a chain, the successor
+of the block reads its predecessor instead.
 
 With x + F(x) lifted into edges a block is left out by closing its edges; in a chain its successor
 reads its predecessor instead.
@@ -14,23 +17,23 @@ from dggraph.graph.ir import DynamicGraph
 
 
 def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> Tensor:
-    """The static path of `stage` without the blocks `nodes`, for `pinned_gates`.
+    """Return weights for `pinned_gates` that follow the static path of `stage` without `nodes`.
 
-    Every edge of theirs closes. A vertex that has no static source left reads, at weight 1, the
-    last vertex before it that still runs. So a lifted block is `nn.Identity` in the backbone, a
-    kept one too, and a layer of a growing concat gives zeros.
+    All edges of these blocks are closed. A vertex that then has no static source reads, at weight
+    1, the last vertex before it that still runs. A removed block therefore acts as `nn.Identity` in
+    the backbone, whether its residual is lifted or kept. A layer of a growing concat gives zeros.
 
     Args:
-        graph: what may connect.
-        stage: one of its stages.
-        nodes: names of blocks; none gives the static path.
+        graph: The wired graph.
+        stage: The name of one of its stages.
+        nodes: Names of blocks; none gives the static path.
 
     Returns:
         (E,) of 0 and 1, in the order of `graph.edges(stage)`.
 
     Raises:
-        InputError: a name is not a block of the stage.
-        WiringError: the edge past a block is not a candidate.
+        InputError: A name is not a block of the stage.
+        WiringError: The edge past a block is not a candidate edge.
     """
     vertices, edges = [node.name for node in graph.nodes(stage)], graph.edges(stage)
     unknown = sorted(set(nodes) - set(vertices[1:-1]))
@@ -52,10 +55,10 @@ def skipped_weights(graph: DynamicGraph, stage: str, nodes: Collection[str]) -> 
         if not any((source, target) in opens for source in running):
             if (running[-1], target) not in candidates:
                 raise WiringError(
-                    f"{target} cannot do without"
+                    f"{target} cannot run without"
                     f" {', '.join(node for node in vertices if node in nodes)}: the edge"
                     f" {running[-1]} -> {target} past them is not a candidate under this wiring."
-                    ' Convert with wiring="complete", or a wider window.'
+                    ' Convert with wiring="complete" or a wider window.'
                 )
             opens.add((running[-1], target))
         running.append(target)

@@ -1,4 +1,4 @@
-"""What an archive keeps of a conversion besides its graph."""
+"""The parts of a conversion, apart from its graph, that an archive keeps."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from dggraph.compiler.stages import FoundStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
-    """What an archive must keep to lower the same trace again."""
+    """The information needed to lower the same trace again."""
 
     fingerprint: str
     found: tuple[FoundStage, ...]
     static: tuple[tuple[str, int, str], ...]
-    """(module path, MACs, reason) of what belongs to no stage."""
+    """(module path, MACs, reason) of each module outside the stages."""
     kept_because: tuple[str, ...]
-    """Per stage, why its residuals are kept; empty where they are lifted."""
+    """Per stage, why its residuals are kept; empty if they are lifted."""
     router: str
     gate: str
     leaves: tuple[str, ...]
-    """Classes of the backbone's modules that the caller kept as one call."""
+    """Qualified names of the module classes that the caller kept as a single call."""
     input_shape: tuple[int, ...]
-    """Shape of one example instance."""
+    """Shape of one example image, without the batch axis."""
     dtype: str
-    """Type of the example, such as `float32`."""
+    """The dtype of the example, for example `float32`."""

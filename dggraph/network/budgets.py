@@ -1,5 +1,7 @@
-"""What a threshold costs: the curve that `calibrate` measures, that `net.set_budget` reads, and
-that an archive keeps.
+"""The cost of thresholds, as measured by `calibrate`, used by `net.set_budget` and archived.
+
+Every share is the mean number of multiply-accumulates per image, divided by that of the static
+network. It may exceed 1.
 
 All shares are mean multiply-accumulates per instance over those of the static network, and may
 exceed 1.
@@ -11,12 +13,12 @@ from dataclasses import dataclass
 from dggraph.errors import InputError
 
 TOLERANCE = 0.02
-"""A budget of 0.7 is met by a mean kept fraction of up to 0.72."""
+"""A budget of 0.7 is met by a mean MACs ratio of up to 0.72."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetPoint:
-    """What one threshold was measured to keep.
+    """The mean MACs ratio measured at one threshold.
 
     Example:
         >>> import dggraph, torch
@@ -32,7 +34,7 @@ class BudgetPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The point that serves one target best.
+    """The measured point that serves one target best.
 
     Example:
         >>> import dggraph, torch
@@ -46,14 +48,16 @@ class Budget:
     threshold: float
     kept: float
     budget_met: bool
-    """kept <= target + 0.02. A budget is an upper limit: keeping far less than the target, where
-    paths jump, meets it too.
+    """Whether kept <= target + 0.02.
+
+    A budget is an upper limit. Keeping far less than the target, where paths change abruptly, meets
+    it too.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetCurve:
-    """Mean kept MACs against the threshold, on held-out images.
+    """Mean MACs ratio against the threshold, on held-out images.
 
     Example:
         >>> import dggraph, torch
@@ -65,15 +69,15 @@ class BudgetCurve:
 
     num_instances: int
     points: tuple[BudgetPoint, ...]
-    """Everything that was measured, by threshold."""
+    """All measured points, ordered by threshold."""
     budgets: tuple[Budget, ...]
-    """One per target asked for, in that order."""
+    """One per requested target, in the order of the request."""
 
     def at(self, target: float) -> Budget:
-        """The measured point for `target`; nothing between points is assumed.
+        """Return the measured point that serves `target` best, without interpolation.
 
         Raises:
-            InputError: `target` is outside what was measured, by more than 0.02.
+            InputError: `target` is outside the measured range by more than 0.02.
         """
         kept = [point.kept for point in self.points]
         if not min(kept) - TOLERANCE <= target <= max(kept) + TOLERANCE:
@@ -87,7 +91,7 @@ class BudgetCurve:
 
 
 def choose(points: Sequence[BudgetPoint], target: float) -> Budget:
-    """The point with the closest kept fraction, among those that meet the budget if any does."""
+    """Return the point closest to `target`, among those that meet the budget if there are any."""
     within = [point for point in points if point.kept <= target + TOLERANCE]
     best = min(within or points, key=lambda point: abs(point.kept - target))
     return Budget(target=target, threshold=best.threshold, kept=best.kept, budget_met=bool(within))

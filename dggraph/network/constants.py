@@ -1,5 +1,8 @@
-"""Buffers that no state dict holds, though a network cannot do without: gates' anchors, held edges,
-constants of the backbone's forward.
+"""Buffers that no state dict has but a network needs, restored after a move to the meta device.
+
+These are the anchors of gates, closed and following edges, and constants of the backbone's forward.
+`to("meta")` loses them and `to_empty` fills them with arbitrary values. The rest can be loaded from
+a state dict.
 
 `to("meta")` loses them and `to_empty` leaves anything in their place; what a state dict holds is
 loaded then, so these are put back.
@@ -15,8 +18,9 @@ from dggraph.compiler.tracing import TENSOR_CONSTANT
 
 
 def remember_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
-    """Copy the constants of `lowered` into `kept`, by name. What is on the meta device has no
-    values, so that older ones stay.
+    """Copy the constants of `lowered` into `kept`, by name. In place.
+
+    Tensors on the meta device have no values, so the older copies stay.
     """
     kept.update(
         {
@@ -28,7 +32,7 @@ def remember_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
 
 
 def restore_(kept: dict[str, Tensor], lowered: LoweredModule) -> None:
-    """Give the constants of `lowered` their values again."""
+    """Write the values in `kept` back into the constants of `lowered`. In place."""
     with torch.no_grad():
         for name, constant in _constants(lowered):
             if name in kept and constant.device.type != "meta":

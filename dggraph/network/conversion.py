@@ -48,37 +48,41 @@ def convert(
     leaves: Collection[type[nn.Module]] = (),
     allow_static: bool = False,
 ) -> DynamicNetwork:
-    """Turn a static backbone into a dynamic graph network that starts as the backbone, to the bit.
+    """Convert a static backbone into a dynamic graph network with bitwise identical outputs.
 
     Args:
-        model: a backbone, or a MODEL name (`resnet50`, `timm:regnety_008`,
-            `package.module:function`), or what `models.registry.load_model` made of a name. Never
-            changed or shared.
+        model: A backbone, a MODEL name (`resnet50`, `timm:regnety_008`,
+            `package.module:function`), or the result of `models.registry.load_model`. It is
+            neither changed nor shared.
         example_input: (1 or more, C, H, W); by default 224 pixels (torchvision; 299 for Inception)
             or timm's own input size.
-        wiring: a name, a `Wiring`, an edge list of node names, or a networkx graph of them; united
-            with the static edges.
-        residual: `keep` leaves `x + F(x)` in the block, `lift` turns the skip into edges, `auto`
-            lifts where that is exact. A stage that cannot be lifted is kept either way, and
-            `net.report` says why.
-        router: `node`, `stage`, with a hidden layer `node(16)`, or a registered one.
-        gate: `anchored`, `sigmoid`, or a registered one; None is `anchored`, with `init="scratch"`
-            `sigmoid`.
-        threshold: weights at or below it are dropped; from 0 up to, but not, 1.
-        init: `preserve` starts as the backbone, whatever router and gate, or raises; `scratch` is
-            for training from nothing.
-        stages: overrides discovery: per stage name, the module paths of its blocks in order.
-        leaves: module classes to keep as one opaque call.
-        allow_static: return a network without routed blocks instead of raising.
+        wiring: A name, a `Wiring`, an edge list of node names, or a networkx graph of them. The
+            static edges are always added.
+        residual: `keep` leaves `x + F(x)` in the block, `lift` turns the skip into edges, and
+            `auto` lifts where that is exact. A stage that cannot be lifted is kept in any case,
+            and `net.report` gives the reason.
+        router: `node`, `stage`, a router with a hidden layer such as `node(16)`, or a registered
+            one.
+        gate: `anchored`, `sigmoid`, or a registered one. None is `anchored`, or `sigmoid` with
+            `init="scratch"`.
+        threshold: Edges with weights at or below it are dropped; in [0, 1).
+        init: With `preserve` the network starts as the backbone, or an error is raised, whatever
+            the router and the gate. `scratch` is for training from random weights.
+        stages: Replaces discovery: {stage name: module paths of its blocks, in order}.
+        leaves: Module classes to keep as one opaque call.
+        allow_static: Return a network without routed blocks instead of raising an error.
+
+    Returns:
+        The network, in the mode of `model`.
 
     Raises:
-        InputError: an option or the input does not fit.
-        TraceError: the backbone has data-dependent control flow.
+        InputError: An option or the input is not valid.
+        TraceError: The backbone has data-dependent control flow.
         DiscoveryError: `stages` does not describe blocks of the backbone.
-        NothingToRouteError: no block has a candidate edge around it.
-        WiringError: the wiring names an impossible edge.
-        LoweringError: the self-check found that the lowered network differs from the backbone, or
-            could prove nothing.
+        NothingToRouteError: No block has a candidate edge around it.
+        WiringError: The wiring names an impossible edge.
+        LoweringError: The self-check found a difference between the lowered network and the
+            backbone, or could not prove that there is none.
 
     Example:
         >>> import dggraph, torch, torchvision
@@ -131,9 +135,7 @@ def convert(
 
 
 def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
-    """Let `net` know the name it was built from, and what is known of its images, classes and
-    weights.
-    """
+    """Set the MODEL name of `net`, its preprocessing and its class names. In place."""
     net.source, net.source_options = loaded.source, loaded.options
     net.preprocess, net.labels = loaded.preprocess, loaded.labels
     note_weights_(net, loaded.weights_origin)
@@ -143,7 +145,7 @@ def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
 
 
 def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
-    """Put every module of `net` into the mode its twin in `model` has."""
+    """Put every module of `net` into the mode of the same module in `model`. In place."""
     for name, module in model.named_modules():
         twin = net.lowered.get_submodule(name) if name else net.lowered
         twin.training = module.training
@@ -159,12 +161,13 @@ def _routes(graph: DynamicGraph) -> bool:
 
 
 def _kept_classes(model: nn.Module, leaves: Collection[type[nn.Module]]) -> tuple[str, ...]:
-    """Qualified names of the classes that `leaves` keep whole in `model`."""
+    """Return the qualified names of the classes in `leaves` that `model` contains."""
     kept = {type(module) for module in model.modules() if isinstance(module, tuple(leaves))}
     return tuple(sorted(qualified_name(one) for one in kept))
 
 
 def _nothing(name: str, found: Discovery, opaque: Sequence[Opaque], branches: str) -> str:
+    """Return the text of the error for a backbone without routed blocks."""
     largest = "; ".join(f"{path}: {reason}" for path, _, reason in found.static[:3])
     untraced = (
         f" Kept as one call, because it cannot be traced: {'; '.join(map(str, opaque[:3]))}."

@@ -1,6 +1,4 @@
-"""What `convert` takes: a module that can be converted, options that are known, an example of its
-input.
-"""
+"""Checks of the arguments of `convert`: the module, the options and the example input."""
 
 from collections.abc import Collection, Mapping
 
@@ -18,10 +16,11 @@ from dggraph.system.devices import first_weight
 
 
 def plain_backbone(model: object) -> nn.Module:
-    """`model`, taken out of the wrappers of `torch.compile` and of data parallelism.
+    """Return `model` without the wrappers of `torch.compile` and of data parallelism.
 
     Raises:
-        InputError: it is not a module, is converted already, or has not seen its first input yet.
+        InputError: It is not a module, is already converted, has tensors on the meta device, or
+            has lazy parameters.
     """
     model = (
         getattr(model, "_orig_mod", model) if type(model).__name__ == "OptimizedModule" else model
@@ -30,7 +29,7 @@ def plain_backbone(model: object) -> nn.Module:
         model = model.module
     if isinstance(model, DynamicNetwork | LoweredModule):
         raise InputError(
-            "this network is converted already. To wire it differently, convert its backbone again."
+            "this network is already converted. To wire it differently, convert its backbone again."
         )
     if not isinstance(model, nn.Module):
         given, hint = repr(model)[:80], ""
@@ -73,10 +72,10 @@ def plain_backbone(model: object) -> nn.Module:
 def check_options(
     *, router: str, gate: str, residual: str, init: str, threshold: object, leaves: object
 ) -> None:
-    """Refuse what `convert` does not know.
+    """Check the options of `convert`.
 
     Raises:
-        InputError: names the option.
+        InputError: An option has an unknown value; the error names it.
     """
     find_router(router)
     choices = {
@@ -105,18 +104,22 @@ def check_options(
 
 
 def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess | None) -> Tensor:
-    """`example`, or zeros of the size that `preprocess` or the model itself says, as the model's
-    weights are: their type and device.
+    """Return `example`, or zeros of the known input size, in the model's dtype on its device.
+
+    Args:
+        model: The backbone.
+        example: (1 or more, C, H, W), or None for zeros.
+        preprocess: Has the input size; if None, the input size that the model declares is used.
 
     Raises:
-        InputError: it is not a batch of images, or no size is known.
+        InputError: It is not a batch of images, or no input size is known.
     """
     weight = first_weight(model)
     if example is None:
         size = preprocess.input_size if preprocess is not None else input_size_of(model)
         if size is None:
             raise InputError(
-                f"{type(model).__name__} does not say its input size. Pass `example_input`"
+                f"{type(model).__name__} does not declare its input size. Pass `example_input`"
                 " (--input-size), a float tensor (1, C, H, W) of the size you will use."
             )
         return torch.zeros((1, *size), dtype=weight.dtype, device=weight.device)
@@ -127,13 +130,13 @@ def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess 
         )
     if example.is_meta:
         raise InputError(
-            "example_input is on the meta device and has no values. Pass one from where the"
-            " backbone is, for example zeros."
+            "example_input is on the meta device and has no values. Pass a tensor on the device of"
+            " the backbone, for example zeros."
         )
     if example.ndim == 5:
         raise InputError(
             f"example_input has shape {tuple(example.shape)}: clips (B, C, T, H, W). convert takes"
-            " backbones of images (B, C, H, W): convert the one inside your model, and call it"
+            " backbones of images (B, C, H, W). Convert the backbone inside your model, and call it"
             " with frames folded into the batch, clips.transpose(1, 2).flatten(0, 1)."
         )
     if example.ndim != 4 or not example.is_floating_point() or example.shape[0] < 1:

@@ -1,4 +1,4 @@
-"""What a network's paths cost: the table of its parts, and the paths of a set in numbers."""
+"""The cost of paths: a table of the network's parts, and a summary of the paths of a set."""
 
 import math
 from collections import Counter
@@ -26,13 +26,13 @@ from dggraph.system.modes import keeping_modes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacsSummary:
-    """Multiply-accumulates (MACs, not FLOPs) per instance over a set.
+    """Multiply-accumulates (MACs) per image over a set; FLOPs are twice as many.
 
     Example:
         >>> import dggraph, torch
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> summary = dggraph.measure_macs(net, [torch.rand(4, 3, 32, 32)])
-        >>> summary.num_paths  # untrained routers send every image along the backbone's own path
+        >>> summary.num_paths  # with untrained routers every image takes the backbone's path
         1
     """
 
@@ -40,28 +40,32 @@ class MacsSummary:
     mean: float
     """Mean MACs of the paths taken."""
     expected: float
-    """What the budget's gradient sees, in MACs: every edge open with a probability, see `ops/macs`.
-    Far from `mean`, training is misled.
+    """Mean expected MACs, from which the budget loss takes its gradient.
+
+    Every edge is open with a probability, see `ops/macs`. If it is far from `mean`, training is
+    misled.
     """
     kept: float
     """`mean` as a fraction of the static network's MACs; may exceed 1."""
     percentiles: dict[int, float]
-    """5, 25, 50, 75 and 95: kept fractions of instances."""
+    """Percentiles 5, 25, 50, 75 and 95 of the MACs ratio of single images."""
     num_paths: int
-    """Different paths among the instances."""
+    """Number of different paths among the images."""
 
 
 def tabulate_macs(
     graph: DynamicGraph, lowered: LoweredModule, scope: str, total_macs: int
 ) -> MacsTable:
-    """The cost of every part of `graph`: blocks as profiled, routers as counted, one MAC an element
-    for each edge.
+    """Return the cost of every part of `graph`.
+
+    Blocks cost what profiling found and routers what they are counted at. An edge costs one MAC per
+    element.
 
     Args:
-        graph: what may connect.
-        lowered: owns the routers.
+        graph: The wired graph.
+        lowered: The module that owns the routers.
         scope: `node` or `stage`.
-        total_macs: MACs of the backbone, one instance.
+        total_macs: MACs of the backbone for one image.
     """
     stages: dict[str, StageMacs] = {}
     for name in graph.stages:
@@ -88,15 +92,17 @@ def tabulate_macs(
 
 
 def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
-    """Run `net` over a set and summarise what its paths cost. Holds one number an instance.
+    """Run `net` over a set and summarise the cost of its paths.
+
+    Memory grows by one number per image.
 
     Args:
-        net: a converted network; its modes are restored.
-        batches: images (B, C, H, W), or tuples that begin with them, as a loader gives.
+        net: A converted network. The modes of its modules are restored.
+        batches: Images (B, C, H, W), or tuples that begin with them, as a data loader yields.
 
     Raises:
-        InputError: there are no stages, or no instances.
-        GateError: an edge weight is NaN.
+        InputError: There are no stages or no images.
+        GateError: An edge weight is NaN.
 
     Example:
         >>> import dggraph, torch
@@ -126,11 +132,13 @@ def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
 
 
 def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates]:
-    """The gates of every batch, in eval mode and without gradients; modes are restored at the end.
+    """Yield the gates of every batch, in eval mode and without gradients.
+
+    The modes of all modules are restored at the end.
 
     Raises:
-        InputError: there are no stages, or no instances, or a batch does not begin with images.
-        GateError: an edge weight is NaN.
+        InputError: There are no stages or no images, or a batch does not begin with images.
+        GateError: An edge weight is NaN.
     """
     if not net.graph.stages:
         raise InputError("this network has no stages, so there are no paths to measure.")
@@ -153,13 +161,13 @@ def iterate_gates(net: DynamicNetwork, batches: Iterable[Any]) -> Iterator[Gates
             yield gates
     if not num_instances:
         raise InputError(
-            "there are no images in this set; pass at least one, and a list or a loader, not an"
-            " iterator that is used up."
+            "there are no images in this set. Pass at least one, as a list or a data loader, not as"
+            " an exhausted iterator."
         )
 
 
 def path_keys(gates: Gates) -> list[bytes]:
-    """Per instance 16 bytes that stand for which edges are open: equal for equal paths."""
+    """Return a 16-byte digest of the open edges for each image; equal paths have equal digests."""
     open_BE = (
         torch.cat([weights_BE != 0 for weights_BE in gates.weights.values()], dim=1).cpu().numpy()
     )
@@ -167,7 +175,10 @@ def path_keys(gates: Gates) -> list[bytes]:
 
 
 def entropy_bits(counts: Counter[bytes]) -> float:
-    """Entropy of the distribution that `counts` is; 0 for one path, log2(n) for n equally often."""
+    """Return the entropy of the distribution `counts`, in bits.
+
+    It is 0 for one path, and log2(n) for n equally frequent ones.
+    """
     shares = np.array(sorted(counts.values()), dtype=np.float64) / counts.total()
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
@@ -175,8 +186,8 @@ def entropy_bits(counts: Counter[bytes]) -> float:
 def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
     parameter = first_weight(router)
     was_training = router.training
-    # With gradients: the counter refuses a view of a parameter made without them, which a router
-    # that does not look gives.
+    # Gradients stay on: the counter refuses a view of a parameter that was made without them, which
+    # a router that ignores its input returns.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
     router.train(was_training)

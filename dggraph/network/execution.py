@@ -1,18 +1,19 @@
-"""The sparse executor: every block runs on the instances that need it, and on no others.
+"""The sparse executor: every block runs only on the images that need it.
 
-1. The lowered graph was cut into a program (`compiler/partition`). What lies outside the stages
-   runs on the whole batch.
-2. In a stage, a `stage` router decides everything at the entry, one look at the batch from the
-   host; with `node` routers every node that ran decides its row. `ops/liveness` says which edges
-   are open, as it does for the dense form.
-3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`), aggregates in the same
-   pass, and its block runs on that. With a `stage` router only nodes that lead on to `out` run,
-   else every live one.
+1. The lowered graph was cut into a program (`compiler/partition`). The parts outside the stages run
+   on the full batch.
+2. A `stage` router decides everything at the entry, with one transfer of decisions to the host.
+   With `node` routers, every node that ran decides its own row. `ops/liveness` determines which
+   edges are open, as for the dense form.
+3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`) and aggregates in the
+   same pass, and its block runs on the result. With a `stage` router only nodes that lead to `out`
+   run, otherwise every live node.
 
-Decisions are numpy: at batch 1 a hundred tiny torch ops would cost more than the blocks they skip.
+Decisions are numpy arrays: at batch size 1, a hundred tiny torch ops would cost more than the
+blocks they skip.
 
-Shape suffixes: B instances of the batch, R rows of one node, E edges, V vertices of a stage.
-`instances` None means all of them.
+Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices of a stage.
+`instances` is None for all images.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,16 +49,17 @@ def run_sparse(
     """Run `program` on `x`, (B, C, H, W), without gradients.
 
     Args:
-        program: `lowered`, cut.
-        lowered: owns every module.
-        graph: names nodes in errors.
+        program: The pieces that `lowered` was cut into.
+        lowered: The module that owns all weights.
+        graph: The wired graph, for names in errors.
+        x: Images, (B, C, H, W).
 
     Returns:
-        What the lowered module returns: the backbone's output and {stage: (weights, raw)}, each (B,
-        E).
+        The output of the lowered module: the backbone's output and {stage: (weights, raw)}, each
+        (B, E).
 
     Raises:
-        GateError: an edge weight is NaN; names the node whose router gave it.
+        GateError: An edge weight is NaN; the error names the edge.
     """
     values: dict[str, Any] = {program.input: x}
     gates: dict[str, Any] = {}
@@ -78,9 +80,7 @@ def run_sparse(
 
 
 def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
-    """Raise a GateError for the first NaN among the weights of `stage`, naming edge and
-    instance.
-    """
+    """Raise a GateError for the first NaN among the weights of `stage`, with edge and image."""
     for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
         edge = graph.edges(stage)[place]
         raise GateError(
@@ -160,8 +160,9 @@ def _run_plan(
     routing: StageRouting,
     raw_BE: Weights,
 ) -> tuple[Tensor, Weights] | None:
-    """Output and weights (B, E) of a stage whose images share a pattern; None for others, and for
-    16 bit, where sums are rounded term by term.
+    """Return output and weights (B, E) of a stage if all images share a pattern of open edges.
+
+    The result is None if they do not, and for 16-bit features, whose sums are rounded term by term.
     """
     entry = values[step.plan.entry]
     if step.plans is None or not _is_wide(entry):
@@ -185,8 +186,9 @@ def _walk(
     routing: StageRouting,
     graph: DynamicGraph,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """One image through a stage of `node` routers: its output, weights and raw weights (1, E); None
-    where sums are not plain, or nothing leads to `out`.
+    """Run one image through a stage of `node` routers: its output, weights and raw weights (1, E).
+
+    The result is None if aggregation is not a plain sum, or if no path leads to `out`.
     """
     entry, name = values[step.plan.entry], step.plan.name
     if set(step.kinds) != {"add"} or not _is_wide(entry):
@@ -216,16 +218,14 @@ def _walk(
 
 
 def _is_wide(entry: Tensor) -> bool:
-    """Whether sums are exact enough to go on from each other: those of 16 bit are rounded term by
-    term.
-    """
+    """Whether partial sums can be reused; 16-bit sums are rounded term by term."""
     return entry.dtype.itemsize >= 4 and not torch.is_autocast_enabled(entry.device.type)
 
 
 def _block_runner(
     step: StageProgram, lowered: nn.Module, values: dict[str, Any]
 ) -> Callable[[int, Tensor], Tensor]:
-    """A function of vertex and input that runs a block on the whole batch."""
+    """Return a function of vertex and input that runs a block on the full batch."""
     num_instances = len(values[step.plan.entry])
 
     def run_block(vertex: int, x: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _gather(
     *,
     may_alias: bool,
 ) -> Tensor:
-    """The input of `vertex` for `instances`."""
+    """Return the input of `vertex` for `instances`."""
     place = step.topology.incoming(vertex)
     sources, kinds = step.topology.sources[place], step.kinds[place]
     weights_RE = weights_BE[:, place] if instances is None else weights_BE[instances, place]
@@ -275,7 +275,7 @@ def _gather(
 
 
 class _StageRouter:
-    """Everything decided at the entry."""
+    """Decisions of a `stage` router, all made at the entry."""
 
     def __init__(
         self, topology: Topology, raw_BE: Weights, threshold: Weights, dtype: torch.dtype
@@ -289,23 +289,25 @@ class _StageRouter:
         self.runs_BV = live_vertices(open_BE, topology) & leads_to_out(open_BE, topology)
 
     def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
-        """(B,): which instances `vertex` runs for."""
+        """Whether `vertex` runs, for each image, (B,)."""
         runs_B: npt.NDArray[np.bool_] = self.runs_BV[:, vertex]
         return runs_B
 
     def done_with(self, vertex: int) -> list[int]:
-        """The nodes that nobody reads after `vertex`: what they hold is freed, and the next block
-        writes where the cache is warm.
+        """Return the nodes that are not read after `vertex`.
+
+        Their features are freed, and the next block writes to memory that is still in the cache.
         """
         return [source for source in range(1, vertex) if self.last_reader[source] == vertex]
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
-        """Nothing to learn from a node's output."""
+        """Do nothing: the decisions do not depend on outputs of nodes."""
 
 
 class _NodeRouters:
-    """Decided row by row, as nodes run. Columns are settled as the pass reaches them, with the same
-    steps as the dense form.
+    """Decisions of `node` routers, made row by row as nodes run.
+
+    Each column is settled when the pass reaches it, with the same steps as in the dense form.
     """
 
     def __init__(
@@ -328,21 +330,21 @@ class _NodeRouters:
         self._decide(0, row_BE)
 
     def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
-        """(B,): which instances `vertex` runs for."""
+        """Whether `vertex` runs, for each image, (B,)."""
         runs_B = self.live[vertex]
         assert runs_B is not None
         return runs_B
 
     def done_with(self, vertex: int) -> list[int]:
-        """None: a later router may still ask for any of them."""
+        """Return no nodes, since a later router may still open an edge from any of them."""
         return []
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
-        """Let the router of `vertex` look at its output."""
+        """Let the router of `vertex` decide on its output."""
         self._decide(vertex, self._row(vertex, output, instances))
 
     def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
-        """(B, E) weights; the gate sees the whole batch, dead instances with logit 0."""
+        """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
         logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
         if output is not None:
             logits_RE = self.routing.router(vertex)(output)
@@ -356,8 +358,9 @@ class _NodeRouters:
         return row_BE
 
     def _decide(self, vertex: int, row_BE: Tensor) -> None:
-        """Fill the row of `vertex`, then settle the column of the next vertex, whose sources have
-        all spoken.
+        """Fill the row of `vertex`, then settle the column of the next vertex.
+
+        All sources of the next vertex have decided by then.
         """
         self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
         if np.isnan(self.raw_BE).any():
@@ -375,7 +378,7 @@ class _NodeRouters:
 
 
 def _to_numpy(values: Tensor) -> Weights:
-    """On the host; numpy knows no bfloat16."""
+    """Copy to the host; bfloat16 becomes float32, since numpy has no bfloat16."""
     values = values.detach().float() if values.dtype == torch.bfloat16 else values.detach()
     array: Weights = values.numpy(force=True)
     return array
@@ -384,7 +387,7 @@ def _to_numpy(values: Tensor) -> Weights:
 def _read(
     values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int
 ) -> Any:
-    """A value from outside, as a block that runs on `instances` has to see it."""
+    """Return a value from outside the stage, as seen by a block that runs on `instances`."""
     if kind == "rows":
         return num_instances if instances is None else len(instances)
     value = values[name]

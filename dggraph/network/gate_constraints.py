@@ -1,4 +1,11 @@
-"""What routers have no say in: logits that are held at 0, or that follow another edge's.
+"""Logits that routers do not decide: they are fixed at 0, or follow the logit of another edge.
+
+An anchored gate gives static edges weight 1 and all others weight 0 where the logit is 0. An edge
+fixed at 0 therefore is as in the backbone. Its row of the router gets no gradient and stays at its
+initial value of zero. An edge that follows another one uses that edge's row. `release_` copies the
+row into its own, so an archive does not need to store any of this.
+
+Shape suffixes: B images, E edges that one router decides.
 
 An anchored gate gives static edges weight 1 and all others 0 where its router says 0, so an edge
 held at 0 is as the backbone had it. Nothing flows back to its row of the router, which stays at the
@@ -26,19 +33,19 @@ HELD = -1
 
 
 def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
-    """Hold the static edges into and out of `blocks` at weight 1, for every instance, in training
-    too. In place.
+    """Fix the static edges into and out of `blocks` at weight 1 for every image. In place.
 
-    Where x + F(x) was lifted, v0 feeds every block, so a pinned one always runs. In a chain it runs
-    wherever the block before it does, or an edge past that one is open.
+    This holds in training too. If x + F(x) was lifted, v0 feeds every block, so a pinned block
+    always runs. In a chain it runs if the block before it runs, or if an edge past that block is
+    open.
 
     Args:
-        net: a converted network whose routers have not decided about these edges yet.
-        blocks: names of nodes of kind `block`.
+        net: A converted network whose routers are untrained for these edges.
+        blocks: Names of nodes of kind `block`.
 
     Raises:
-        InputError: a name is not a block; or routers or gates are not ours, or were trained
-            already, so that logits are not 0.
+        InputError: A name is not a block; or a router or gate is not one of dggraph's; or a router
+            is already trained, so its logits are not 0.
     """
     pinned = _known(net, blocks)
 
@@ -50,26 +57,26 @@ def pin_open_(net: DynamicNetwork, blocks: Collection[str]) -> None:
 
 
 def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
-    """Let routers decide about blocks: the edges out of one open and close together, and all else
-    is as the backbone had it. In place.
+    """Let routers decide about blocks: all edges out of one open and close together. In place.
 
-    A lifted block then adds its branch by one weight, x + w F(x), or is left out where w is at or
-    below the threshold. Blocks that hold their own x + F(x), or no skip at all, always run.
+    All other edges are as in the backbone. A lifted block adds its branch with one weight, x + w
+    F(x), or is skipped if w is at or below the threshold. Blocks that contain their own x + F(x),
+    or have no skip, always run.
 
     Args:
-        net: a converted network with `stage` routers that have not decided yet; one that looked at
-            a block's output would come too late to leave the block out.
-        pinned: names of blocks that always run.
+        net: A converted network with untrained `stage` routers. A router that reads the output of
+            a block would decide too late to skip the block.
+        pinned: Names of blocks that always run.
 
     Raises:
-        InputError: routers decide node by node; no block is left to decide about; or as for
+        InputError: The routers decide node by node, or no block is left to decide about, or as for
             `pin_open_`.
     """
     known = _known(net, pinned)
     of_nodes = [plan.name for plan in net.plan if plan.scope != "stage"]
     if of_nodes:
         raise InputError(
-            "a node's router decides when its block has run, too late to leave it out, as in"
+            "a node's router decides after its block has run, too late to skip the block, as in"
             f' stage {of_nodes[0]!r}. Convert with router="stage".'
         )
     free = {
@@ -80,8 +87,8 @@ def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
     }
     if not free:
         raise InputError(
-            "no block is left to decide about: all are pinned, or hold their own skip. Pin fewer,"
-            ' or convert with residual="lift".'
+            "no block is left to decide about: all are pinned, or contain their own skip. Pin fewer"
+            ' blocks, or convert with residual="lift".'
         )
 
     def follow(edges: list[CandidateEdge]) -> list[int]:
@@ -93,8 +100,9 @@ def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
 
 
 def release_(net: DynamicNetwork) -> None:
-    """Write what is held and what follows into the routers' own weights; their outputs stay the
-    same, to the bit. In place.
+    """Write the constraints into the routers' own weights. In place.
+
+    The outputs of the routers stay bitwise identical.
     """
     for router in net.lowered.modules():
         follows_E = getattr(router, "follows_E", None)
@@ -107,6 +115,7 @@ def release_(net: DynamicNetwork) -> None:
 
 
 def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
+    """Return `blocks` as a set; raise InputError if one of them is not a block of `net`."""
     found = {node.name for stage in net.graph.stages for node in net.graph.nodes(stage)[1:-1]}
     unknown = sorted(set(blocks) - found)
     if unknown:
@@ -120,7 +129,11 @@ def _known(net: DynamicNetwork, blocks: Collection[str]) -> set[str]:
 def _hold(
     net: DynamicNetwork, stage: str, follow: Callable[[list[CandidateEdge]], list[int]]
 ) -> None:
-    """Let `follow` say, for the edges of each router, the place whose logit each takes, or HELD."""
+    """Constrain each router of `stage`. In place.
+
+    For the edges of one router, `follow` returns the index of the edge whose logit each takes, or
+    HELD.
+    """
     edges, routing = net.graph.edges(stage), routing_of(net.lowered, stage)
     for index, places in decided_edges(net, stage).items():
         follows = follow([edges[place] for place in places])
@@ -129,16 +142,16 @@ def _hold(
         router, gate = routing.router(index), routing.gate(index)
         if not isinstance(router, LinearRouter) or not isinstance(gate, AnchoredGate):
             raise InputError(
-                f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}; edges"
-                ' are held by logits of 0, which our routers and the gate "anchored" keep. Convert'
-                " with those, or hold nothing."
+                f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}. Edges"
+                " are pinned by logits of 0, which needs dggraph's routers and the gate"
+                ' "anchored". Convert with those, or pin nothing.'
             )
         is_held_E = torch.tensor(
             [place != own for own, place in enumerate(follows)], device=router.bias.device
         )
         if router.weight[is_held_E].any() or router.bias[is_held_E].any():
             raise InputError(
-                f"a router of stage {stage!r} was trained already: hold edges before training."
+                f"a router of stage {stage!r} is already trained. Pin edges before training."
             )
         router.register_buffer(
             "follows_E", torch.tensor(follows, device=router.bias.device), persistent=False

@@ -1,4 +1,4 @@
-"""Contexts around forward passes: gates pinned or collected, thresholds set aside."""
+"""Context managers around forward passes: pinned gates, collected gates, temporary thresholds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +12,10 @@ from dggraph.network.network import DynamicNetwork
 
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
-    """Per vertex of `stage` with a router: the places, in the stage's edge order, of the edges that
-    it decides.
+    """Return, for each vertex of `stage` with a router, the positions of the edges it decides.
+
+    Positions are in the edge order of the stage. A `stage` router is at vertex 0 and decides all
+    edges.
     """
     topology, (plan,) = (
         net.macs_table.stages[stage].topology,
@@ -26,14 +28,17 @@ def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
 
 @contextmanager
 def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
-    """A list of the `Gates` of each pass within this context, for a network inside another module,
-    whose call returns something else.
+    """Collect the `Gates` of each forward pass within this context.
+
+    It serves a network inside another module, whose call returns something else.
+
+    Yields:
+        The list that each pass appends its `Gates` to.
 
     Example:
-        >>> import dggraph, torch, torchvision
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
-        ...     weights=None, weights_backbone=None
-        ... ).eval()
+        >>> import dggraph, torch
+        >>> from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+        >>> detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
         >>> net = dggraph.convert_backbone_(detector)
         >>> with dggraph.detection.collecting_gates(net) as gates:
         ...     found = detector([torch.rand(3, 64, 64)])
@@ -50,7 +55,7 @@ def collecting_gates(net: DynamicNetwork) -> Iterator[list[Gates]]:
 
 @contextmanager
 def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
-    """Thresholds that are set within this context are forgotten after it."""
+    """Restore the thresholds of `net` at the end of this context."""
     before = {stage: routing_of(net.lowered, stage).threshold.clone() for stage in net.graph.stages}
     try:
         yield
@@ -61,8 +66,12 @@ def own_thresholds(net: DynamicNetwork) -> Iterator[None]:
 
 @contextmanager
 def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within this context the gates of the named stages give `weights`, (E,) or (B, E), whatever
-    their routers say.
+    """Replace the gate outputs of the named stages, within this context.
+
+    `weights` has (E,) or (B, E) per stage. Gates see the whole batch under every executor, so each
+    row of `weights` belongs to one image.
+
+    Gates see the whole batch under every executor, so each row of `weights` belongs to one image.
 
     Gates see the whole batch under every executor, so that a row of `weights` always belongs to the
     same instance.

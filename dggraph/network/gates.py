@@ -10,8 +10,9 @@ from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 
 
 class Gates(NamedTuple):
-    """The edge weights of one forward pass, per stage, shape (B, E) in the order of
-    `DynamicGraph.edges`.
+    """The edge weights of one forward pass.
+
+    Each stage has a tensor (B, E), in the order of `DynamicGraph.edges`.
 
     Example:
         >>> import dggraph, torch
@@ -22,37 +23,40 @@ class Gates(NamedTuple):
     """
 
     weights: dict[str, Tensor]
-    """What aggregation used; 0 where an edge is inactive. Carries the gradient."""
+    """The weights that aggregation used; 0 if an edge is inactive. They carry the gradient."""
     raw: dict[str, Tensor]
-    """Before the threshold and liveness; what it says of edges that leave a dead node means
-    nothing.
+    """The weights before the threshold and liveness.
+
+    Entries of edges that leave a dead node have no meaning.
     """
     thresholds: dict[str, Tensor]
-    """Per stage, 0-d."""
+    """One 0-d tensor per stage."""
     table: MacsTable
-    """What the network's parts cost, for a budget."""
+    """The cost of the network's parts, for a budget."""
 
     def macs(self) -> Tensor:
-        """(B,) float64: multiply-accumulates of each instance's path, routers and aggregation
-        included.
-        """
+        """Return the MACs of each image's path, (B,) float64, with routers and aggregation."""
         return path_macs(self.open, self.table)
 
     def expected_macs(self) -> Tensor:
-        """(B,) float64: what `losses.kept` follows, each edge open with the probability that
-        `ops/macs` gives it. Carries the gradient.
+        """Return the expected MACs of each image, (B,) float64. They carry the gradient.
+
+        `losses.kept` uses them. Every edge is open with the probability that `ops/macs` gives it.
         """
         chances = open_probabilities(self.weights, self.raw, self.thresholds, self.table)
         return path_macs(chances, self.table)
 
     @property
     def open(self) -> dict[str, Tensor]:
-        """Per stage (B, E) bool: which edges are active."""
+        """Whether each edge is active: per stage (B, E) bool."""
         return {stage: weights_BE.detach() != 0 for stage, weights_BE in self.weights.items()}
 
     def adjacency(self, stage: str) -> Tensor:
-        """(B, V, V) weights of one stage: row = source, column = target, 0 where an edge is
-        inactive. Carries the gradient.
+        """Return the adjacency matrices of one stage, (B, V, V): row = source, column = target.
+
+        Entries are edge weights, 0 for inactive edges. The result carries the gradient.
+
+        Entries of inactive edges are 0. The result carries the gradient.
         """
         weights_BE, topology = self.weights[stage], self.table.stages[stage].topology
         adjacency_BVV = weights_BE.new_zeros(
@@ -63,7 +67,7 @@ class Gates(NamedTuple):
 
 
 def static_weights(graph: DynamicGraph) -> dict[str, Tensor]:
-    """Per stage (E,): 1 for the edges the backbone had, else 0."""
+    """Return (E,) per stage: 1 for the edges of the backbone, else 0."""
     return {
         stage: torch.tensor([float(edge.is_static) for edge in graph.edges(stage)], device="cpu")
         for stage in graph.stages

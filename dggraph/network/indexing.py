@@ -1,5 +1,6 @@
-"""Networks of backbones that can be indexed, as `nn.Sequential` and timm's feature lists are:
-`net[0]`, `len(net)`, `for layer in net` mean the backbone's own layers, without routing.
+"""Networks of backbones that can be indexed, such as `nn.Sequential` and timm's feature lists.
+
+`net[0]`, `len(net)` and `for layer in net` give the backbone's own layers, without routing.
 """
 
 from collections.abc import Iterator
@@ -13,20 +14,21 @@ from dggraph.network.network import DynamicNetwork
 
 
 class IndexedNetwork(DynamicNetwork):
-    """A `DynamicNetwork` with the container's own view of its layers."""
+    """A `DynamicNetwork` that can be indexed like its backbone."""
 
     def __getitem__(self, key: Any) -> Any:
-        """What the backbone has at `key`.
+        """Return the backbone's item at `key`.
 
         Raises:
-            BackboneOnlyError: it would be a new module: a slice would run without routing.
+            BackboneOnlyError: The item would be a new module, such as a slice, which would run
+                without routing.
         """
         view: Any = self._view()
         found = view[key]
         if isinstance(found, nn.Module) and all(found is not one for one in self.modules()):
             raise BackboneOnlyError(
                 f"net[{_written(key)}] would be a static {type(found).__name__} of the network's"
-                " layers: its routers stand between them. Slice the backbone, and convert that."
+                " layers, without the routers between them. Slice the backbone, and convert that."
             )
         return found
 
@@ -41,7 +43,7 @@ class IndexedNetwork(DynamicNetwork):
 
     def __delitem__(self, key: Any) -> None:
         raise BackboneOnlyError(
-            f"net[{_written(key)}] cannot be deleted: the network runs it. Replace it by"
+            f"net[{_written(key)}] cannot be deleted, because the network runs it. Replace it by"
             " nn.Identity(), or delete it from the backbone, and convert that."
         )
 
@@ -54,7 +56,7 @@ class IndexedNetwork(DynamicNetwork):
         return iter(view)
 
     def _view(self) -> nn.Module:
-        """An instance of the backbone's class that has its children alone."""
+        """Return an instance of the backbone's class with only the backbone's children."""
         kind = type(self._shell)
         view: nn.Module = object.__new__(kind)
         children = {
@@ -72,7 +74,7 @@ def is_indexed(backbone: nn.Module) -> bool:
 
 
 def _written(key: object) -> str:
-    """`key` as it stands between brackets."""
+    """Return `key` as it is written between brackets."""
     if not isinstance(key, slice):
         return repr(key)
     return ":".join("" if one is None else str(one) for one in (key.start, key.stop, key.step)[:2])

@@ -1,5 +1,11 @@
-"""A network made ready for inference: batch norms folded into the convolutions before them,
-channels-last weights, nothing to train.
+"""Networks optimised for inference: folded batch norms, channels-last weights, no gradients.
+
+A norm is folded into the convolution before it if it is the convolution's only reader, both are
+called once, neither has a hook, and both lie in the same block or outside all blocks. The parts
+that an executor runs alone therefore stay complete. The plan then names the convolution in place of
+the norm. timm's `BatchNormAct2d` is replaced by its activation. Linear layers before a norm stay
+unchanged, because it depends on the shape whether `BatchNorm1d` counts their features or their
+tokens.
 
 A norm is folded where the convolution's only reader is the norm, each of the two is called once, no
 hook sits on either, and both lie in the same block or both outside all blocks: what an executor
@@ -30,39 +36,40 @@ _TIMM_NORM = "timm.layers.norm_act.BatchNormAct2d"
 
 
 class InferenceNetwork(DynamicNetwork):
-    """What `optimize_for_inference` returns: runs, records and exports as any network; it is
-    neither trained nor saved.
+    """The result of `optimize_for_inference`: it runs, records and exports like any network.
+
+    It can be neither trained nor saved.
     """
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
         """Stay in eval mode.
 
         Raises:
-            InputError: train mode is asked for.
+            InputError: `mode` is True.
         """
         if mode:
             raise InputError(
                 f"this {self.graph.name} was optimised for inference: its norms are folded and its"
-                " weights frozen, so it cannot be trained. Train the network it was made from,"
-                " then call optimize_for_inference again."
+                " weights are frozen, so it cannot be trained. Train the network that it was made"
+                " from, then call optimize_for_inference again."
             )
         super().train(False)
         return self
 
 
 def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
-    """A copy of `net` that gives the same outputs faster.
+    """Return a copy of `net` that computes the same outputs faster.
 
-    In eval mode; batch norms folded into the convolutions before them, convolution weights in
-    channels-last layout (so that features follow), no parameter requires a gradient. Outputs agree
-    to 1e-4 of the largest, and paths are the same where no weight lies within about 1e-4 of its
-    threshold. All executors, `record`, `torch.compile` and autocast work as before.
+    It is in eval mode, its batch norms are folded into the convolutions before them, convolution
+    weights (and so features) are in channels-last layout, and no parameter requires a gradient.
+    Outputs agree to 1e-4 of the largest output. Paths are the same if no weight lies within about
+    1e-4 of its threshold. All executors, `record`, `torch.compile` and autocast work as before.
 
-    Not an exchange format: state-dict keys of folded norms are gone, so `dggraph.save` refuses it.
-    Save `net`, and optimise after loading.
+    The copy is not an exchange format: the state dict lacks the keys of folded norms, so
+    `dggraph.save` refuses it. Save `net`, and optimise after loading.
 
     Args:
-        net: a converted network; left as it is.
+        net: A converted network; it is not changed.
 
     Example:
         >>> import dggraph, torch
@@ -96,9 +103,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
 
 
 def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str, str]:
-    """Fold what can be folded; returns, per fx node that is gone, the one that stands in its
-    place.
-    """
+    """Fold all suitable norms and return {removed fx node: the fx node in its place}. In place."""
     folded: dict[str, str] = {}
     for conv_node, norm_node in _pairs(lowered, plan):
         conv, norm = (
@@ -119,7 +124,7 @@ def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str,
 
 
 def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.Node, fx.Node]]:
-    """Convolutions with the norms that may be folded into them."""
+    """Return the convolutions and the norms that can be folded into them."""
     block_of = {
         name: block.node for stage in plan for block in stage.blocks for name in block.fx_nodes
     }
@@ -155,8 +160,9 @@ def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.N
 
 
 def _is_a(module: nn.Module, types: set[type[nn.Module]], timm_name: str) -> bool:
-    """Exactly one of `types`, or timm's class of that name: a subclass may compute something
-    else.
+    """Whether the class is exactly one of `types`, or timm's class `timm_name`.
+
+    A subclass may compute something else.
     """
     return (
         type(module) in types
@@ -165,7 +171,7 @@ def _is_a(module: nn.Module, types: set[type[nn.Module]], timm_name: str) -> boo
 
 
 def _without(stage: StagePlan, folded: Mapping[str, str]) -> StagePlan:
-    """`stage` after folding: `folded` names, per fx node that is gone, the one in its place."""
+    """Return `stage` after folding; `folded` is {removed fx node: the fx node in its place}."""
 
     def block_without(block: BlockPlan) -> BlockPlan:
         return replace(

@@ -1,6 +1,4 @@
-"""timm's layer-wise learning rates: the backbone's parameters in the groups they would have there,
-the routers in the last one.
-"""
+"""Parameter groups for timm's layer-wise learning rates: the backbone's, with the routers last."""
 
 import re
 from collections.abc import Callable
@@ -10,16 +8,16 @@ from typing import Any
 from torch import nn
 
 _WITH_THE_LAST = (99999,)
-"""How timm's matchers say that what they find joins the group before it."""
+"""timm's marker for matchers whose parameters join the group before."""
 
 
 def with_routers(matcher: Any, shell: nn.Module) -> Any:
-    """A `group_matcher` of a backbone, extended to routers.
+    """Return the `group_matcher` of a backbone, extended to routers.
 
     Args:
-        matcher: patterns by group, or a function of a name; what no pattern finds is a last group
-            of its own.
-        shell: owns the backbone's parameters and the routers'.
+        matcher: Patterns per group, or a function of a name. Parameters that no pattern matches
+            form a last group.
+        shell: The module that owns the parameters of the backbone and of the routers.
     """
     if not isinstance(matcher, dict):
         return lambda name: (
@@ -31,7 +29,7 @@ def with_routers(matcher: Any, shell: nn.Module) -> Any:
 
 
 def automatic(shell: nn.Module) -> Callable[[str], int]:
-    """The groups that timm makes for a backbone without a `group_matcher`."""
+    """Return the groups that timm forms for a backbone without a `group_matcher`."""
     from timm.optim import auto_group_layers
 
     named = [(name, None) for name in _names(shell)]

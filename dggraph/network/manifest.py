@@ -1,5 +1,6 @@
-"""`manifest.json`: a strict schema with a version, sealed by its own SHA-256, and the way between
-it and our dataclasses.
+"""`manifest.json`: its strict, versioned schema, its seal, and the conversion from and to it.
+
+The seal is a SHA-256 of the rest of the manifest.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "model.safetensors", "manifest.json"
-"""The files of an archive."""
+"""The names of the files in an archive."""
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_INPUT_ELEMENTS = 1 << 26
 
@@ -101,7 +102,7 @@ class _Budgets(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything an archive holds besides the graph and the weights."""
+    """The contents of an archive apart from the graph and the weights."""
 
     format: Literal["dggraph"]
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
@@ -120,9 +121,9 @@ class Manifest(_Strict):
     static: list[_Static]
     tied: dict[str, str]
     dtypes: dict[str, FloatType]
-    """Types of floating buffers that no state dict holds."""
+    """The dtypes of floating-point buffers that are not in the state dict."""
     frozen: list[str]
-    """Parameters that require no gradient."""
+    """The names of parameters that require no gradient."""
     preprocess: _Preprocess | None
     labels: list[str] | None
     budgets: _Budgets | None
@@ -132,7 +133,7 @@ class Manifest(_Strict):
 
 
 def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
-    """The manifest's fields that say how to lower the same trace again."""
+    """Return the manifest's fields that are needed to lower the same trace again."""
     stages = []
     for stage, reason in zip(blueprint.found, blueprint.kept_because, strict=True):
         document = asdict(stage) | {"kept_because": reason}
@@ -158,7 +159,7 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def unpack_blueprint(manifest: Manifest) -> Blueprint:
-    """What `pack_blueprint` packed."""
+    """Return the blueprint that `pack_blueprint` packed."""
     return Blueprint(
         fingerprint=manifest.fingerprint,
         found=tuple(_unpack(stage) for stage in manifest.found),
@@ -173,12 +174,12 @@ def unpack_blueprint(manifest: Manifest) -> Blueprint:
 
 
 def type_name(tensor: Tensor) -> Any:
-    """The `FloatType` of `tensor`; pydantic refuses any other."""
+    """Return the `FloatType` of `tensor`; pydantic refuses any other type."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
-    """`preprocess` as the manifest holds it."""
+    """Convert `preprocess` to its form in the manifest."""
     return (
         _Preprocess.model_validate_json(json.dumps(asdict(preprocess)))
         if preprocess is not None
@@ -187,17 +188,17 @@ def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
 
 
 def unpack_preprocess(manifest: Manifest) -> Preprocess | None:
-    """What `pack_preprocess` packed."""
+    """Return the preprocessing that `pack_preprocess` packed."""
     return Preprocess(**_tupled(manifest.preprocess)) if manifest.preprocess is not None else None
 
 
 def pack_budgets(curve: BudgetCurve | None) -> _Budgets | None:
-    """`curve` as the manifest holds it."""
+    """Convert `curve` to its form in the manifest."""
     return _Budgets.model_validate_json(json.dumps(asdict(curve))) if curve is not None else None
 
 
 def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
-    """What `pack_budgets` packed."""
+    """Return the curve that `pack_budgets` packed."""
     if manifest.budgets is None:
         return None
     return BudgetCurve(
@@ -208,7 +209,7 @@ def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
 
 
 def seal(manifest: Manifest) -> Manifest:
-    """`manifest` with the SHA-256 of everything else in it."""
+    """Return `manifest` with the SHA-256 of the rest of its contents."""
     parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
     content = manifest.model_copy(update={"sha256": parts}).model_dump_json(
         exclude_unset=True  # so that the seal of an archive holds that lacks a newer field
@@ -219,23 +220,25 @@ def seal(manifest: Manifest) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`.
+    """Read and check the manifest in `folder`.
 
     Raises:
-        ArchiveError: there is none, it is damaged or foreign, or newer than this version.
+        ArchiveError: It is missing, damaged or foreign, or was written by a newer version.
     """
     file = part_of(folder, MANIFEST)
     if not file.is_file():
         raise ArchiveError(f"{folder} is not a dggraph archive: it has no {MANIFEST}.")
     if file.stat().st_size > MAX_JSON_BYTES:
-        raise ArchiveError(f"{file} is larger than {MAX_JSON_BYTES} bytes; no archive of ours is.")
+        raise ArchiveError(
+            f"{file} is larger than {MAX_JSON_BYTES} bytes, so it is not a manifest of dggraph."
+        )
     try:
         document = json.loads(file.read_bytes())
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > SCHEMA_VERSION:
             raise ArchiveError(
-                f"{folder} has schema version {version}, this dggraph reads {SCHEMA_VERSION};"
-                " upgrade dggraph."
+                f"{folder} has schema version {version}, and this dggraph reads up to"
+                f" {SCHEMA_VERSION}. To load it, upgrade dggraph."
             )
         manifest = Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
@@ -248,13 +251,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArchiveError(f"{file} is not JSON: {error}.") from None
     if seal(manifest) != manifest:
         raise ArchiveError(
-            f"{file} is not what was written: its own SHA-256 differs; copy the archive again."
+            f"{file} was changed after it was written: its SHA-256 differs. Copy the archive again."
         )
     return manifest
 
 
 def refuse_unknown_names(folder: Path, found: Sequence[FoundStage], known: Collection[str]) -> None:
-    """Every fx name in `found` must be in `known`, those of the trace."""
+    """Raise ArchiveError if `found` has the name of an fx node that is not in `known`.
+
+    `known` are the names in the trace of the backbone.
+    """
     for stage in found:
         names = {stage.entry, stage.output}
         for block in (*([stage.entry_block] if stage.entry_block else []), *stage.blocks):
@@ -285,7 +291,7 @@ def _unpack(stage: _Stage) -> FoundStage:
 
 
 def _tupled(packed: BaseModel) -> dict[str, Any]:
-    """The fields of `packed`, lists as the tuples that frozen dataclasses hold."""
+    """Return the fields of `packed`, with lists as the tuples of frozen dataclasses."""
     return {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in packed.model_dump().items()

@@ -1,4 +1,4 @@
-"""The converted network: a module that runs the lowered graph and knows where it came from."""
+"""The converted network: a module that runs the lowered graph, with a description of its parts."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -39,10 +39,9 @@ EXECUTORS: tuple[Executor, ...] = ("auto", "sparse", "dense")
 
 
 class DynamicNetwork(StandIn):
-    """A backbone whose stages are wired per instance. Made by `convert` or `load`.
+    """A backbone whose stages are wired per image, made by `convert` or `load`.
 
-    Modules, parameters, buffers and attributes have the names that they have in the backbone, see
-    `StandIn`.
+    Modules, parameters, buffers and attributes keep their names from the backbone, see `StandIn`.
 
     Attributes:
         executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense`
@@ -61,27 +60,27 @@ class DynamicNetwork(StandIn):
     """
 
     graph: DynamicGraph
-    """What may connect."""
+    """Nodes and candidate edges."""
     plan: tuple[StagePlan, ...]
-    """Per stage, what a sparse executor needs."""
+    """Per stage, the information that the sparse executor needs."""
     report: ConversionReport
-    """What conversion found."""
+    """The results of the conversion."""
     macs_table: MacsTable
-    """What its parts cost, in multiply-accumulates."""
+    """The cost of the parts, in multiply-accumulates."""
     blueprint: Blueprint
-    """What an archive keeps."""
+    """The parts of the conversion that an archive keeps."""
     converted: Snapshot
-    """What was known of it when it was converted."""
+    """The structure of the network at its conversion."""
     source: str | None
-    """The MODEL name it was built from, or None for a bare module."""
+    """The MODEL name that it was built from, or None for a bare module."""
     source_options: Mapping[str, int]
-    """What the builder of that name was called with besides, for example {"num_classes": 10}."""
+    """Options that its backbone was built with, for example {"num_classes": 10}."""
     preprocess: Preprocess | None
-    """How images become its input, where known."""
+    """How images become inputs, if known."""
     labels: tuple[str, ...] | None
-    """Class names, where known."""
+    """Class names, if known."""
     budgets: BudgetCurve | None
-    """What `calibrate` measured, or None."""
+    """The curve that `calibrate` measured, or None."""
     _origin: Origin
     _executor: Executor
     _last_run: str
@@ -110,8 +109,10 @@ class DynamicNetwork(StandIn):
         self._last_run = ""
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that must not decay: those that the backbone names, as timm's do, and all of
-        the routers.
+        """Return the names of parameters without weight decay.
+
+        These are the names that the backbone returns, as timm's do, and all parameters of the
+        routers.
         """
         named: Iterable[str] = getattr(self._shell, "no_weight_decay", set)()
         routers = tuple(f"{routing_name(stage)}." for stage in self.graph.stages)
@@ -119,9 +120,7 @@ class DynamicNetwork(StandIn):
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
-        """timm's layer-wise groups, see `layer_groups`; no such attribute where the backbone is
-        none of timm's.
-        """
+        """Layer-wise groups of timm, see `layer_groups`; only for backbones from timm."""
         own = getattr(self._shell, "group_matcher", None)
         if own is None and getattr(self._shell, "pretrained_cfg", None) is None:
             raise AttributeError("group_matcher")
@@ -162,8 +161,10 @@ class DynamicNetwork(StandIn):
         return f"executor={self._executor!r}{ran}, weights {self.weights_origin}"
 
     def set_threshold(self, threshold: float) -> None:
-        """Drop edges at or below `threshold` from now on, in all stages. From 0 up to, but not,
-        1.
+        """Drop edges with weights at or below `threshold` from now on, in all stages.
+
+        Raises:
+            InputError: `threshold` is not in [0, 1).
         """
         if not 0 <= threshold < 1:
             raise InputError(
@@ -173,8 +174,9 @@ class DynamicNetwork(StandIn):
             routing_of(self.lowered, stage).threshold.fill_(threshold)
 
     def set_temperature(self, temperature: float) -> None:
-        """Divide logits by `temperature` from now on, in every gate that has one (ours do): below 1
-        decisions become sharper.
+        """Divide logits by `temperature` from now on, in every gate that has a temperature.
+
+        The built-in gates have one. Below 1, decisions become sharper.
 
         Raises:
             InputError: `temperature` is not positive, or no gate has one.
@@ -182,7 +184,7 @@ class DynamicNetwork(StandIn):
         buffers = [buffer for stage in self.graph.stages for buffer in self._temperatures(stage)]
         if not temperature > 0 or not buffers:
             raise InputError(
-                f"temperature={temperature}: needs a positive number, and gates with a"
+                f"temperature={temperature} cannot be set. Use a positive number, and gates with a"
                 " `temperature` buffer."
             )
         for buffer in buffers:
@@ -196,25 +198,25 @@ class DynamicNetwork(StandIn):
         ]
 
     def set_budget(self, target: float) -> None:
-        """Set the threshold that `calibrate` found to keep `target` of the static network's MACs,
-        on average over its images.
+        """Set the threshold at which `calibrate` measured a mean MACs ratio of `target`.
 
         Raises:
-            InputError: nothing was calibrated, or `target` is outside what was measured.
+            InputError: The network is not calibrated, or `target` is outside the measured range.
         """
         if self.budgets is None:
             raise InputError(
-                "no budgets are known for this network; run dggraph.calibrate(net,"
+                "no budgets are known for this network. Run dggraph.calibrate(net,"
                 " held_out_batches) first."
             )
         self.set_threshold(self.budgets.at(target).threshold)
 
     def print_routing_summary(self, x: Tensor | None = None) -> None:
-        """Print what is routed, and where most of the work is; of images also what their paths keep
-        of it.
+        """Print what is routed and where most of the work is.
+
+        With images, also print the share of open edges and the MACs ratio of their paths.
 
         Args:
-            x: images (B, C, H, W), run in the mode that the network is in.
+            x: Images (B, C, H, W), run in the current mode of the network.
 
         Example:
             >>> import dggraph
@@ -260,43 +262,46 @@ class DynamicNetwork(StandIn):
         )
 
     def forward(self, x: Tensor | None = None, *, return_gates: bool = False, **named: Any) -> Any:
-        """Run the backbone along each instance's own path.
+        """Run the backbone along each image's own path.
 
         Args:
             x: (B, C, H, W).
-            return_gates: also return the `Gates` of this pass.
-            named: the images by the name that the backbone has for them, as `pixel_values`. Its
-                other arguments are at their defaults.
+            return_gates: Also return the `Gates` of this pass.
+            named: The images under the backbone's name for them, such as `pixel_values`. Other
+                arguments of the backbone must keep their defaults.
+
+        Returns:
+            The backbone's output, or with `return_gates` (output, gates).
 
         Raises:
-            InputError: `x` is not an image batch with the backbone's number of channels, or of a
-                type that its weights cannot be used with.
-            StructureError: a module that the graph needs is gone, or has another forward than the
-                one that was traced.
-            BackboneOnlyError: fx or, in train mode, `torch.jit.trace` looks on; or a derivative is
-                asked for in forward mode.
+            InputError: `x` is not an image batch with the backbone's number of channels, or its
+                dtype does not fit the weights.
+            StructureError: A module that the graph needs was removed, or its forward is not the
+                traced one.
+            BackboneOnlyError: The call is traced by fx or, in train mode, by `torch.jit.trace`; or
+                a forward-mode derivative is requested.
         """
         if named or x is None:
             x = only_images(self._shell, x, named)
         if isinstance(x, fx.Proxy):
             raise BackboneOnlyError(
-                "torch.fx cannot trace a converted network, which decides per instance what runs;"
-                " its own graph is net.lowered.graph. Apply what traces (create_feature_extractor,"
+                "torch.fx cannot trace a converted network, which decides per image what runs. Its"
+                " own graph is net.lowered.graph. Apply tools that trace (create_feature_extractor,"
                 " quantisation) to the backbone, and convert the result."
             )
         if self.training and is_jit_traced():
             raise BackboneOnlyError(
-                "torch.jit.trace keeps no gradients of routers, so it takes a network for inference"
-                " only: call net.eval() first, or train the network and trace it then."
+                "torch.jit.trace does not keep the gradients of routers, so it takes networks for"
+                " inference only. Call net.eval() first; to train, trace the network afterwards."
             )
         if not isinstance(x, Tensor):
             raise InputError(f"x must be a tensor of images (B, C, H, W), not {type(x).__name__}.")
         channels = self.blueprint.input_shape[0]
         if x.ndim == 5:
             raise InputError(
-                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, as"
-                " clips are. Fold their frames into the batch, x.transpose(1, 2).flatten(0, 1),"
-                " and pool over time afterwards."
+                f"{self.graph.name} takes images (B, {channels}, H, W), got {tuple(x.shape)}, the"
+                " shape of clips. Fold their frames into the batch, x.transpose(1, 2).flatten(0,"
+                " 1), and pool over time afterwards."
             )
         wrong_shape = (
             f"{self.graph.name} takes a batch of images (B, {channels}, H, W), got"
@@ -310,7 +315,7 @@ class DynamicNetwork(StandIn):
             if "forward mode AD" in str(error):
                 raise BackboneOnlyError(
                     "a converted network has no forward-mode derivatives (jvp, jacfwd, dual"
-                    " tensors): its gates define gradients for the backward pass alone. Use reverse"
+                    " tensors): its gates only define gradients for the backward pass. Use reverse"
                     " mode (vjp, jacrev, grad), or differentiate the backbone."
                 ) from error
             if x.shape[1] != channels:  # unless the first layer was replaced by one that takes them
@@ -338,7 +343,7 @@ class DynamicNetwork(StandIn):
         return (output, found) if return_gates else output
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` asks first."""
+        """Refuse `torch.jit.script`, which calls this method first."""
         raise BackboneOnlyError(
             "torch.jit.script cannot compile a converted network. Use torch.compile,"
             " dggraph.export, or torch.jit.trace(net.eval(), x)."
@@ -376,8 +381,10 @@ class DynamicNetwork(StandIn):
         return self.lowered(x)  # type: ignore[no-any-return]
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
-        """Hooks see whole batches; where work is to be skipped whatever it costs (`sparse`), those
-        on single layers see the rows that run.
+        """Return the plan for a network with hooks.
+
+        Hooks see full batches. With `sparse`, which skips work at any price, hooks on single layers
+        see only the rows that run.
         """
         drop_idle_calls_(self.lowered)
         plan = hooked_blocks(self.lowered, self.plan)
@@ -390,12 +397,12 @@ def note_weights_(net: DynamicNetwork, told: str) -> None:
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:
-    """A name for each output: the network's labels where they fit, else `class 0` and so on."""
+    """Return a name per output: the network's labels if they fit, else `class 0` and so on."""
     if net.labels is not None and len(net.labels) == num_outputs:
         return net.labels
     return tuple(f"class {index}" for index in range(num_outputs))
 
 
 def dynamic_part(model: nn.Module) -> DynamicNetwork | None:
-    """The network in `model`, which may be one itself; None in a static one."""
+    """Return the first converted network in `model`, which may be `model` itself, or None."""
     return next((module for module in model.modules() if isinstance(module, DynamicNetwork)), None)

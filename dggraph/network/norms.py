@@ -1,4 +1,9 @@
-"""Running statistics of batch norms from live rows only.
+"""Running statistics of batch norms, computed from live rows only.
+
+Training runs every block for every image and masks closed edges. The norms of a block therefore see
+a row of zeros for each image that does not reach it. If half the rows are dead, the variance
+becomes 0.67 of that of the live rows. The sparse executor runs a block only on the images that
+reach it, so one sparse pass sees the right rows.
 
 Training runs every block for every instance and masks closed edges, so that a block's norms see a
 row of zeros for each instance that does not reach it. Where half the rows are dead, the variance
@@ -23,12 +28,12 @@ from dggraph.system.devices import first_weight
 from dggraph.system.modes import keeping_modes
 
 NORMS: tuple[type[nn.Module], ...] = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""Classes of norms, of which timm's and torchvision's are subclasses."""
+"""Classes of norms; timm's and torchvision's are subclasses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:
-    """Which norms `recalibrate_norms_` saw what of, by their path in `net.lowered`.
+    """The norms that `recalibrate_norms_` updated or kept, by their path in `net.lowered`.
 
     Example:
         >>> import dggraph, torch
@@ -40,34 +45,34 @@ class Recalibration:
 
     updated: tuple[str, ...]
     kept: tuple[str, ...]
-    """Saw fewer than two values a channel, so their statistics are the old ones."""
+    """Norms with fewer than two values per channel, whose statistics did not change."""
     mixed: tuple[str, ...]
-    """Updated, but in a stage whose blocks only run on whole batches (`StagePlan.dense_only`): dead
-    rows are among theirs.
+    """Norms that were updated from live and dead rows.
+
+    They are in stages whose blocks only run on full batches (`StagePlan.dense_only`).
     """
 
 
 def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibration:
-    """Set the running statistics of every batch norm in `net` to those of the live rows of
-    `batches`. In place.
+    """Set the running statistics of batch norms to those of the live rows of `batches`. In place.
 
     Like `torch.optim.swa_utils.update_bn`, each norm normalises by the batch it sees, everything
-    else is in eval mode, and there are no gradients. Unlike it, the statistics are the exact mean
-    and variance over all live values, not a mean of the batches' variances, so a batch of which two
-    instances reach a block counts for two. Modes, momentum and the executor are restored; after an
-    error the statistics are too.
+    else is in eval mode, and there are no gradients. Unlike there, the statistics are the exact
+    mean and variance over all live values, not a mean of the batches' variances. A batch in which
+    two images reach a block therefore counts as two images. Modes, momentum and the executor are
+    restored; after an error, so are the statistics.
 
-    Weights trained with dead rows in their batch statistics have got used to them: compare on
-    held-out data (docs/benchmarks/norms.md).
+    Weights that were trained with dead rows in their batch statistics are adapted to them. Compare
+    both on held-out data (docs/benchmarks/norms.md).
 
     Args:
-        net: a converted network.
-        batches: (B, C, H, W) tensors, or tuples that begin with one; larger batches resemble
-            training more closely.
+        net: A converted network.
+        batches: Tensors (B, C, H, W), or tuples that begin with one. Larger batches are closer to
+            training.
 
     Raises:
-        InputError: there are no batches, or a norm saw values that are not finite.
-        GateError: an edge weight is NaN.
+        InputError: There are no batches, or a norm saw values that are not finite.
+        GateError: An edge weight is NaN.
 
     Example:
         >>> import dggraph, torch
@@ -103,8 +108,8 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
                 norm.get_buffer(key).copy_(value)
     if not num_batches:
         raise InputError(
-            "there are no batches to take statistics from; pass a loader, not an iterator that is"
-            " used up."
+            "there are no batches to take statistics from. Pass a data loader, not an exhausted"
+            " iterator."
         )
     updated = [name for name in norms if seen[name].count >= 2]
     for name in updated:
@@ -123,15 +128,16 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
 
 
 class _Moments:
-    """Count, mean and sum of squared distances a channel, merged call by call."""
+    """Count, mean and sum of squared deviations per channel, merged call by call."""
 
     def __init__(self) -> None:
         self.count = self.num_calls = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor) -> int:
-        """Merge `features`, (R, C, ...); returns their number of values a channel (Chan, Golub and
-        LeVeque, 1979).
+        """Merge `features`, (R, C, ...), and return their number of values per channel.
+
+        The update is that of Chan, Golub and LeVeque (1979).
         """
         values_C = (
             features.to(torch.promote_types(features.dtype, torch.float32))
@@ -151,7 +157,10 @@ class _Moments:
         return count
 
     def store(self, norm: _BatchNorm) -> None:
-        """Make them the running statistics of `norm`; its variance is the unbiased one."""
+        """Write the moments into the running statistics of `norm`. In place.
+
+        The variance is the unbiased one.
+        """
         norm.get_buffer("running_mean").copy_(self.mean)
         norm.get_buffer("running_var").copy_(self.squares / (self.count - 1))
         norm.get_buffer("num_batches_tracked").fill_(self.num_calls)
@@ -161,8 +170,9 @@ class _Moments:
 def _watched(
     net: DynamicNetwork, norms: Mapping[str, _BatchNorm], seen: Mapping[str, _Moments]
 ) -> Iterator[None]:
-    """Within this context `net` runs sparse in eval mode, its norms normalise by their batch, and
-    `seen` collects what they see.
+    """Collect in `seen` what the norms of `net` see within this context.
+
+    The network runs sparse in eval mode, and its norms normalise by their batch.
     """
     momenta, executor = {name: norm.momentum for name, norm in norms.items()}, net.executor
     handles = []
@@ -173,10 +183,10 @@ def _watched(
         def look(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             module.training = (
                 seen[name].add(args[0]) > 1
-            )  # a batch of one value a channel has no variance: old statistics
+            )  # one value per channel has no variance, so the old statistics are used
             if not seen[name].mean.isfinite().all():
                 raise InputError(
-                    f"norm {name!r} saw values that are not finite; look for a diverged run or a"
+                    f"norm {name!r} saw values that are not finite. Look for a diverged run or a"
                     " broken image."
                 )
 
@@ -197,7 +207,7 @@ def _watched(
 
 
 def _run_on_whole_batches(net: DynamicNetwork) -> set[str]:
-    """Paths of the modules in blocks that the sparse executor does not run alone."""
+    """Return the paths of modules in blocks that the sparse executor does not run alone."""
     inside = {
         name
         for stage in net.plan

@@ -1,8 +1,7 @@
-"""What a backbone returns: tensors, alone or in mappings, sequences, named tuples and dataclasses,
-nested as it likes.
+"""Outputs of backbones: tensors, or nested mappings, sequences, named tuples and dataclasses.
 
-Walked here and not by `torch.utils._pytree` or optree: both take dataclasses, namespaces and
-classes of mappings that nobody registered, for the whole process, for leaves.
+`torch.utils._pytree` and optree do not fit. They treat dataclasses, namespaces and classes of
+mappings as leaves unless these were registered for the whole process.
 """
 
 import dataclasses
@@ -18,13 +17,14 @@ from dggraph.errors import InputError
 
 
 def tensors_in(output: Any) -> list[Tensor]:
-    """Every tensor in `output`, in order."""
+    """Return every tensor in `output`, in order."""
     return list(_walk(output))
 
 
 def structure_of(output: Any) -> Any:
-    """What `output` is besides its tensors' values: its types, its keys, and what is not a tensor.
-    Two outputs alike have equal ones.
+    """Return the structure of `output`: its types, its keys, and the types of other leaves.
+
+    Values do not count, so outputs of equal form have equal structures.
     """
     if isinstance(output, Tensor):
         return Tensor
@@ -42,11 +42,12 @@ def structure_of(output: Any) -> Any:
 
 
 def join_outputs(outputs: Sequence[Any]) -> Any:
-    """Outputs of several batches as one, in the structure they have; what is not a tensor is taken
-    from the first.
+    """Join the outputs of several batches into one of the same structure.
+
+    Parts that are not tensors are taken from the first output.
 
     Raises:
-        InputError: a part is of a type that cannot be looked into.
+        InputError: A part has an unknown type.
     """
     first = outputs[0]
     if len(outputs) == 1 or first is None or isinstance(first, bool | int | float | str):

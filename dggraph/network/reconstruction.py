@@ -1,4 +1,7 @@
-"""From what an archive holds to the network again: trace, profile, lower, fill, check.
+"""Reconstruction of a network from an archive: trace, profile, lower, load, check.
+
+Code that an archive names is never run. The backbone comes from a closed registry or from the
+caller.
 
 Nothing that an archive names is run: a backbone comes from a closed registry, or from the caller.
 """
@@ -39,8 +42,10 @@ def lower_again(
     blueprint: Blueprint,
     state: dict[str, Tensor],
 ) -> DynamicNetwork:
-    """Trace, lower and fill as conversion did, in the type it did it in, and check that the result
-    equals the backbone.
+    """Trace, lower and load as in the conversion, in its dtype, and check against the backbone.
+
+    Raises:
+        ArchiveError: The backbone has another structure, or the network differs from it.
     """
     classes = {qualified_name(type(module)): type(module) for module in backbone.modules()}
     missing = [name for name in blueprint.leaves if name not in classes]
@@ -56,7 +61,7 @@ def lower_again(
         why = f"it has no {missing[0]}" if missing else "the traces differ"
         raise ArchiveError(
             f"{folder} was made from another structure than {type(backbone).__name__} has here:"
-            f" {why}. Use the model, and the versions of torch, torchvision and timm, that it was"
+            f" {why}. Use the model and the versions of torch, torchvision and timm that it was"
             " converted with."
         )
     try:
@@ -87,15 +92,20 @@ def lower_again(
 
 
 def rebuild_backbone(folder: Path, manifest: Manifest) -> nn.Module:
+    """Build the backbone that `manifest` names, with random weights.
+
+    Raises:
+        ArchiveError: It names no backbone, or one that is not registered or cannot be built.
+    """
     if manifest.source is None:
         raise ArchiveError(
-            f"{folder} was converted from a bare module; pass it: load(folder, model=...), on the"
-            " command line --backbone package.module:function."
+            f"{folder} was converted from a bare module. Pass it with load(folder, model=...), or"
+            " on the command line with --backbone package.module:function."
         )
     try:
         if not is_registered(manifest.source):
             raise InputError(
-                f"{manifest.source!r} is in no registry, and code that an archive names is never"
+                f"{manifest.source!r} is not in a registry, and code that an archive names is never"
                 " run."
             )
         return build_trusted(
@@ -106,21 +116,25 @@ def rebuild_backbone(folder: Path, manifest: Manifest) -> nn.Module:
 
 
 def refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
+    """Raise ArchiveError if the router or the gate of `blueprint` is not registered."""
     try:
         find_router(blueprint.router)
     except InputError as error:
         raise ArchiveError(
-            f"{folder} needs router {blueprint.router!r}; register it before loading."
+            f"{folder} needs the router {blueprint.router!r}. Register it before loading."
         ) from error
     if blueprint.gate not in GATES:
-        raise ArchiveError(f"{folder} needs gate {blueprint.gate!r}; register it before loading.")
+        raise ArchiveError(
+            f"{folder} needs the gate {blueprint.gate!r}. Register it before loading."
+        )
 
 
 def _traced_again(
     backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str
 ) -> Trace | None:
-    """The trace with the fingerprint `wanted`: today's, or, as older archives have them, one of
-    eval mode alone or without answers; or None.
+    """Return the trace with the fingerprint `wanted`, or None.
+
+    Older archives have the fingerprint of a trace in eval mode only, or of one without an example.
     """
     for again, shown in ((trace, example), (trace_eval, example), (trace_eval, None)):
         try:

@@ -1,4 +1,4 @@
-"""What conversion found: stages, edges, MACs, and what stayed static and why."""
+"""The report of a conversion: stages, edges, MACs, and the static parts with reasons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +16,24 @@ from dggraph.views.html_table import html_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
-    """One stage in numbers."""
+    """The numbers of one stage."""
 
     name: str
     depth: int
-    """Blocks, the entry block counted where there is one."""
+    """Number of blocks, with the entry block if there is one."""
     num_blocks: int
-    """Routed blocks, N."""
+    """Number of routed blocks, N."""
     num_edges: int
     residual: Residual
     kept_because: str
-    """Why its residuals stay inside the blocks; empty where they are lifted."""
+    """Why its residuals stay inside the blocks; empty if they are lifted."""
     shape: tuple[int, ...]
     macs: int
     """MACs of the entry block and the routed blocks."""
     routed_macs: int
-    """MACs of the routed blocks alone: what an instance may skip."""
+    """MACs of the routed blocks, which an image may skip."""
     dense_because: str = ""
-    """Why its blocks always run on whole batches; empty where they skip what an image does not
-    need.
-    """
+    """Why its blocks always run on full batches; empty if images can skip them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,63 +47,65 @@ class StaticPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionReport:
-    """What conversion found, what stayed static and why. Notebooks show it as a table, one row a
-    stage.
+    """The stages of a converted network, and what stayed static and why.
+
+    Notebooks show it as a table with one row per stage.
     """
 
     name: str
     stages: tuple[StageReport, ...]
     total_macs: int
-    """MACs of the backbone, one instance."""
+    """MACs of the backbone for one image."""
     static: tuple[StaticPart, ...]
     frozen: tuple[str, ...]
-    """Parameters that the forward traced in eval mode does not read, for example auxiliary heads;
-    they require no gradients.
+    """Parameters without gradient, because the forward traced in eval mode does not read them.
+
+    Auxiliary heads are an example.
+
+    An example are auxiliary heads.
     """
     opaque: tuple[Opaque, ...]
-    """Classes and functions kept as one call because they could not be traced: where, and why."""
+    """Classes and functions kept as a single call because they cannot be traced: where and why."""
     assumptions: tuple[Assumption, ...]
-    """Branches that the backbone's Python took for the example; a batch for which it would take
-    another one is refused.
+    """Branches that the backbone's Python code took for the example.
+
+    A batch that would take another branch is refused.
     """
     checkpointed: tuple[str, ...]
-    """Modules (empty: the backbone itself) whose gradient checkpointing did not come along;
-    `net.checkpoint_aggregation` is another.
+    """Modules (empty: the backbone itself) whose gradient checkpointing was not converted.
+
+    `net.checkpoint_aggregation` is not a replacement for it.
     """
     eval_only: tuple[str, ...]
-    """Places where the backbone's forward decides by `self.training`, which the network does not:
-    it does as in eval mode there.
+    """Places where the backbone's forward depends on `self.training`.
+
+    The network always takes the branch of eval mode there.
     """
     hooks: tuple[str, ...]
-    """Modules (empty: the backbone itself) whose hooks did not come along: they are not called as a
-    whole any more.
+    """Modules (empty: the backbone itself) whose hooks were not converted.
+
+    The network runs the parts of these modules one by one.
     """
     detached: tuple[str, ...] = ()
-    """Attributes that held tensors computed from others, as a former forward leaves them: the copy
-    holds their values alone.
-    """
+    """Attributes with tensors that an earlier forward computed; the copy has only their values."""
     branches: str = ""
-    """What to call first, where blocks still hold branches that can be fused into one
-    convolution.
-    """
+    """What to call before converting, if branches of blocks can be fused into one convolution."""
     max_difference: float
-    """max |static - lowered| at batch 3, as the self-check measured it."""
+    """max |static - lowered| at batch size 3, measured by the self-check."""
 
     @property
     def covered_macs(self) -> int:
-        """MACs inside stages, entry blocks counted."""
+        """MACs inside stages, including entry blocks."""
         return sum(stage.macs for stage in self.stages)
 
     @property
     def covered_fraction(self) -> float:
-        """Share of the MACs inside stages."""
+        """Fraction of the MACs inside stages, including entry blocks."""
         return self.covered_macs / self.total_macs if self.total_macs else 0.0
 
     @property
     def routed_fraction(self) -> float:
-        """Share of the MACs in routed blocks, entry blocks not counted: what routing can skip at
-        most.
-        """
+        """Fraction of the MACs in routed blocks, which is the most that routing can skip."""
         return (
             sum(stage.routed_macs for stage in self.stages) / self.total_macs
             if self.total_macs
@@ -114,12 +114,12 @@ class ConversionReport:
 
     @property
     def num_blocks(self) -> int:
-        """Routed blocks."""
+        """Number of routed blocks."""
         return sum(stage.num_blocks for stage in self.stages)
 
     @property
     def num_edges(self) -> int:
-        """Candidate edges."""
+        """Number of candidate edges."""
         return sum(stage.num_edges for stage in self.stages)
 
     def _repr_html_(self) -> str:
@@ -148,8 +148,9 @@ class ConversionReport:
 def report_conversion(
     flow: Flow, graph: DynamicGraph, blueprint: Blueprint, frozen: tuple[str, ...]
 ) -> ConversionReport:
-    """What is known once a network is lowered, before it is checked; `frozen` are the parameters
-    that it does not read.
+    """Return the report of a lowered network before it is checked.
+
+    `frozen` are the parameters that the network does not read.
     """
     traced = flow.trace
     return ConversionReport(
@@ -173,8 +174,12 @@ def report_conversion(
 def note_checks(
     report: ConversionReport, plan: Sequence[StagePlan], *, max_difference: float
 ) -> ConversionReport:
-    """`report` with what the self-checks found: how far the static path is from the backbone, and
-    which stages run on whole batches, as `plan` says.
+    """Return `report` with the results of the self-checks.
+
+    Args:
+        report: The report before the checks.
+        plan: Says which stages run on full batches, and why.
+        max_difference: max |backbone - network| on the static path.
     """
     stages = tuple(
         replace(stage, dense_because=one.dense_only)
@@ -186,7 +191,7 @@ def note_checks(
 def _report_stages(
     graph: DynamicGraph, found: Sequence[FoundStage], kept_because: Sequence[str]
 ) -> tuple[StageReport, ...]:
-    """One `StageReport` a stage, in order."""
+    """Return one `StageReport` per stage, in order."""
     return tuple(
         StageReport(
             name=stage.name,

@@ -1,5 +1,6 @@
-"""The self-checks of a new network against its backbone: all of them after a conversion, those of
-the forward pass after an archive was read.
+"""Self-checks of a new network against its backbone.
+
+All of them run after a conversion, and those of the forward pass after an archive was loaded.
 """
 
 from typing import Literal
@@ -21,17 +22,17 @@ def check_converted_(
     """Compare outputs, buffers, gradients, autocast and executors with those of the backbone.
 
     Args:
-        net: in eval mode; stages that cannot skip are marked as dense in `net.plan`.
-        backbone: a copy, which is put into eval mode.
+        net: In eval mode. Stages that cannot skip are marked as dense in `net.plan`.
+        backbone: A copy, which is put into eval mode.
         example: (1 or more, C, H, W).
-        init: how routers are to start.
+        init: How routers must start.
 
     Returns:
         max |backbone - network| on the static path.
 
     Raises:
-        LoweringError: the network differs, or nothing can be proved.
-        InputError: the backbone cannot run, or routers do not start as `init` says.
+        LoweringError: The network differs, or equality cannot be proved.
+        InputError: The backbone cannot run, or routers do not start as `init` requires.
     """
     backbone.eval()
     difference, static = check_static(net, backbone, example)
@@ -44,7 +45,15 @@ def check_converted_(
 
 
 def check_loaded_(net: DynamicNetwork, backbone: nn.Module, example: Tensor) -> float:
-    """Compare outputs, buffers and executors, as `check_converted_` does; routers are trained."""
+    """Compare outputs, buffers and executors with those of the backbone; routers may be trained.
+
+    Returns:
+        max |backbone - network| on the static path.
+
+    Raises:
+        LoweringError: As for `check_converted_`.
+        InputError: As for `check_converted_`.
+    """
     backbone.eval()
     difference, _ = check_static(net, backbone, example)
     check_skipping_(net, check_images(net, backbone, example))

@@ -1,16 +1,16 @@
-"""What a converted network still knows of its backbone: attributes, and the methods that only look.
+"""Attributes and read-only methods of the backbone, available on the converted network.
 
-A shell is an instance of the backbone's class that owns what the network owns, so that its methods
-see the network's modules as they are. It never runs: its `forward` is the static backbone's. What
-is asked of it is sorted here:
+A shell is an instance of the backbone's class that owns what the network owns, so its methods see
+the current modules of the network. It never runs, since its `forward` is that of the static
+backbone. Attribute look-ups are sorted here:
 
-- plain data is handed on, properties are read;
-- a method that needs no argument and by its name only looks (`get_classifier`, `no_weight_decay`)
-  is handed on;
-- a method that every module has (`train`, `state_dict`) is handed on where the backbone has a
-  version of its own, see `own_version`;
-- every other method would run or rebuild the static backbone, and is an error that says what to do
-  before converting.
+- Plain data is returned, and properties are read.
+- A method that needs no argument and whose name says that it only reads (`get_classifier`,
+  `no_weight_decay`) is returned.
+- A method of every module (`train`, `state_dict`) is returned if the backbone overrides it, see
+  `own_version`.
+- Every other method would run or rebuild the static backbone. It raises an error that says what to
+  do before converting.
 """
 
 import copy
@@ -62,7 +62,10 @@ _ELSE = "Call it on the backbone before converting; what it changes comes along"
 
 
 def make_shell(backbone: nn.Module, owner: nn.Module) -> nn.Module:
-    """An instance of the class of `backbone`, with its attributes, that owns what `owner` owns."""
+    """Return a copy of `backbone` without its children, which owns what `owner` owns instead.
+
+    It is an instance of the same class, with the same attributes.
+    """
     shell: nn.Module = object.__new__(type(backbone))
     vars(shell).update(vars(backbone))
     vars(shell).update({name: vars(owner)[name] for name in OWNED}, training=owner.training)
@@ -72,8 +75,9 @@ def make_shell(backbone: nn.Module, owner: nn.Module) -> nn.Module:
 
 
 def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of `shell` that owns what `owner` owns; `memo` knows the copies of its modules
-    already.
+    """Return a deep copy of `shell` that owns what `owner` owns.
+
+    `memo` already has the copies of its modules.
     """
     twin: nn.Module = object.__new__(type(shell))
     memo[id(shell)] = twin
@@ -85,16 +89,16 @@ def copy_shell(shell: nn.Module, owner: nn.Module, memo: dict[int, Any]) -> nn.M
 
 
 def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
-    """The images of a call, which may have them by the backbone's own name.
+    """Return the images of a call, which may be passed under the backbone's name for them.
 
     Args:
-        shell: of the backbone.
-        images: what was given by position, or None.
-        named: what was given by name.
+        shell: The shell of the backbone.
+        images: The positional argument, or None.
+        named: The keyword arguments.
 
     Raises:
-        InputError: there are no images, or they are given twice.
-        BackboneOnlyError: another argument is not at its default, which conversion went by.
+        InputError: There are no images, or they are passed twice, or an argument is unknown.
+        BackboneOnlyError: Another argument is not at its default, which conversion used.
     """
     parameters = inspect.signature(shell.forward).parameters
     first, *_ = parameters
@@ -106,13 +110,13 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
             raise InputError(f"{kind} takes its images once, by position or as {first!r}.")
         if name not in parameters:
             raise InputError(
-                f"{kind} has no argument {name!r}. It takes images, net(x) or net({first}=x)."
+                f"{kind} has no argument {name!r}. It takes images: net(x) or net({first}=x)."
             )
         if value is not parameters[name].default:
             raise BackboneOnlyError(
-                f"{name!r} cannot be given to a converted {kind}: conversion went by its default,"
-                f" {parameters[name].default!r}. Set that in the backbone's configuration, or wrap"
-                f" the backbone in a module whose forward gives {name!r}, and convert it."
+                f"{name!r} cannot be passed to a converted {kind}: conversion used its default,"
+                f" {parameters[name].default!r}. Set it in the backbone's configuration, or wrap"
+                f" the backbone in a module whose forward passes {name!r}, and convert that."
             )
     if images is None:
         raise InputError(f"{kind} takes images (B, C, H, W): call net(x), or net({first}=x).")
@@ -120,15 +124,16 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
 
 
 def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:
-    """The backbone's own version of a method that every module has, of its class or set on it; None
-    where it is torch's.
+    """Return the backbone's override of a method that every module has, or None.
+
+    An override is defined by its class or set on the instance.
     """
     is_own = name in vars(shell) or getattr(type(shell), name) is not getattr(nn.Module, name)
     return getattr(shell, name) if is_own else None
 
 
 def hand_tensors_(shell: nn.Module, lowered: nn.Module) -> None:
-    """Let the graph read the plain tensors of `shell` as they are now."""
+    """Update the plain tensors that the graph reads to those of `shell`. In place."""
     held = vars(lowered)
     held.update(
         {
@@ -140,11 +145,11 @@ def hand_tensors_(shell: nn.Module, lowered: nn.Module) -> None:
 
 
 def look_up(shell: nn.Module, name: str) -> Any:
-    """What the backbone answers to `name`.
+    """Return the backbone's attribute `name`.
 
     Raises:
-        AttributeError: there is no such attribute.
-        BackboneOnlyError: it is a method that would run or rebuild the static backbone.
+        AttributeError: There is no such attribute.
+        BackboneOnlyError: It is a method that would run or rebuild the static backbone.
     """
     kind = type(shell)
     missing = AttributeError(
@@ -167,11 +172,12 @@ def look_up(shell: nn.Module, name: str) -> Any:
 
 
 def refuse_baked(shell: nn.Module, name: str, graph: fx.Graph) -> None:
-    """Raise where the backbone's forward reads `name` and `graph` does not: tracing put the value
-    that it had into the graph.
+    """Raise if the backbone's forward reads `name` but `graph` does not.
+
+    Tracing wrote the value of such an attribute into the graph as a constant.
 
     Raises:
-        BackboneOnlyError: names it.
+        BackboneOnlyError: Names the attribute.
     """
     is_there = any(
         vars(shell)[kind].get(name) is not None for kind in ("_modules", "_parameters", "_buffers")
@@ -182,8 +188,7 @@ def refuse_baked(shell: nn.Module, name: str, graph: fx.Graph) -> None:
         return
     raise BackboneOnlyError(
         f"{name!r} cannot be changed any more: the forward of {type(shell).__name__} reads it, and"
-        " conversion has put the value that it had into the graph. Set it on the backbone, then"
-        " convert."
+        " conversion made its value a constant of the graph. Set it on the backbone, then convert."
     )
 
 
@@ -196,7 +201,7 @@ def is_read(graph: fx.Graph, name: str) -> bool:
 
 
 def has(shell: nn.Module, name: str) -> bool:
-    """Whether the backbone has an attribute of that name, be it a method."""
+    """Whether the backbone has an attribute or a method `name`."""
     return (
         name in vars(shell)
         or any(name in vars(shell)[kind] for kind in OWNED)
@@ -218,7 +223,7 @@ def _refusal(kind: type[nn.Module], name: str) -> BackboneOnlyError:
 
 
 def _read(kind: type[nn.Module]) -> set[str]:
-    """Every name that the forward of `kind` reads, and the methods and properties that it names."""
+    """Return every name that the forward of `kind` reads, through methods and properties too."""
     found, waiting = {"forward"}, ["forward"]
     while waiting:
         name = waiting.pop()
@@ -232,7 +237,7 @@ def _read(kind: type[nn.Module]) -> set[str]:
 
 
 def _codes(function: Any) -> Iterator[types.CodeType]:
-    """The code of `function` and of what is defined in it."""
+    """Yield the code of `function` and of the functions defined in it."""
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     waiting = [code] if code is not None else []
     while waiting:

@@ -1,5 +1,7 @@
-"""The self-check of skipping: a batch of which some images skip gives the same under every
-executor.
+"""The self-check of skipping: executors agree on a batch in which some images skip blocks.
+
+Some stages cannot run on part of a batch, because their blocks use statistics of the batch or mix
+its images. They run dense from then on, and the report gives the reason.
 
 A stage whose blocks cannot be run on some images of a batch (they use the batch's own statistics,
 or mix its images) runs dense from then on, and says why.
@@ -22,23 +24,25 @@ from dggraph.network.static_checks import largest_difference
 from dggraph.ops.aggregation import plain_aggregation
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""As a fraction of the largest output: a block on some rows and on all of them rounds
-differently.
+"""As a fraction of the largest output.
+
+A block rounds differently on some rows of a batch than on all of them.
 """
 MIXES = "its blocks give other values on some images of a batch than on all of them"
 
 
 def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
-    """Compare dense, sparse and plain on gates of which some are closed; stages that cannot skip
-    are marked as dense in `net.plan`.
+    """Compare the dense executor, the sparse one and the plain expression with some gates closed.
+
+    Stages that cannot skip are marked as dense in `net.plan`.
 
     Args:
-        net: in eval mode.
-        x: a batch of several images, (B, C, H, W).
+        net: In eval mode.
+        x: A batch of several images, (B, C, H, W).
 
     Raises:
-        LoweringError: the dense executor differs from the plain expression, or the sparse one
-            differs with every stage dense.
+        LoweringError: The dense executor differs from the plain expression; or the sparse one
+            differs although every stage is dense.
     """
     if not net.graph.stages:
         return
@@ -48,14 +52,14 @@ def check_skipping_(net: DynamicNetwork, x: Tensor) -> None:
         return
     is_wide = (
         x.dtype == torch.float32
-    )  # random weights of a deep network magnify rounding: look again in float64
+    )  # random weights of a deep network magnify rounding errors, so compare again in float64
     looked = copy.deepcopy(net).double() if is_wide else net
     for stage in _mark_mixed_(looked, x.double() if is_wide else x, weights):
         mark_dense_(net, stage, MIXES)
 
 
 def _mark_mixed_(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
-    """Mark as dense the stages that give other values on some rows; returns their names."""
+    """Mark as dense the stages that give other values on some rows, and return their names."""
     dense = _run(net, x, weights, "dense")
     with plain_aggregation():
         _refuse(net, dense, _run(net, x, weights, "dense"), "the plain expression")
@@ -77,7 +81,7 @@ def _mark_mixed_(net: DynamicNetwork, x: Tensor, weights: Mapping[str, Tensor]) 
 
 
 def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
-    """Let every block of `stage` run on whole batches from now on."""
+    """Make every block of `stage` run on full batches from now on. In place."""
     net.plan = tuple(
         replace(plan, dense_only=plan.dense_only or reason) if plan.name == stage else plan
         for plan in net.plan
@@ -86,11 +90,10 @@ def mark_dense_(net: DynamicNetwork, stage: str, reason: str) -> None:
 
 
 def _some_skipped(net: DynamicNetwork, num_images: int) -> dict[str, Tensor]:
-    """Per stage (B, E): of each three images the first skips every other block, the second none,
-    the third those that the first runs.
+    """Return edge weights per stage, (B, E), that make images skip different blocks.
 
-    So no block runs on all images, nor on images that stand in the batch as the whole batch does:
-    the first one is missing, or the last.
+    Of every three images, the first skips every other block, the second none, and the third the
+    blocks that the first runs. So each block misses the first or the last of every three images.
     """
     generator = torch.Generator().manual_seed(0)
     weights = {}
@@ -132,7 +135,7 @@ def _sparse_agrees(
         return _agree(dense, _run(net, x, weights, "sparse"))
     except DggraphError:
         raise
-    except Exception:  # a block that cannot run on so few images
+    except Exception:  # the block cannot run on so few images
         return False
 
 
@@ -153,5 +156,5 @@ def _refuse(net: DynamicNetwork, dense: list[Tensor], other: list[Tensor], name:
         raise LoweringError(
             f"with some images skipping blocks, the dense executor and {name} of the lowered"
             f" {net.graph.name} differ by {largest_difference(dense, other):.3g}, so it is not"
-            " handed out. Leave the stage out with `stages=`."
+            " returned. Leave the stage out with `stages=`."
         )

@@ -1,6 +1,4 @@
-"""A module that stands where its backbone stood: by the same names one finds, assigns, deletes,
-loads and trains the same things.
-"""
+"""A module with the interface of its backbone: the same names of attributes and weights."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -31,8 +29,15 @@ Self = TypeVar("Self", bound="StandIn")
 
 
 class StandIn(nn.Module):
-    """Owns the backbone's modules, parameters and buffers under their original names, behind the
-    routing of each stage, `dg_<stage>`.
+    """A module that owns the backbone's modules, parameters and buffers under their original names.
+
+    The routing of each stage comes first, as `dg_<stage>`. `lowered` owns the same objects, so
+    whatever is assigned, deleted or loaded here is what runs.
+
+    Attributes of the backbone are available, and so are read-only methods of its class
+    (`get_classifier`). Its other methods would run or rebuild the static backbone, and raise a
+    BackboneOnlyError. An attribute of this class hides an attribute of the backbone with the same
+    name, which `lowered` still has.
 
     `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs.
     Attributes of the backbone are answered too, and methods of its class that only look
@@ -42,11 +47,11 @@ class StandIn(nn.Module):
     """
 
     lowered: LoweredModule
-    """The fx.GraphModule that runs; no child of this module, but a second owner of its children."""
+    """The fx.GraphModule that runs; a second owner of the children, and not itself a child."""
     _shell: nn.Module
-    """What is left of the backbone, see `shell`."""
+    """The backbone without its weights, see `shell`."""
     _structure: Structure
-    """Generated code, and what it takes for granted, see `structure`."""
+    """The generated code and what it assumes about modules, see `structure`."""
     _constants: dict[str, Tensor]
     """See `constants`."""
 
@@ -59,15 +64,13 @@ class StandIn(nn.Module):
         self._structure, self._constants = Structure(lowered), {}
 
     def _own(self, shell: nn.Module) -> None:
-        """Hold what `lowered` holds: the same objects, so that neither can have what the other has
-        not.
-        """
+        """Own the same objects as `lowered`, so that both always have the same children."""
         vars(self).update({name: vars(self.lowered)[name] for name in OWNED}, _shell=shell)
         vars(self).update({name: vars(shell)[name] for name in STATE_HOOKS})
 
     @property
     def training(self) -> bool:
-        """One flag with `lowered`."""
+        """The mode, shared with `lowered`."""
         return self.lowered.training
 
     @training.setter
@@ -75,14 +78,15 @@ class StandIn(nn.Module):
         self.lowered.training = mode
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set the mode of every module, as the backbone's own `train` does where it has one (norms
-        that it keeps in eval mode).
+        """Set the mode of every module, with the backbone's own `train` if it has one.
+
+        Some backbones keep norms in eval mode, for example.
         """
         own = own_version(self._shell, "train")
         return super().train(mode) if own is None else self._in_mode_of(own, mode)
 
     def eval(self: Self) -> Self:
-        """`train(False)`, or the backbone's own `eval` where it has one."""
+        """Set eval mode, with the backbone's own `eval` if it has one."""
         own = own_version(self._shell, "eval")
         return super().eval() if own is None else self._in_mode_of(own)
 
@@ -93,8 +97,9 @@ class StandIn(nn.Module):
         return self
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
-        """As every module's, or as the backbone's own where it has one (a stem that stays
-        frozen).
+        """Set `requires_grad` of all parameters, with the backbone's own version if it has one.
+
+        Some backbones keep a stem frozen, for example.
         """
         own = own_version(self._shell, "requires_grad_") or super().requires_grad_
         own(requires_grad)
@@ -107,7 +112,7 @@ class StandIn(nn.Module):
             if "_shell" not in vars(self):
                 raise
         kept = vars(self.lowered)
-        if name in kept and not shadows_graph_module(name):  # by forward, in its last pass
+        if name in kept and not shadows_graph_module(name):  # set by the last forward pass
             return kept[name]
         found = look_up(self._shell, name)
         return self if found is self._shell else found
@@ -116,8 +121,9 @@ class StandIn(nn.Module):
         if name in _declared(type(self)) or hasattr(type(self), name):
             if isinstance(value, nn.Module):
                 raise BackboneOnlyError(
-                    f"every converted network has an attribute {name!r} that is not a module. If a"
-                    f" module of the backbone is called so, replace it by net.lowered.{name} = ..."
+                    f"every converted network has an attribute {name!r} that is not a module. If"
+                    " the backbone has a module with this name, replace it by"
+                    f" net.lowered.{name} = ..."
                 )
             object.__setattr__(self, name, value)
             return
@@ -125,7 +131,7 @@ class StandIn(nn.Module):
         is_module_like = isinstance(value, nn.Module | nn.Parameter) or any(
             name in vars(self)[kind] for kind in OWNED
         )
-        if isinstance(value, nn.Module | nn.Parameter):  # in the place of anything plain
+        if isinstance(value, nn.Module | nn.Parameter):  # replaces a plain attribute
             for held in (vars(self), vars(self._shell)):
                 held.pop(name, None)
             self._show(name)
@@ -146,7 +152,7 @@ class StandIn(nn.Module):
         self._show(name)
 
     def _show(self, name: str) -> None:
-        """Let the graph read the plain tensor that is here under `name`, and no former one."""
+        """Make the graph read the plain tensor that is now at `name`, and not an older one."""
         plain, read = vars(self).get(name, vars(self._shell).get(name)), vars(self.lowered)
         if isinstance(plain, Tensor) and is_read(self.lowered.graph, name):
             read[name] = plain
@@ -154,8 +160,9 @@ class StandIn(nn.Module):
             del read[name]
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child of the backbone whose name is one of ours (`graph`,
-        `labels`) is found too.
+        """Return the module at `target`.
+
+        A child of the backbone whose name is hidden here (`graph`, `labels`) is found too.
         """
         return self.lowered.get_submodule(target) if target else self
 
@@ -184,13 +191,14 @@ class StandIn(nn.Module):
         return self._shell._version
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """As every module's, or as the backbone's own where it has one."""
+        """Return the state dict, with the backbone's own version of this method if it has one."""
         own = own_version(self._shell, "state_dict") or super().state_dict
         return own(*args, **options)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """As every module's, or as the backbone's own where it has one. Keys of earlier versions,
-        behind `lowered.`, load too.
+        """Load a state dict, with the backbone's own version of this method if it has one.
+
+        Keys of earlier versions, which begin with `lowered.`, are accepted.
         """
         own = own_version(self._shell, "load_state_dict")
         if own is None:
@@ -212,15 +220,15 @@ class StandIn(nn.Module):
     ) -> Any:  # private, torch 2.10 to 2.15; what nn.DataParallel calls for several devices
         raise BackboneOnlyError(
             "nn.DataParallel cannot copy a converted network to several devices in each step. Use"
-            " DistributedDataParallel, one process a device."
+            " DistributedDataParallel, with one process per device."
         )
 
     def refuse_changes(self) -> None:
-        """Raise where a module that the graph needs is gone, or has another forward than the one
-        that was traced.
+        """Raise if the network no longer has the modules that its graph was written for.
 
         Raises:
-            StructureError: names it.
+            StructureError: A module that the graph needs was removed, or has another forward than
+                the traced one.
         """
         if self._structure.code != self.lowered.code:
             self._structure = Structure(self.lowered)
@@ -228,8 +236,9 @@ class StandIn(nn.Module):
 
 
 def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> None:
-    """Rename the keys of `net`, at `prefix`, as they were when the backbone's names stood behind
-    `lowered.`. In place, in their order.
+    """Rename old keys of `net`, in which `lowered.` stood before the backbone's names. In place.
+
+    `prefix` is the path of `net` in the state dict. The order of keys stays.
     """
     old = f"{prefix}lowered."
     if "lowered" in net._modules or not any(
@@ -245,8 +254,9 @@ def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> N
 
 
 def load_full_state_dict_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `sharding.full_state_dict` gave, of this version or one before, into a model that
-    may be sharded.
+    """Load a state dict from `sharding.full_state_dict` into a model that may be sharded. In place.
+
+    State dicts of earlier versions are accepted.
     """
     from dggraph.system.sharding import shard_like  # half a second of torch
 
@@ -263,6 +273,6 @@ def load_full_state_dict_(model: nn.Module, state: Mapping[str, Tensor]) -> None
 
 
 def _declared(kind: type[nn.Module]) -> frozenset[str]:
-    """The attributes that `kind` declares as its own, whatever the backbone has by these names."""
+    """Return the attributes that `kind` declares, even if the backbone has the same names."""
     ours = kind.__mro__[: kind.__mro__.index(nn.Module)]
     return frozenset(name for one in ours for name in get_annotations(one))

@@ -1,6 +1,4 @@
-"""The self-checks: a lowered network equals its backbone, and its routers start it as they
-should.
-"""
+"""Self-checks of the forward pass: equality with the backbone, and the start of the routers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,17 +24,18 @@ LIFT_TOLERANCE = 1e-5
 def check_static(
     net: DynamicNetwork, reference: nn.Module, example: Tensor
 ) -> tuple[float, list[Tensor]]:
-    """Compare with the backbone at a batch size it was not traced at, every static edge at weight
-    1; both in eval mode.
+    """Compare with the backbone at an untraced batch size, with every static edge at weight 1.
+
+    Both are in eval mode.
 
     Returns:
         max |backbone - lowered|, and the lowered network's outputs.
 
     Raises:
-        LoweringError: they differ (beyond 1e-5 max |y| where several residuals of a block were
-            lifted), or nothing was proved.
-        InputError: the backbone cannot run on a batch of 3, or returns no tensor; a router or gate
-            is of the wrong width.
+        LoweringError: They differ (beyond 1e-5 max |y| if several residuals of a block were
+            lifted), or equality was not proved.
+        InputError: The backbone cannot run on a batch of 3, or returns no tensor; or a router or
+            gate has the wrong width.
     """
     x = check_input(example)
     with unchanged(reference):
@@ -61,8 +60,8 @@ def check_static(
         if changed:
             raise LoweringError(
                 f"forward updates the buffer {changed[0]!r}, and the lowered {net.graph.name}"
-                " updates it otherwise, so it is not handed out. Move the update into a module of"
-                " its own and pass its class in `leaves=`."
+                " updates it differently, so it is not returned. Move the update into its own"
+                " module and pass the class of that in `leaves=`."
             )
         return difference, actual
     with unchanged(reference):
@@ -70,19 +69,19 @@ def check_static(
     if not are_equal(expected, again):
         raise LoweringError(
             f"{net.graph.name} gives two outputs for one input in eval mode, so nothing can be"
-            " compared with it. Turn off what is random in its forward (dropout with"
-            " training=True, torch.rand) or what changes from call to call."
+            " compared with it. Turn off random operations in its forward (dropout with"
+            " training=True, torch.rand), or state that changes from call to call."
         )
     hooks = ", ".join(name or "the backbone itself" for name in net.report.hooks)
     raise LoweringError(
         f"the lowered {net.graph.name} differs from the backbone by {difference:.3g} at batch"
         f" {CHECK_BATCH} (traced at 2), so it is "
         + (
-            f"not handed out. Hooks do not come along (on {hooks}): if one changes a value, put"
+            f"not returned. Hooks are not converted (on {hooks}): if one changes a value, move"
             " that into the forward."
             if hooks
             else (
-                "not handed out. The forward may read the batch size or change state; try"
+                "not returned. The forward may read the batch size or change state. Try"
                 ' residual="keep", or leave the stage out with `stages=`.'
             )
         )
@@ -90,8 +89,9 @@ def check_static(
 
 
 def _is_other(net: DynamicNetwork, name: str, buffer: Tensor) -> bool:
-    """True where a pass leaves the buffer `name` otherwise in `net` than in the backbone; behind
-    lifted residuals it may round otherwise.
+    """Whether a pass changes the buffer `name` differently in `net` than in the backbone.
+
+    After lifted residuals, it may differ by rounding.
     """
     own = net.lowered.get_buffer(name)
     if are_equal([buffer], [own]):
@@ -108,11 +108,12 @@ def check_start(
     init: Literal["preserve", "scratch"],
     static: Sequence[Tensor],
 ) -> None:
-    """One forward with untrained routers: they start as `init` says. `static` are the outputs that
-    `check_static` found.
+    """Check in one forward pass that the untrained routers start as `init` requires.
+
+    `static` are the outputs returned by `check_static`.
 
     Raises:
-        InputError: with `preserve` it is not the backbone; with `scratch` a stage has no open edge.
+        InputError: With `preserve` the outputs differ; with `scratch` a stage has no open edge.
     """
     if not net.graph.stages:
         return
@@ -133,7 +134,7 @@ def check_start(
 
 
 def check_input(example: Tensor) -> Tensor:
-    """A batch of 3 in [-1, 1), always the same."""
+    """Return a fixed batch of 3 random images in [-1, 1)."""
     generator = torch.Generator("cpu").manual_seed(0)
     return (
         torch.rand((CHECK_BATCH, *example.shape[1:]), generator=generator, device="cpu").to(example)
@@ -143,7 +144,7 @@ def check_input(example: Tensor) -> Tensor:
 
 
 def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    """To the bit, NaN where the other has NaN."""
+    """Whether all tensors are bitwise equal, with NaN equal to NaN."""
     return len(ours) == len(theirs) and all(
         a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
         for a, b in zip(ours, theirs, strict=True)
@@ -151,7 +152,7 @@ def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 
 
 def largest(tensors: Sequence[Tensor]) -> float:
-    """max |a|, of booleans and integers too."""
+    """Return max |a| over all tensors, also of booleans and integers."""
     return max((float(_wide(a).abs().max()) for a in tensors if a.numel()), default=0.0)
 
 
@@ -160,7 +161,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """max |a - b|, infinite where the shapes differ."""
+    """Return max |a - b|, or infinity if the shapes differ."""
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return float("inf")
     return max(
@@ -174,8 +175,9 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
 
 
 def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> Tensor:
-    """Images for the checks that need many passes: small ones, where the backbone takes them and
-    the network is equal to it there.
+    """Return images for the checks that need many passes.
+
+    They are small if the backbone accepts small images and the network equals it on them.
     """
     x = check_input(example)
     small = x[..., :SMALL_SIDE, :SMALL_SIDE]
@@ -191,9 +193,9 @@ def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> 
             for stage, static_E in static_weights(net.graph).items()
         }
         with unchanged(net.lowered), pinned_gates(net, open_edges):
-            _run(net, small)  # blocks may round small maps up, so that no edge can skip them
+            _run(net, small)  # fails if blocks round up the size of small maps, unlike the skips
         return small if are_equal(expected, given) else x
-    except Exception:  # made for one size
+    except Exception:  # the backbone needs one fixed size
         return x
 
 
@@ -225,9 +227,9 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
     expected = tensors_in(output)
     if not expected:
         raise InputError(
-            f"{net.graph.name} returns {type(output).__name__} without a tensor that can be found"
-            " in it, so nothing can be compared. Return a tensor, or tensors in a dict, a tuple or"
-            " a dataclass."
+            f"{net.graph.name} returns {type(output).__name__}, in which no tensor was found, so"
+            " nothing can be compared. Return a tensor, or tensors in a dict, a tuple or a"
+            " dataclass."
         )
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise LoweringError(
@@ -248,7 +250,7 @@ def _runs(reference: nn.Module, x: Tensor) -> bool:
 
 @contextmanager
 def _watched(net: DynamicNetwork) -> Iterator[None]:
-    """Within this context routers and gates must give one number for each edge that they decide."""
+    """Check within this context that routers and gates return one number per edge they decide."""
     handles = []
     for stage in net.graph.stages:
         routing = routing_of(net.lowered, stage)
@@ -274,7 +276,7 @@ def _check_width(
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
             f"{label} gives {given} in stage {stage!r}, where {wanted} edges are decided. It must"
-            " give one number an edge, (B, edges)."
+            " give one number per edge, (B, edges)."
         )
 
 

@@ -1,4 +1,8 @@
-"""What a lowered graph takes for granted about the modules that it runs, checked before each run.
+"""Assumptions of a lowered graph about the modules that it runs, checked before each pass.
+
+The graph calls some modules, which may be replaced by any other: a new head, an adapter. It runs
+the parts of others one by one, as their forward did when it was traced. If such a module had
+another class, the graph would still run the old forward.
 
 It calls some modules, which may be any: a new head, an adapter. The parts of others it runs one by
 one, as their own forward did when it was traced; put another class there, and the graph would go on
@@ -21,20 +25,20 @@ class Place(NamedTuple):
     """A module that the graph reaches."""
 
     owner: int
-    """Place of the module that holds it; 0 is the root."""
+    """Index of the module that has it as a child; 0 is the root."""
     name: str
-    """Among its owner's children."""
+    """Its name among its owner's children."""
     path: str
     forward: Callable[..., Any] | None
-    """That of its class, where the graph runs its parts; None where it calls the module."""
+    """The forward of its class if the graph runs its parts; None if the graph calls the module."""
     is_patched: bool
-    """Whether the module itself had another one then."""
+    """Whether the instance had its own forward at the conversion."""
     children: tuple[str, ...] | None
-    """What is known of a container whose children the graph runs one by one."""
+    """The children of a container that the graph runs one by one, at the conversion; else None."""
 
 
 def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
-    """Every module that the graph of `lowered` reaches, owners first."""
+    """Return every module that the graph of `lowered` reaches, owners first."""
     calls = dict.fromkeys(
         str(fx_node.target) for fx_node in lowered.graph.nodes if fx_node.op == "call_module"
     )
@@ -67,17 +71,17 @@ def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
 
 
 class _Seen(NamedTuple):
-    """What a walk over the modules found."""
+    """The result of a walk over the modules."""
 
     held: list[tuple[dict[str, Any], str, Any]]
-    """A dictionary of a module, a key in it, and the object it held."""
+    """The dictionary of a module, a key in it, and the object at that key."""
     types: list[tuple[nn.Module, type]]
     forwards: dict[type[nn.Module], Callable[..., Any]]
     """Per class, what its forward was."""
     sizes: list[tuple[dict[str, Any], int]]
 
     def is_same(self) -> bool:
-        """Whether another walk would find the same."""
+        """Whether another walk would find the same objects."""
         # Lists: generators would take twice the time.
         held = [owner.get(name) is value for owner, name, value in self.held]
         types = [module.__class__ is cls for module, cls in self.types]
@@ -87,7 +91,9 @@ class _Seen(NamedTuple):
 
 
 class Structure:
-    """The modules that a lowered graph reaches, as they were when it was written.
+    """The modules that a lowered graph reaches, as they were when the graph was written.
+
+    If a pass finds the same objects as the last one, comparing identities is enough.
 
     A pass that finds the same objects as the last one is done after a comparison of identities.
     """
@@ -103,10 +109,10 @@ class Structure:
         return twin
 
     def refuse_changes(self, lowered: LoweredModule) -> None:
-        """Raise where a module is gone, or has another forward than the one that was traced.
+        """Raise if a module was removed, or has another forward than the traced one.
 
         Raises:
-            StructureError: names it.
+            StructureError: Names the module.
         """
         if self.seen is None or not self.seen.is_same():
             self.seen = self._walk(lowered)
@@ -119,7 +125,7 @@ class Structure:
             if module is None:
                 raise StructureError(
                     f"the network runs {path!r}, which is no longer there. Assign a module, for"
-                    f" example net.{path} = nn.Identity(), or take it out of the backbone before"
+                    f" example net.{path} = nn.Identity(), or remove it from the backbone before"
                     " converting."
                 )
             if forward is not None and (
@@ -133,10 +139,10 @@ class Structure:
                     if child not in children or child == list(module._modules)[-1]
                 )
                 raise StructureError(
-                    f"{path!r} has got a module more, {new!r}, which the network would not run: it"
-                    f" runs the {len(children)} that were there when it was converted. Where the"
-                    " last of them is one layer, replace that by nn.Sequential(it, the new one);"
-                    " else change the backbone, and convert it again."
+                    f"{path!r} has an additional module, {new!r}, which the network would not run:"
+                    f" it runs the {len(children)} that were there when it was converted. If the"
+                    " last of them is a single layer, replace it by nn.Sequential(it, the new one);"
+                    " otherwise change the backbone and convert it again."
                 )
             modules.append(module)
             seen.held.append((modules[owner]._modules, name, module))
@@ -154,7 +160,7 @@ class Structure:
 def _replaced(path: str, module: nn.Module, forward: Callable[..., Any]) -> str:
     was = getattr(forward, "__qualname__", "forward").removesuffix(".forward")
     now = (
-        f"{type(module).__name__} with a forward of its own"
+        f"{type(module).__name__} with its own forward"
         if "forward" in vars(module)
         else type(module).__name__
     )

@@ -1,6 +1,4 @@
-"""The self-checks of what training does: a backward pass and an autocast pass of a converted
-network equal its backbone's.
-"""
+"""Self-checks of training: backward and autocast passes equal those of the backbone."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -21,28 +19,30 @@ Module = TypeVar("Module", bound=nn.Module)
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """As a fraction of a parameter's largest gradient: aggregation sums gradients in another order."""
 CAST_TOLERANCE = 2**-6
-"""As a fraction of the largest output: two units in the last place of bfloat16, for sums in another
-order.
+"""As a fraction of the largest output: two units in the last place of bfloat16.
+
+Sums may be computed in another order.
 """
 
 
 def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None:
-    """Compare the gradient of every parameter, every static edge at weight 1; both in eval mode.
+    """Compare the gradient of every parameter in eval mode, with every static edge at weight 1.
+
+    Nothing is compared if the backbone itself cannot be trained, or if its gradients are not
+    finite.
 
     Args:
-        net: the converted network.
-        reference: its backbone, of which it may use up nothing.
-        x: images, (B, C, H, W).
+        net: The converted network.
+        reference: Its backbone, which is not changed.
+        x: Images, (B, C, H, W).
 
     Raises:
-        LoweringError: a parameter has a gradient in one and none in the other, or another one.
-            Where the backbone itself cannot be trained, or its gradients are not finite, there is
-            nothing to compare.
+        LoweringError: A parameter has a different gradient, or has one in only one of the two.
     """
     expected = _reference_gradients(reference, x[:1])
     if expected is not None and not _are_finite(
         expected
-    ):  # as where it divides by what several images differ in
+    ):  # for example if it divides by the variance over the images
         expected = _reference_gradients(reference, x)
     else:
         x = x[:1]
@@ -52,8 +52,9 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
     wrong = _wrong_gradients(expected, _gradients_of(net, x), scale)
     if not wrong:
         return
-    # Look again, in float64, since deep networks round far, and with whatever eval mode had kept on
-    # modules made anew: at these alone, and one network after the other, for the sake of memory.
+    # Compare these again in float64, since rounding errors grow in deep networks, and on copies
+    # whose eval mode is set again, since modules may cache values in it. One network at a time,
+    # to save memory.
     is_there, names = {name: expected[name] is not None for name in wrong}, list(wrong)
     del expected
     x = x.double() if x.dtype == torch.float32 else x
@@ -74,8 +75,8 @@ def check_gradients(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Non
         )
         raise LoweringError(
             f"the gradient of {name} in the lowered {net.graph.name} {what}, so it would not train"
-            " as the backbone does and is not handed out. Keep the module whose backward is"
-            " special as one call: pass its class in `leaves=`."
+            " as the backbone does and is not returned. Keep the module with the special backward"
+            " as a single call: pass its class in `leaves=`."
         )
 
 
@@ -86,17 +87,17 @@ def _are_finite(gradients: Mapping[str, Tensor | None]) -> bool:
 
 
 def check_autocast(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None:
-    """Compare outputs under autocast to bfloat16, every static edge at weight 1; both in eval mode.
+    """Compare outputs under autocast to bfloat16 in eval mode, with every static edge at weight 1.
 
     Raises:
-        LoweringError: they differ, as they do where a part that casts for itself was lost.
+        LoweringError: They differ, for example because a part that casts for itself was lost.
     """
     device = x.device.type
     if x.dtype != torch.float32 or device == "meta" or not torch.amp.is_autocast_available(device):
         return
     try:
         expected = _cast(reference, x)
-    except Exception:  # a backbone that cannot be cast is not ours to mend
+    except Exception:  # the backbone itself fails under autocast
         return
     with pinned_gates(net, static_weights(net.graph)):
         actual = _cast(net, x)
@@ -109,8 +110,8 @@ def check_autocast(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None
             return
         raise LoweringError(
             f"under autocast the lowered {net.graph.name} differs from the backbone by"
-            f" {largest_difference(expected, actual):.3g} of {scale:.3g}, so it is not handed out."
-            " Keep the module that casts for itself as one call: pass its class in `leaves=`."
+            f" {largest_difference(expected, actual):.3g} of {scale:.3g}, so it is not returned."
+            " Keep the module that casts for itself as a single call: pass its class in `leaves=`."
         )
 
 
@@ -120,7 +121,7 @@ def _cast(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _anew(module: Module, x: Tensor) -> Module:
-    """A copy in the precision of `x`, in eval mode once more."""
+    """Return a copy in the precision of `x`, with eval mode set again."""
     twin = copy.deepcopy(module)
     if x.dtype == torch.float64:
         twin.double()
@@ -132,8 +133,9 @@ def _anew(module: Module, x: Tensor) -> Module:
 def _reference_gradients(
     reference: nn.Module, x: Tensor, names: Collection[str] = ()
 ) -> dict[str, Tensor | None] | None:
-    """Gradients of the backbone; None where it cannot be trained itself, as with an in-place op on
-    what backward needs.
+    """Return the gradients of the backbone, or None if it cannot be trained itself.
+
+    An in-place op on values that backward needs prevents it, for example.
     """
     try:
         return _gradients(reference, dict(reference.named_parameters()), x, names)
@@ -151,7 +153,7 @@ def _gradients_of(
         raise
     except Exception as error:
         raise LoweringError(
-            f"the lowered {net.graph.name} fails where gradients are on, and the backbone does not:"
+            f"the lowered {net.graph.name} fails with gradients enabled, and the backbone does not:"
             f" {error}"
         ) from error
 
@@ -159,8 +161,10 @@ def _gradients_of(
 def _gradients(
     module: nn.Module, parameters: Mapping[str, nn.Parameter], x: Tensor, names: Collection[str]
 ) -> dict[str, Tensor | None] | None:
-    """{name: gradient} of a fixed random weighting of all outputs, of all parameters or those in
-    `names`; None where no output has one.
+    """Return {name: gradient} of a fixed random weighting of all outputs.
+
+    The keys are all parameters, or those in `names`. The result is None if no output has a
+    gradient.
     """
     generator = torch.Generator().manual_seed(0)
     asked = {
@@ -196,8 +200,11 @@ def _is_same(wanted: Tensor | None, given: Tensor | None) -> bool:
 def _wrong_gradients(
     expected: Mapping[str, Tensor | None], actual: Mapping[str, Tensor | None], scale: float
 ) -> dict[str, float | None]:
-    """The parameters whose gradient is not the backbone's, and how far off it is in parts of its
-    size (None: one has none).
+    """Return {parameter: relative difference} for gradients that differ from the backbone's.
+
+    The difference is relative to the size of the gradient, or None if only one of the two exists.
+    `scale` is the largest gradient of any parameter: differences are tolerated up to the tolerance
+    times a hundredth of it.
 
     `scale` is the largest gradient of any parameter: rounding of a hundredth of it counts for
     little.

@@ -164,7 +164,7 @@ def test_any_flipped_bit_of_the_manifest_is_noticed(made: Any, tmp_path: Path) -
         ({"router": "evil"}, "router 'evil'"),
         ({"fingerprint": "0" * 64}, "another structure"),
         ({"extra": 1}, "extra"),
-        ({"sha256": {"../graph.json": "0"}}, "missing or not what"),
+        ({"sha256": {"../graph.json": "0"}}, "missing or differs from the digest"),
         ({"num_classes": -1}, "num_classes"),
     ],
 )

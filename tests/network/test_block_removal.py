@@ -147,7 +147,7 @@ def test_what_cannot_be_skipped_is_refused_by_name() -> None:
     with pytest.raises(
         WiringError,
         match=(
-            r"out cannot do without layers_1, layers_2: the edge layers_0 -> .*out past them is not"
+            r"out cannot run without layers_1, layers_2: the edge layers_0 -> .*out past them is not"
             r" a candidate"
         ),
     ):

@@ -299,7 +299,7 @@ def test_bad_models_and_options() -> None:
     assert dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)), image, allow_static=True)(
         image
     ).shape == (1, 8, 32, 32)
-    with pytest.raises(InputError, match="does not say its input size"):
+    with pytest.raises(InputError, match="does not declare its input size"):
         dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)))
     with pytest.raises(InputError, match="float tensor"):
         dggraph.convert(build("resnet18"), torch.zeros(1, 3, 32, 32, dtype=torch.long))
@@ -349,7 +349,7 @@ def test_wrong_inputs_at_run_time() -> None:
         with pytest.raises(InputError, match=r"\(B, 3, H, W\)"):
             net(wrong)
     assert net(torch.rand(2, 3, 50, 70)).shape == (2, 1000)
-    with pytest.raises(InputError, match="converted already"):
+    with pytest.raises(InputError, match="already converted"):
         dggraph.convert(net, torch.rand(1, 3, 64, 64))
 
 

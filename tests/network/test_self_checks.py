@@ -74,7 +74,7 @@ class Opaque:
         (lambda y, z: Result(y + torch.rand(1), z), LoweringError, "two outputs for one input"),
         (lambda y, z: y * float("nan"), LoweringError, "not finite"),
         (lambda y, z: {"y": y, "z": z / 0}, LoweringError, "not finite"),
-        (lambda y, z: None, InputError, "without a tensor"),
+        (lambda y, z: None, InputError, "no tensor was found"),
     ],
 )
 def test_what_proves_nothing_is_refused(make: Any, error: type[Exception], message: str) -> None:
@@ -90,7 +90,7 @@ def test_unknown_structures_are_not_joined_silently() -> None:
 def test_hooks_that_change_a_value_are_named() -> None:
     model = Net().eval()
     model.blocks[0].register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
-    with pytest.raises(LoweringError, match=r"Hooks do not come along \(on blocks\.0\)"):
+    with pytest.raises(LoweringError, match=r"Hooks are not converted \(on blocks\.0\)"):
         dggraph.convert(model, X)
 
 

@@ -77,7 +77,7 @@ def test_another_forward_is_not_passed_over(net: DynamicNetwork, block: nn.Modul
 
 def test_a_forward_set_on_a_block_is_not_passed_over(net: DynamicNetwork) -> None:
     net.blocks[1].forward = lambda x: x
-    with pytest.raises(StructureError, match=r"'blocks\.1' is a Block with a forward of its own"):
+    with pytest.raises(StructureError, match=r"'blocks\.1' is a Block with its own forward"):
         net(X)
 
 

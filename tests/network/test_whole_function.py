@@ -345,7 +345,7 @@ def test_norms_replaced_by_others_run() -> None:
 def test_a_module_appended_to_a_container_is_refused() -> None:
     net = dggraph.convert(Net(), X[:1])
     net.head.append(nn.Linear(5, 2))
-    with pytest.raises(StructureError, match=r"'head' has got a module more, '3'"):
+    with pytest.raises(StructureError, match=r"'head' has an additional module, '3'"):
         net(X)
 
 
