@@ -1,1 +1,1 @@
-"""What people look at. No torch; takes graphs, paths and numbers."""
+"""Pictures, tables and pages, made without torch from graphs, paths and numbers."""

@@ -1,5 +1,6 @@
-"""What a picture says of each node and edge: nothing but the graph, one instance's path, or how two
-paths differ; and how that looks.
+"""Marks of nodes and edges in a picture, and how each mark is drawn.
+
+A picture shows a graph alone, the path of one image, or the difference between two paths.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ FIRST, SECOND = "#d55e00", "#0072b2"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a mark is drawn."""
+    """The style of a mark."""
 
     stroke: str
     width: float
@@ -45,7 +46,7 @@ EDGE_LOOKS: Mapping[EdgeMark, Look] = {
     "second": Look(SECOND, 1.8),
     "first": Look(FIRST, 1.8),
 }
-"""Faint ones first: they are drawn in this order, later ones on top."""
+"""Styles in drawing order: faint edges come first, so later ones are on top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,11 @@ class Marks:
     nodes: Mapping[str, NodeMark]
     edges: Mapping[Ends, EdgeMark]
     weights: Mapping[Ends, tuple[float, ...]]
-    """Weights that the picture tells: one for a path, two for a difference, none for a graph."""
+    """Weights shown in the picture: one for a path, two for a difference, none for a graph."""
 
 
 def mark_graph(graph: DynamicGraph) -> Marks:
-    """Static and candidate edges."""
+    """Mark static and candidate edges."""
     edges: dict[Ends, EdgeMark] = {
         (edge.source, edge.target): "static" if edge.is_static else "candidate"
         for stage in graph.stages
@@ -69,10 +70,10 @@ def mark_graph(graph: DynamicGraph) -> Marks:
 
 
 def mark_path(graph: DynamicGraph, path: ActivatedPath) -> Marks:
-    """Active and dropped edges; live, unused and dead nodes.
+    """Mark active and dropped edges, and live, unused and dead nodes.
 
     Raises:
-        GraphError: the path is of another graph.
+        GraphError: The path belongs to another graph.
     """
     weights = {ends: (weight,) for ends, weight in _weights(graph, path).items()}
     live, useful = path.live_nodes(graph), path.useful_nodes(graph)
@@ -87,8 +88,12 @@ def mark_path(graph: DynamicGraph, path: ActivatedPath) -> Marks:
 
 
 def mark_difference(graph: DynamicGraph, first: ActivatedPath, second: ActivatedPath) -> Marks:
-    """What only the first instance uses, only the second, and both. A node is used where its output
-    reaches its stage's `out`.
+    """Mark what only the first image uses, only the second, and both.
+
+    A node is used if its output reaches `out` of its stage.
+
+    Raises:
+        GraphError: A path belongs to another graph.
     """
     one, two = _weights(graph, first), _weights(graph, second)
     mine, theirs = first.useful_nodes(graph), second.useful_nodes(graph)
@@ -102,8 +107,9 @@ def mark_difference(graph: DynamicGraph, first: ActivatedPath, second: Activated
 
 
 def join_marks(marks: Marks, members: tuple[str, ...]) -> NodeMark:
-    """The mark of a card that stands for several nodes: that of the most used one; `both` where
-    each path uses some.
+    """Return the mark of a card for several nodes: that of the most used one.
+
+    It is `both` if each of two paths uses some of them.
     """
     found = {marks.nodes[name] for name in members}
     if {"first", "second"} <= found:
@@ -113,7 +119,7 @@ def join_marks(marks: Marks, members: tuple[str, ...]) -> NodeMark:
 
 
 def edge_width(mark: EdgeMark, weights: tuple[float, ...]) -> float:
-    """An active edge is as wide as its weight, up to a bound."""
+    """Return the line width; that of an active edge grows with its weight, up to a bound."""
     return (
         round(min(0.6 + 1.4 * abs(weights[0]), 6), 2)
         if mark == "active"
@@ -132,8 +138,8 @@ def _weights(graph: DynamicGraph, path: ActivatedPath) -> dict[Ends, float]:
         found, needed = len(path.weights.get(stage, ())), len(graph.edges(stage))
         if found != needed:
             raise GraphError(
-                f"the path has {found} weights in stage {stage!r}, the graph {needed} edges; draw"
-                " it on its own graph."
+                f"the path has {found} weights in stage {stage!r}, but the graph has {needed} edges"
+                " there. Draw it on its own graph."
             )
     return {
         (edge.source, edge.target): weight

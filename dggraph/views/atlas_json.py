@@ -1,4 +1,4 @@
-"""An atlas as a JSON document: the numbers of its report, for programs."""
+"""An atlas as a JSON document, with the numbers of its report."""
 
 import json
 from typing import Any
@@ -9,8 +9,11 @@ from dggraph.graph.ir import CandidateEdge, DynamicGraph
 
 
 def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
-    """One document. Lists over edges have the order of `graph`'s `edges`; ASCII, so that no reader
-    is fooled.
+    """Return the JSON document.
+
+    Lists over edges are in the order of `graph.edges`. The text is ASCII, so no character in it can
+    mislead a reader. For a detector, all objects are listed, and `score` is the score from which
+    the report outlines them.
 
     Of a detector all objects are told, and `score`, from which on they are outlined in the report.
     """
@@ -102,7 +105,7 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
 
 
 def list_detected(detected: Detected | None) -> dict[str, Any]:
-    """The image's size and every object found on it; nothing where no detector ran."""
+    """Return the size of the image and all objects found on it; empty if no detector ran."""
     if detected is None:
         return {}
     objects = [

@@ -1,5 +1,6 @@
-"""Found objects drawn on their image: an outline each, and a tag with class and score, legible over
-any photo. Pixels, y downward.
+"""Detected objects drawn on their image: an outline, and a tag with class and score.
+
+Contrasting rims keep both legible on any photo. Units are pixels, y downward.
 """
 
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ COLOURS = (
     (SECOND, WHITE),
     (FIRST, WHITE),
 )
-"""Colours of outlines, by class, over and over, told apart by the colour-blind too; with each, what
-contrasts: for rim and tag.
+"""Outline colours per class, in turn, each with a contrasting colour for its rim and its tag.
+
+People with colour blindness can distinguish them.
 """
 STROKE, RIM = 2.0, 4.0
 TAG, TAG_HEIGHT, TAG_PAD = 10.0, 14.0, 4.0
@@ -33,19 +35,21 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """A found object in its place."""
+    """A detected object at its position in the picture."""
 
     place: Rectangle
     tag: Rectangle
     text: str
-    """On the tag."""
+    """The text of the tag."""
     colour: str
     contrast: str
 
 
 def place_outlines(detected: Detected, image: Rectangle) -> tuple[Outline, ...]:
-    """Outlines over an image that is drawn in the rectangle `image`, the highest scores last, so
-    that they are drawn on top.
+    """Return the outlines on an image that is drawn in the rectangle `image`.
+
+    The highest scores come last, so they are drawn on top. A tag stays within the image, at the
+    corner of its outline where it covers the least of other tags.
 
     Tags stand within the image, at a corner of their outline where they cover as little as possible
     of other tags.
@@ -64,7 +68,7 @@ def place_outlines(detected: Detected, image: Rectangle) -> tuple[Outline, ...]:
 
 
 def write_outlines(outlines: tuple[Outline, ...]) -> Iterator[str]:
-    """The outlines as SVG."""
+    """Yield the outlines as SVG elements."""
     yield '<g class="objects" fill="none" stroke-linejoin="round">'
     for one in outlines:
         yield f'<rect {_attributes(one.place)} stroke="{one.contrast}" stroke-width="{RIM:g}"/>'
@@ -85,8 +89,9 @@ def write_outlines(outlines: tuple[Outline, ...]) -> Iterator[str]:
 
 
 def tell_objects(detected: Detected) -> str:
-    """For example `3 objects: bird 0.98, tree 0.91, tree 0.55`, the highest scores first, at most
-    `NUM_TOLD` of them.
+    """Return for example `3 objects: bird 0.98, tree 0.91, tree 0.55`.
+
+    The highest scores come first, at most `NUM_TOLD` of them.
     """
     number = len(detected.objects)
     best = sorted(detected.objects, key=lambda one: -one.score)[:NUM_TOLD]
@@ -100,7 +105,7 @@ def tell_objects(detected: Detected) -> str:
 
 
 def _tell(one: Detection, *, width: float) -> str:
-    """Class and score; the middle of a long name left out."""
+    """Return class and score, without the middle of a name that is too long."""
     score = f" {one.score:.2f}"
     return fit(one.name, TAG, width - text_width(score, TAG)) + score
 
@@ -115,8 +120,9 @@ def _scale(one: Detection, size: tuple[int, int], image: Rectangle) -> Rectangle
 def _tag_places(
     place: Rectangle, size: tuple[float, float], image: Rectangle
 ) -> Iterator[Rectangle]:
-    """Where a tag of `size` may stand, the usual place first: above the outline, below, inside; at
-    its left, at its right.
+    """Yield the possible positions of a tag of `size`, the preferred one first.
+
+    They are above, below and inside the outline, aligned at its left and then at its right.
     """
     (x, y, across, down), (width, height) = place, size
     for left in (x, x + across - width):
@@ -130,7 +136,7 @@ def _tag_places(
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> float:
-    """The area that both cover."""
+    """Return the area that both cover."""
     across, down = (
         min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
     )

@@ -1,5 +1,6 @@
-"""What stands around the graph in a picture: heading and thumbnails above, legend below. Pixels, y
-downward.
+"""The parts of a picture around the graph: heading and thumbnails above, legend below.
+
+Units are pixels, y downward.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,12 @@ from dggraph.views.picture import LegendEntry, Picture
 
 THUMBNAIL, TITLE, FACT, LINE = 72.0, 14.0, 11.0, 16.0
 WIDE, HIGH, BESIDE = 320.0, 216.0, 400.0
-"""The most that an image with outlined objects takes, and what the heading beside it has at
-least.
-"""
+"""Largest size of an image with outlined objects, and least width of the heading beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """One line."""
+    """One line of text."""
 
     x: float
     """Its left end."""
@@ -32,28 +31,29 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The size of the whole picture and what stands around the graph."""
+    """The size of the picture, and the parts around the graph."""
 
     width: float
     height: float
     top: float
-    """Where the graph's own layout begins."""
+    """The top of the graph's layout."""
     texts: tuple[Text, ...]
     samples: tuple[tuple[float, float, LegendEntry], ...]
-    """(x, y, entry) of the legend: samples are 22 wide and centred at y."""
+    """(x, y, entry) of each legend entry; samples are 22 pixels wide and centred at y."""
     images: tuple[tuple[float, float, float, float], ...]
     """(x, y, width, height) of each thumbnail."""
 
 
 def fit_size(size: tuple[int, int], wide: float, high: float) -> tuple[float, float]:
-    """Width and height of an image of `size` that is to fill a place."""
+    """Return the largest width and height of an image of `size` that fits in `wide` x `high`."""
     scale = min(wide / size[0], high / size[1])
     return size[0] * scale, size[1] * scale
 
 
 def make_frame(picture: Picture) -> Frame:
-    """Place heading, thumbnails and legend; the warning's line is kept free where there is none, so
-    that nothing moves.
+    """Place heading, thumbnails and legend.
+
+    The line of the warning is reserved even if there is no warning, so nothing else moves.
     """
     entries = [entry._replace(text=fit(entry.text, FACT, 400)) for entry in picture.legend]
     width = max(

@@ -1,4 +1,4 @@
-"""How much of a graph is drawn: every op of a block, every block, or one card a stage."""
+"""Levels of detail of a picture: every op of a block, every block, or one card per stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ class Card:
     """One drawn node: a node of the graph, or a stage."""
 
     name: str
-    """Name of the node, or of the stage."""
+    """Name of the node or of the stage."""
     kind: Literal["entry", "block", "out", "stage"]
     label: str
     details: tuple[str, ...]
-    """Lines below the label: shape where it is not the stage's, MACs, ops."""
+    """Lines below the label: MACs, ops, and the shape if it is not that of the stage."""
     members: tuple[str, ...]
-    """Nodes of the graph that it stands for."""
+    """Nodes of the graph that the card represents."""
 
 
 def choose_level(graph: DynamicGraph) -> Level:
-    """`block` where that is at most `MAX_CARDS` drawn nodes, else `stage`."""
+    """Return `block` for at most `MAX_CARDS` nodes, else `stage`."""
     return "block" if graph.nx.number_of_nodes() <= MAX_CARDS else "stage"
 
 
 def deal_cards(
     graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]
 ) -> tuple[Card, ...]:
-    """The drawn nodes of `stage`, left to right. `ops` names each node's operations, for the level
-    `op`.
+    """Return the drawn nodes of `stage`, left to right.
+
+    `ops` maps each node to the names of its operations, for the level `op`.
     """
     nodes = graph.nodes(stage)
     if level == "stage":
@@ -58,13 +59,13 @@ def deal_cards(
 
 
 def usual_shape(graph: DynamicGraph, stage: str) -> tuple[int, ...] | None:
-    """The shape that all nodes of `stage` have; None where channels grow or change on the way."""
+    """Return the common shape of all nodes of `stage`, or None if their shapes differ."""
     shapes = {node.shape for node in graph.nodes(stage)}
     return shapes.pop() if len(shapes) == 1 else None
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """For example `256×56×56`."""
+    """Return for example `256×56×56`."""
     return "×".join(str(size) for size in shape)
 
 

@@ -1,5 +1,6 @@
-"""A picture as DOT with every position fixed, so that any graphviz program prints the layout of the
-SVG, arcs included (`layout=nop2`).
+"""A picture as DOT with fixed positions.
+
+With `layout=nop2`, every graphviz program prints the layout of the SVG, with its arcs.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ INCH = 72.0
 
 
 class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
-    """DOT that notebooks show as the picture's SVG, without a drawing program."""
+    """DOT source that notebooks show as SVG, without a drawing program."""
 
     picture: Picture
 
@@ -26,14 +27,17 @@ class Drawing(graphviz.Digraph):  # type: ignore[misc]  # graphviz has no types
         bundle = {"text/plain": str(self.source)}
         with suppress(
             Exception
-        ):  # a notebook cell must not fail because a copy of this object has lost its picture
+        ):  # a copy of this object may lack its picture, and a notebook cell must not fail then
             bundle["image/svg+xml"] = write_svg(self.picture)
             bundle["text/html"] = show_picture(self.picture)
         return bundle
 
 
 def write_dot(picture: Picture) -> Drawing:
-    """The picture as DOT. Ids are our own; thumbnails stay out, as DOT could only name files."""
+    """Return the picture as DOT.
+
+    Ids are generated. Thumbnails are left out, since DOT can only refer to image files.
+    """
     frame = make_frame(picture)
     drawing = Drawing("dggraph")
     drawing.picture = picture
@@ -115,7 +119,7 @@ def write_dot(picture: Picture) -> Drawing:
 
 
 def place_node(frame: Frame, x: float, y: float, width: float, height: float) -> dict[str, str]:
-    """Centre and size; DOT's y runs upward."""
+    """Return DOT attributes for position (the centre) and size; y runs upward in DOT."""
     pos = f"{x + width / 2:.1f},{frame.height - y - height / 2:.1f}"
     return {"pos": pos, "width": f"{width / INCH:.3f}", "height": f"{height / INCH:.3f}"}
 

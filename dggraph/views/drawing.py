@@ -1,6 +1,4 @@
-"""Draw a graph, or the path that one instance took through it: `render` gives DOT, `draw` writes a
-picture in any format to a file.
-"""
+"""Drawing of graphs and paths: `render` returns DOT, and `draw` writes a file in any format."""
 
 import os
 import shutil
@@ -41,17 +39,19 @@ FORMATS = (*TEXT_WRITERS, "png", "pdf")
 def render(
     graph: DynamicGraph, path: ActivatedPath | None = None, *, title: str = ""
 ) -> graphviz.Digraph:
-    """The graph, or one instance's path, as DOT with fixed positions; notebooks show it as SVG.
-    Needs no drawing program.
+    """Return a graph, or the path of one image, as DOT with fixed positions.
 
-    Without a path static edges are dark and other candidate edges light. With one, active edges are
-    coloured and as wide as their weight, dropped edges faint, nodes the instance never reached
-    grey, and nodes reached that do not reach `out` marked unused.
+    Notebooks show it as SVG. No drawing program is needed.
+
+    Without a path, static edges are dark and other candidate edges are light. With a path, active
+    edges are coloured and as wide as their weight, and dropped edges are faint. Nodes that the
+    image never reached are grey. Nodes that it reached but that do not reach `out` are marked as
+    unused.
 
     Args:
-        graph: what may connect.
-        path: what did, for one instance.
-        title: the heading; the graph's name by default.
+        graph: The wired graph.
+        path: The activated path of one image.
+        title: The heading; by default the name of the graph.
 
     Example:
         >>> import dggraph
@@ -67,12 +67,14 @@ def render(
 
 
 def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
-    """Write `picture` in the format that the file's suffix names: .svg, .dot, .mmd (Mermaid),
-    .json, .png with a drawing program, .pdf with the system's graphviz.
+    """Write `picture` in the format given by the suffix of the file.
+
+    Formats are .svg, .dot, .mmd (Mermaid) and .json; .png needs a drawing program, and .pdf needs
+    the system's graphviz.
 
     Raises:
-        InputError: another suffix, the drawing program failed, or `file` cannot be written.
-        MissingExtraError: the format needs a drawing program that is not here.
+        InputError: The suffix is unknown, the drawing program failed, or `file` cannot be written.
+        MissingExtraError: The format needs a drawing program that is not installed.
     """
     file = Path(file)
     kind = format_of(file)
@@ -84,22 +86,25 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
 
 
 def format_of(file: Path) -> str:
-    """The format that the suffix of `file` names.
+    """Return the format given by the suffix of `file`.
 
     Raises:
-        InputError: nothing can be drawn in that format.
+        InputError: The format is unknown.
     """
     kind = file.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         known = ", ".join(f".{known}" for known in FORMATS)
         raise InputError(
-            f"{file.name!r}: cannot draw {kind or 'a file without suffix'!r}; use {known}."
+            f"{file.name!r}: cannot draw {kind or 'a file without suffix'!r}. Use {known}."
         )
     return kind
 
 
 def dot_command() -> str | None:
-    """The system's `dot`, else `graphviz-pure` from PATH or beside this Python, else None."""
+    """Return the path of the system's `dot`, else of `graphviz-pure`, else None.
+
+    `graphviz-pure` is found on PATH or beside this Python.
+    """
     return (
         shutil.which("dot")
         or shutil.which("graphviz-pure")
@@ -108,13 +113,13 @@ def dot_command() -> str | None:
 
 
 def _print(picture: Picture, kind: str) -> bytes:
-    """png or pdf, by the drawing program; thumbnails are put under a png."""
+    """Return png or pdf from the drawing program; thumbnails are placed under a png."""
     command = dot_command()
     if command is None or (kind == "pdf" and Path(command).stem != "dot"):
         need = "pdf needs the system's graphviz" if kind == "pdf" else "png needs graphviz"
         raise MissingExtraError(
             f"{need}: install it{'' if kind == 'pdf' else ', or pip install dggraph[dot]'}. .svg,"
-            " .dot, .mmd and .json work without."
+            " .dot, .mmd and .json work without it."
         )
     with tempfile.TemporaryDirectory() as folder:
         drawing = write_dot(picture)
@@ -135,7 +140,7 @@ def _print(picture: Picture, kind: str) -> bytes:
             )
         except subprocess.TimeoutExpired as error:
             raise InputError(
-                f"{command} took more than {DRAW_SECONDS} s; write an .svg file."
+                f"{command} took more than {DRAW_SECONDS} s. Write an .svg file instead."
             ) from error
     if done.returncode != 0 or not done.stdout:
         raise InputError(f"{command} failed: {done.stderr.decode(errors='replace').strip()[:300]}")
@@ -143,7 +148,7 @@ def _print(picture: Picture, kind: str) -> bytes:
 
 
 def _add_thumbnails(picture: Picture, drawing: graphviz.Digraph, folder: Path) -> None:
-    """Files for graphviz to place into a pdf."""
+    """Write thumbnails to files and add them to `drawing`, for graphviz to place in a pdf."""
     frame = make_frame(picture)
     for index, ((image, _), (x, y, width, height)) in enumerate(
         zip(picture.thumbnails, frame.images, strict=True)
@@ -157,14 +162,15 @@ def _add_thumbnails(picture: Picture, drawing: graphviz.Digraph, folder: Path) -
 
 
 def _clear_page(drawing: graphviz.Digraph) -> None:
-    """Let through what lies under the page."""
+    """Make the page transparent, so the images under it are visible."""
     drawing.attr(bgcolor="transparent")
     drawing.node("page", style="", color="transparent")
 
 
 def _add_outlines(picture: Picture, drawing: graphviz.Digraph) -> None:
-    """Found objects, each as an outline with a rim, and their tags on top, a little smaller than in
-    Helvetica for a wider font in its place.
+    """Add detected objects, each an outline with a rim, and their tags on top.
+
+    Text is a little smaller than in the SVG, in case a wider font replaces Helvetica.
     """
     frame = make_frame(picture)
     outlines = [
@@ -199,9 +205,7 @@ def _add_outlines(picture: Picture, drawing: graphviz.Digraph) -> None:
 
 
 def _lay_under(picture: Picture, png: bytes) -> bytes:
-    """graphviz-pure draws no images, so they are put under the finished page, which has no
-    ground.
-    """
+    """Put the thumbnails under the transparent page, since graphviz-pure draws no images."""
     scale = PNG_DPI / INCH
     drawn = Image.open(BytesIO(png)).convert("RGBA")
     page = Image.new("RGBA", drawn.size, "white")

@@ -1,5 +1,8 @@
-"""Text in pictures. File names, labels and module paths are hostile: nothing in them may become
-markup, code or a terminal command.
+"""Escaping of text in pictures.
+
+File names, labels and module paths are untrusted: nothing in them may become markup, code or a
+terminal command. Every text is first made `visible`, then cut to the available width, then escaped
+for the format it is written to.
 
 Every text is first made `visible`, then cut to the width there is, then escaped for the format it
 is written to.
@@ -17,8 +20,10 @@ NARROW, MEDIUM = (
 
 
 def visible(text: str) -> str:
-    """`text` with control, direction and unassigned characters, which no reader sees, as U+FFFD,
-    and other line breaks as spaces.
+    """Return `text` with invisible characters replaced.
+
+    Control, direction and unassigned characters become U+FFFD, and line and paragraph separators
+    become spaces.
     """
     if text.isprintable():
         return text
@@ -26,14 +31,15 @@ def visible(text: str) -> str:
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide `text` is in Helvetica of `size`, in pixels; East Asian wide characters take a
-    full em.
+    """Return the approximate width of `text` in Helvetica of `size`, in pixels.
+
+    East Asian wide characters are one em wide.
     """
     return size * sum(_em(character) for character in text)
 
 
 def fit(text: str, size: float, width: float) -> str:
-    """`text` made visible, its middle left out where it is wider than `width`."""
+    """Return `text` made visible, without its middle if it is wider than `width`."""
     shown = visible(text[:2000])
     if text_width(shown, size) <= width:
         return shown
@@ -44,20 +50,22 @@ def fit(text: str, size: float, width: float) -> str:
 
 
 def for_xml(text: str) -> str:
-    """Visible text between tags or in a quoted attribute."""
+    """Return visible text for use between tags or in a quoted attribute."""
     return escape(visible(text))
 
 
 def for_dot(text: str) -> str:
-    r"""Visible text as a DOT label that is printed letter by letter: `\N`, `\l` and entities stay
-    what they look like.
+    r"""Return visible text as a DOT label that is printed literally.
+
+    This holds for `\N`, `\l` and entities too.
     """
     return escape(visible(text), quote=False).replace("\\", "\\\\")
 
 
 def for_mermaid(text: str) -> str:
-    """Visible text inside a quoted Mermaid label: letters, digits and a few signs bare, all others
-    by number (`#60;`).
+    """Return visible text for a quoted Mermaid label.
+
+    Letters, digits and a few signs stay, and all others are written by number (`#60;`).
     """
     return "".join(
         character if character.isalnum() or character in " ._-×·…" else f"#{ord(character)};"
@@ -66,12 +74,12 @@ def for_mermaid(text: str) -> str:
 
 
 def for_terminal(text: str) -> Text:
-    """Visible text for rich, which would read `[/b]` or `:cat:` in a string as its own."""
+    """Return visible text for rich, which would interpret `[/b]` or `:cat:` in a plain string."""
     return Text(visible(text))
 
 
 def count(number: int) -> str:
-    """A number of MACs to three digits, for example `1.23G`."""
+    """Return a number of MACs with three digits, for example `1.23G`."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -79,7 +87,7 @@ def count(number: int) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """For example `1 edge`, `2 edges`."""
+    """Return for example `1 edge` or `2 edges`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 

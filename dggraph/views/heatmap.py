@@ -1,5 +1,6 @@
-"""Edge frequencies as adjacency matrices: row = source, column = target, as SVG in the colours of
-the page's style sheet.
+"""Edge frequencies as adjacency matrices, in SVG: row = source, column = target.
+
+Colours come from the style sheet of the page.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,12 @@ MIN_SIDE_FOR_NUMBERS = 24.0
 
 
 def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[float]) -> str:
-    """How often each edge of `stage` is open, in per cent.
+    """Draw how often each edge of `stage` is open, in per cent.
 
     Args:
-        graph: what may connect.
-        stage: its name.
-        frequencies: shares in the order of `graph.edges(stage)`.
+        graph: The wired graph.
+        stage: The name of the stage.
+        frequencies: Shares of images, in the order of `graph.edges(stage)`.
     """
     nodes = graph.nodes(stage)
     side = 36.0 if len(nodes) <= 9 else 25.0 if len(nodes) <= 16 else 13.0
@@ -67,14 +68,15 @@ def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[floa
 def draw_differences(
     graph: DynamicGraph, some: Frequencies, overall: Frequencies, *, scale: float
 ) -> str:
-    """By how much edges are open more or less often for `some` images than overall: every stage,
-    side by side.
+    """Draw how much more or less often edges are open for `some` images than overall.
+
+    All stages are side by side.
 
     Args:
-        graph: what may connect.
-        some: shares among some images.
-        overall: shares among all.
-        scale: the difference that has the full colour.
+        graph: The wired graph.
+        some: Shares among some images.
+        overall: Shares among all images.
+        scale: The difference with the full colour.
     """
     sizes = {stage: len(graph.nodes(stage)) - 1 for stage in graph.stages}
     gap = 10.0
@@ -110,7 +112,7 @@ def draw_differences(
 
 
 def _cells(graph: DynamicGraph, stage: str) -> Iterator[tuple[int, int, int]]:
-    """(row, column, place) of every candidate edge."""
+    """Yield (row, column, position) of every candidate edge."""
     position = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     for place, edge in enumerate(graph.edges(stage)):
         yield position[edge.source], position[edge.target], place

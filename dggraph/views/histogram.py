@@ -1,4 +1,4 @@
-"""How many images need how many MACs, as SVG in the colours of the page's style sheet."""
+"""A histogram of MACs per image, as SVG in the colours of the page's style sheet."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ GROUPS = (1, 2, 4, 10, 20, 40, 100, 200)
 
 
 def group_bins(histogram: Sequence[tuple[int, int]]) -> tuple[int, dict[int, int]]:
-    """Bins joined so that they are at most `MAX_BARS`: how many make one, and the images of every
-    joined bin from first to last.
+    """Join bins so that at most `MAX_BARS` remain.
+
+    Returns:
+        The number of bins in a joined one, and {joined bin: images}, from the first to the last.
     """
     first, last = histogram[0][0], histogram[-1][0]
     size = next(
@@ -26,11 +28,11 @@ def group_bins(histogram: Sequence[tuple[int, int]]) -> tuple[int, dict[int, int
 
 
 def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
-    """Bars over the share of the static network's MACs.
+    """Draw bars over the MACs ratio.
 
     Args:
-        histogram: (bin, images) in rising order, see `Atlas.histogram`.
-        mean: of all images, as a share of the static network's MACs.
+        histogram: (bin, images) in ascending order, see `Atlas.histogram`.
+        mean: Mean MACs ratio of all images.
     """
     size, bars = group_bins(histogram)
     percent = 100 * size / BINS_PER_STATIC
@@ -91,7 +93,7 @@ def draw_histogram(histogram: Sequence[tuple[int, int]], mean: float) -> str:
 
 
 def _ticks(most: int) -> list[int]:
-    """Round numbers up to `most`, at most five of them."""
+    """Return round numbers up to `most`, at most five."""
     step = next(
         step * 10**power
         for power in range(20)

@@ -1,4 +1,8 @@
-"""HTML from the templates beside this file, in one environment.
+"""HTML from the templates in this package, in one jinja2 environment.
+
+Everything that a template prints is made visible and escaped. Only `|svg` skips this, for pictures
+from `views`, whose code escapes text itself. Pictures are not templates: an SVG is nearly all
+geometry, which is computed as it is written.
 
 Whatever a template prints is made visible and escaped; `|svg` alone lets through what `views` drew,
 whose own code escapes. Pictures are drawn by code, not by templates: nearly all of an SVG is
@@ -21,24 +25,26 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: object) -> str:
-    """A piece of HTML.
+    """Return the HTML of a template.
 
     Args:
-        template: its file.
-        values: what it prints, by name.
+        template: Its file name.
+        values: The values that it prints, by name.
     """
     return _environment().get_template(template).render(**values)
 
 
 def write_page(template: str, title: str, script: str = "", **values: object) -> str:
-    """A whole document that needs nothing else: style sheet and script inside, and a policy that
-    lets the browser run no other and fetch nothing.
+    """Return a complete HTML document without external resources.
+
+    Style sheet and script are part of it, and its content policy makes the browser run no other
+    script and fetch nothing.
 
     Args:
-        template: extends `page.html`.
-        title: plain text.
-        script: runs at the end of the body; the page must be readable without.
-        values: what the template prints, by name.
+        template: A template that extends `page.html`.
+        title: Plain text.
+        script: Runs at the end of the body; the page must be readable without it.
+        values: The values that the template prints, by name.
     """
     style = asset("report.css")
     runs = f"'sha256-{_hash(script)}'" if script else "'none'"
@@ -51,12 +57,12 @@ def write_page(template: str, title: str, script: str = "", **values: object) ->
 
 @cache
 def asset(name: str) -> str:
-    """A text file of the package."""
+    """Return the content of a text file of the package."""
     return (files("dggraph") / "assets" / name).read_text(encoding="utf-8")
 
 
 def percent(share: float, *, digits: int = 1) -> str:
-    """For example `61.3 %`, with a space that does not break."""
+    """Return for example `61.3 %`, with a no-break space."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
@@ -70,15 +76,15 @@ def _environment() -> "Environment":
     from markupsafe import Markup
 
     def name(text: str) -> "Markup":
-        """A name from outside, kept from turning the text around it."""
+        """Isolate an untrusted name, so it cannot change the direction of the text around it."""
         return Markup("<bdi>{}</bdi>").format(visible(text))
 
     def code(text: str) -> "Markup":
-        """A sentence; what stands between backticks as code."""
+        """Format text between backticks in a sentence as code."""
         return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(visible(text))))
 
     def quoted(document: str) -> "Markup":
-        """A document within an attribute, with its line breaks, which names do not have."""
+        """Quote a document for an attribute, and keep its line breaks."""
         return Markup(html.escape(document))
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""A plain HTML table, for notebooks: every cell escaped, no style sheet of its own."""
+"""A plain HTML table for notebooks, with every cell escaped and no style sheet."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,12 +8,12 @@ from dggraph.views.html_page import render
 def html_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = ""
 ) -> str:
-    """A table with one header row.
+    """Return a table with one header row.
 
     Args:
-        header: names of the columns.
-        rows: cells, shown as `str` shows them.
-        caption: a line above it.
+        header: Names of the columns.
+        rows: Cells, shown as by `str`.
+        caption: A line above the table.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     return render("table.html", header=header, rows=cells, caption=caption)

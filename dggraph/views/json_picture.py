@@ -1,4 +1,4 @@
-"""A picture as a JSON document: the same nodes, edges and marks, for programs."""
+"""A picture as a JSON document, with its nodes, edges and marks."""
 
 import json
 
@@ -6,8 +6,10 @@ from dggraph.views.picture import Picture
 
 
 def write_json(picture: Picture) -> str:
-    """One document; edges carry one weight for a path, two for a difference, none for a graph.
-    ASCII, so that no reader is fooled.
+    """Return the JSON document.
+
+    Edges have one weight for a path, two for a difference, and none for a graph. The text is ASCII,
+    so no character in it can mislead a reader.
     """
     graph, marks = picture.graph, picture.marks
     stages = [

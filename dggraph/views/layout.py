@@ -1,5 +1,8 @@
-"""Where things stand in a picture: every stage a line of blocks, straight edges between neighbours
-and arcs over the others.
+"""The layout of a picture: each stage is a line of blocks.
+
+Edges between neighbours are straight, and all others are arcs. Positions depend on the graph only,
+so pictures of different images only differ in colours. Graphviz's layouts would depend on the drawn
+edges, and would need a program. Units are pixels, y downward.
 
 Positions depend on the graph alone, so every image's picture has the same ones and a picture is
 only re-coloured. Graphviz's layouts depend on the edges drawn, and need a program. Pixels, y
@@ -22,7 +25,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rectangle:
-    """A card in its place."""
+    """A card at its position."""
 
     card: Card
     x: float
@@ -30,25 +33,25 @@ class Rectangle:
     width: float
     height: float
     lines: tuple[str, ...]
-    """What fits of label and details."""
+    """The parts of label and details that fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A candidate edge: a straight line, or an arc as one cubic Bezier."""
+    """A candidate edge: a straight line, or an arc as one cubic Bézier curve."""
 
     edge: CandidateEdge
     points: tuple[Point, Point, Point, Point]
     is_straight: bool
     scale: float
-    """Factor of line widths: thinner where edges are many."""
+    """Factor of line widths; below 1 in stages with many edges."""
     svg: str
-    """`points` as an SVG path, made once a graph."""
+    """`points` as an SVG path, computed once per graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """The frame of a stage with its heading."""
+    """The frame of a stage, with its heading."""
 
     stage: str
     x: float
@@ -62,7 +65,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The places of a whole graph."""
+    """The positions of all parts of a graph."""
 
     level: Level
     width: float
@@ -78,14 +81,14 @@ def lay_out(
     level: Level | None = None,
     ops: Mapping[str, Sequence[str]] | None = None,
 ) -> Layout:
-    """Place every stage of `graph`, left to right and in rows like text; the same graph gives the
-    same places.
+    """Place every stage of `graph`, left to right and in rows like text.
+
+    The same graph always gets the same layout.
 
     Args:
-        graph: what may connect.
-        level: `op`, `block` or `stage`; by default `block`, or `stage` where there are more than
-            150 nodes.
-        ops: each node's operations, for the level `op`.
+        graph: The wired graph.
+        level: `op`, `block` or `stage`; by default `block`, or `stage` for more than 150 nodes.
+        ops: {node: names of its operations}, for the level `op`.
     """
     level = level or choose_level(graph)
     drafts = [_draft(graph, stage, level, ops or {}) for stage in graph.stages]
@@ -115,7 +118,7 @@ def lay_out(
 def _draft(
     graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]
 ) -> Panel:
-    """A stage by itself, its boxes' top at y = 0."""
+    """Lay out one stage, with the top of its boxes at y = 0."""
     cards = deal_cards(graph, stage, level, ops)
     boxes, is_dense = _line_up(cards, gap=22.0), False
     if level == "block" and boxes[-1].x + boxes[-1].width > PAGE - 2 * PAD:
@@ -163,8 +166,9 @@ def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
 
 
 def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
-    """Boxes as narrow as the names without their common prefix, or as v0, v1 .. where even those
-    are long.
+    """Return boxes as narrow as the names without their common prefix.
+
+    If these are long too, the names are v0, v1, ...
     """
     names = [card.label[_prefix(cards) :] if card.kind != "out" else card.label for card in cards]
     if max(text_width(name, DETAIL) for name in names) > 30:
@@ -184,7 +188,7 @@ def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
 
 
 def _prefix(cards: Sequence[Card]) -> int:
-    """Length of the dotted prefix that all blocks' names share."""
+    """Return the length of the dotted prefix common to the names of all blocks."""
     names = [card.label for card in cards if card.kind == "block"]
     entry = [card.label for card in cards if card.kind == "entry" and card.details]
     parts = zip(*(name.split(".")[:-1] for name in names + entry), strict=False)
@@ -252,7 +256,7 @@ def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
 
 
 def _move(panel: Panel, x: float, y: float, top: float, height: float) -> Panel:
-    """`panel` at (x, y), the tops of its boxes at `top`."""
+    """Return `panel` at (x, y), with the top of its boxes at `top`."""
     boxes = tuple(replace(box, x=box.x + x, y=top) for box in panel.boxes)
     curves = tuple(_move_curve(curve, x, top) for curve in panel.curves)
     return replace(panel, x=x, y=y, height=height, boxes=boxes, curves=curves)

@@ -1,5 +1,8 @@
-"""A line chart as SVG in the colours of the page's style sheet: round numbers on the axes, one line
-a series, readable without a script.
+"""A line chart as SVG in the colours of the page's style sheet, readable without a script.
+
+A value that is not a finite number leaves a gap. If there are more points than columns on the page,
+the line is the mean of each of `NUM_COLUMNS` columns, in a band from the lowest to the highest
+value of the column, so no peak is lost.
 
 A value that is not a finite number leaves a gap. Where there are more points than the width can
 show, the line is the mean of each of `NUM_COLUMNS` columns, in a band from the column's lowest to
@@ -20,7 +23,7 @@ SIZE, SAMPLE, GAP = 11.5, 16.0, 12.0
 MAX_STEPS, MAX_DOTS, NUM_COLUMNS = 5, 60, 150
 LOOKS = ("first", "second")
 LARGEST = 1e15
-"""Numbers beyond are taken for damage."""
+"""Numbers beyond it are treated as missing."""
 
 Point = tuple[float, float]
 
@@ -33,13 +36,11 @@ class Series:
     points: Sequence[tuple[object, object]]
     """(x, y) from left to right."""
     is_sparse: bool = False
-    """Whether each point gets a dot that tells its numbers, as long as there are at most
-    `MAX_DOTS`.
-    """
+    """Whether each point gets a dot with its numbers, for at most `MAX_DOTS` points."""
 
     @property
     def segments(self) -> list[list[Point]]:
-        """The points between gaps; one without an x is nowhere."""
+        """The runs of points between gaps; points without x are left out."""
         segments: list[list[Point]] = [[]]
         for x, y in self.points:
             if is_number(x) and is_number(y):
@@ -51,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """The area inside the axes, in pixels, and what its sides stand for."""
+    """The area inside the axes, in pixels, and the values at its sides."""
 
     left: float
     top: float
@@ -62,16 +63,20 @@ class Plot:
 
     @property
     def width(self) -> float:
+        """The width in pixels."""
         return WIDTH - RIGHT - self.left
 
     @property
     def bottom(self) -> float:
+        """The y of the lower side in pixels."""
         return HEIGHT - BOTTOM
 
     def across(self, x: float) -> float:
+        """Return the horizontal position of the value `x`, in pixels."""
         return self.left + self.width * x / self.last
 
     def down(self, y: float) -> float:
+        """Return the vertical position of the value `y`, in pixels."""
         return self.top + (self.bottom - self.top) * (self.high - y) / (self.high - self.low)
 
 
@@ -84,15 +89,15 @@ def draw_curves(
     unit: str = "",
     target: tuple[str, float] | None = None,
 ) -> str:
-    """One chart. Without any point, a line of text that says so.
+    """Return one chart, or a line of text if there are no points.
 
     Args:
-        title: for those who hear the page.
-        series: two are told apart by colour.
-        across: what x counts, for example `step`.
-        last: the x of the right side, so that charts below each other agree; the left side is 0.
-        unit: of y, behind its numbers.
-        target: a name and a y, drawn as a dashed line.
+        title: The title, for screen readers.
+        series: One or two lines, distinguished by colour.
+        across: The quantity of x, for example `step`.
+        last: The x of the right side, so that charts in a column align; the left side is 0.
+        unit: The unit of y, written after its numbers.
+        target: A name and a y, drawn as a dashed line.
     """
     segments = [one.segments for one in series]
     ys = [y for several in segments for segment in several for _, y in segment]
@@ -135,18 +140,19 @@ def draw_curves(
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` can be drawn: neither missing, nor NaN, nor beyond measure."""
+    """Whether `value` can be drawn: it is not missing, not NaN, and at most `LARGEST`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def number(value: float) -> str:
-    """Four digits, or all of a large whole part."""
+    """Return four digits, or all digits of a large integer part."""
     return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
 
 
 def limits(ys: Sequence[float]) -> tuple[float, float]:
-    """What the y axis must show: all values, and 0 where that costs at most half the height. A lone
-    value stands in the middle.
+    """Return the range of the y axis.
+
+    It has all values, and 0 if that takes at most half the height. A single value is in the middle.
     """
     low, high, largest = min(ys), max(ys), max(map(abs, ys))
     if largest < 1e-30:
@@ -157,8 +163,9 @@ def limits(ys: Sequence[float]) -> tuple[float, float]:
 
 
 def round_ticks(low: float, high: float, *, is_whole: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five, from one at or below `low` to one at
-    or above `high`.
+    """Return about five multiples of 1, 2 or 5 times a power of ten.
+
+    The first is at or below `low`, and the last is at or above `high`.
     """
     power = floor(log10((high - low) / MAX_STEPS))
     steps = (size * 10.0**exponent for exponent in (power, power + 1) for size in (1, 2, 5))
@@ -169,7 +176,10 @@ def round_ticks(low: float, high: float, *, is_whole: bool = False) -> list[floa
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """With as many digits as tell them apart; very large and very small ones as powers of ten."""
+    """Return labels with enough digits to differ.
+
+    Very large and very small values are written as powers of ten.
+    """
     step, largest = (ticks[1] - ticks[0] if len(ticks) > 1 else 1.0), max(map(abs, ticks))
     exponent = floor(log10(step) + 1e-9)
     if exponent >= -4 and largest < 1e7:
@@ -186,8 +196,9 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def condense(points: Iterable[Point], last: float) -> list[tuple[float, float, float, float]]:
-    """The points in each of `NUM_COLUMNS` equal parts of 0 to `last`, where there are some: mean x,
-    lowest, mean and highest y.
+    """Return (mean x, lowest y, mean y, highest y) for each column with points.
+
+    A column is one of `NUM_COLUMNS` equal parts of 0 to `last`.
     """
     found = []
     for _, group in groupby(
@@ -228,8 +239,9 @@ def _axes(plot: Plot, across: str, ticks: dict[float, str]) -> Iterator[str]:
 def _line(
     plot: Plot, one: Series, segments: Sequence[Sequence[Point]], look: str, across: str, unit: str
 ) -> Iterator[str]:
-    """The line between gaps, and dots: on every point of a sparse series, and on points that no
-    line reaches.
+    """Yield the line between gaps, and dots.
+
+    Dots are on every point of a sparse series, and on single points between gaps.
     """
     for segment in segments:
         points = segment

@@ -1,4 +1,4 @@
-"""A picture as a Mermaid flowchart, for places that draw those: README files, issues, wikis."""
+"""A picture as a Mermaid flowchart, as drawn in README files, issues and wikis."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -16,12 +16,13 @@ from dggraph.views.escaping import for_mermaid
 from dggraph.views.picture import Picture, lines_of, mark_of
 
 MAX_EDGES = 500
-"""What Mermaid draws before it refuses the whole chart; a page, not a chart, may raise it."""
+"""The most edges that Mermaid draws; only a page, not a chart, can raise it."""
 
 
 def write_mermaid(picture: Picture) -> str:
-    """The picture as text. Where edges are too many for Mermaid, faint and light ones are left out
-    and a node says so.
+    """Return the picture as Mermaid text.
+
+    If there are too many edges for Mermaid, faint and light ones are left out, and a node says so.
     """
     lines = [
         "flowchart LR",
@@ -68,8 +69,9 @@ def write_mermaid(picture: Picture) -> str:
 
 
 def _choose_edges(picture: Picture, *, room: int) -> tuple[dict[Ends, EdgeMark], int]:
-    """The drawn edges with their marks, without the faint or else the lightest ones where there is
-    no room; how many were left out.
+    """Return the drawn edges with their marks, and the number of edges left out.
+
+    If there are more than `room`, faint edges are left out first, then the lightest ones.
     """
     edges = [curve.edge for panel in picture.layout.panels for curve in panel.curves]
     marks = {

@@ -1,5 +1,6 @@
-"""A picture before it is written: a layout, the marks that colour it, a heading and a legend. What
-SVG, DOT, Mermaid and JSON share.
+"""The content of a picture, shared by SVG, DOT, Mermaid and JSON.
+
+It has a layout, the marks that give its colours, a heading and a legend.
 """
 
 from collections import Counter
@@ -31,7 +32,7 @@ NEAR_TIE = 1e-4
 
 
 class LegendEntry(NamedTuple):
-    """A sample and what it means."""
+    """A sample and its meaning."""
 
     look: Look
     text: str
@@ -39,7 +40,10 @@ class LegendEntry(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
-    """An image beside its path; a large one where a detector ran on it, with what it found."""
+    """An image beside its path.
+
+    If a detector ran on it, it is larger and has the detected objects.
+    """
 
     image: Image.Image
     detected: Detected | None
@@ -47,7 +51,7 @@ class Thumbnail(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What is drawn. Make one with `picture_graph`, `picture_path` or `picture_difference`."""
+    """The content of a picture, made by `picture_graph`, `picture_path` or `picture_difference`."""
 
     graph: DynamicGraph
     layout: Layout
@@ -56,7 +60,7 @@ class Picture:
     facts: tuple[str, ...]
     """Lines below the title."""
     warning: str
-    """A line to mark: a margin near the threshold; else empty."""
+    """A highlighted line if the margin is near the threshold; else empty."""
     legend: tuple[LegendEntry, ...]
     thumbnails: tuple[Thumbnail, ...]
 
@@ -64,7 +68,7 @@ class Picture:
 def picture_graph(
     graph: DynamicGraph, *, title: str = "", facts: Sequence[str] = (), layout: Layout | None = None
 ) -> Picture:
-    """What may connect."""
+    """Return a picture of the candidate edges."""
     layout = layout or lay_out(graph)
     edges = sum(len(graph.edges(stage)) for stage in graph.stages)
     blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
@@ -109,16 +113,16 @@ def picture_path(
     thumbnail: Image.Image | None = None,
     detected: Detected | None = None,
 ) -> Picture:
-    """What did connect for one instance.
+    """Return a picture of the path of one image.
 
     Args:
-        graph: what may connect.
-        path: what did.
-        title: the first line, for example the image's name.
-        facts: lines below it, for example the prediction.
-        layout: from `lay_out(graph)`; one for all images saves the time.
-        thumbnail: the image.
-        detected: the objects to outline on it, where a detector ran.
+        graph: The wired graph.
+        path: The activated path.
+        title: The first line, for example the name of the image.
+        facts: Lines below it, for example the prediction.
+        layout: From `lay_out(graph)`; pass one for all images to save time.
+        thumbnail: The image.
+        detected: The objects to outline on it, if a detector ran.
     """
     layout = layout or lay_out(graph)
     marks = mark_path(graph, path)
@@ -169,16 +173,16 @@ def picture_difference(
     thumbnails: Sequence[Image.Image] = (),
     detected: Sequence[Detected | None] = (None, None),
 ) -> Picture:
-    """What only one of two instances uses, and what both do.
+    """Return a picture of what only one of two images uses, and of what both use.
 
     Args:
-        graph: what may connect.
-        first: what did for one instance.
-        second: for the other.
-        names: of the instances.
-        layout: as for `picture_path`.
-        thumbnails: the images.
-        detected: the objects to outline on each, where a detector ran.
+        graph: The wired graph.
+        first: The activated path of one image.
+        second: The activated path of the other image.
+        names: The names of the images.
+        layout: As for `picture_path`.
+        thumbnails: The images.
+        detected: The objects to outline on each, if a detector ran.
     """
     layout = layout or lay_out(graph)
     marks = mark_difference(graph, first, second)
@@ -219,13 +223,14 @@ def picture_difference(
 
 
 def mark_of(picture: Picture, box: Rectangle) -> NodeMark:
-    """The mark of a drawn node."""
+    """Return the mark of a drawn node."""
     return join_marks(picture.marks, box.card.members)
 
 
 def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
-    """How a drawn node looks, and the colour of its text: entries and outs, which no router skips,
-    stay white.
+    """Return the style of a drawn node and the colour of its text.
+
+    Entries and outs stay white, since routers cannot skip them.
     """
     mark = mark_of(picture, box)
     look = NODE_LOOKS[mark]
@@ -235,8 +240,9 @@ def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
 
 
 def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
-    """The text of a drawn node; a stage's card also says how many of its blocks the picture's paths
-    use.
+    """Return the text of a drawn node.
+
+    The card of a stage also says how many of its blocks the paths use.
     """
     if box.card.kind != "stage" or not picture.marks.weights:
         return box.lines
@@ -245,13 +251,13 @@ def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
 
 
 def baselines(box: Rectangle, num_lines: int) -> list[float]:
-    """Where the lines of a drawn node stand."""
+    """Return the baselines of the lines of a drawn node."""
     if num_lines == 1:
         return [box.y + box.height / 2 + 3.4]
     return [box.y + 14.5 + 12 * index for index in range(num_lines)]
 
 
 def _edge_legend(marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]) -> list[LegendEntry]:
-    """Entries for the marks that drawn edges have."""
+    """Return legend entries for the marks of the drawn edges."""
     drawn = set(marks.edges.values()) if layout.level != "stage" else set()
     return [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in drawn]

@@ -1,5 +1,6 @@
-"""The report of an atlas: one HTML file that needs no network, no script to be read, and holds no
-name unescaped.
+"""The report of an atlas: one HTML file that needs no network access and no script to be read.
+
+All names in it are escaped.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from dggraph.views.stage_diagram import define_curves
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A report in both its forms. Make one with `make_report`; notebooks show it.
+    """A report as HTML and as JSON, made by `make_report`; notebooks show it.
 
     Example:
         >>> import dggraph
@@ -37,19 +38,18 @@ class Report:
         >>> Image.new("RGB", (40, 40)).save("grey.png")
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> images = dggraph.evaluation.open_image_set(".")
-        >>> collected = dggraph.evaluation.collect_atlas(net, images)
-        >>> atlas, thumbnails = collected.atlas, collected.thumbnails
-        >>> report = dggraph.evaluation.make_report(net.graph, atlas, thumbnails)
+        >>> found = dggraph.evaluation.collect_atlas(net, images)
+        >>> report = dggraph.evaluation.make_report(net.graph, found.atlas, found.thumbnails)
         >>> report.html.lower().startswith("<!doctype html>")
         True
     """
 
     summary: str
-    """One line."""
+    """One line of text."""
     html: str
-    """A whole document."""
+    """A complete document."""
     json: str
-    """The same numbers, for programs."""
+    """The same numbers as JSON."""
 
     def __str__(self) -> str:
         return self.summary
@@ -58,9 +58,7 @@ class Report:
         return f"<Report: {self.summary}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the document in a frame of its own, where it can touch nothing
-        else. Never raises.
-        """
+        """Return the document in an isolated frame for notebooks. Never raises."""
         with suppress(Exception):
             return render("frame.html", document=self.html, title="Atlas of paths")
         return "<pre>This report cannot be shown.</pre>"
@@ -72,11 +70,10 @@ def make_report(
     """Write the report of `atlas`.
 
     Args:
-        graph: what may connect.
-        atlas: what did.
-        thumbnails: small images by their place in the set; where one is missing, the report says
-            so.
-        score: outline the objects of this score or more, where a detector ran.
+        graph: The wired graph.
+        atlas: The collected paths.
+        thumbnails: Small images by their index in the set; the report marks missing ones.
+        score: The least score of outlined objects, if a detector ran.
 
     Example:
         >>> import dggraph
@@ -84,9 +81,9 @@ def make_report(
         >>> Image.new("RGB", (40, 40)).save("grey.png")
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> images = dggraph.evaluation.open_image_set(".")
-        >>> collected = dggraph.evaluation.collect_atlas(net, images)
-        >>> atlas, thumbnails = collected.atlas, collected.thumbnails
-        >>> "1 image" in str(dggraph.evaluation.make_report(net.graph, atlas, thumbnails))
+        >>> found = dggraph.evaluation.collect_atlas(net, images)
+        >>> report = dggraph.evaluation.make_report(net.graph, found.atlas, found.thumbnails)
+        >>> "1 image" in str(report)
         True
     """
     context = Context(
@@ -118,7 +115,7 @@ def make_report(
 
 
 def _tiles(atlas: Atlas) -> Iterator[tuple[str, str, str]]:
-    """Name, value and note of the numbers at the head."""
+    """Yield name, value and note of each number at the top."""
     most = log2(atlas.num_images)
     skipped = f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read"
     yield "images", f"{atlas.num_images:,}", skipped

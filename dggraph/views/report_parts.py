@@ -1,6 +1,4 @@
-"""Parts of a report that repeat, as values for its templates: an image with its path, a path that
-many images share, a class of images.
-"""
+"""Repeated parts of a report, as values for its templates: images, common paths, classes."""
 
 import base64
 import io
@@ -21,45 +19,43 @@ from dggraph.views.picture import NEAR_TIE
 from dggraph.views.stage_diagram import draw_diagram
 
 SMALL = 64
-"""Images up to this side are kept as they are and shown in large pixels."""
+"""Images up to this side are not scaled down, and are shown with large pixels."""
 EXAMPLE = 96
 """Side of images that are shown without objects."""
 NUM_NAMED = 3
 NAME_WIDTH = 92.0
 
 Values = dict[str, object]
-"""What a template prints, by name."""
+"""The values that a template prints, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnail:
-    """A small image inside the page."""
+    """A small image embedded in the page."""
 
     uri: str
     width: int
     height: int
     is_small: bool
-    """Whether it is shown in large pixels."""
+    """Whether it is shown with large pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What every card needs."""
+    """The data that every card needs."""
 
     graph: DynamicGraph
     atlas: Atlas
     layout: Layout
     thumbnails: Mapping[int, Image.Image]
     score: float
-    """The least of outlined objects."""
+    """The least score of outlined objects."""
     shown: dict[int, Thumbnail] = field(default_factory=dict)
-    """Thumbnails, made when first needed."""
+    """Thumbnails, created on first use."""
 
 
 def node_names(graph: DynamicGraph) -> dict[str, str]:
-    """What readers call each node: its place in the backbone; `out` is the one of the edge's own
-    stage.
-    """
+    """Return the name of each node for readers: its module path in the backbone, or `out`."""
     blocks = (data["block"] for _, data in graph.nx.nodes(data=True))
     return {
         block.name: "out" if block.kind == "out" else block.module_path or block.name
@@ -68,12 +64,12 @@ def node_names(graph: DynamicGraph) -> dict[str, str]:
 
 
 def static_part(atlas: Atlas) -> str:
-    """What the MACs are a share of: only the backbone of a detector has paths."""
+    """Return what MACs ratios refer to: `network`, or `backbone` if only the backbone has paths."""
     return "backbone" if atlas.is_of_detector else "network"
 
 
 def instance_values(context: Context, one: Instance) -> Values:
-    """An image, its facts and its path."""
+    """Return the values of one image: its facts and its path."""
     atlas, path = context.atlas, one.path
     kinds = [
         kind
@@ -110,7 +106,7 @@ def instance_values(context: Context, one: Instance) -> Values:
 
 
 def common_path_values(context: Context, rank: int, one: CommonPath) -> Values:
-    """A path that many images share, with the first images that took it."""
+    """Return the values of a common path, with the first images that took it."""
     return {
         "rank": rank,
         "share": one.count / context.atlas.num_images,
@@ -128,7 +124,7 @@ def common_path_values(context: Context, rank: int, one: CommonPath) -> Values:
 
 
 def class_values(context: Context, one: ClassPaths, *, scale: float) -> Values:
-    """A class: where its images' paths differ from all images'."""
+    """Return the values of a class: how the paths of its images differ from those of all images."""
     atlas = context.atlas
     differences = largest_differences(context.graph, one.frequencies, atlas.frequencies)
     return {
@@ -142,7 +138,7 @@ def class_values(context: Context, one: ClassPaths, *, scale: float) -> Values:
 
 
 def strip_values(context: Context, title: str, instances: Iterable[Instance]) -> Values:
-    """A row of small images with their MACs, each leading to its path."""
+    """Return the values of a row of small images with their MACs, each linked to its path."""
     return {
         "title": title,
         "images": [
@@ -159,15 +155,16 @@ def strip_values(context: Context, title: str, instances: Iterable[Instance]) ->
 
 
 def signed(points: float) -> str:
-    """A difference, for example `+12`, with a true minus sign."""
+    """Return a difference, for example `+12`, with a true minus sign."""
     return f"{points:+.0f}".replace("-", "\N{MINUS SIGN}")
 
 
 def largest_differences(
     graph: DynamicGraph, some: Frequencies, overall: Frequencies
 ) -> list[tuple[str, float]]:
-    """Edges by how much more or less often they are open, the largest difference first; equal ones
-    in edge order.
+    """Return edges by how much more or less often they are open, the largest difference first.
+
+    Edges with equal differences are in edge order.
     """
     paths = node_names(graph)
     found = [
@@ -182,9 +179,7 @@ def largest_differences(
 
 
 def _end_of(path: str) -> str:
-    """The end of a module path, which tells more than its beginning, as long as a class's card has
-    room for.
-    """
+    """Return the end of a module path, as much of it as fits on the card of a class."""
     shown = visible(path)
     while text_width(shown, 12.5) > NAME_WIDTH:
         shown = "…" + shown.removeprefix("…")[1:]
@@ -192,7 +187,7 @@ def _end_of(path: str) -> str:
 
 
 def thumbnail(context: Context, index: int) -> Thumbnail | None:
-    """A small image inside the page; None where it is not there."""
+    """Return a small image for the page, or None if it is missing."""
     image = context.thumbnails.get(index)
     if image is not None and index not in context.shown:
         image = image.copy()
@@ -207,7 +202,7 @@ def thumbnail(context: Context, index: int) -> Thumbnail | None:
 
 
 def outlined_image(image: Image.Image, detected: Detected, told: str) -> str:
-    """An image as SVG, with the objects that were found on it."""
+    """Return an image as SVG, with the objects detected on it."""
     width, height = fit_size(detected.size, WIDE, HIGH)
     size = f'width="{width:.1f}" height="{height:.1f}"'
     outlines = "".join(write_outlines(place_outlines(detected, (0.0, 0.0, width, height))))

@@ -20,7 +20,7 @@ NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS = 4, 48, 4000
 
 
 def gate_values(context: Context) -> Values:
-    """What the gates do: warnings, how many images reach each block, edges that never change."""
+    """Return the values of the gates: warnings, images per block, and edges that never change."""
     graph, gates = context.graph, context.atlas.gates
     total = sum(len(graph.edges(stage)) for stage in graph.stages)
     ties = sorted(gates.tie_fractions.items(), key=lambda tie: -tie[1])
@@ -58,7 +58,7 @@ def gate_values(context: Context) -> Values:
 def _edge_list(
     graph: DynamicGraph, title: str, edges: Mapping[CandidateEdge, float | None]
 ) -> Values:
-    """Edges, by the names of their ends, with the share of images that goes with them."""
+    """Return edges by the names of their ends, each with a share of images."""
     paths = node_names(graph)
     return {
         "title": title,
@@ -67,7 +67,7 @@ def _edge_list(
 
 
 def cost_values(context: Context) -> Values:
-    """The histogram of MACs, the cheapest and the dearest images."""
+    """Return the histogram of MACs, and the images with the fewest and the most MACs."""
     atlas = context.atlas
     by_index = {one.index: one for one in atlas.instances}
     extremes = [
@@ -82,7 +82,7 @@ def cost_values(context: Context) -> Values:
 
 
 def edge_values(context: Context) -> list[tuple[str, str]]:
-    """How often each edge is open: of each stage its name and its adjacency matrix."""
+    """Return the name of each stage and a matrix of how often its edges are open."""
     graph, atlas = context.graph, context.atlas
     return [
         (stage, draw_frequencies(graph, stage, atlas.frequencies[stage])) for stage in graph.stages
@@ -90,7 +90,7 @@ def edge_values(context: Context) -> list[tuple[str, str]]:
 
 
 def class_section_values(context: Context) -> Values:
-    """Where the paths of each class differ from all images'."""
+    """Return how the paths of each class differ from those of all images."""
     graph, atlas = context.graph, context.atlas
 
     def distances(place: int) -> list[float]:
@@ -112,8 +112,9 @@ def class_section_values(context: Context) -> Values:
 
 
 def _frequency_rows(context: Context) -> list[tuple[str, str, list[float]]]:
-    """The ends of each edge and how often it is open, among all images and in each class; nothing
-    where they are more than a table holds.
+    """Return the ends of each edge and how often it is open, overall and in each class.
+
+    The list is empty if the table would have more than `MAX_TABLE_CELLS` cells.
     """
     graph, atlas = context.graph, context.atlas
     paths = node_names(graph)
@@ -133,7 +134,7 @@ def _frequency_rows(context: Context) -> list[tuple[str, str, list[float]]]:
 
 
 def path_values(context: Context) -> Values:
-    """The most common paths."""
+    """Return the most common paths."""
     atlas = context.atlas
     cards = [
         common_path_values(context, rank, one)
@@ -148,7 +149,7 @@ def path_values(context: Context) -> Values:
 
 
 def image_values(context: Context) -> Values:
-    """Images with their paths, and the classes that the script can choose among them."""
+    """Return images with their paths, and the classes that the script can filter by."""
     return {
         "labels": sorted({one.label for one in context.atlas.instances if one.label is not None}),
         "cards": [instance_values(context, one) for one in context.atlas.instances],

@@ -1,5 +1,7 @@
-"""A path inside an HTML page: one small SVG a stage, with the places of `layout` and colours of the
-page's style sheet.
+"""A path in an HTML page: one small SVG per stage, in the colours of the page's style sheet.
+
+Positions come from `layout`. Curves are written once per page (`define_curves`), and the diagram of
+each image refers to them, so the size of a page with a hundred images stays small.
 
 Curves are written once a page (`define_curves`) and referred to by every image's diagram, so that a
 hundred images stay small.
@@ -14,13 +16,13 @@ from dggraph.views.layout import Layout, Panel, Rectangle
 from dggraph.views.picture import Picture, baselines, lines_of, mark_of, picture_path
 
 PAD, WIDE = 12.0, 480.0
-"""Around a diagram; from this width on it may be scrolled sideways on a narrow screen."""
+"""Margin of a diagram, and the width from which it scrolls sideways on a narrow screen."""
 MAX_TOLD_EDGES = 150
-"""Above that many candidate edges a diagram does not tell each one's weight."""
+"""Diagrams with more candidate edges do not show the weight of each edge."""
 
 
 def define_curves(layout: Layout) -> str:
-    """The curves of every candidate edge; belongs once into a page that shows diagrams."""
+    """Return the curves of every candidate edge, needed once in a page with diagrams."""
     groups = []
     for number, panel in enumerate(layout.panels):
         curves = (
@@ -35,13 +37,12 @@ def define_curves(layout: Layout) -> str:
 
 
 def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> str:
-    """One instance's path: active edges as wide as their weight, nodes it never reached, nodes it
-    computed without use.
+    """Draw the path of one image: active edges as wide as their weight, dead and unused nodes.
 
     Args:
-        graph: what may connect.
-        path: what did.
-        layout: from `lay_out(graph)`, the one whose curves the page has.
+        graph: The wired graph.
+        path: The activated path.
+        layout: From `lay_out(graph)`; the page must have its curves.
     """
     picture = picture_path(graph, path, layout=layout)
     panels = (_panel(picture, number, panel) for number, panel in enumerate(layout.panels))
@@ -76,7 +77,7 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
 
 
 def _describe(picture: Picture, panel: Panel) -> str:
-    """For example `7 of 10 edges active; never reached: layer1.2`."""
+    """Return for example `7 of 10 edges active; never reached: layer1.2`."""
     graph, marks = picture.graph, picture.marks
     edges = [marks.edges[edge.source, edge.target] for edge in graph.edges(panel.stage)]
     texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
@@ -92,8 +93,9 @@ def _describe(picture: Picture, panel: Panel) -> str:
 
 
 def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
-    """Active edges by width; in a large graph widths are rounded more coarsely and weights not
-    told, so that diagrams stay small.
+    """Yield active edges by width.
+
+    In a large graph, widths are rounded to one digit and weights are left out, to save space.
     """
     marks, is_large = picture.marks, len(picture.marks.edges) > MAX_TOLD_EDGES
     groups: dict[float, list[str]] = {}

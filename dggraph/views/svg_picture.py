@@ -1,5 +1,6 @@
-"""A picture as SVG, written here: no drawing program, no script, no style sheet, and quick enough
-to re-colour for every image.
+"""A picture as SVG, written without a drawing program, scripts or style sheets.
+
+It is fast enough to be written for every image.
 """
 
 import base64
@@ -19,14 +20,15 @@ from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_o
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
 DENSE = ' stroke-opacity="0.6"'
 MIN_SHOWN = 720.0
-"""Pixels; on a narrower page a notebook's picture scrolls rather than shrinks."""
+"""Pixels; in a narrower notebook cell, the picture scrolls instead of shrinking."""
 SHARPNESS = 7 / 3
-"""Pixels of an embedded thumbnail for each of the picture's."""
+"""Pixels of an embedded thumbnail per pixel of the picture."""
 
 
 def write_svg(picture: Picture) -> str:
-    """The picture as one SVG element. Edges carry `data-edge="source target"` and their mark as
-    class, nodes `data-node`.
+    """Return the picture as one SVG element.
+
+    Edges have `data-edge="source target"` and their mark as class, and nodes have `data-node`.
     """
     frame = make_frame(picture)
     size = (
@@ -59,13 +61,13 @@ def write_svg(picture: Picture) -> str:
 
 
 def show_picture(picture: Picture) -> str:
-    """HTML for a notebook: as wide as its cell; where that is too narrow to read, it scrolls."""
+    """Return HTML for a notebook: as wide as the cell, or scrolling if the cell is too narrow."""
     width = min(make_frame(picture).width, MIN_SHOWN)
     return render("picture.html", width=width, picture=write_svg(picture))
 
 
 def data_uri(image: Image.Image, side: float) -> str:
-    """A copy of `image`, at most `side` pixels wide or high, as a data URI."""
+    """Return a copy of `image`, at most `side` pixels wide or high, as a data URI."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -114,7 +116,7 @@ def _links(picture: Picture) -> Iterator[str]:
 
 
 def _edges(picture: Picture) -> Iterator[str]:
-    """Grouped by mark, the faint ones below."""
+    """Yield edges grouped by mark, faint ones below."""
     marks = picture.marks
     groups: dict[str, list[str]] = {mark: [] for mark in EDGE_LOOKS}
     for panel in picture.layout.panels:

@@ -1,6 +1,4 @@
-"""The page of a training run: what it reached, how it got there, what was asked of it. Everything
-on it comes from the files of its folder.
-"""
+"""The page of a training run, made from the files of its folder: results, curves, configuration."""
 
 import json
 from bisect import bisect_left
@@ -20,34 +18,38 @@ OF_DETECTION = ("AP50", "AP75", "small", "medium", "large")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What the files of a run folder say."""
+    """The contents of the files of a run folder."""
 
     name: str
     """Name of the folder."""
     config: Row
-    """Every key."""
+    """All keys of the configuration."""
     defaults: Row
     """Default values of the keys that have one."""
     environment: Row
     """Versions and machine."""
     metrics: Sequence[Row]
-    """One row a logged step: `step`, `loss`, `lr`, of a dynamic network `kept`. Of each evaluated
-    epoch: `step`, `epoch` from 1, `accuracy`, counts of images, of a dynamic network `kept` and its
-    paths; for detection `AP`, `AP50` and others in place of `accuracy`.
+    """One row per logged step, and one per evaluated epoch.
+
+    Rows of steps have `step`, `loss`, `lr`, and `kept` for a dynamic network. Rows of epochs have
+    `step`, `epoch` from 1, `accuracy`, counts of images, and `kept` and path statistics for a
+    dynamic network. For detection, `AP`, `AP50` and others replace `accuracy`.
     """
     timing: Sequence[Row]
-    """One row an epoch, or its part since a resume: `epoch` from 0, `images_per_second`."""
+    """One row per epoch, or per part of it after a resume: `epoch` from 0, `images_per_second`."""
     num_unreadable: int
-    """Lines of metrics and timing that are not rows."""
+    """Number of lines of metrics and timing that are not valid rows."""
 
     @property
     def is_detection(self) -> bool:
+        """Whether the run trains a detector."""
         return self.config.get("task") == "detection"
 
     @property
     def measure(self) -> str:
-        """What the score is: COCO's mean average precision, right answers, or those of the static
-        network that is learned from.
+        """Name of the score: `AP` (COCO's mean average precision), `accuracy` or `agreement`.
+
+        Agreement is that with the static network in distillation.
         """
         if self.is_detection:
             return "AP"
@@ -55,15 +57,17 @@ class Record:
 
     @property
     def score(self) -> str:
-        """Its key in rows of epochs; higher is better."""
+        """Key of the score in rows of epochs; higher is better."""
         return "AP" if self.is_detection else "accuracy"
 
     @property
     def steps(self) -> list[Row]:
+        """The rows of logged steps."""
         return [row for row in self.metrics if is_number(row.get("step")) and "epoch" not in row]
 
     @property
     def epochs(self) -> list[Row]:
+        """The rows of evaluated epochs."""
         return [
             row
             for row in self.metrics
@@ -72,12 +76,12 @@ class Record:
 
     @property
     def last_step(self) -> int:
-        """The last step of any row, 0 before the first."""
+        """The last step of any row; 0 before the first."""
         return max((row["step"] for row in (*self.steps, *self.epochs)), default=0)
 
     @property
     def losses(self) -> list[list[float]]:
-        """Those logged in each evaluated epoch, in the order of `epochs`."""
+        """The losses logged in each evaluated epoch, in the order of `epochs`."""
         ends = [row["step"] for row in self.epochs]
         found: list[list[float]] = [[] for _ in range(len(ends) + 1)]
         for row in self.steps:
@@ -87,7 +91,7 @@ class Record:
 
     @property
     def rates(self) -> dict[float, float]:
-        """Images a second by epoch, from 1; where an epoch was trained twice, of the last time."""
+        """{epoch from 1: images per second}; for an epoch that was repeated, the last value."""
         known = (
             row
             for row in self.timing
@@ -97,8 +101,9 @@ class Record:
 
 
 def write_summary(record: Record) -> str:
-    """A whole HTML document that needs nothing else and no script. Every name in it is escaped,
-    every missing number a dash or a gap.
+    """Return a complete HTML document without scripts or external resources.
+
+    Every name in it is escaped, and every missing number is a dash or a gap.
     """
     config, num_epochs = record.config, len(record.epochs)
     heads = _heads(record)
@@ -127,9 +132,7 @@ def write_summary(record: Record) -> str:
 
 
 def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Name, value and note of the numbers where the run stands; those that are not there yet have
-    no tile.
-    """
+    """Yield name, value and note of each current number; missing numbers have no tile."""
     last = record.epochs[-1] if record.epochs else {}
     images = (
         f"{last['num_images']:,} images" if is_number(last.get("num_images")) else "unknown images"
@@ -180,7 +183,7 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def _best(record: Record) -> Row | None:
-    """The first of the epochs with the highest score: the one whose checkpoint is kept."""
+    """Return the first epoch with the highest score, whose checkpoint is kept."""
     key = record.score
     return max(
         (row for row in record.epochs if is_number(row.get(key))),
@@ -190,7 +193,7 @@ def _best(record: Record) -> Row | None:
 
 
 def _charts(record: Record) -> list[tuple[str, str]]:
-    """Titles and pictures."""
+    """Return titles and pictures."""
     steps, epochs, last = record.steps, record.epochs, max(1, record.last_step)
     budget, unit = record.config["budget"], "\N{NO-BREAK SPACE}%"
 
@@ -239,7 +242,7 @@ def _charts(record: Record) -> list[tuple[str, str]]:
 
 
 def _heads(record: Record) -> list[str]:
-    """The columns of the table of epochs, except the first."""
+    """Return the column names of the table of epochs, without the first."""
     scores = OF_DETECTION if record.is_detection else ("top 5",)
     heads = ["step", record.measure, *scores]
     if record.config["router"] != "none":
@@ -248,7 +251,7 @@ def _heads(record: Record) -> list[str]:
 
 
 def _epochs(record: Record, heads: Sequence[str]) -> list[tuple[Any, bool, list[str]]]:
-    """The number of each epoch, whether it is the best, and its cells."""
+    """Return the number of each epoch, whether it is the best, and its cells."""
     rows, best = [], _best(record)
     for row, losses in zip(record.epochs, record.losses, strict=True):
         images, top5 = row.get("num_images"), row.get("top5")
@@ -280,7 +283,7 @@ def _number(value: object, form: str) -> str:
 
 
 def _facts(facts: Row) -> list[tuple[str, list[str]]]:
-    """Names and values as text; a list has several."""
+    """Return names and values as text; a list has several values."""
     return [(key, list(_texts(value))) for key, value in facts.items()]
 
 

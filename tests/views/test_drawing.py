@@ -339,7 +339,7 @@ def test_thumbnails(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_path_of_another_graph_is_refused() -> None:
-    with pytest.raises(GraphError, match="6 weights in stage 'a', the graph 10 edges"):
+    with pytest.raises(GraphError, match="6 weights in stage 'a', but the graph has 10 edges"):
         render(stages(3), PATH)
     with pytest.raises(GraphError, match="0 weights in stage 'b'"):
         picture_difference(stages(2, 1), PATH, PATH)
