@@ -1,3 +1,1 @@
-"""Files, locks, processes, loaders: what the operating system and torch.distributed are asked
-for.
-"""
+"""Interfaces to the operating system and torch.distributed: files, locks, processes, loaders."""

@@ -1,4 +1,4 @@
-"""Where a model computes, and in which type."""
+"""The device and dtype of a model."""
 
 from itertools import chain
 
@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 
 def first_weight(model: nn.Module) -> Tensor:
-    """The first floating weight of `model`, or else buffer, whose device and type its inputs take;
-    a number on the CPU where there is none.
+    """Return the first floating-point weight of `model`, or else its first floating-point buffer.
+
+    Inputs of the model take its device and dtype. A model with neither gives a 0-d tensor on the
+    CPU.
     """
     tensors = (tensor for tensor in chain(model.parameters(), model.buffers()))
     return next(

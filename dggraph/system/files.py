@@ -1,4 +1,14 @@
-"""Files that last: synced before they are called written, and replaced as a whole.
+"""Durable files: synced to disk before a write returns, and replaced atomically.
+
+A file is replaced by one rename, which is atomic in every file system. A folder cannot be: a rename
+does not replace a folder that has files, and a process killed between two renames would leave
+nothing at its path. An existing folder is therefore replaced from within:
+
+1. The new parts are written to a scratch folder and synced.
+2. One rename makes that folder its subfolder `.new`. From here on the new parts are valid:
+   `part_of` looks there first.
+3. The parts are moved out of `.new` over the old ones, one by one. If the process is killed here,
+   the next writer finishes this. Readers find every new part in one place or the other.
 
 A file is replaced by one rename, which every file system does at once or not at all. A folder is
 not: no rename replaces one that holds files, and a process killed between two renames would leave
@@ -26,7 +36,7 @@ NEW = ".new"
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write a new file through to the disk."""
+    """Write a new file and sync it to disk."""
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -34,10 +44,12 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Replace `file` by `content`; readers see the old one or the new one, even after a crash.
+    """Replace the content of `file` atomically.
+
+    Readers see the old file or the new one, even after a crash.
 
     Raises:
-        InputError: it cannot be written; the old one or the new one is there.
+        InputError: The file cannot be written; either the old file or the new one is there.
     """
     scratch = file.with_name(f".{file.name[:80]}.{secrets.token_hex(4)}")
     try:
@@ -49,23 +61,25 @@ def write_whole(file: Path, content: bytes) -> None:
         sync_folder(file.parent)
     except OSError as error:
         raise InputError(
-            f"cannot write {str(file)!r}: {error.strerror or error}. No half of a file is left"
-            " there; choose another place, or make room."
+            f"cannot write {str(file)!r}: {error.strerror or error}. No partial file is left"
+            " there. Choose another place, or make room."
         ) from error
 
 
 def write_folder(folder: Path, parts: Iterable[tuple[str, bytes]], *, scratch_prefix: str) -> None:
-    """Write a folder of files; readers that ask `part_of` see all of the old parts or all of the
-    new ones, even after a crash. Files of other names in it stay.
+    """Write a folder of files atomically.
+
+    Readers that use `part_of` see all old parts or all new ones, even after a crash. Files with
+    other names in the folder stay.
 
     Args:
-        folder: a new one, or one to replace; its parent must be there.
-        parts: names and contents; each is asked for when the one before is on the disk.
-        scratch_prefix: how the name of the scratch folder beside it begins, which only a killed
-            process leaves behind.
+        folder: A new folder, or one to replace; its parent must exist.
+        parts: Names and contents. Each is requested after the one before is on disk.
+        scratch_prefix: First characters in the name of the scratch folder beside it, which stays
+            only if the process is killed.
 
     Raises:
-        OSError: it cannot be written; the old parts or the new ones are there, whole.
+        OSError: The folder cannot be written; either all old parts or all new ones are there.
     """
     with tempfile.TemporaryDirectory(prefix=scratch_prefix, dir=folder.parent) as scratch:
         ready = Path(scratch, "new")
@@ -74,7 +88,7 @@ def write_folder(folder: Path, parts: Iterable[tuple[str, bytes]], *, scratch_pr
             write_synced(ready / name, content)
         sync_folder(ready)
         if folder.is_dir():
-            _move_new_parts(folder)  # of a process killed before: `.new` must be free
+            _move_new_parts(folder)  # left by a killed process; `.new` must not exist
             os.rename(ready, folder / NEW)
             sync_folder(folder)
             _move_new_parts(folder)
@@ -84,7 +98,7 @@ def write_folder(folder: Path, parts: Iterable[tuple[str, bytes]], *, scratch_pr
 
 
 def part_of(folder: Path, name: str) -> Path:
-    """Where the part `name` of a folder that `write_folder` wrote is."""
+    """Return the path of the part `name` of a folder written by `write_folder`."""
     new = folder / NEW / name
     return new if new.is_file() else folder / name
 
@@ -100,8 +114,9 @@ def _move_new_parts(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename lasts once its folder is on the disk. Windows and some network file systems know no
-    such thing.
+    """Sync a folder to disk, which makes renames in it durable.
+
+    Windows and some network file systems do not support this.
     """
     if os.name == "nt":
         return
@@ -116,7 +131,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal."""
+    """Return the SHA-256 of a file of any size, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):

@@ -1,5 +1,8 @@
-"""Batches from loader processes, which heed nobody's signals but their parent's, and whose errors
-read as ours.
+"""Batches from loader processes that ignore signals from outside and report errors clearly.
+
+torchrun passes SIGTERM to every process that its workers have started, and a terminal does the same
+with Ctrl-C. Loader processes that ended then would interrupt the step that training has to finish
+and save. They therefore only react to signals from their parent.
 
 torchrun passes SIGTERM on to every process that its workers have started, and a terminal does so
 with Ctrl-C. Loader processes that ended then would take the step with them that training wants to
@@ -19,19 +22,19 @@ from dggraph.errors import DggraphError, InputError
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that ask a process to end; the last one says that its terminal was closed."""
+"""Signals that ask a process to end; the last one means that its terminal was closed."""
 
 
 def num_samples(dataset: Dataset[Any]) -> int:
-    """The length of `dataset`, which torch's type does not promise.
+    """Return the length of `dataset`, which torch's type does not guarantee.
 
     Raises:
-        InputError: it has none.
+        InputError: The data set has no length.
     """
     if not isinstance(dataset, Sized):
         raise InputError(
-            f"{type(dataset).__name__} has no length, and its images are asked for by index. Give"
-            " it __len__ and __getitem__."
+            f"{type(dataset).__name__} has no length, but its images are read by index. Give it"
+            " __len__ and __getitem__."
         )
     return len(dataset)
 
@@ -44,17 +47,18 @@ def load_batches(
     pin_memory: bool = False,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[Any]:
-    """The batches of `dataset` whose indices `batches` lists.
+    """Yield the batches of `dataset` whose indices `batches` lists.
 
     Args:
-        dataset: asked by index.
-        batches: indices of each batch.
-        workers: loader processes; 0 loads in this one.
-        pin_memory: for a GPU.
-        collate: makes a batch of samples; by default they are stacked.
+        dataset: A data set that is read by index.
+        batches: The indices of each batch.
+        workers: Number of loader processes; 0 loads in this process.
+        pin_memory: Whether to use pinned memory, for a GPU.
+        collate: Makes a batch of samples; by default they are stacked.
 
     Raises:
-        DggraphError: what the data set raised, without the traceback that torch makes its message.
+        DggraphError: An error of the data set, without the traceback that torch adds to its
+            message.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -73,7 +77,7 @@ def load_batches(
 
 
 def _heed_parent(_number: int) -> None:
-    """Signals are blocked, and a thread looks who sent them."""
+    """Block signals in a loader process, and end it when its parent sends one."""
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     parent = os.getppid()

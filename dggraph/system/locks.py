@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the operating system gives back however its holder ends."""
+"""A lock that allows one run per folder; the operating system releases it when its process ends."""
 
 import errno
 import os
@@ -13,27 +13,27 @@ from filelock import FileLock, Timeout
 from dggraph.errors import DggraphWarning, InputError
 
 LOCK, HOLDER = "lock", "lock.holder"
-"""What is locked, and who has it: Windows lets nobody read a file that is locked."""
+"""The locked file, and a file that names the holder, since Windows cannot read a locked file."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within this context no other process gets `folder`.
+    """Lock `folder` against other processes within this context.
 
-    Loader processes do not inherit the lock (filelock 4 sees to it), so it ends with this process
-    and not with them. Where the file system has no locks, a warning says so.
+    Loader processes do not inherit the lock (filelock 4 ensures this), so it ends with this
+    process. If the file system has no locks, a warning is given.
 
     Raises:
-        InputError: another process has it, or the lock file cannot be written.
+        InputError: Another process has the lock, or the lock file cannot be written.
     """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f"{folder} is being written by another run, {_holder(folder)}; two would spoil each"
-            " other's checkpoints. Wait for it, stop it, or choose another experiment."
+            f"{folder} is being written by another run, {_holder(folder)}. Two runs would overwrite"
+            " each other's checkpoints. Wait for it, stop it, or choose another experiment."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -1,4 +1,4 @@
-"""Train and eval modes of every module, put back however a context ends."""
+"""Train and eval modes of modules, restored however a context ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def keeping_modes(*models: nn.Module) -> Iterator[None]:
-    """Modes that change within this context are as before after it, module by module."""
+    """Restore the mode of every module at the end of this context."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield
@@ -20,8 +20,9 @@ def keeping_modes(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients. Not for a generator that yields within: its caller would lose
-    gradients too.
+    """Run in eval mode without gradients within this context.
+
+    It must not surround the `yield` of a generator, whose caller would lose gradients too.
     """
     with keeping_modes(model), torch.no_grad():
         model.eval()

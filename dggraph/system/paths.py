@@ -1,6 +1,4 @@
-"""Paths that no shell has seen, as their writer meant them: `~`, and letters with accents, which
-file systems store in two ways.
-"""
+"""Paths that were not expanded by a shell: `~`, and accented letters in either Unicode form."""
 
 import os
 import unicodedata
@@ -10,22 +8,22 @@ from dggraph.errors import InputError
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """`path` with `~` as the home folder, and each part as it is spelt on the disk.
+    """Return `path` with `~` expanded, and each part spelt as on disk.
 
-    "é" may be one character (NFC) or two (NFD, as macOS and many archives have it). A part that is
-    not there, but is there in the other spelling, is taken so; what is nowhere stays as written.
+    "é" may be one character (NFC) or two (NFD, used by macOS and many archives). A part that only
+    exists in the other form is replaced by it. Parts that exist in neither stay unchanged.
 
     Args:
-        path: from a configuration or the command line.
+        path: A path from a configuration or the command line.
 
     Raises:
-        InputError: it has a variable that only a shell replaces.
+        InputError: The path has a variable that only a shell replaces.
     """
     text = os.path.expanduser(os.fspath(path))
     if os.path.expandvars(text) != text and not os.path.lexists(text):
         raise InputError(
-            f"the path {text!r} has a variable in it, which only a shell would replace. Write the"
-            " path out; ~ is the home folder."
+            f"the path {text!r} has a variable in it, which only a shell would replace. Write out"
+            " the path; ~ is the home folder."
         )
     found = Path(text)
     if os.path.lexists(found) or text.isascii():
@@ -37,19 +35,21 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 def decode_text(content: bytes) -> str:
-    """A text file as its editor meant it: UTF-8 with or without a byte-order mark, or UTF-16 with
-    one; Windows' line ends as \\n.
+    """Decode a text file and convert Windows line ends.
+
+    The encoding is UTF-8 with or without a byte-order mark, or UTF-16 with one.
 
     Raises:
-        UnicodeDecodeError: it is neither.
+        UnicodeDecodeError: The content is in another encoding.
     """
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     return content.decode(encoding).replace("\r\n", "\n")
 
 
 def _spelling(folder: Path, name: str) -> str:
-    """The entry of `folder` that reads as `name` does; `name` itself where there is none, or more
-    than one.
+    """Return the entry of `folder` that equals `name` up to its Unicode form.
+
+    The result is `name` itself if there are none or several.
     """
     try:
         entries = os.listdir(folder or ".")

@@ -1,5 +1,7 @@
-"""One process or many: the few questions that a run asks of torch.distributed, answered without it
-too.
+"""Functions for one process or many: torch.distributed, with results for a single process too.
+
+`torchrun -m dggraph train|eval|atlas ...` starts the processes. `process_group` makes them a group,
+over nccl on GPUs and gloo elsewhere.
 
 `torchrun -m dggraph train|eval|atlas ...` starts the processes; `process_group` makes them a group,
 over nccl on GPUs and gloo elsewhere.
@@ -22,7 +24,7 @@ from dggraph.errors import LostProcessError, TrainingError
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(minutes=10)
-"""After so long without an answer a lost process is an error, never a hang."""
+"""Time without an answer after which a lost process is reported as an error."""
 
 _chosen: torch.device | None = None
 """See `computing_on`."""
@@ -30,14 +32,13 @@ _chosen: torch.device | None = None
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within this context the processes that torchrun started are one group; alone, nothing
-    happens.
+    """Form a group of the processes started by torchrun, within this context.
 
-    After an error the group is left as it is: the end of the process closes its connections, and so
-    tells the others.
+    It does nothing for a single process. After an error the group is not destroyed: the end of the
+    process closes its connections, which notifies the others.
 
     Raises:
-        LostProcessError: the group cannot be formed, or another process went away.
+        LostProcessError: The group cannot be formed, or another process ended.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -56,16 +57,20 @@ def process_group() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise LostProcessError(
-                "another process of this run ended or was killed, so the rest of it stopped. Look"
-                " for what that one said, or in the system's log for a lack of memory. What was"
-                " saved before still holds."
+                "another process of this run ended or was killed, so this one stopped too. Look for"
+                " the error of that process, or in the system's log for a lack of memory. What was"
+                " saved before is still valid."
             ) from error
         raise
     dist.destroy_process_group()
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as it is, with its output written and the interpreter not torn down.
+    """End this process immediately: flush its output, but do not shut down the interpreter.
+
+    torch keeps the mesh of a sharded network in caches, so the threads of the group outlive
+    `process_group`. A thread that releases its last tensor during the shutdown aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291).
 
     torch keeps the mesh of a sharded network in caches, so the group's threads outlive
     `process_group`. One that lets go of its last tensor while the interpreter closes aborts the
@@ -77,8 +82,11 @@ def leave(code: int) -> NoReturn:
 
 
 def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
-    """Whether this process is the one to tell the user: the first with this message, and none where
-    another's error caused it.
+    """Whether this process reports `message` to the user.
+
+    It is the first process with this message. No process reports a consequence of the error of
+    another one. This is decided in the store of the torchrun that started this process, which
+    exists before `process_group` and outlives every process.
 
     Asks the store of the torchrun that started this process, which is there before `process_group`
     and outlives every process.
@@ -97,15 +105,15 @@ def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
         if not is_consequence:
             store.set(attempt, "")
         return int(store.add(f"{attempt}/{blake2b(message.encode()).hexdigest()}", 1)) == 1
-    except RuntimeError:  # no store: better twice than never
+    except RuntimeError:  # without a store, a repeated report is better than none
         return True
 
 
 def assert_same_on_all_ranks(facts: Mapping[str, object]) -> None:
-    """Find out before the work whether all processes are about to do the same.
+    """Check before the work that `facts` are the same in all processes.
 
     Raises:
-        TrainingError: some fact is not the same for all; names it.
+        TrainingError: A fact differs; the error names it.
     """
     everyone = all_gather_objects(dict(facts))
     for name in facts:
@@ -115,17 +123,17 @@ def assert_same_on_all_ranks(facts: Mapping[str, object]) -> None:
             first, second = (f"{one!r:.80}" for one in (found[0], found[other]))
             raise TrainingError(
                 f"the processes of this run differ in {name}: {first} on process 0, {second} on"
-                f" process {other}. Give all the same command, files and data."
+                f" process {other}. Start all with the same command, files and data."
             )
 
 
 def rank() -> int:
-    """The rank of this process, 0 where there is one."""
+    """Return the rank of this process, 0 for a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -153,7 +161,7 @@ def device() -> torch.device:
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """`model` with gradients averaged over the processes."""
+    """Return `model` with gradients averaged over the processes."""
     if not dist.is_initialized():
         return model
     return DistributedDataParallel(
@@ -162,8 +170,9 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def share_buffers_(model: nn.Module) -> None:
-    """Give every process the buffers of the first, such as running statistics;
-    DistributedDataParallel does so before each step.
+    """Copy the buffers of process 0, such as running statistics, to every process. In place.
+
+    DistributedDataParallel does the same before each step.
     """
     if not dist.is_initialized():
         return
@@ -179,7 +188,7 @@ def share_buffers_(model: nn.Module) -> None:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over the processes, of integers exact."""
+    """Return the sum over the processes, exact for integers."""
     if dist.is_initialized():
         values = values.to(device())
         dist.all_reduce(values)
@@ -187,12 +196,12 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it holds in any process."""
+    """Whether `flag` is true in any process."""
     return bool(all_reduce_sum(torch.tensor(int(flag)))) if dist.is_initialized() else flag
 
 
 def all_gather_objects(value: object) -> list[object]:
-    """What every process has, by rank."""
+    """Return the values of every process, by rank."""
     if not dist.is_initialized():
         return [value]
     found: list[object] = [None] * world_size()
@@ -201,11 +210,11 @@ def all_gather_objects(value: object) -> list[object]:
 
 
 def all_gather_items(mine: Sequence[Item]) -> list[Item]:
-    """The items of all processes, by rank."""
+    """Return the items of all processes, by rank."""
     return [item for part in all_gather_objects(list(mine)) for item in cast("list[Item]", part)]
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for the other processes."""
     if dist.is_initialized():
         dist.barrier()

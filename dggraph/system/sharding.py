@@ -1,5 +1,9 @@
-"""FSDP2: each process keeps a share of every parameter, of its gradient and of the optimiser's
-state. From whole tensors to shares, and back.
+"""FSDP2: each process has a shard of every parameter, its gradient and its optimiser state.
+
+The network is sharded as a single unit. Its parts cannot be sharded alone: a lowered network calls
+modules rather than blocks, and modules such as attention read the weights of others without calling
+them. Each step therefore gathers all weights once, and between steps a process has only its shard.
+This module is separate from `processes`, since torch takes half a second to import what it needs.
 
 The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks,
 and modules such as attention read the weights of others without calling them. So each step gathers
@@ -23,19 +27,19 @@ from dggraph.system.processes import device, share_buffers_, world_size
 
 
 def shard_(model: nn.Module) -> None:
-    """Leave this process its share of every parameter; they are first made those of process 0, and
-    so are buffers before each step.
+    """Shard every parameter over the processes. In place.
 
-    A sharded model can be called and trained. Copying and saving need `full_state_dict`.
+    Parameters are first copied from process 0, and so are buffers before each step. A sharded model
+    can be called and trained. Copying and saving need `full_state_dict`.
 
     Raises:
-        InputError: a parameter that torch cannot share out.
+        InputError: torch cannot shard a parameter.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0 or not parameter.is_contiguous():
             what = "is a single number" if parameter.ndim == 0 else "is not contiguous in memory"
             raise InputError(
-                f"the parameter {name} {what}, so processes cannot have shares of it. Choose"
+                f"the parameter {name} {what}, so it cannot be sharded over processes. Choose"
                 " parallel = 'ddp'."
             )
     for parameter in model.parameters():
@@ -50,8 +54,9 @@ def shard_(model: nn.Module) -> None:
 
 
 def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients travel with the last part of a batch only; until then gathered weights stay
-    whole.
+    """Synchronise gradients only with the last part of a batch.
+
+    Until then gathered weights are not resharded.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
@@ -62,17 +67,20 @@ def gradient_sync(model: nn.Module, is_last: bool) -> AbstractContextManager[Non
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on the CPU where it was in shares; then every process must ask for it."""
+    """Return the full tensor, on the CPU if it was sharded; then every process must call this."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def local_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this process has of them."""
+    """Return the local shards of `tensors`."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's share of `tensor`, as it has one of `other`, where it has one."""
+    """Return the local shard of `tensor`, sharded like `other`.
+
+    If `other` is not sharded, or has another shape, `tensor` itself is returned.
+    """
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
     return distribute_tensor(
@@ -81,5 +89,5 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict in whole tensors; every process must ask for it."""
+    """Return the state dict with full tensors; every process must call this."""
     return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}

@@ -1,4 +1,6 @@
-"""Every private name of torch that we rely on. Tried with torch 2.10 to 2.15.
+"""Every private torch name in use, each with the reason. Tested with torch 2.10 to 2.15.
+
+The reason says what the public interface lacks. The rest of the package uses this module.
 
 Each stands here with the reason and what the public way lacks. The rest of the package asks this
 file.
@@ -24,50 +26,57 @@ __all__ = [
     "is_jit_traced",
     "tree_leaves",
 ]
-# FakeTensorMode: shapes without memory. The public way to one, torch.export, traces the model too.
-# tree_leaves: the containers that torch itself looks into. No public name walks them.
+# FakeTensorMode: shapes without memory. The public interface, torch.export, also traces the model.
+# tree_leaves: walks the containers that torch itself supports. No public function does.
 
 
 def below_autograd() -> Any:
-    """Within it, custom ops are called without their autograd, which is Python and costs as much as
-    a small sum.
+    """Return a context in which custom ops are called without their autograd.
+
+    Their autograd is Python code that costs as much as a small sum.
     """
     return torch._C._AutoDispatchBelowAutograd()
 
 
 def backward_pass() -> int:
-    """Which backward pass is running, -1 for none. `torch.utils.checkpoint` asks the same."""
+    """Return the id of the current backward pass, or -1.
+
+    `torch.utils.checkpoint` uses the same call.
+    """
     return torch._C._current_graph_task_id()
 
 
 def is_in_functorch() -> bool:
-    """True within `torch.func.grad`, `vmap` and their like. `autograd.Function` asks the same."""
+    """Whether `torch.func.grad`, `vmap` or similar is active.
+
+    `autograd.Function` uses the same call.
+    """
     return bool(torch._C._are_functorch_transforms_active())
 
 
 def is_jit_traced() -> bool:
-    """True while `torch.jit.trace` looks on."""
+    """Whether `torch.jit.trace` is running."""
     return torch._C._get_tracing_state() is not None
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """True where a call of `module` calls hooks too."""
+    """Whether a call of `module` also calls hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def has_global_hooks() -> bool:
-    """Whether a hook is registered for every module at once."""
+    """Whether a hook is registered for all modules."""
     every = torch.nn.modules.module
     return bool(every._global_forward_hooks or every._global_forward_pre_hooks)
 
 
 class NamingCodeGen(CodeGen):
-    """Generates the same code as fx, with short names for what it calls.
+    """Generates the same code as fx, with short names for the functions it calls.
 
-    Where torch comes to generate code in another way, the long names come back.
+    If a later torch generates code differently, the long names are used again.
 
     Args:
-        names: short name to function. A name that an argument of the graph has stays with the
+        names: {short name: function}. A name that an argument of the graph has stays with the
             argument.
     """
 

@@ -283,7 +283,7 @@ def test_images_by_the_name_that_the_backbone_has_for_them() -> None:
         net(X, doubled=True)
     for wrong, message in (
         ({}, r"call net\(x\), or net\(pixel_values=x\)"),
-        ({"images": X}, r"no argument 'images'. It takes images, net\(x\) or net\(pixel_values=x"),
+        ({"images": X}, r"no argument 'images'. It takes images: net\(x\) or net\(pixel_values=x"),
     ):
         with pytest.raises(InputError, match=message):
             net(**wrong)

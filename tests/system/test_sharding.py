@@ -24,7 +24,7 @@ def test_parameters_without_shares(parameter: torch.Tensor, message: str) -> Non
     with pytest.raises(
         InputError,
         match=(
-            f"the parameter {message}, so processes cannot have shares of it. Choose parallel ="
+            f"the parameter {message}, so it cannot be sharded over processes. Choose parallel ="
             " 'ddp'"
         ),
     ):
