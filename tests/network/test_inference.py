@@ -152,7 +152,7 @@ def test_it_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     assert twin.eval() is twin
     with pytest.raises(InputError, match=r"optimised for inference.*cannot be trained"):
         twin.train()
-    with pytest.raises(InputError, match="save the network that it was made from"):
+    with pytest.raises(InputError, match="Save the network that it was made from"):
         dggraph.save(twin, tmp_path / "archive")
     assert not (tmp_path / "archive").exists()
 
