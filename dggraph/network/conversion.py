@@ -135,7 +135,7 @@ def convert(
 
 
 def note_source_(net: DynamicNetwork, loaded: LoadedModel) -> None:
-    """Set the MODEL name of `net`, its preprocessing and its class names. In place."""
+    """Set MODEL name, preprocessing, class names and origin of the weights of `net`. In place."""
     net.source, net.source_options = loaded.source, loaded.options
     net.preprocess, net.labels = loaded.preprocess, loaded.labels
     note_weights_(net, loaded.weights_origin)

@@ -98,7 +98,7 @@ def optimize_for_inference(net: DynamicNetwork) -> InferenceNetwork:
     )
     own = {*vars(nn.Module()), "lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
     vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
-    note_weights_(twin, net.weights_origin)  # folded ones differ from those that were watched
+    note_weights_(twin, net.weights_origin)  # folded weights differ from the probe
     return twin.eval()
 
 

@@ -128,7 +128,7 @@ class Manifest(_Strict):
     labels: list[str] | None
     budgets: _Budgets | None
     weights_origin: Name = UNKNOWN
-    """Where the weights come from; archives written before version 0.2 do not say it."""
+    """The origin of the weights; archives written before version 0.2 do not record it."""
     sha256: dict[str, str]
 
 
@@ -212,7 +212,7 @@ def seal(manifest: Manifest) -> Manifest:
     """Return `manifest` with the SHA-256 of the rest of its contents."""
     parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
     content = manifest.model_copy(update={"sha256": parts}).model_dump_json(
-        exclude_unset=True  # so that the seal of an archive holds that lacks a newer field
+        exclude_unset=True  # older archives lack newer fields, and their seals must stay valid
     )
     return manifest.model_copy(
         update={"sha256": parts | {MANIFEST: hashlib.sha256(content.encode()).hexdigest()}}

@@ -44,13 +44,13 @@ class DynamicNetwork(StandIn):
     Modules, parameters, buffers and attributes keep their names from the backbone, see `StandIn`.
 
     Attributes:
-        executor: `auto` (default), `sparse` (skips the work an instance does not need) or `dense`
-            (runs every block for all, closed edges masked). Skipping has no gradients: in train
-            mode, with gradients on, under compilers and exporters, and where norms take the
-            statistics of the batch, the dense form runs under any of the three, an explicit
-            `sparse` too; `last_run` and the network's repr say so and why. Else `auto` runs what
-            `sparse` runs, but that hooks on single layers see whole batches under `auto`, and only
-            the rows that run under `sparse`.
+        executor: `auto` (default), `sparse` (skips the work that an image does not need) or `dense`
+            (runs every block for all images and masks closed edges). Skipping has no gradients. In
+            train mode, with gradients on, under compilers and exporters, and if norms use the
+            statistics of the batch, the dense form therefore runs under all three settings, also
+            under an explicit `sparse`; `last_run` and the network's repr report this and why.
+            Otherwise `auto` and `sparse` run the same, with one exception: hooks on single layers
+            see full batches under `auto`, and only the rows that run under `sparse`.
 
     Example:
         >>> import dggraph, torch
@@ -130,8 +130,11 @@ class DynamicNetwork(StandIn):
 
     @property
     def weights_origin(self) -> str:
-        """Where the weights come from: `random`, `torchvision IMAGENET1K_V2`, `checkpoint FILE`,
-        `trained by dggraph`, `given by the caller`; `unknown` of archives that do not say it.
+        """The origin of the weights, for example `random` or `torchvision IMAGENET1K_V2`.
+
+        Other origins are `checkpoint FILE`, `trained by dggraph`, `given by the caller`, and
+        `unknown` for archives that do not record it. Random weights that were trained or
+        overwritten since are `given by the caller`.
 
         Random weights that were trained or loaded over since are `given by the caller`.
         """
@@ -139,7 +142,7 @@ class DynamicNetwork(StandIn):
 
     @property
     def executor(self) -> Executor:
-        """How it is to run in eval mode without gradients; `last_run` says how it ran."""
+        """The executor in eval mode without gradients; `last_run` reports which one was used."""
         return self._executor
 
     @executor.setter
@@ -150,13 +153,15 @@ class DynamicNetwork(StandIn):
 
     @property
     def last_run(self) -> str:
-        """Which executor the last forward pass outside compilers used, and why where it was not for
-        the asking, for example `dense: gradients are on`. The checks of `convert` count.
+        """The executor of the last forward pass, for example `dense: gradients are on`.
+
+        Passes under compilers do not count; those in the checks of `convert` do. The reason is
+        given if the pass did not use the requested executor.
         """
         return self._last_run
 
     def extra_repr(self) -> str:
-        """What no module in it says: how it runs, and where its weights come from."""
+        """Return the executor, the last run and the origin of the weights, for the repr."""
         ran = f", last run {self._last_run}" if self._last_run else ""
         return f"executor={self._executor!r}{ran}, weights {self.weights_origin}"
 
@@ -392,7 +397,7 @@ class DynamicNetwork(StandIn):
 
 
 def note_weights_(net: DynamicNetwork, told: str) -> None:
-    """Let `net` know where the weights that it has now come from."""
+    """Set the origin of the current weights of `net`. In place."""
     net._origin = origin_of(told, net.lowered)
 
 

@@ -77,7 +77,7 @@ class _Seen(NamedTuple):
     """The dictionary of a module, a key in it, and the object at that key."""
     types: list[tuple[nn.Module, type]]
     forwards: dict[type[nn.Module], Callable[..., Any]]
-    """Per class, what its forward was."""
+    """The forward of each class at the walk."""
     sizes: list[tuple[dict[str, Any], int]]
 
     def is_same(self) -> bool:

@@ -1,8 +1,7 @@
-"""Whether a network still has the weights that it was built with.
+"""The origin of a network's weights, with a check whether random weights have changed.
 
-Where they were random, whatever loads or trains them afterwards makes them something else, by ways
-that nobody tells us of (`load_state_dict`, an optimiser). So one value of each weight is kept, and
-compared when the question is asked.
+Random weights may be replaced in ways that the network does not notice (`load_state_dict`, an
+optimiser). One value of each weight is therefore kept, and compared when the origin is requested.
 """
 
 from typing import NamedTuple
@@ -13,26 +12,24 @@ from torch import Tensor, nn
 from dggraph.models.origins import GIVEN, RANDOM
 
 TOLERANCE = 0.004
-"""Relative; weights cast to bfloat16 are the same, and those trained for a few steps are not."""
+"""Relative tolerance: a cast to bfloat16 changes weights less, and a few training steps more."""
 
 
 class Origin(NamedTuple):
-    """Where weights come from, as was known at one moment."""
+    """The origin of the weights at one moment."""
 
     told: str
     probe: Tensor | None
-    """(W,) float64, one value of each weight matrix of the backbone; None where nothing is to be
-    watched.
-    """
+    """(W,) float64, one value per weight matrix of the backbone; None if no check is needed."""
 
 
 def origin_of(told: str, lowered: nn.Module) -> Origin:
-    """What is to be kept of a network whose weights come from `told` now."""
+    """Return the origin `told`, with a probe of the weights if they are random."""
     return Origin(told, _probe(lowered) if told == RANDOM else None)
 
 
 def origin_now(origin: Origin, lowered: nn.Module) -> str:
-    """Where the weights come from; given by the caller, once random ones have changed."""
+    """Return the current origin: given by the caller, if random weights have changed."""
     if origin.probe is None:
         return origin.told
     now = _probe(lowered)

@@ -139,7 +139,9 @@ def world_size() -> int:
 
 @contextmanager
 def computing_on(device: torch.device | None) -> Iterator[None]:
-    """Within this context `device()` is the one given; None leaves it as it is.
+    """Make `device()` return the given device within this context; None changes nothing.
+
+    With several processes, `cuda` means the GPU of each process's rank.
 
     Each process of several has a GPU of its own, so of `cuda` they take the one of their rank.
     """
@@ -152,7 +154,7 @@ def computing_on(device: torch.device | None) -> Iterator[None]:
 
 
 def device() -> torch.device:
-    """Where this process computes: as `computing_on` says, else a GPU where there is one."""
+    """Return the device of this process: that of `computing_on`, else a GPU if there is one."""
     if _chosen is not None and (_chosen.type != "cuda" or _chosen.index is not None):
         return _chosen
     if torch.cuda.is_available():

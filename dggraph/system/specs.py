@@ -1,6 +1,4 @@
-"""Names with numbers in brackets, as options and configurations have them: `window(4)`,
-`node(16)`.
-"""
+"""Names with numbers in brackets in options and configurations: `window(4)`, `node(16)`."""
 
 import inspect
 import re
@@ -11,17 +9,17 @@ from dggraph.errors import InputError
 
 
 class Spec(NamedTuple):
-    """What was written."""
+    """A name and its numbers."""
 
     name: str
     numbers: tuple[int | float, ...]
 
 
 def read_spec(text: str) -> Spec:
-    """`text` as a name and its numbers; without brackets there are none.
+    """Parse `text` into a name and its numbers; without brackets there are no numbers.
 
     Raises:
-        InputError: it is something else; says what.
+        InputError: It has another form.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
     if match is None:
@@ -32,15 +30,15 @@ def read_spec(text: str) -> Spec:
 
 
 def refuse_numbers(spec: Spec, make: Callable[..., Any], *, num_taken: int = 0) -> None:
-    """Make sure that `make` takes as many numbers as `spec` has.
+    """Check that `make` accepts as many numbers as `spec` has.
 
     Args:
-        spec: as it was written.
-        make: what the name stands for.
-        num_taken: arguments that `make` is given before the numbers.
+        spec: The parsed option.
+        make: The function with this name.
+        num_taken: Number of arguments of `make` before the numbers.
 
     Raises:
-        InputError: too few or too many; says how many and which, by the names in its signature.
+        InputError: There are too few or too many numbers; the error has the names in the signature.
     """
     try:
         found = list(inspect.signature(make).parameters.values())[num_taken:]
