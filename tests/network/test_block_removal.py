@@ -147,8 +147,8 @@ def test_what_cannot_be_skipped_is_refused_by_name() -> None:
     with pytest.raises(
         WiringError,
         match=(
-            r"out cannot run without layers_1, layers_2: the edge layers_0 -> .*out past them is not"
-            r" a candidate"
+            r"out cannot run without layers_1, layers_2: the edge layers_0 -> .*out past them is"
+            r" not a candidate"
         ),
     ):
         skipped_weights(window.graph, "layers", ["layers_1", "layers_2"])

@@ -292,7 +292,7 @@ class Inner(nn.Module):
 
 def test_bad_models_and_options() -> None:
     image = torch.rand(1, 3, 32, 32)
-    with pytest.raises(TraceError, match=r"Inner.*test_convert\.py:\d+.*leaves"):
+    with pytest.raises(TraceError, match=r"Inner.*test_conversion\.py:\d+.*leaves"):
         dggraph.convert(Inner(), image)
     with pytest.raises(NothingToRouteError, match="stages="):
         dggraph.convert(nn.Sequential(nn.Conv2d(3, 8, 1)), image)
