@@ -1,1 +1,1 @@
-"""From a static model to a lowered GraphModule: tracing, profiling, discovery, lowering."""
+"""From a static model to a lowered GraphModule: tracing, profiling, discovery and lowering."""

@@ -1,6 +1,4 @@
-"""Who writes into whose memory: in-place ops, `out=`, views through which they reach further, and
-what outlasts a pass.
-"""
+"""Which ops write into the memory of others: in-place ops, `out=`, views, lasting effects."""
 
 import inspect
 import operator
@@ -54,7 +52,7 @@ _FRESH_FUNCTIONS = {
 
 
 def overwritten(flow: Traced, fx_node: fx.Node) -> tuple[fx.Node, ...]:
-    """The operands that `fx_node` may overwrite."""
+    """Return the operands that `fx_node` may overwrite."""
     targets = [fx_node.kwargs.get("out")]
     if _is_in_place(flow, fx_node):
         targets += [*fx_node.args[:1], *(fx_node.kwargs.get(name) for name in ("input", "self"))]
@@ -65,11 +63,11 @@ def overwritten(flow: Traced, fx_node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def writers(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> Iterator[fx.Node]:
-    """Ops that write into `value` or into what may be a view of it.
+    """Yield the ops that write into `value` or into a possible view of it.
 
-    Convolutions, norms and sums make tensors of their own; every other op may hand on a view. What
-    lowering wrote (nodes that the backbone's trace does not have) never works in place, nor count
-    the direct readers named in `apart_from`.
+    Convolutions, norms and sums return fresh tensors; every other op may return a view. Ops that
+    lowering inserted (nodes that the backbone's trace does not have) never work in place. Direct
+    readers of `value` that are named in `apart_from` are skipped.
     """
     seen, open_ends = set[fx.Node](), [value]
     while open_ends:
@@ -103,8 +101,10 @@ def writers(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> I
 
 
 def is_effect(flow: Traced, fx_node: fx.Node) -> bool:
-    """True for an op that counts even where nobody reads its value: it writes somewhere, keeps
-    something, or is code we cannot see into.
+    """Whether an op must run even if nothing reads its value.
+
+    True for an op that writes into memory, keeps a value on a module, or runs code that cannot be
+    inspected.
     """
     if fx_node.target is keep or overwritten(flow, fx_node):
         return True
@@ -115,8 +115,9 @@ def is_effect(flow: Traced, fx_node: fx.Node) -> bool:
 
 
 def outlasts(flow: Traced, fx_node: fx.Node) -> bool:
-    """True for an op whose effect is there after the pass: it keeps a value on a module, or writes
-    into a weight or buffer.
+    """Whether the effect of an op remains after the forward pass.
+
+    True for an op that keeps a value on a module, or writes into a weight or buffer.
     """
     if fx_node.target is keep:
         return True
@@ -133,14 +134,15 @@ def outlasts(flow: Traced, fx_node: fx.Node) -> bool:
 
 
 def may_overwrite(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> bool:
-    """True unless it is proved that nobody writes into `value`; modules and functions that torch
-    does not ship may do anything.
+    """Whether some op may write into `value`; False only where this is proved impossible.
+
+    Modules and functions that torch does not ship may do anything.
     """
     return next(writers(flow, value, apart_from), None) is not None
 
 
 def _is_foreign(function: Any) -> bool:
-    """True for a function that is neither Python's nor torch's own."""
+    """Whether a function comes from outside Python, torch and torchvision."""
     module = getattr(function, "__module__", None) or ""
     return not isinstance(function, type) and module.partition(".")[0] not in (
         "",
@@ -153,7 +155,7 @@ def _is_foreign(function: Any) -> bool:
 
 
 def _written_by_schema(fx_node: fx.Node) -> list[Any]:
-    """What an operator of `torch.library` says that it writes into."""
+    """Return the arguments that the schema of a `torch.library` operator marks as written."""
     operator_ = getattr(
         fx_node.target, "_opoverload", fx_node.target
     )  # torch.library.custom_op gives a CustomOpDef
@@ -172,7 +174,7 @@ def _written_by_schema(fx_node: fx.Node) -> list[Any]:
 
 
 def _is_in_place(flow: Traced, fx_node: fx.Node) -> bool:
-    """True for an op that may overwrite its first operand."""
+    """Whether an op may overwrite its first operand."""
     if fx_node.op == "call_method":
         return _is_in_place_name(str(fx_node.target))
     if fx_node.op == "call_module":

@@ -1,11 +1,11 @@
-"""Questions that Python asks of a batch while a forward is traced, and their answers.
+"""Answer the questions that Python asks of a batch while a forward is traced.
 
-A traced value has no data, but its rank, sizes, dtype, device and number of parts are known from a
-fake batch that runs through the graph as far as somebody asks: `Witness`. `isinstance(x,
-torch.Tensor)`, `if x.dtype != w.dtype`, `for part in x.chunk(2, 1)` then go the way they go on real
-images, while `x.shape[0]` stays a node, so that other batches and image sizes still run. An answer
-that may differ on another batch is looked at again on each (`ops/guards`); one that depends on the
-batch size alone is none.
+A traced value has no data. Its rank, sizes, dtype, device and number of parts are known from a fake
+batch, a `Witness`, which runs through the graph up to the op in question. Questions like
+`isinstance(x, torch.Tensor)`, `if x.dtype != w.dtype` and `for part in x.chunk(2, 1)` therefore get
+the answers that real images would give. `x.shape[0]` stays a node, so other batch sizes and image
+sizes still run. An answer that may differ on another batch is checked on each batch (`ops/guards`).
+A question whose answer depends on the batch size alone is refused.
 """
 
 import operator
@@ -46,14 +46,17 @@ class Assumption:
     """File, line and source of the question."""
     answer: str
     is_checked: bool
-    """True where each batch is asked again; False for gradients, strides and numbers that forward
-    counts.
+    """Whether the question is asked again on each batch.
+
+    False for gradients, strides and numbers that forward counts.
     """
 
 
 class KeepWhole(BaseException):
-    """A plain function asks its input: better call it as a whole, where its own Python answers,
-    than fix a branch.
+    """Raised where a plain function asks its input.
+
+    Calling the function as a single op lets its own Python code answer, which is better than fixing
+    one branch.
     """
 
     def __init__(self, function: types.FunctionType, reason: str) -> None:
@@ -62,36 +65,38 @@ class KeepWhole(BaseException):
 
 
 class AnsweringTracer(fx.Tracer):
-    """An fx tracer whose values answer where it has witnesses, and are silent where it has none."""
+    """An fx tracer whose values answer questions where it has witnesses."""
 
     witnesses: tuple[Witness, ...] = ()
     """Two fake batches of different sizes, or none."""
     cannot_keep: frozenset[types.FunctionType] = frozenset()
-    """Functions that are called as a whole already."""
+    """Functions that are already called as a single op."""
 
     def begin(self, module: nn.Module, attempt: nn.Module, example: Tensor) -> None:
-        """Let values answer from now on, as those of `example` would."""
+        """Let traced values answer from now on, as those of `example` would."""
         self.witnesses = tuple(Witness(module, attempt, example, number) for number in (2, 1))
         self.assumptions: dict[Assumption, None] = {}
         self.asked: list[fx.Node] = []
 
     @property
     def is_looking(self) -> bool:
-        """True while a witness runs: nothing is traced then."""
+        """Whether a witness runs; nothing is traced then."""
         return any(witness.is_running for witness in self.witnesses)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return a proxy for `node` that answers if there are witnesses."""
         return AskedProxy(node, self) if self.witnesses else super().proxy(node)
 
     def create_arg(self, a: Any) -> Any:
+        """Return `a` as an argument of an fx node."""
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def answer(self, asked: Asked, read: Any) -> Any:
-        """`asked` as a Python bool, int or float.
+        """Return `asked` as a Python bool, int or float.
 
         Raises:
-            Unanswered: it depends on the images' values or number.
-            KeepWhole: a plain function asks for what may change.
+            Unanswered: the answer depends on the values or the number of the images.
+            KeepWhole: a plain function asks for a value that may change.
         """
         value = asked.peek()
         if isinstance(value, Tensor):
@@ -117,10 +122,10 @@ class AnsweringTracer(fx.Tracer):
         return answer
 
     def count(self, asked: Asked) -> int:
-        """How many parts `asked` has.
+        """Return the number of parts of `asked`.
 
         Raises:
-            Unanswered: as many as there are images, or it has none.
+            Unanswered: the number equals the number of images, or `asked` has no parts.
         """
         value = asked.peek()
         try:
@@ -157,8 +162,10 @@ class AnsweringTracer(fx.Tracer):
             self.asked.append(asked.node)
 
     def _hold(self, asked: Asked, read: Any, answer: Any, *, is_plain: bool, is_type: bool) -> None:
-        """Ask again on every batch; types change under autocast, where the check of a conversion
-        has shown that it does not matter.
+        """Ask again on every batch.
+
+        Dtypes change under autocast, where the check of a conversion has shown that it does not
+        matter.
         """
         where = asking_place()
         function = plain_function(sys._getframe(1))
@@ -175,14 +182,14 @@ class AnsweringTracer(fx.Tracer):
         self.assumptions[Assumption(where, repr(answer), is_checked=True)] = None
 
     def _other(self, asked: Asked, read: Any, answer: Any) -> Any:
-        """The answer at another batch size; the same where that one cannot run at all."""
+        """Return the answer at another batch size, or `answer` if that batch size cannot run."""
         try:
             return read(self.witnesses[1].value(asked.node))
         except Unanswered:
             return answer
 
     def _reads(self, asked: Asked) -> set[str]:
-        """What of tensors `asked` was computed from: `size`, `dtype`, `dim`."""
+        """Return the tensor properties that `asked` was computed from: `size`, `dtype`, `dim`."""
         if isinstance(asked, AskedAttribute):
             if holds_tensors(asked.root.peek()):
                 return {asked.attr}
@@ -209,8 +216,9 @@ class AnsweringTracer(fx.Tracer):
 
 
 def _refuse_hooks_on_gradients() -> None:
-    """Where the code that asks whether there are gradients would hook them, the answer of a trace,
-    which has none, would lose the hook.
+    """Raise `HooksGradients` if the asking code would hook gradients.
+
+    A trace has no gradients, so its answer would lose the hook.
     """
     frame = asking_frame()
     names = frame.f_code.co_names if frame is not None else ()
@@ -220,12 +228,14 @@ def _refuse_hooks_on_gradients() -> None:
 
 
 def holds_tensors(value: Any) -> bool:
+    """Whether `value`, which may be nested, has a tensor in it."""
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _may_vary(fx_node: fx.Node, number: int) -> bool:
-    """True for parts whose number follows from a size: not what `chunk(2)` or `split([4, 4])` says
-    itself.
+    """Whether the number of parts follows from a size.
+
+    False where the arguments state the number themselves, as in `chunk(2)` or `split([4, 4])`.
     """
     name = getattr(fx_node.target, "__name__", fx_node.target)
     if name not in (

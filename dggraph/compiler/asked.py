@@ -1,6 +1,4 @@
-"""What passes through a forward instead of a tensor while it is traced: values that answer what
-Python asks of them.
-"""
+"""Values that stand in for tensors while a forward is traced, and answer Python's questions."""
 
 import builtins
 import dis
@@ -13,17 +11,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dggraph.compiler.frames import (
-    is_library_code,
-)
+from dggraph.compiler.frames import is_library_code
 from dggraph.compiler.witnesses import HooksGradients, Unanswered
 
 GRADIENT_HOOKS = ("register_hook", "retain_grad", "register_post_accumulate_grad_hook")
-"""Methods of tensors that have an effect in the backward pass alone."""
+"""Methods of tensors that only affect the backward pass."""
 
 
 class Asked(fx.Proxy):
-    """What passes through a forward instead of a tensor: a value that answers."""
+    """A value that replaces a tensor in a traced forward and answers questions about it."""
 
     tracer: Any
 
@@ -39,16 +35,15 @@ class Asked(fx.Proxy):
             super().__setattr__(name, value)
 
     def __format__(self, specification: str) -> str:
-        return (  # for a message, written before there is a value
-            f"<{vars(self).get('attr') or self.node.name}>"
-        )
+        # For a message that is formatted before there is a value.
+        return f"<{vars(self).get('attr') or self.node.name}>"
 
     def part(self, key: Any) -> Any:
-        """`self[key]`."""
+        """Return `self[key]`."""
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def peek(self) -> Any:
-        """The value on the fake batch."""
+        """Return the value on the fake batch."""
         return self.tracer.witnesses[0].value(self.node)
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +54,7 @@ class Asked(fx.Proxy):
         return AskedAttribute(self, name)
 
     def has(self, name: str) -> bool:
-        """Whether the value has an attribute of that name; True where it is not known."""
+        """Whether the value has an attribute called `name`; True if this is not known."""
         try:
             return hasattr(self.peek(), name)
         except Unanswered:
@@ -98,7 +93,7 @@ class Asked(fx.Proxy):
         return iter([self.part(index) for index in range(self.tracer.count(self))])
 
     def keys(self) -> Any:
-        """A mapping's own keys."""
+        """Return the keys of a mapping, or a call of the value's own `keys`."""
         return (
             list(value)
             if isinstance(value := self.peek(), Mapping)
@@ -119,10 +114,10 @@ def _class_of(asked: Any) -> type:
         return type(asked)
 
 
-def _told_class(asked: Any) -> type:
-    """What Python code reads as `asked.__class__`, and what `case torch.Tensor():` matches.
+def _visible_class(asked: Any) -> type:
+    """Return what Python reads as `asked.__class__`, and what `case torch.Tensor():` matches.
 
-    Calls get the truth: a function in C that took a traced value for a tensor would crash the
+    Calls get the true class: a C function that took a traced value for a tensor would crash the
     process.
     """
     frame = sys._getframe(1)
@@ -133,17 +128,19 @@ def _told_class(asked: Any) -> type:
 class AskedProxy(Asked):
     """The value of an fx node."""
 
-    __class__ = property(_told_class)
+    __class__ = property(_visible_class)
 
 
 class AskedAttribute(Asked, fx.proxy.Attribute):
-    """An attribute of a traced value; it becomes a node where an op reads it, not where Python
-    asks.
+    """An attribute of a traced value.
+
+    It becomes a node where an op reads it, not where Python asks for it.
     """
 
-    __class__ = property(_told_class)
+    __class__ = property(_visible_class)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the attribute as a method; the call becomes a node."""
         root: Any = self.root
         if self.attr in GRADIENT_HOOKS:
             raise HooksGradients(self.attr)
@@ -153,6 +150,7 @@ class AskedAttribute(Asked, fx.proxy.Attribute):
         return super().__call__(*args, **kwargs)
 
     def peek(self) -> Any:
+        """Return the attribute's value on the fake batch."""
         value = self.root.peek()
         try:
             return getattr(value, self.attr)
@@ -162,9 +160,7 @@ class AskedAttribute(Asked, fx.proxy.Attribute):
 
 @contextmanager
 def answered_builtins() -> Iterator[None]:
-    """Within this context `isinstance` knows what traced values stand for, and `len` of a traced
-    tensor is traced.
-    """
+    """Let `isinstance` see the classes of traced values, and trace `len` of a traced tensor."""
     ordinary, ordinary_len = builtins.isinstance, builtins.len
 
     def answered_len(value: Any, /) -> Any:
@@ -189,6 +185,6 @@ def answered_builtins() -> Iterator[None]:
 
 
 def _unpacked(frame: types.FrameType) -> int | None:
-    """How many names stand on the left where the caller unpacks (`a, b = x`)."""
+    """Return the number of names on the left if the caller unpacks (`a, b = x`), else None."""
     code, place = frame.f_code.co_code, frame.f_lasti
     return code[place + 1] if dis.opname[code[place]] == "UNPACK_SEQUENCE" else None

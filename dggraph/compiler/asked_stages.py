@@ -1,4 +1,4 @@
-"""The stages that a caller names by the module paths of their blocks, checked."""
+"""Check the stages that a caller names by the module paths of their blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ def asked_stages(
     regions: Mapping[str, Region],
     stages: Mapping[str, Sequence[str]],
 ) -> list[FoundStage]:
-    """The stages that `stages` names, in the order the backbone runs them.
+    """Return the stages that `stages` names, in the order in which the backbone runs them.
 
     Raises:
         DiscoveryError: as for `discover`.
@@ -29,8 +29,8 @@ def asked_stages(
     for name, paths in stages.items():
         if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
             raise DiscoveryError(
-                f"stage {name!r} is not an identifier; stage names become code, use letters,"
-                " digits, _."
+                f"stage {name!r} is not an identifier; stage names become code, so use letters,"
+                " digits and _ only."
             )
         if (
             isinstance(paths, str)
@@ -75,7 +75,7 @@ def _asked_stage(
         if not keys:
             raise DiscoveryError(
                 f"stage {name!r}: {path!r} is not a module that the backbone calls; see"
-                " `named_modules()`."
+                " `named_modules()` for the paths."
             )
         region = regions.get(keys[0]) or flow.region(calls[keys[0]].fx_nodes, path, path)
         if len(keys) > 1 or region is None:
@@ -85,8 +85,8 @@ def _asked_stage(
                 else "has no single input and output with the batch first"
             )
             raise DiscoveryError(
-                f"stage {name!r}: {path!r} {why}; a block takes one feature map and gives one,"
-                " once."
+                f"stage {name!r}: {path!r} {why}; a block runs once, takes one feature map and"
+                " returns one."
             )
         asked.append(region)
     chains = chains_of(flow, asked)
@@ -100,7 +100,7 @@ def _asked_stage(
         why = (
             f"have outputs of shapes {sorted(set(shapes))}"
             if len(set(shapes)) > 1
-            else f"are read elsewhere too: {taps}"
+            else f"have outputs that other ops read too: {taps}"
         )
         raise DiscoveryError(
             f"stage {name!r}: its blocks {why}; the blocks of a stage share one shape and one"
@@ -109,7 +109,7 @@ def _asked_stage(
     found = stage_of(flow, chains[0], kind="add")
     if not found:
         raise DiscoveryError(
-            f"stage {name!r}: {paths[0]!r} changes the shape, so it is the entry and no block is"
-            " left."
+            f"stage {name!r}: {paths[0]!r} changes the shape, so it is the entry, and no block"
+            " follows it; add the blocks after it."
         )
     return replace(found[0], path=name)

@@ -1,4 +1,4 @@
-"""An fx tracer for backbones: what it looks into, what it keeps whole, what it remembers."""
+"""An fx tracer for backbones: which modules it enters, which it keeps, and what it records."""
 
 import inspect
 import sys
@@ -19,9 +19,7 @@ _GENERATED = {"torch", "getattr", "setattr", "operator", "dggraph"}
 
 
 class BackboneTracer(AnsweringTracer):
-    """An fx tracer that keeps Python defaults, knows more leaves, and remembers the deepest module
-    that failed.
-    """
+    """An fx tracer that keeps Python defaults, has more leaves, and records the deepest failure."""
 
     def __init__(
         self,
@@ -41,21 +39,22 @@ class BackboneTracer(AnsweringTracer):
         self.leaves = (*leaves, *classes)
         self.failed: tuple[str, type[nn.Module]] | None = None
         self.structured: set[str] = set()
-        """Keys of calls that take or give tensors in lists, tuples or mappings."""
+        """Keys of calls that take or return tensors in lists, tuples or mappings."""
         self.capture = Capture()
         self.questions: dict[Owner, Question] = {}
-        """Who decides by `self.training`."""
+        """Classes and functions whose code depends on `self.training`."""
 
     def counted(self) -> list[Assumption]:
-        """The numbers that forward changes on its modules, as they were while it was traced."""
+        """Return the numbers that forward changes on its modules, as they were during tracing."""
         return [
             Assumption(where, answer, is_checked=False)
             for where, answer in self.capture.changed.items()
         ]
 
     def note_question(self, attempt: nn.Module, path: str) -> None:
-        """Remember who asks for the `training` of the module at `path`; what tracing itself asks
-        does not count.
+        """Record which code asks for the `training` flag of the module at `path`.
+
+        Questions that tracing itself asks do not count.
         """
         asker = sys._getframe(2)
         if asker.f_code.co_filename.startswith(COMPILER) or self.is_looking:
@@ -69,6 +68,11 @@ class BackboneTracer(AnsweringTracer):
         self.questions.setdefault(owner, Question(asking_place())).paths.add(path)
 
     def is_leaf_module(self, m: nn.Module, modulequalified_name: str) -> bool:
+        """Whether `m` becomes one op.
+
+        Layers that only act in training (dropout, stochastic depth) and have no state are leaves
+        too.
+        """
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
         has_state = any(True for _ in m.children()) or bool(m._parameters) or bool(m._buffers)
         return (
@@ -80,13 +84,14 @@ class BackboneTracer(AnsweringTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return a function to trace and its arguments: the module and one image batch."""
         parameters = list(inspect.signature(self.root.forward).parameters.values())
         name = (
             parameters[0].name
             if parameters and parameters[0].kind.name.startswith("POSITIONAL")
             else "x"
         )
-        if name in _GENERATED:  # the generated code needs what is called so
+        if name in _GENERATED:  # a name that the generated code uses itself
             name = f"{name}_image"
         image = self.create_proxy("placeholder", name, (), {})
 
@@ -109,29 +114,28 @@ class BackboneTracer(AnsweringTracer):
         name: str | None = None,
         type_expr: Any | None = None,
     ) -> fx.Node:
-        if (
-            name is None and target == "self"
-        ):  # a layer of this name; in the generated code `self` is the module
+        # A layer may be named `self`, which is the module in the generated code.
+        """Create an fx node that records the contexts it runs in."""
+        if name is None and target == "self":
             name = "self_layer"
         fx_node = super().create_node(kind, target, args, kwargs, name, type_expr)
         self.capture.note_contexts(fx_node)
         return fx_node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute of a module: its value while a witness runs, else a proxy."""
         return (
             attr_val if self.is_looking else super().getattr(attr, attr_val, parameter_proxy_cache)
         )
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace a call of `m`, and record `m` if it is the deepest module that fails."""
         if self.is_looking:
             return forward(*args, **kwargs)
-        if (
-            type(m).__name__ == "OptimizedModule"
-        ):  # torch.compile's wrapper: its module is what there is to trace
+        if type(m).__name__ == "OptimizedModule":  # torch.compile's wrapper of the module to trace
             return m.get_submodule("_orig_mod")(*args, **kwargs)
-        if self.witnesses and m not in (
-            self.submodule_paths or {}
-        ):  # made in forward, as a slice of a Sequential is
+        # A module made in forward, for example a slice of a Sequential, has no path.
+        if self.witnesses and m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)
         try:
             return super().call_module(m, self._noting_structure(forward), args, kwargs)

@@ -1,12 +1,10 @@
-"""Which parts of a backbone are blocks: module calls that repeat, or where nothing repeats,
-convolutions.
+"""Find the blocks of a backbone: repeated module calls, or else single convolutions.
 
 1. Every module call that is a single-entry, single-exit region is a candidate, the coarsest first.
-2. A candidate is a block if one like it (same class; for a Sequential, the same child classes)
-   follows it directly with an equal output shape. A class once recognised counts everywhere: the
-   first block of a stage learns from its siblings.
-3. A module that only strings like, branching blocks together is a container: its children are the
-   blocks.
+2. A candidate is a block if a similar one (same class; for a Sequential, the same child classes)
+   follows it directly with an equal output shape. Once recognised, a class counts everywhere: the
+   first block of a stage is recognised by its siblings.
+3. A module that only chains similar, branching blocks is a container: its children are the blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ HOMOGENEOUS_SHARE = 0.6
 def repeated_blocks(
     flow: Flow, calls: Mapping[str, Call], regions: Mapping[str, Region]
 ) -> list[Region]:
-    """The coarsest regions whose signature repeats somewhere."""
+    """Return the coarsest regions whose signature repeats somewhere."""
     candidates = {key: region for key, region in regions.items() if region.num_mac_ops >= 2}
     by_output: dict[str, list[Region]] = {}
     containers = {key for key in candidates if _is_container(flow, key, calls, candidates)}
@@ -48,7 +46,7 @@ def repeated_blocks(
 
 
 def conv_units(flow: Flow) -> list[Region]:
-    """Each MAC op on features with the norm and activation that follow it."""
+    """Return each MAC op on features as a region with the norm and activation that follow it."""
     units: list[Region] = []
     for fx_node in flow.order:
         if (
@@ -69,6 +67,7 @@ def conv_units(flow: Flow) -> list[Region]:
 
 
 def call_region(flow: Flow, call: Call) -> Region | None:
+    """Return the region of a module call, or None if it is a torch layer or has no region."""
     module = flow.module.get_submodule(call.path)
     if type(module).__module__.startswith("torch.nn") and not any(True for _ in module.children()):
         return None
@@ -78,9 +77,7 @@ def call_region(flow: Flow, call: Call) -> Region | None:
 def _is_container(
     flow: Flow, key: str, calls: Mapping[str, Call], candidates: Mapping[str, Region]
 ) -> bool:
-    """True for a module that only strings like, branching blocks together: its children are the
-    blocks, not itself.
-    """
+    """Whether a module only chains similar, branching blocks; its children are the blocks then."""
     children = [
         region
         for other, region in candidates.items()
@@ -108,9 +105,7 @@ def _is_container(
 
 
 def _branches(flow: Flow, region: Region, apart_from: Sequence[Region] = ()) -> bool:
-    """True where some tensor inside (or the input) has two readers: a residual or parallel
-    branch.
-    """
+    """Whether a tensor inside, or the input, has two readers: a residual or parallel branch."""
     hidden = {name for inner in apart_from for name in inner.fx_nodes} | {
         inner.input for inner in apart_from
     }

@@ -1,14 +1,14 @@
-"""Where calls of the backbone's modules stand in the lowered graph.
+"""Find the places of the backbone's module calls in the lowered graph.
 
-The graph is flat: it calls `torch.nn`'s modules and none of the blocks and containers around them.
-What such a module would take and give still has a place in it. fx nodes know the calls that they
-were traced in; of those inside a call, one value comes from outside and one is read outside, or the
-call has no place.
+The graph is flat: it calls `torch.nn`'s modules, but none of the blocks and containers around them.
+The input and output of a block or container still have a place in the graph. Each fx node records
+the calls that it was traced in. A call has a place if exactly one value enters it and exactly one
+of its values is read outside.
 
-1. Tracing marks calls with structured arguments or results. While lowering, `mark_features` notes
-   which values are features, `mark_routing` to which containers a stage's routing belongs, and
-   `mark_lifted` where a block's residual add was taken out, so that its last value is F(x) alone.
-2. `find_sites` then reads the place of every call off the graph, as it stands.
+1. Tracing marks calls with structured arguments or results. During lowering, `mark_features` marks
+   the values that are features, `mark_routing` the containers that a stage's routing belongs to,
+   and `mark_lifted` the blocks whose residual add was taken out, so their last value is F(x) alone.
+2. `find_sites` then reads the place of every call from the graph in its current state.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,9 +20,7 @@ from torch import fx
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 
 STACK = "nn_module_stack"
-"""Where fx nodes keep the calls that they stand in: {key: (module path, class)}, outermost
-first.
-"""
+"""Key of an fx node's `meta`: the calls around it, {key: (module path, class)}, outermost first."""
 _FEATURE, _LIFTED, _STRUCTURED = "dg_feature", "dg_lifted", "dg_structured"
 _FEATURE_OPS = (share, adapt, aggregate, concatenate)
 _SIZE_METHODS = ("size", "dim", "numel", "ndimension")
@@ -34,25 +32,25 @@ class Site:
 
     path: str
     around: Mapping[str, Any]
-    """The calls around it, as fx nodes keep them in `nn_module_stack`."""
+    """The calls around it, as fx nodes store them in `nn_module_stack`."""
     inside: frozenset[fx.Node]
     entries: tuple[fx.Node, ...]
     """Features from outside that are read inside."""
     exits: tuple[fx.Node, ...]
     """Features from inside that are read outside."""
     is_lifted: bool
-    """True for a block that hands on F(x) instead of x + F(x)."""
+    """Whether the block returns F(x) instead of x + F(x)."""
     is_structured: bool
-    """True where the backbone's call takes or gives tensors in a list, tuple or mapping."""
+    """Whether the backbone's call takes or returns tensors in a list, tuple or mapping."""
 
     @property
     def has_place(self) -> bool:
-        """One feature map goes in and one comes out, bare."""
+        """Whether one bare feature map goes in and one comes out."""
         return len(self.entries) == len(self.exits) == 1 and not self.is_structured
 
 
 def mark_structured(graph: fx.Graph, keys: Collection[str]) -> None:
-    """Remember that the calls at `keys` take or give tensors in a list, tuple or mapping."""
+    """Mark the calls at `keys`: they take or return tensors in a list, tuple or mapping."""
     for fx_node in graph.nodes:
         found = tuple(key for key in fx_node.meta.get(STACK) or {} if key in keys)
         if found:
@@ -60,7 +58,7 @@ def mark_structured(graph: fx.Graph, keys: Collection[str]) -> None:
 
 
 def mark_features(fx_nodes: Iterable[fx.Node]) -> None:
-    """Remember that these hold features: tensors that depend on the images."""
+    """Mark fx nodes as features: tensors that depend on the images."""
     for fx_node in fx_nodes:
         fx_node.meta[_FEATURE] = True
 
@@ -68,8 +66,13 @@ def mark_features(fx_nodes: Iterable[fx.Node]) -> None:
 def mark_routing(
     own: Iterable[fx.Node], blocks: Sequence[Collection[fx.Node]], path: str, graph: fx.Graph
 ) -> None:
-    """A stage's `own` nodes belong to the calls that hold all of its `blocks`, but to no block;
-    `path` is that of the first one.
+    """Assign the routing nodes of a stage to the calls around all of its blocks.
+
+    Args:
+        own: the routing nodes of the stage.
+        blocks: the fx nodes of each block; the routing belongs to none of them.
+        path: module path of the first block.
+        graph: the graph of all these nodes.
     """
     stacks = [fx_node.meta.get(STACK) or {} for members in blocks for fx_node in members]
     shared = {
@@ -77,7 +80,7 @@ def mark_routing(
         for key, call in (stacks[0] if stacks else {}).items()
         if all(key in stack for stack in stacks)
     }
-    if len(blocks) == 1:  # what holds one block may be the block itself, or lie inside it
+    if len(blocks) == 1:  # a call around one block may be the block itself, or lie inside it
         wider = {
             key
             for fx_node in graph.nodes
@@ -94,8 +97,9 @@ def mark_routing(
 
 
 def mark_lifted(terms: Sequence[fx.Node], add: fx.Node) -> None:
-    """`terms`, a first branch and the sums that take in the others, are what is left of the calls
-    that gave the residual add `add`.
+    """Mark what remains of the calls that returned the residual add `add`.
+
+    `terms` are the first branch and the sums that add the others to it.
     """
     for total in terms[1:]:
         total.meta |= {STACK: dict(add.meta.get(STACK) or {}), _FEATURE: True}
@@ -103,16 +107,14 @@ def mark_lifted(terms: Sequence[fx.Node], add: fx.Node) -> None:
 
 
 def stand_in(twin: fx.Node, value: fx.Node) -> None:
-    """Let `twin`, a new node at the border of a call, be to the calls around it what `value`
-    was.
-    """
+    """Let `twin`, a new node at the border of a call, take the marks of `value`."""
     twin.meta[_FEATURE] = True
     if _LIFTED in value.meta:
         twin.meta[_LIFTED] = value.meta[_LIFTED]
 
 
 def find_sites(graph: fx.Graph) -> dict[str, Site]:
-    """Every call by its key in `nn_module_stack`, inner calls first."""
+    """Return every call by its key in `nn_module_stack`, inner calls first."""
     members: dict[str, list[fx.Node]] = {}
     around: dict[str, tuple[str, dict[str, Any]]] = {}
     for fx_node in graph.nodes:

@@ -1,12 +1,12 @@
-"""What plain fx tracing loses, recorded while a backbone is traced.
+"""Record what plain fx tracing loses while a backbone is traced.
 
-1. A custom `autograd.Function` becomes one op, so that its own backward stands.
-2. Ops know in which contexts they ran (`no_grad`, `inference_mode`, `autocast`); `contexts` puts
-   them back around each.
-3. What forward keeps on a module (`self.aux = y`, `self.maps.append(y)`) becomes an op that keeps
-   it there; what it counts is noted.
-4. Gradient checkpointing is traced through, and noted: it only saves memory, and the caller has to
-   be told.
+1. A custom `autograd.Function` becomes one op, so its own backward is kept.
+2. Ops record the contexts that they ran in (`no_grad`, `inference_mode`, `autocast`); `contexts`
+   restores them around each op.
+3. Each value that forward keeps on a module (`self.aux = y`, `self.maps.append(y)`) becomes an op
+   that keeps it there; each number that forward counts is noted.
+4. Gradient checkpointing is traced through and noted: it only saves memory, and the caller is
+   warned.
 """
 
 import sys
@@ -38,23 +38,22 @@ CHECKPOINT_FLAGS = (
 
 
 class Capture:
-    """What one trace has to remember besides its graph."""
+    """What one trace records in addition to its graph."""
 
     def __init__(self) -> None:
         self.autocasts: list[Context] = []
         self.checkpointed: list[str] = []
-        """Paths of the modules in whose forward checkpointing was asked for."""
+        """Paths of the modules whose forward asks for gradient checkpointing."""
         self.changed: dict[str, str] = {}
-        """Numbers that forward counts on its modules, which no op of the graph does: name and value
-        where (file, line, source).
+        """Numbers that forward counts on its modules, which no op of the graph does.
+
+        Maps each place (file, line, source) to the name and the value.
         """
         self.returned: Any = None
-        """What the backbone's forward returned, in the types it returned it in; proxies stand for
-        values.
-        """
+        """What the backbone's forward returned, in its own types, with proxies for values."""
 
     def note_contexts(self, fx_node: fx.Node) -> None:
-        """Let a new op know the contexts it runs in."""
+        """Record on a new op the contexts that it runs in."""
         found: list[Context] = [("inference_mode",)] if torch.is_inference_mode_enabled() else []
         if not found and not torch.is_grad_enabled():
             found.append(("no_grad",))
@@ -65,15 +64,15 @@ class Capture:
 
 @contextmanager
 def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
-    """Within this context what `tracer` records of `root` is noted in `capture`; gradients are on,
-    whatever the caller set.
+    """Record in `capture` what `tracer` traces of `root`.
+
+    Gradients are on within this context, whatever the caller set.
     """
     replaced: list[tuple[Any, str, Any]] = []
 
     def replace(owner: Any, name: str, value: Any) -> None:
-        replaced.append(
-            (owner, name, vars(owner).get(name))
-        )  # as it is defined there, a static method as one
+        # Read from `vars`, which returns a static method itself and not its function.
+        replaced.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
     apply = _apply(capture, tracer)
@@ -99,14 +98,16 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
 
 
 def keep(value: Any, path: str, name: str) -> None:
-    """Stands in a trace for `module.name = value`, the module at `path`; `lower` writes the op that
-    does it.
+    """Stand in a trace for `module.name = value`, where `module` is at `path`.
+
+    `lower` writes the op that does it.
     """
 
 
 def keep_contents(tracer: fx.Tracer, root: nn.Module) -> None:
-    """Record what forward has put into lists and dicts that its modules hold
-    (`self.maps.append(y)`), as if it had set the attribute.
+    """Record the values that forward put into lists and dicts on its modules.
+
+    `self.maps.append(y)` is recorded as if forward had set the attribute.
     """
     for path, module in root.named_modules():
         for name, value in list(vars(module).items()):
@@ -121,9 +122,7 @@ def keep_contents(tracer: fx.Tracer, root: nn.Module) -> None:
 
 
 def depends_on_input(fx_node: fx.Node) -> bool:
-    """True for what is computed from the images; false for what comes from weights and constants
-    alone.
-    """
+    """Whether a value depends on the images; False for weights, constants and their results."""
     seen, open_ends = {fx_node}, [fx_node]
     while open_ends:
         current = open_ends.pop()
@@ -137,7 +136,7 @@ def depends_on_input(fx_node: fx.Node) -> bool:
 
 @cache
 def function_op(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply` as the target of an fx node, the same one each time."""
+    """Return `function.apply` as the target of an fx node, the same object on each call."""
 
     def apply(*args: Any, **kwargs: Any) -> Any:
         return function.apply(*args, **kwargs)
@@ -165,10 +164,10 @@ def _apply(capture: Capture, tracer: fx.Tracer) -> Callable[..., Any]:
 
 @contextmanager
 def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
-    """Within this context names for a function's `apply` (`round_ = Round.apply`) stand for ours:
-    torch's would take a proxy for a tensor.
+    """Replace other names of a function's `apply` (`round_ = Round.apply`) within this context.
 
-    They are looked for in modules, in the classes of `root`'s layers and on the layers themselves.
+    torch's own `apply` would take a proxy for a tensor. The names are searched in modules, in the
+    classes of `root`'s layers and on the layers themselves.
     """
     replaced: list[tuple[Any, str, Any]] = []
     modules = [
@@ -207,9 +206,8 @@ def _setattr(
     capture: Capture, tracer: fx.Tracer, original: Callable[..., None]
 ) -> Callable[..., None]:
     def __setattr__(module: nn.Module, name: str, value: Any) -> None:
-        is_buffer = name in module._buffers and bool(
-            _proxies(value)
-        )  # counters, averages: they are the same in each pass no more
+        # Counters and averages: with a traced value they change from pass to pass.
+        is_buffer = name in module._buffers and bool(_proxies(value))
         if not is_buffer and not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
             before = vars(module).get(name)
             if (
@@ -243,13 +241,8 @@ def _autocast_init(original: Callable[..., None]) -> Callable[..., None]:
         cache_enabled: bool | None = None,
     ) -> None:
         original(self, device_type, dtype, enabled, cache_enabled)
-        self.requested = (
-            "autocast",
-            device_type,
-            dtype,
-            enabled,
-            cache_enabled,
-        )  # where a device is missing torch changes `enabled`
+        # torch changes `enabled` where a device is missing.
+        self.requested = ("autocast", device_type, dtype, enabled, cache_enabled)
 
     return __init__
 
@@ -287,7 +280,7 @@ def _note_checkpoint(capture: Capture, tracer: fx.Tracer) -> None:
 
 
 def _proxies(value: Any) -> list[fx.Proxy]:
-    """The traced values in `value`, which may be nested."""
+    """Return the traced values in `value`, which may be nested."""
     if isinstance(value, fx.Proxy):
         return [value]
     if isinstance(value, dict):

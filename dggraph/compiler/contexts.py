@@ -1,8 +1,7 @@
-"""The contexts an op ran in when it was traced, put around it again: `no_grad`, `inference_mode`,
-`autocast`.
+"""Restore the contexts that ops were traced in: `no_grad`, `inference_mode` and `autocast`.
 
-Each op runs in its own, so that lowering may move ops apart and an error inside leaves nothing
-switched off.
+Each op enters its own contexts. Lowering may therefore move ops apart, and an error inside an op
+leaves nothing switched off.
 """
 
 from collections.abc import Callable
@@ -15,20 +14,21 @@ CONTEXTS = "dg_contexts"
 """Key of an fx node's `meta`: its contexts, outermost first."""
 
 Context = tuple[Any, ...]
-"""A name and its options: ("no_grad",), ("inference_mode",), ("autocast", device type, dtype,
-enabled, cache enabled).
+"""A name and its options.
+
+("no_grad",), ("inference_mode",), or ("autocast", device type, dtype, enabled, cache enabled).
 """
 
 
 def has_gradient(fx_node: fx.Node) -> bool:
-    """False for an op that ran without gradients, whatever the caller does."""
+    """Whether an op may have gradients; False if it was traced with gradients off."""
     return not any(
         context[0] in ("no_grad", "inference_mode") for context in fx_node.meta.get(CONTEXTS, ())
     )
 
 
 def restore_contexts(graph: fx.Graph) -> None:
-    """Make every op of `graph` that ran in contexts of its own do so again, under its own name."""
+    """Make every op of `graph` that was traced in contexts run in them again, under its name."""
     for fx_node in list(graph.nodes):
         contexts = fx_node.meta.get(CONTEXTS, ())
         if not contexts:

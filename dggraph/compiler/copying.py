@@ -1,8 +1,8 @@
-"""A backbone's copy: conversion never works on the caller's own.
+"""Copy a backbone, because conversion never works on the caller's model.
 
-torch refuses to copy tensors that are computed from others. Where a forward left one on its module,
-an activation kept for a look at it, the copy gets the values without their history; where a weight
-is computed (the old `weight_norm`, `prune`), it is refused.
+torch refuses to copy tensors that are computed from others. If a forward left such a tensor on its
+module, for example an activation kept for inspection, the copy gets its values without their
+history. If a weight is computed (the old `weight_norm`, `prune`), copying is refused.
 """
 
 import copy
@@ -28,16 +28,16 @@ STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-"""Where `nn.Module` keeps what runs around state dicts; private, torch 2.10 to 2.15."""
+"""Tables of `nn.Module` for hooks on state dicts; private, torch 2.10 to 2.15."""
 _OWNED = ("_modules", "_parameters", "_buffers")
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy; `stored_activations` lose their history in it.
+    """Return a deep copy, in which `stored_activations` lose their history.
 
     Raises:
-        InputError: a weight is computed from others by a hook, or something in the model cannot be
-            copied; names it.
+        InputError: a hook computes a weight from others, or some part of the model cannot be
+            copied; the message names it.
     """
     _refuse_computed_weights(model)
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for _, tensor in _stored(model)}
@@ -51,15 +51,15 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions kept on `module` (`forward`, `train`, a lambda), and its hooks on state dicts,
-    work on the copies of what they worked on.
+    """Let functions on `module` and its state-dict hooks use the copies of their objects.
 
-    `deepcopy` takes functions as they are: by what is bound in them, closures, defaults and
-    globals, they would run the caller's modules.
+    The functions are attributes of the module (`forward`, `train`, a lambda). `deepcopy` does not
+    copy functions: through bound objects, closures, defaults and globals they would still run the
+    caller's modules.
 
     Args:
         module: a copy.
-        memo: the copies by what they are of, as `deepcopy` leaves it.
+        memo: the copies by the id of their originals, as `deepcopy` fills it.
     """
     for name, value in vars(module).items():
         if name not in _OWNED:
@@ -71,15 +71,17 @@ def rebind_(module: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def stored_activations(model: nn.Module) -> tuple[str, ...]:
-    """Attributes that hold tensors computed from others, as a forward leaves them, alone or in
-    lists, tuples and dicts.
+    """Return the names of attributes that hold tensors computed from others.
+
+    A forward leaves them on its module, alone or in lists, tuples and dicts.
     """
     return tuple(dict.fromkeys(name for name, _ in _stored(model)))
 
 
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
-    """`value` with what it refers to replaced by the copies in `memo`: bound objects, closures,
-    defaults, globals.
+    """Return `value` with the objects it refers to replaced by their copies in `memo`.
+
+    It refers to bound objects, closures, defaults and globals.
     """
     if id(value) in memo:
         return memo[id(value)]
@@ -172,23 +174,26 @@ def _refuse_computed_weights(model: nn.Module) -> None:
 
 
 def _why_not(model: nn.Module, error: Exception) -> str:
-    """Names what cannot be copied: a tensor by its layout, else the smallest module around it."""
+    """Return a message that names what cannot be copied.
+
+    This is a tensor by its layout, or else the smallest module that fails.
+    """
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if tensor.layout is not torch.strided and not _is_copyable(tensor):
             return (
                 f"{name} is stored as {tensor.layout}, which torch cannot copy in a module, and"
-                " convert never works on the original. Keep it dense, and make it sparse in the"
-                " forward."
+                " convert never works on the original. Store it as a dense tensor, and make it"
+                " sparse in the forward."
             )
     culprits = [path for path, inner in model.named_modules() if path and not _is_copyable(inner)]
     where = f" The cause lies in {culprits[-1]!r}." if culprits else ""
     return (
         f"{type(model).__name__} cannot be copied, and convert never works on the original:"
-        f" {reason}.{where} Where a forward leaves tensors in objects of its own, run it within"
-        " torch.no_grad(), or clear them first; locks, files and generators belong outside the"
-        " model."
+        f" {reason}.{where} If a forward leaves tensors in its own objects, run it within"
+        " torch.no_grad() or clear them before converting; keep locks, files and generators"
+        " outside the model."
     )
 
 

@@ -1,16 +1,17 @@
-"""Find stages: runs of like blocks with one output shape, from the fx graph and the module tree
-together.
+"""Find stages, which are runs of similar blocks with one output shape.
 
-1. Blocks are found by `blocks`: module calls that repeat.
-2. Blocks whose output is the next one's input form chains; weightless glue between them joins the
-   block before it.
+Both the fx graph and the module tree are used.
+
+1. `blocks` finds the blocks: module calls that repeat.
+2. Blocks form a chain if the output of each is the input of the next. Weightless glue between two
+   blocks joins the first of them.
 3. A stage is a run of blocks in a chain with equal input and output shape. Its entry v0 is the
    output that feeds the run.
-4. Where no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the
+4. If no block of a run has a residual and channels change inside it (GoogLeNet, SqueezeNet), the
    run is one stage with adapters.
-5. Growing concats (DenseNet) are stages of their own kind.
-6. Where all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm
-   and activation is a block.
+5. Growing concats (DenseNet) are a separate kind of stage.
+6. If all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm and
+   activation is a block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +36,12 @@ MIN_MODULE_COVERAGE = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovery:
-    """What can be routed in a backbone, and what cannot."""
+    """The parts of a backbone that can be routed, and those that cannot."""
 
     stages: tuple[FoundStage, ...]
     total_macs: int
     static: tuple[tuple[str, int, str], ...]
-    """(module path, MACs, reason) of what belongs to no stage."""
+    """(module path, MACs, reason) of each part that belongs to no stage."""
 
 
 def discover(flow: Flow, stages: Mapping[str, Sequence[str]] | None = None) -> Discovery:
@@ -48,7 +49,7 @@ def discover(flow: Flow, stages: Mapping[str, Sequence[str]] | None = None) -> D
 
     Args:
         flow: the traced and profiled backbone.
-        stages: overrides discovery: per stage name, the module paths of its blocks in order. A
+        stages: replaces discovery: for each stage name, the module paths of its blocks in order. A
             first block that changes the shape is the stage's entry.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A digest of a graph's structure, which archives hold."""
+"""A digest of a graph's structure, which archives store."""
 
 import hashlib
 from typing import Any
@@ -10,19 +10,19 @@ from dggraph.ops.guards import hold
 
 
 def fingerprint(graph: fx.Graph) -> str:
-    """SHA-256 of the graph's structure: names, targets, arguments. Equal for two traces of one
-    architecture.
+    """Return the SHA-256 of the graph's structure: names, targets and arguments.
+
+    Two traces of one architecture have equal digests.
     """
     digest = hashlib.sha256()
     for fx_node in graph.nodes:
-        if fx_node.target is keep:  # archives written before these were traced stay readable
+        if fx_node.target is keep:  # archives written before `keep` was traced must still load
             continue
         target = (
             fx_node.target if isinstance(fx_node.target, str) else qualified_name(fx_node.target)
         )
-        args = (
-            fx_node.args[:-1] if fx_node.target is hold else fx_node.args
-        )  # lines move from version to version
+        # The last argument of `hold` is a line of source, which moves from version to version.
+        args = fx_node.args[:-1] if fx_node.target is hold else fx_node.args
         digest.update(
             f"{fx_node.op} {fx_node.name} {target} {args!r} {fx_node.kwargs!r}\n".encode()
         )
@@ -30,6 +30,6 @@ def fingerprint(graph: fx.Graph) -> str:
 
 
 def qualified_name(function: Any) -> str:
-    """Module and name of a function or class."""
+    """Return the module and name of a function or class."""
     name = getattr(function, "__qualname__", getattr(function, "__name__", "?"))
     return f"{getattr(function, '__module__', '')}.{name}"

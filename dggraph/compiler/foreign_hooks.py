@@ -1,5 +1,6 @@
-"""Hooks that the caller put on a backbone. They never see a traced value; the trace names those it
-had to drop.
+"""Hooks that the caller put on a backbone.
+
+These hooks never see a traced value. The trace reports the hooks that it had to drop.
 """
 
 import copy
@@ -17,8 +18,9 @@ _HOOKS = (
 
 
 def copy_to_trace(module: nn.Module) -> nn.Module:
-    """A copy whose hooks of the caller's are gone: none of them sees a proxy. Parameters, which
-    nothing writes to, are shared.
+    """Return a copy without the caller's hooks, so that none of them sees a proxy.
+
+    The copy shares its parameters with `module`; nothing writes to them.
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     attempt = copy.deepcopy(module, memo)
@@ -29,8 +31,12 @@ def copy_to_trace(module: nn.Module) -> nn.Module:
 
 
 def drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
-    """Clear the hooks of every module that the graph does not call as a whole: they would never
-    run. Those of its own were traced.
+    """Clear the hooks of every module that the graph does not call as a whole.
+
+    These hooks would never run. Hooks from a module's own package were traced.
+
+    Returns:
+        Paths of the modules that had hooks of the caller.
     """
     called = {str(fx_node.target) for fx_node in graph.nodes if fx_node.op == "call_module"}
     inside = tuple(f"{path}." for path in called)
@@ -47,8 +53,10 @@ def drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
 
 
 def _clear_foreign_hooks(module: nn.Module) -> bool:
-    """Remove the hooks around `module`'s forward and backward that its own package did not put
-    there; True where there were any.
+    """Remove the hooks around forward and backward that come from another package.
+
+    Returns:
+        Whether there were any.
     """
     hooks = [held for name, held in vars(module).items() if name in _HOOKS]
     foreign = {
@@ -64,8 +72,9 @@ def _clear_foreign_hooks(module: nn.Module) -> bool:
 
 
 def _is_own(hook: Any, module: nn.Module) -> bool:
-    """True for a hook that belongs to the forward, as where transformers gathers hidden states with
-    some: from the class's own package.
+    """Whether a hook comes from the package of the module's class and so belongs to its forward.
+
+    transformers gathers hidden states with such hooks.
     """
     package, dot, _ = (getattr(hook, "__module__", None) or "").partition(".")
     return bool(dot) and package == type(module).__module__.partition(".")[0]

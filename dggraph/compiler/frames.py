@@ -1,4 +1,4 @@
-"""Python's stack while a forward is traced: whose code asks, in which function, at which line."""
+"""Inspect Python's stack while a forward is traced: which code, function and line asks."""
 
 import linecache
 import os
@@ -17,17 +17,17 @@ _OTHERS_FILES = (str(Path(torch.__file__).parent), COMPILER)
 
 
 def is_library_code(frame: types.FrameType) -> bool:
-    """True for code of torch and of this compiler."""
+    """Whether a frame runs code of torch or of this compiler."""
     return frame.f_code.co_filename.startswith(_OTHERS_FILES)
 
 
 def is_module_code(frame: types.FrameType) -> bool:
-    """True for a method of a module."""
+    """Whether a frame runs a method of a module."""
     return isinstance(frame.f_locals.get("self"), nn.Module)
 
 
 def asking_frame() -> types.FrameType | None:
-    """Where the backbone's code asks; None where nothing of it is on the stack."""
+    """Return the innermost frame of the backbone's code, or None if the stack has none."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(
         tuple(f"{folder}{os.sep}" for folder in _OTHERS_FILES)
@@ -37,7 +37,7 @@ def asking_frame() -> types.FrameType | None:
 
 
 def asking_place() -> str:
-    """File, line and source of the backbone's code that asks."""
+    """Return the file, line and source of the backbone's code that asks."""
     frame = asking_frame()
     if frame is None:
         return "an unknown place"
@@ -46,8 +46,9 @@ def asking_place() -> str:
 
 
 def plain_function(frame: types.FrameType | None) -> types.FunctionType | None:
-    """The outermost plain function that runs between the innermost module's own code and here,
-    where it could be called as a whole.
+    """Return the outermost plain function between the innermost module's code and `frame`.
+
+    Returns None if it could not be called as a single op.
     """
     chain: list[types.FrameType] = []
     while frame is not None and (is_library_code(frame) or not is_module_code(frame)):
@@ -58,7 +59,7 @@ def plain_function(frame: types.FrameType | None) -> types.FunctionType | None:
 
 
 def failed_function(error: BaseException) -> types.FunctionType | None:
-    """The plain function that the innermost module's own code called when `error` came up in it."""
+    """Return the plain function, called by the innermost module's code, that `error` came from."""
     frames = [
         frame for frame, _ in traceback.walk_tb(error.__traceback__) if not is_library_code(frame)
     ]
@@ -69,7 +70,10 @@ def failed_function(error: BaseException) -> types.FunctionType | None:
 
 
 def _function_of(frame: types.FrameType) -> types.FunctionType | None:
-    """The plain function that `frame` runs, if it can be found by its name and takes no module."""
+    """Return the plain function that `frame` runs.
+
+    Returns None if its name does not lead to it, or if it takes a module.
+    """
     code = frame.f_code
     num_names = (
         code.co_argcount

@@ -1,8 +1,7 @@
-"""Growing concats (DenseNet): layer j reads the concat of everything before it and adds one
-operand.
+"""Find growing concats (DenseNet): each layer reads all operands before it and adds one.
 
-Every operand of the growing concat is an edge: with all of them open the stage is the backbone, and
-the operand of a closed edge is zeros. So a growth stage is the complete graph by nature.
+Every operand of the growing concat is an edge. If all edges are open, the stage is the backbone;
+the operand of a closed edge is zeros. A growth stage is therefore always the complete graph.
 """
 
 import torch
@@ -14,8 +13,10 @@ MIN_LAYERS = 2
 
 
 def find_growths(flow: Flow) -> list[tuple[str, tuple[Region, ...], str, int]]:
-    """All growing concats as (entry fx node, layers in order, last concat's fx node, channel
-    axis).
+    """Return all growing concats.
+
+    Returns:
+        For each, (entry fx node, layers in order, last concat's fx node, channel axis).
     """
     concats = [
         fx_node for fx_node in flow.order if _is_concat(fx_node) and fx_node in flow.activations
@@ -55,7 +56,7 @@ def _is_concat(fx_node: fx.Node) -> bool:
 
 
 def _operands(concat: fx.Node, concats: list[fx.Node]) -> list[fx.Node]:
-    """The operands of `concat`, those of an inner concat in its place."""
+    """Return the operands of `concat`, with each inner concat replaced by its own operands."""
     flat: list[fx.Node] = []
     for operand in concat.args[0]:  # type: ignore[union-attr]
         flat += _operands(operand, concats) if operand in concats else [operand]  # type: ignore[arg-type, list-item]
@@ -63,8 +64,9 @@ def _operands(concat: fx.Node, concats: list[fx.Node]) -> list[fx.Node]:
 
 
 def _layer(flow: Flow, sources: list[fx.Node], output: fx.Node) -> Region | None:
-    """The region from one of `sources` to `output`, if everything that feeds `output` starts
-    there.
+    """Return the region from one of `sources` to `output`.
+
+    Returns None if a value that `output` depends on does not start at a source.
     """
     for source in sources:
         members, open_ends = set[fx.Node](), [output]

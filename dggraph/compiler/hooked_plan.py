@@ -1,4 +1,4 @@
-"""Hooks see whole batches: which stages run dense for the sake of hooks in them."""
+"""Choose the stages that run dense because hooks in them see whole batches."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from dggraph.compiler.planning import StagePlan
 
 
 def hooked_blocks(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-    """`plan`, with the stages that `enter` or `leave` stand in on whole batches."""
+    """Return `plan` with every stage that contains `enter` or `leave` set to run whole batches."""
     ends = [
         fx_node for fx_node in graph_module.graph.nodes if fx_node.target in (enter, entered, leave)
     ]
@@ -25,9 +25,7 @@ def hooked_blocks(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tu
 
 
 def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-    """`plan`, with the stages in whose blocks a layer that the graph calls has hooks on whole
-    batches.
-    """
+    """Return `plan` with every stage whose blocks call a hooked layer set to run whole batches."""
     hooked = {
         fx_node.name
         for fx_node in graph_module.graph.nodes
@@ -41,8 +39,9 @@ def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tu
 
 
 def _inside(stage: StagePlan) -> set[str]:
-    """Names of the fx nodes that the sparse executor runs in `stage`; what it hands on is read
-    outside.
+    """Return the names of the fx nodes that the sparse executor runs inside `stage`.
+
+    The output is not among them: it is read outside.
     """
     return {*stage.own, *(name for block in stage.blocks for name in block.fx_nodes)} - {
         stage.output
@@ -50,7 +49,7 @@ def _inside(stage: StagePlan) -> set[str]:
 
 
 def _on_whole_batches(stage: StagePlan) -> StagePlan:
-    """Hooks see every instance, in its place."""
+    """Return `stage` set to run dense, so that hooks see every sample in its place."""
     return replace(
         stage, dense_only=stage.dense_only or "a module in it has hooks, which see whole batches"
     )

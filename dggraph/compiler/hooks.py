@@ -1,13 +1,13 @@
-"""Hooks on modules that the flat graph does not call: blocks, containers such as `layer4`.
+"""Hooks on modules that the flat graph does not call: blocks and containers such as `layer4`.
 
-Every module of the backbone keeps its hooks in tables that notice a new one (`watch_`). Where the
-module has a place in the graph, the graph gets two nodes there: `enter` runs pre-hooks on what goes
-in, `leave` runs forward hooks on what comes out, and between them they set up backward hooks, all
-as `nn.Module.__call__` does. Where it has none, registering is an error that names modules to hook
+Every module of the backbone keeps its hooks in tables that notice a new one (`watch_`). If the
+module has a place in the graph, two nodes are inserted there: `enter` runs pre-hooks on the input,
+`leave` runs forward hooks on the output, and together they set up backward hooks, all as in
+`nn.Module.__call__`. If it has no place, registering a hook is an error that names modules to hook
 instead. Without hooks nothing is added to the graph, and nothing runs.
 
-A lifted block hands on F(x) alone, and the skip is edges: its hooks look at x + F(x) without
-gradient, and cannot replace it.
+A lifted block returns F(x) alone, and its skip is edges: hooks on it see x + F(x) without gradient,
+and cannot replace it.
 """
 
 import warnings
@@ -38,8 +38,9 @@ FORWARD_KINDS = (_PRE, _FORWARD)
 
 
 class HookTable(OrderedDict[int, Any]):
-    """The hooks of one kind of one module. Lets the graph know of a new one, or refuses it; a copy
-    is a plain table.
+    """The hooks of one kind on one module.
+
+    A new hook is reported to the graph or refused. A copy is a plain dictionary.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class HookTable(OrderedDict[int, Any]):
 
 
 def watch_(graph_module: fx.GraphModule) -> None:
-    """Let every module of the backbone in `graph_module` notice hooks from now on.
+    """Make every module of the backbone in `graph_module` notice new hooks.
 
     Raises:
-        HookError: a module comes with hooks where none can run.
+        HookError: a module already has hooks that cannot run.
     """
     called = _called(graph_module)
     inside = tuple(f"{path}." for path, module in graph_module.named_modules() if module in called)
@@ -82,8 +83,8 @@ def watch_(graph_module: fx.GraphModule) -> None:
     vars(graph_module)[_IS_HOOKED] = False
     for path, module in graph_module.named_modules():
         if path.startswith((*inside, "dg_")) or type(module).forward is nn.Module.forward:
-            # Run by the module around it; routing; or a list of modules, which the backbone does
-            # not call either.
+            # The module around it runs it, or it is routing, or a list of modules, which the
+            # backbone does not call either.
             continue
         own = by_module.get(id(module), [])
         for kind in KINDS:
@@ -99,7 +100,7 @@ def watch_(graph_module: fx.GraphModule) -> None:
 
 
 def is_hooked(graph_module: fx.GraphModule) -> bool:
-    """Whether a module has, or had since the last `drop_idle_calls_`, a hook."""
+    """Whether a module has a hook, or had one since the last `drop_idle_calls_`."""
     return bool(vars(graph_module)[_IS_HOOKED])
 
 
@@ -109,7 +110,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def drop_idle_calls_(graph_module: fx.GraphModule) -> None:
-    """Take `enter` and `leave` of modules whose hooks are all gone out of the graph again."""
+    """Remove `enter` and `leave` of modules whose hooks were all removed."""
     graph, size = graph_module.graph, len(graph_module.graph.nodes)
     for call in [fx_node for fx_node in graph.nodes if fx_node.target is enter]:
         owner, value, _ = call.args
@@ -131,8 +132,9 @@ def drop_idle_calls_(graph_module: fx.GraphModule) -> None:
 
 
 def _note_(graph_module: fx.GraphModule, path: str) -> None:
-    """Remember that there are hooks; put `enter` and `leave` around every call of the module at
-    `path`, unless the graph calls it itself.
+    """Record that there are hooks, and put `enter` and `leave` around every call of the module.
+
+    The module at `path` needs no such ops if the graph calls it itself.
     """
     vars(graph_module)[_IS_HOOKED] = True
     graph, module = graph_module.graph, graph_module.get_submodule(path)
@@ -142,9 +144,9 @@ def _note_(graph_module: fx.GraphModule, path: str) -> None:
     ):
         return
     if module._is_full_backward_hook is False:
-        module._is_full_backward_hook = None  # as it was before register_backward_hook
+        module._is_full_backward_hook = None  # its value before register_backward_hook
         raise HookError(
-            f"hooks of the old kind see the gradients of the last op of {path!r} alone. Use"
+            f"register_backward_hook on {path!r} would see the gradients of its last op alone. Use"
             " register_full_backward_hook."
         )
     for key in [
@@ -191,8 +193,9 @@ def _judge(
     sites: Mapping[str, Site],
     kind: str,
 ) -> tuple[str, str]:
-    """Why a hook of this kind cannot run on the module at `path`, and what to say where it can;
-    each empty otherwise.
+    """Return why a hook of `kind` cannot run on the module at `path`, and a warning if it can.
+
+    Each is empty if there is nothing to report.
     """
     if not path:
         return (
@@ -220,8 +223,8 @@ def _judge(
         return (
             "",
             (
-                f"{name} is not called itself, in the backbone neither, so a hook on it does not"
-                f" run. Hook {f'{path}.{inner[-1]}'!r}."
+                f"{name} is not called itself, nor does the backbone call it, so a hook on it does"
+                f" not run. Hook {f'{path}.{inner[-1]}'!r}."
             ),
         )
     others = f"Hook {_others(graph_module.graph, own[0], sites)} instead"
@@ -230,7 +233,7 @@ def _judge(
         return f"{name} {problem}, so a hook on it cannot run. {others}.", ""
     if not any(site.is_lifted for site in own):
         return "", ""
-    why = f"the residual of {name} is lifted: it hands on F(x) alone, and the skip is edges"
+    why = f"the residual of {name} is lifted: it returns F(x) alone, and its skip is edges"
     keep = 'convert with residual="keep"'
     if kind in (_BACKWARD, _BACKWARD_PRE):
         return f"{why}, so no gradient flows through its output. {others}, or {keep}.", ""
@@ -245,15 +248,15 @@ def _judge(
 
 def _problem(site: Site) -> str:
     if site.is_structured:
-        return "takes or gives feature maps in a list, tuple or mapping"
-    for ends, verb in ((site.entries, "takes"), (site.exits, "gives")):
+        return "takes or returns feature maps in a list, tuple or mapping"
+    for ends, verb in ((site.entries, "takes"), (site.exits, "returns")):
         if len(ends) != 1:
             return f"{verb} {len(ends) or 'no'} feature maps in the flat graph"
     return ""
 
 
 def _others(graph: fx.Graph, site: Site, sites: Mapping[str, Site]) -> str:
-    """The nearest module around `site` that can be hooked, and the last layer in it."""
+    """Return text that names the nearest hookable module around `site` and the last layer in it."""
     outer = [
         sites[key].path
         for key in reversed(list(site.around))
@@ -274,7 +277,7 @@ def _others(graph: fx.Graph, site: Site, sites: Mapping[str, Site]) -> str:
 
 
 def _module_at(graph_module: fx.GraphModule, path: str) -> nn.Module | None:
-    """The module at `path`, None where it was deleted since."""
+    """Return the module at `path`, or None if it was deleted."""
     try:
         return graph_module.get_submodule(path)
     except AttributeError:
@@ -282,7 +285,7 @@ def _module_at(graph_module: fx.GraphModule, path: str) -> nn.Module | None:
 
 
 def _called(graph_module: fx.GraphModule) -> set[nn.Module | None]:
-    """The modules that the graph calls as they are."""
+    """Return the modules that the graph calls directly."""
     targets = {
         str(fx_node.target) for fx_node in graph_module.graph.nodes if fx_node.op == "call_module"
     }

@@ -1,11 +1,11 @@
-"""A program with its module calls inlined: bound functions on bound weights.
+"""A program with its module calls inlined as bound functions on bound weights.
 
 A call of a module takes about ten Python calls before the first kernel runs. On one small image
-that is most of the time. Inlining makes these look-ups once. Whatever it relied on becomes a check,
-at 40 ns each: `Inlined.is_valid` says whether the modules still have those weights, settings and
+that is most of the time. Inlining makes these look-ups once. Each assumption becomes a check of 40
+ns: `Inlined.is_valid` reports whether the modules still have the same weights, settings and
 methods, and no hooks. Weights may change in place.
 
-Modules of exactly the classes in `RULES` are inlined. All others stay calls.
+Only modules of exactly the classes in `RULES` are inlined. All others stay calls.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,11 @@ from dggraph.compiler.planning import uses_batch_statistics
 from dggraph.system.torch_private import has_global_hooks
 
 Read = Callable[[str], Any]
-"""Takes the name of a parameter, buffer or setting of a module."""
+"""Takes the name of a parameter, buffer or setting of a module, and returns its value."""
 Rule = Callable[[fx.Node, Read], tuple[Callable[..., Any], tuple[Any, ...]] | None]
-"""Takes a call's input and what reads its module; returns a function and its arguments, or None
-for a module that returns its input.
+"""Takes the input of a module call and a reader of the module.
+
+Returns a function and its arguments, or None for a module that returns its input.
 """
 
 
@@ -64,7 +65,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Identity: lambda x, read: None,
     StochasticDepth: lambda x, read: None,
 }
-"""Exact class, in eval mode, to what it does there."""
+"""For each exact class, the function that a module of it computes in eval mode."""
 
 
 METHODS = [
@@ -73,27 +74,27 @@ METHODS = [
     for name in ("forward", "_conv_forward", "__call__")
     if name in vars(cls) or (cls in RULES and name == "forward")
 ]
-"""Class, name and function of what `RULES` stand for."""
+"""Class, name and function of each method that `RULES` replace."""
 MAX_PATIENCE = 1024
-"""The most passes that an `Inliner` waits."""
+"""Largest number of passes until an `Inliner` inlines again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inlined:
-    """An inlined program and what it relies on."""
+    """An inlined program and the state that it relies on."""
 
     program: Program
     checks: tuple[tuple[Mapping[str, Any], str, Any], ...]
-    """A dictionary of a module, a key in it, and the object it held."""
+    """A dictionary of a module, a key in it, and the object found there when inlining."""
     hooks: tuple[Mapping[int, Any], ...]
-    """Tables that were empty."""
+    """Hook tables that were empty when inlining."""
     classes: tuple[tuple[nn.Module, type], ...]
-    """A module and its class."""
+    """A module and its class when inlining."""
     sizes: tuple[tuple[Mapping[str, Any], int], ...]
-    """A dictionary of a module and its size: what is set on the module may hide a method."""
+    """A dictionary of a module and its size; an attribute set later may hide a method."""
 
     def is_valid(self) -> bool:
-        """Whether everything is as it was."""
+        """Whether the modules still match every check."""
         # Lists: generators would take twice the time.
         same = [owner.get(key) is value for owner, key, value in self.checks]
         same += [module.__class__ is cls for module, cls in self.classes]
@@ -102,7 +103,7 @@ class Inlined:
 
 
 def is_patched() -> bool:
-    """Whether a class of `RULES` has other methods than torch gave it, as under some profilers."""
+    """Whether a class of `RULES` has other methods than torch's, as under some profilers."""
     patched = [getattr(cls, name) is not function for cls, name, function in METHODS]
     return any(patched)
 
@@ -111,12 +112,12 @@ class Inliner:
     """Chooses, for each pass, between a program and its inlined form.
 
     It inlines at the second pass, and again after modules have changed. Each change doubles the
-    number of passes that it waits, up to `MAX_PATIENCE`, so that a caller who swaps weights at
-    every pass does not pay for it.
+    number of passes until it inlines again, up to `MAX_PATIENCE`, so swapping weights at every pass
+    stays cheap.
 
     Args:
         source: the program.
-        seen: the modules that it was cut for, as the caller knows them.
+        seen: the modules that it was cut for, in the caller's form.
     """
 
     def __init__(self, source: Program, seen: object = None) -> None:
@@ -128,7 +129,10 @@ class Inliner:
         return Inliner(self.source)
 
     def program(self, lowered: nn.Module) -> Program:
-        """The program to run now. The source where a norm in it uses statistics of the batch."""
+        """Return the program to run now.
+
+        It is the source if a norm in it uses statistics of the batch.
+        """
         if has_global_hooks() or is_patched():
             return self.source
         inlined = self.inlined  # another thread may drop it
@@ -147,7 +151,10 @@ class Inliner:
 
 
 def inline(program: Program, lowered: nn.Module) -> Inlined:
-    """Inline every piece of `program`; `lowered` owns its modules. No norm is in training mode."""
+    """Inline every piece of `program`, whose modules `lowered` owns.
+
+    No batch norm may be in training mode.
+    """
     writer = _Writer(lowered)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
     for step, spent in program.steps:
@@ -174,7 +181,7 @@ def inline(program: Program, lowered: nn.Module) -> Inlined:
 
 
 class _Writer:
-    """Writes pieces anew and notes what they rely on."""
+    """Rewrites pieces and records the state that they rely on."""
 
     def __init__(self, lowered: nn.Module) -> None:
         self.lowered = lowered
@@ -183,7 +190,7 @@ class _Writer:
         self.modules: dict[int, nn.Module] = {}
 
     def inline(self, piece: Piece) -> Piece:
-        """`piece` as a function that no longer looks at the LoweredModule."""
+        """Return `piece` as a function that no longer uses the LoweredModule."""
         graph, bound, twins = fx.Graph(), SimpleNamespace(), dict[fx.Node, Any]()
 
         def bind(value: Any) -> Any:
@@ -230,7 +237,7 @@ class _Writer:
         )
 
     def rule_for(self, module: nn.Module) -> Rule | None:
-        """How to inline `module`; None where it stays a call."""
+        """Return the rule that inlines `module`, or None if it stays a call."""
         rule = RULES.get(type(module))
         is_padded_by_hand = getattr(module, "padding_mode", "zeros") != "zeros"
         is_batch_norm = rule is _norm and module.running_mean is None
@@ -245,13 +252,13 @@ class _Writer:
         return rule
 
     def module_at(self, path: Sequence[str]) -> nn.Module:
-        """The module at `path`, which is to stay there."""
+        """Return the module at `path`, and check from now on that it stays there."""
         module = self.find(path)
         assert module is not None
         return module
 
     def find(self, path: Sequence[str]) -> nn.Module | None:
-        """What is at `path`, and is to stay there; None for nothing."""
+        """Return the module at `path`, or None, and check from now on that this stays so."""
         module: nn.Module | None = self.lowered
         for name in path:
             if module is not None:
@@ -260,18 +267,18 @@ class _Writer:
         return module
 
     def value(self, module: nn.Module, name: str) -> Any:
-        """What `module` holds under `name`."""
+        """Return the object that `module` has as `name`, and check it from now on."""
         owner = next(owner for owner in _held_by(module) if name in owner)
         self.check(owner, name)
         return owner[name]
 
     def check(self, owner: Mapping[str, Any], name: str) -> None:
-        """Note what `owner` holds as `name`, None for nothing."""
+        """Record the object that `owner` has at `name`, or None."""
         self.checks[id(owner), name] = (owner, name, owner.get(name))
 
 
 def _is_held(module: nn.Module, name: str) -> bool:
-    """Whether `name` is something that `module` holds, not a property of its class."""
+    """Whether `module` itself has `name`, which is not a property of its class."""
     return any(name in owner for owner in _held_by(module))
 
 
@@ -280,14 +287,14 @@ def _held_by(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
 
 
 def _is_literal(value: Any) -> bool:
-    """Whether generated code can spell `value`, and nobody can change it."""
+    """Whether generated code can print `value`, which must be immutable."""
     if type(value) is tuple:
         return all(map(_is_literal, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
 def _keeps_nothing(fx_node: fx.Node) -> bool:
-    """Whether `fx_node` is sure to hold on to none of its inputs: a module's own code might."""
+    """Whether `fx_node` certainly keeps no reference to its inputs; the code of a module might."""
     if fx_node.op == "call_function":
         module = getattr(fx_node.target, "__module__", None) or "torch"
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins")

@@ -1,5 +1,6 @@
-"""The module that lowering makes: it runs the lowered graph and owns the backbone's module tree,
-under the backbone's own names.
+"""The module that lowering returns.
+
+It runs the lowered graph and owns the backbone's module tree, under the backbone's own names.
 """
 
 import copy
@@ -13,18 +14,20 @@ from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
 from dggraph.errors import BackboneOnlyError, LoweringError
 
 OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-"""Where `nn.Module` keeps what it owns. Two modules that hold the same four objects own the same
-tree.
+"""Attributes in which `nn.Module` stores what it owns.
+
+Two modules that share these four objects own the same tree.
 """
 
 
 ROUTING = "dg_"
-"""What the names of everything that lowering adds begin with."""
+"""Prefix of all names that lowering adds."""
 
 
 class StageRouting(nn.Module):
-    """The routers and gates of one stage, `router_i` and `gate_i` of vertex i, and the stage's
-    `threshold`. A container.
+    """The routers, gates and threshold of one stage, as a container.
+
+    Vertex i has `router_i` and `gate_i`; the stage has one `threshold`.
     """
 
     threshold: torch.Tensor
@@ -34,32 +37,32 @@ class StageRouting(nn.Module):
         self.register_buffer("threshold", torch.tensor(float(threshold), dtype=torch.float32))
 
     def router(self, index: int) -> nn.Module:
-        """Features (B, C, H, W) of vertex `index` to logits (B, edges)."""
+        """Return the router of vertex `index`, from features (B, C, H, W) to logits (B, edges)."""
         router = self._modules[f"router_{index}"]
         assert router is not None
         return router
 
     def gate(self, index: int) -> nn.Module:
-        """Logits of vertex `index` to weights, both (B, edges)."""
+        """Return the gate of vertex `index`, from logits to weights, both (B, edges)."""
         gate = self._modules[f"gate_{index}"]
         assert gate is not None
         return gate
 
     def forward(self, *_inputs: Any) -> Any:
+        """Raise `BackboneOnlyError`: a container of routers cannot be called."""
         raise BackboneOnlyError(
-            "a converted network cannot be run child by child: its routers stand between its"
+            "a converted network cannot be run child by child, because its routers run between its"
             " blocks. Slice the backbone first, for example"
-            " nn.Sequential(*list(backbone.children())[:-2]), and convert that; a backbone of a"
-            " detector is converted in place by dggraph.convert_backbone_."
+            " nn.Sequential(*list(backbone.children())[:-2]), and convert the slice; convert the"
+            " backbone of a detector in place with dggraph.convert_backbone_."
         )
 
 
 class LoweredModule(fx.GraphModule):
-    """A GraphModule that owns the backbone's module tree as it was, used or not: original
-    state-dict keys stand.
+    """A GraphModule that owns the backbone's module tree unchanged, used or not.
 
-    Routing comes first among its children, so that the last children and parameters are those of
-    the backbone.
+    State-dict keys are those of the backbone. Routing comes first among its children, so its last
+    children and parameters are those of the backbone.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "LoweredModule") -> None:
@@ -77,13 +80,13 @@ class LoweredModule(fx.GraphModule):
 
     def __getattr__(self, name: str) -> Any:
         computed = vars(self)["_modules"].get("parametrizations", ())
-        return (
-            computed[name]() if name in computed else super().__getattr__(name)
-        )  # that of a parameter which the root owns
+        # A parametrized weight is computed; its parametrization belongs to the root.
+        return computed[name]() if name in computed else super().__getattr__(name)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As every module's, but a child whose name each GraphModule has (`graph`, `code`) is found
-        too.
+        """Return the module at `target`, as `nn.Module.get_submodule` does.
+
+        A child with a name that each GraphModule has (`graph`, `code`) is found too.
         """
         first, _, rest = target.partition(".")
         if not shadows_graph_module(first):
@@ -95,8 +98,9 @@ class LoweredModule(fx.GraphModule):
 
     @property
     def dg_self(self) -> "LoweredModule":
-        """Itself, as the graph reads it to keep what the backbone's own forward keeps on the
-        backbone.
+        """The module itself.
+
+        The graph reads it to keep the values that the backbone's forward keeps on the backbone.
         """
         return self
 
@@ -109,27 +113,28 @@ class LoweredModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         raise LoweringError(
-            "a lowered network is never pickled: torch regenerates its code on loading and may"
+            "a lowered network cannot be pickled: torch regenerates its code on loading and may"
             " change in-place ops (pytorch #198077). Use dggraph.save(net, folder), or its"
             " state_dict()."
         )
 
 
 def routing_name(stage: str) -> str:
-    """What the routing of `stage` is called among the children of a lowered network."""
+    """Return the name of the routing of `stage` among the children of a lowered network."""
     return f"{ROUTING}{stage}"
 
 
 def routing_of(lowered: nn.Module, stage: str) -> StageRouting:
-    """The routers, gates and threshold of `stage`."""
+    """Return the routers, gates and threshold of `stage`."""
     found = lowered._modules[routing_name(stage)]
     assert isinstance(found, StageRouting)
     return found
 
 
 def adopt_(owner: nn.Module, module: nn.Module) -> None:
-    """Make `owner` hold the children, parameters and buffers of `module`, shared and under the same
-    names.
+    """Make `owner` own the children, parameters and buffers of `module`.
+
+    They are shared and keep their names.
     """
     for name in OWNED:
         vars(owner)[name] = copy.copy(vars(module)[name])
@@ -140,7 +145,7 @@ def adopt_(owner: nn.Module, module: nn.Module) -> None:
 
 
 def plain_owner(module: nn.Module) -> nn.Module:
-    """A plain module that owns what `module` owns."""
+    """Return a plain module that owns everything that `module` owns."""
     owner = nn.Module()
     adopt_(owner, module)
     return owner

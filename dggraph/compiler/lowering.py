@@ -1,6 +1,6 @@
-"""Lower a wired graph into one flat `fx.GraphModule`, stage by stage, see `stage_writer`.
+"""Lower a wired graph into one flat `fx.GraphModule`, stage by stage (see `stage_writer`).
 
-The module returns the backbone's output and, per stage, the edge weights after and before the
+The module returns the backbone's output and, for each stage, the edge weights after and before the
 threshold, in the graph's edge order.
 """
 
@@ -16,12 +16,7 @@ from dggraph.compiler.calls import mark_features
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_, routing_name
-from dggraph.compiler.planning import (
-    EFFECT,
-    StagePlan,
-    dense_where_read,
-    mark_needed,
-)
+from dggraph.compiler.planning import EFFECT, StagePlan, dense_where_read, mark_needed
 from dggraph.compiler.printing import short_names
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.residuals import StageAdds
@@ -34,7 +29,7 @@ from dggraph.graph.ir import DynamicGraph
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A lowered network and how its blocks can run alone."""
+    """A lowered network and the plan to run its blocks on their own."""
 
     module: LoweredModule
     plan: tuple[StagePlan, ...]
@@ -48,18 +43,19 @@ def lower(
     graph: DynamicGraph,
     deciders: Deciders,
 ) -> Lowered:
-    """Rewire the backbone behind `flow` into `graph`. The backbone's modules are shared with the
-    result, not copied.
+    """Rewire the backbone behind `flow` into `graph`.
+
+    The result shares the backbone's modules, which are not copied.
 
     Args:
         flow: the traced backbone.
         found: its stages, in the order of `graph.stages`.
-        adds: the identity adds of each.
+        adds: the identity adds of each stage.
         graph: the wired graph.
         deciders: routers, gates and threshold.
 
     Raises:
-        LoweringError: the backbone has a name that a stage's routers need.
+        LoweringError: the backbone has an attribute whose name a stage's routers need.
     """
     lowered = copy.deepcopy(flow.trace.graph)
     root = nn.Module()
@@ -74,8 +70,8 @@ def lower(
         own_name, routing = routing_name(name), StageRouting(deciders.threshold)
         if hasattr(root, own_name):
             raise LoweringError(
-                f"the backbone already has an attribute {own_name!r}; rename it, routers are kept"
-                " there."
+                f"the backbone already has an attribute {own_name!r}, where the routers of a stage"
+                " are stored; rename it."
             )
         root.add_module(own_name, routing)
         writer = StageWriter(
@@ -103,9 +99,7 @@ def lower(
 
 
 def _write_keeps(graph: fx.Graph) -> None:
-    """Let every value that forward keeps on a module (`self.aux = y`) be kept on it: `keep` only
-    stands for that.
-    """
+    """Replace each `keep`, a placeholder for `self.aux = y` in forward, by an op that does it."""
     for fx_node in list(graph.nodes):
         if fx_node.target is keep:
             value, path, name = fx_node.args

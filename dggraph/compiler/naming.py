@@ -1,9 +1,9 @@
-"""Code for modules, parameters and buffers whose names are taken: by Python (`class`, `in`) or by
-every `fx.GraphModule` (`graph`, `code`).
+"""Generate code for modules, parameters and buffers whose names are taken.
 
-`fx` writes `self.in_proj.class`, which is not Python, and `self.graph`, which is the fx graph and
-not the layer. Targets, and with them state-dict keys, stay as they are; only the code that reads
-them is written in another way.
+Names are taken by Python (`class`, `in`) or by every `fx.GraphModule` (`graph`, `code`). `fx`
+writes `self.in_proj.class`, which is not valid Python, and `self.graph`, which is the fx graph and
+not the layer. Targets, and with them state-dict keys, stay unchanged; only the code that reads them
+differs.
 """
 
 import keyword
@@ -15,7 +15,7 @@ _EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
 
 
 def read_taken_names_(graph: fx.Graph) -> None:
-    """Let the code of `graph` reach every target, whatever it is called."""
+    """Let the code of `graph` reach every target, whatever its name."""
     odd = {
         str(fx_node.target)
         for fx_node in graph.nodes
@@ -38,8 +38,9 @@ def read_taken_names_(graph: fx.Graph) -> None:
 
 
 def shadows_graph_module(name: str) -> bool:
-    """True where every GraphModule has an attribute `name`, which hides a child, parameter or
-    buffer that is called so.
+    """Whether every GraphModule has an attribute `name`.
+
+    It would hide a child, parameter or buffer of that name.
     """
     return name != "training" and hasattr(_EMPTY, name)
 

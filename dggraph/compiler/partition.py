@@ -1,9 +1,8 @@
-"""Cut a lowered graph into a program: functions for what lies outside the stages, and one function
-a block.
+"""Cut a lowered graph into a program: pieces outside the stages, and one piece for each block.
 
 The functions take the LoweredModule as their first argument, so hooks, swapped heads and new
-weights count, and nothing is registered twice. Steps stand in an order in which every value is
-there before it is read.
+weights take effect, and nothing is registered twice. Steps are ordered so that every value is
+computed before it is read.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,70 +31,78 @@ from dggraph.ops.stage_plans import Effects, StagePlans
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some fx nodes as a function of the LoweredModule and the values of `inputs`; it returns those
-    of `outputs`.
+    """Some fx nodes as a function.
+
+    It takes the LoweredModule and the values of `inputs`, and returns the values of `outputs`.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[..., Any]
     graph: fx.Graph
-    """What `run` does."""
+    """The graph that `run` executes."""
     keeps_nothing: bool = False
-    """Whether it is sure to hold on to none of its inputs."""
+    """Whether it certainly keeps no reference to its inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageProgram:
-    """One stage whose blocks run alone."""
+    """One stage whose blocks run on their own."""
 
     plan: StagePlan
     topology: Topology
     kinds: tuple[EdgeKind, ...]
-    """Per edge."""
+    """One for each edge."""
     channel_axis: int
     num_channels: tuple[int, ...]
-    """Per vertex: channels of what is aggregated into it; 0 for v0."""
+    """For each vertex, the channels of the features aggregated into it; 0 for v0."""
     blocks: tuple["BlockProgram", ...]
     plans: StagePlans | None
-    """Where one router decides a stage of plain sums: what to run, by pattern."""
+    """For each pattern of open edges, what to run.
+
+    None unless one router decides a stage of plain sums.
+    """
     effects: tuple[Effects, ...]
-    """Per vertex from 1."""
+    """One for each vertex from 1."""
 
 
 class BlockProgram(NamedTuple):
     """One block of a stage."""
 
     piece: Piece
-    """Takes the block's input, then what it reads from outside."""
+    """Takes the block's input, then the values that it reads from outside."""
     writes_input: bool
     reads: tuple[tuple[str, ReadKind], ...]
-    """What it reads from outside, in order."""
+    """The values that it reads from outside, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A lowered graph, cut."""
+    """A lowered graph, cut into steps."""
 
     steps: tuple[tuple[Piece | StageProgram, tuple[str, ...]], ...]
-    """What to run, each with the values that nobody reads afterwards."""
+    """What to run, each with the values that no later step reads."""
     input: str
     output: Piece
-    """Puts the backbone's output together."""
+    """Builds the structure that the backbone returns."""
     dense_gates: dict[str, tuple[str, str]]
-    """Per stage that is `dense_only`: the values that are its weights after and before the
-    threshold.
+    """For each stage that is `dense_only`, its weights after and before the threshold.
+
+    Both are names of values.
     """
     norms: tuple[tuple[str, ...], ...]
-    """Paths, split, of the batch norms in blocks that run on some images of a batch."""
+    """Paths, split at dots, of the batch norms in blocks that run on some images of a batch."""
     code: str
-    """The generated code it was cut from; another one asks for another cut."""
+    """The generated code that it was cut from; if this changes, the program must be cut again."""
     plan: tuple[StagePlan, ...]
-    """The plan that it was cut along; so does another of these."""
+    """The plan that it was cut along; if this changes, the program must be cut again."""
 
 
 def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) -> Program:
-    """Cut `lowered` along `plan`. Stages that are `dense_only` stay with what lies outside."""
+    """Cut `lowered` along `plan`.
+
+    Stages that are `dense_only` stay part of the pieces outside.
+    """
     mark_needed(lowered.graph)  # hooks add ops
     by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
     stages = [stage for stage in as_modules_are(lowered, plan) if not stage.dense_only]
@@ -113,9 +120,8 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")
     ordered: list[list[fx.Node] | StagePlan] = [[]]
     ends = {stage.output: stage for stage in stages}
-    for fx_node in (
-        by_name.values()
-    ):  # a stage runs where it ends: all that its blocks read has been computed by then
+    # A stage runs where it ends: every value that its blocks read is computed by then.
+    for fx_node in by_name.values():
         if fx_node.name in ends:
             ordered += [ends[fx_node.name], []]
         elif (
@@ -182,11 +188,11 @@ class _Traced(NamedTuple):
 def piece(
     fx_nodes: Sequence[fx.Node], outputs: Iterable[str], first: Sequence[fx.Node] = ()
 ) -> Piece:
-    """`fx_nodes` as a function.
+    """Return `fx_nodes` as a function.
 
     Args:
         fx_nodes: in execution order.
-        outputs: names among them whose values it returns.
+        outputs: names of the fx nodes whose values it returns.
         first: values from outside that come first in `inputs`.
     """
     graph, twins = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -207,8 +213,9 @@ def piece(
 
 
 def _modules_in(by_name: dict[str, fx.Node], block: BlockPlan) -> list[str]:
-    """The fx nodes that read a module of `block`: calls, and what `contexts` reads to call in a
-    context of its own.
+    """Return the fx nodes that read a module of `block`.
+
+    These are calls, and the reads that `contexts` wrote to call a module within its contexts.
     """
     calls = [by_name[name] for name in block.fx_nodes]
     owners = [
@@ -261,7 +268,7 @@ def _block(by_name: dict[str, fx.Node], block: BlockPlan) -> BlockProgram:
 
 
 def _reads(stage: StagePlan, by_name: dict[str, fx.Node]) -> set[str]:
-    """What a stage needs from outside, `get_attr`s apart."""
+    """Return the values that a stage needs from outside, except `get_attr`s."""
     names = {
         stage.entry,
         *(read.fx_node for block in stage.blocks for read in block.reads if read.kind != "rows"),
@@ -270,7 +277,7 @@ def _reads(stage: StagePlan, by_name: dict[str, fx.Node]) -> set[str]:
 
 
 def _output(output_node: fx.Node) -> Piece:
-    """From the values that the backbone returns to the structure it returns them in."""
+    """Return the piece that builds the backbone's returned structure from its values."""
     structure = output_node.args[0][0]  # type: ignore[index]
     found: list[fx.Node] = []
     fx.map_arg(structure, found.append)
@@ -281,7 +288,7 @@ def _output(output_node: fx.Node) -> Piece:
 
 
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
-    """`graph` as a function of the module that owns its targets, and its inputs."""
+    """Return `graph` as a function of the module that owns its targets, and of its inputs."""
     read_taken_names_(graph)
     code = graph.python_code("self")
     scope = dict(code.globals)
@@ -296,8 +303,9 @@ def _steps(
     reads: dict[str, set[str]],
     wanted: list[str],
 ) -> tuple[tuple[Piece | StageProgram, tuple[str, ...]], ...]:
-    """Pieces for the segments, walked backward so that each knows which of its values are read
-    later, and which are done with.
+    """Return the steps of a program, each with the values that no later step reads.
+
+    The segments are visited backward, so the values that later steps read are known.
     """
     needed = set(wanted)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []

@@ -1,5 +1,6 @@
-"""The plan: what an executor must know to run a stage's blocks alone, on some rows of the batch.
-All by fx names of the lowered graph.
+"""The plan for running a stage's blocks on their own, on some rows of the batch.
+
+All values are named by the fx names of the lowered graph.
 """
 
 import operator
@@ -8,17 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import (
-    _BatchNorm,
-)  # private, torch 2.10 to 2.15: what all batch norms share
+
+# Private, torch 2.10 to 2.15: the base class of all batch norms.
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dggraph.compiler.aliasing import may_overwrite, outlasts
 from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Flow
 
 EFFECT, NEEDED = "dg_effect", "dg_needed"
-"""Keys of an fx node's `meta`: it counts even where nobody reads its value; it leads to the output
-or to such a node.
+"""Keys of an fx node's `meta`.
+
+`EFFECT`: it must run even if nothing reads its value. `NEEDED`: it leads to the output or to such a
+node.
 """
 
 ReadKind = Literal["constant", "rows", "batched", "unknown"]
@@ -26,54 +29,56 @@ ReadKind = Literal["constant", "rows", "batched", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A value that a block reads from outside besides its input."""
+    """A value, other than its input, that a block reads from outside."""
 
     fx_node: str
     kind: ReadKind
-    """`constant`: the same for every batch. `rows`: the batch size. `batched`: rows to gather with
-    the block's own. `unknown`: something that may depend on the batch size in another way; such a
-    block runs on whole batches only.
+    """How the value depends on the batch.
+
+    `constant`: it is the same for every batch. `rows`: it is the batch size. `batched`: it has rows
+    to gather with the block's own. `unknown`: it may depend on the batch size in another way; a
+    block that reads it only runs on whole batches.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockPlan:
-    """One block."""
+    """One block in the lowered graph."""
 
     node: str
-    """Its name in the `DynamicGraph`."""
+    """Name of its node in the `DynamicGraph`."""
     input: str
     output: str
     fx_nodes: tuple[str, ...]
     reads: tuple[Read, ...]
     writes_input: bool
-    """True where an op may overwrite the block's input, so that it needs one of its own."""
+    """Whether an op may overwrite the block's input, so that the block needs a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One stage as it stands in the lowered graph."""
+    """One stage in the lowered graph."""
 
     name: str
     scope: str
-    """`node` or `stage`: where its routers stand."""
+    """The place of its routers: `node` or `stage`."""
     entry: str
     output: str
     weights: str
     raw: str
     own: tuple[str, ...]
-    """Every fx node that lowering wrote for the stage: routers, gates, aggregation."""
+    """Every fx node that lowering wrote for the stage: routers, gates and aggregation."""
     blocks: tuple[BlockPlan, ...]
     writes_output: bool
-    """True where what follows the stage may overwrite its output."""
+    """Whether an op after the stage may overwrite its output."""
     dense_only: str
-    """Why the stage's blocks cannot run on some rows of the batch; empty where they can."""
+    """Why the stage's blocks cannot run on some rows of the batch; empty if they can."""
 
 
 def plan_block(
     flow: Flow, node: str, inside: Sequence[fx.Node], new_input: fx.Node, output: fx.Node
 ) -> BlockPlan:
-    """The plan of one block of the lowered graph, `inside` being its fx nodes."""
+    """Return the plan of one block of the lowered graph, whose fx nodes are `inside`."""
     members = set(inside)
     reads = {
         read.name: Read(read.name, _kind_of(flow, read))
@@ -94,15 +99,16 @@ def plan_block(
 def why_dense(
     flow: Flow, blocks: Sequence[BlockPlan], values: Sequence[fx.Node], own: Sequence[fx.Node]
 ) -> str:
-    """Why a stage cannot run on some rows of the batch; empty where nothing in it forbids that.
-    `values` are what v0 .. vN hand on.
+    """Return why a stage cannot run on some rows of the batch; empty if it can.
+
+    `values` are the outputs of v0 to vN.
     """
     for block in blocks:
         for read in block.reads:
             if read.kind == "unknown":
                 return (
-                    f"{block.node} reads {read.fx_node}, which is computed outside it and may"
-                    " depend on the batch size"
+                    f"{block.node} reads {read.fx_node}, which is computed outside this block and"
+                    " may depend on the batch size"
                 )
         for name in block.fx_nodes:
             fx_node = flow.by_name.get(name)
@@ -113,7 +119,7 @@ def why_dense(
                     if flow.module.get_submodule(path).running_mean is None:
                         return f"{block.node} uses the batch's own statistics, in {path}"
             if outlasts(flow, fx_node):
-                return f"{block.node} changes what outlasts a pass, at {name}"
+                return f"{block.node} changes state that outlasts a forward pass, at {name}"
     inside = {fx_node.name for fx_node in own}.union(*(block.fx_nodes for block in blocks))
     if may_overwrite(flow, values[0], apart_from=inside):
         return f"something outside the stage may overwrite its input {values[0].name}"
@@ -121,8 +127,9 @@ def why_dense(
 
 
 def batch_norms(root: nn.Module, path: str) -> list[str]:
-    """Paths of the batch norms in the module at `path`, which may be one itself. Empty where the
-    path leads to none.
+    """Return the paths of the batch norms in the module at `path`, which may be one itself.
+
+    Returns an empty list if the path does not lead to a module.
     """
     try:
         module = root.get_submodule(path)
@@ -146,9 +153,7 @@ def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) ->
 
 
 def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
-    """`stage`, dense only where what its blocks compute inside is read from outside, by something
-    that counts.
-    """
+    """Return `stage`, set to run dense if a needed op outside reads a value inside its blocks."""
     handed_on = {stage.output, stage.weights, stage.raw}
     inside = {*stage.own}.union(*(block.fx_nodes for block in stage.blocks))
     for fx_node in graph.nodes:
@@ -158,15 +163,15 @@ def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
                     return replace(
                         stage,
                         dense_only=(
-                            f"{user.name} reads {fx_node.name}, a value inside it, from outside the"
-                            " stage"
+                            f"{user.name}, outside the stage, reads {fx_node.name}, a value inside"
+                            " it"
                         ),
                     )
     return stage
 
 
 def mark_needed(graph: fx.Graph) -> None:
-    """Mark every op whose value reaches the output or an op that counts by itself."""
+    """Mark every op whose value reaches the output or an op with an effect."""
     for fx_node in reversed(graph.nodes):
         if (
             fx_node.op in ("output", "placeholder")
@@ -192,7 +197,7 @@ def _kind_of(flow: Flow, read: fx.Node) -> ReadKind:
 
 
 def _varies(flow: Flow, fx_node: fx.Node) -> bool:
-    """True where a value that is computed without the images may depend on how many there are."""
+    """Whether a value computed without the images may depend on their number."""
     if fx_node.name in flow.profile.shapes:
         return any(
             _varies(flow, source)
@@ -203,8 +208,9 @@ def _varies(flow: Flow, fx_node: fx.Node) -> bool:
 
 
 def _size_kind(fx_node: fx.Node) -> ReadKind:
-    """What a number computed from shapes says of the batch: nothing (`constant`), its size
-    (`rows`), or who knows.
+    """Return how a number computed from shapes depends on the batch.
+
+    `constant`: not at all; `rows`: it is the batch size; `unknown`: this cannot be determined.
     """
     is_size = fx_node.op == "call_method" and fx_node.target == "size"
     axis: Any = fx_node.args[1] if is_size and len(fx_node.args) == 2 else None

@@ -1,5 +1,6 @@
-"""How a lowered graph reads as code: our ops by their own names, `aggregate(...)` where fx would
-print `dggraph_ops_aggregation_aggregate(...)`.
+"""Print a lowered graph as readable code, with ops of dggraph by their short names.
+
+`aggregate(...)` is printed where fx would print `dggraph_ops_aggregation_aggregate(...)`.
 """
 
 from torch.fx.graph import CodeGen
@@ -17,5 +18,8 @@ OPS = (
 
 
 def short_names() -> CodeGen:
-    """What makes a graph print these ops by their own names: `graph.set_codegen(short_names())`."""
+    """Return a code generator that prints dggraph's ops by their short names.
+
+    Use it as `graph.set_codegen(short_names())`.
+    """
     return NamingCodeGen({op.__name__: op for op in OPS})

@@ -1,8 +1,8 @@
-"""Shapes and multiply-accumulates of every fx node, by running the graph on fake tensors: no
-memory, no arithmetic.
+"""Measure the shapes and multiply-accumulates (MACs) of every fx node.
 
-MACs count convolutions, linear layers and matrix products, as `torch.utils.flop_counter` does (two
-FLOPs a MAC), quantised ones included.
+The graph runs on fake tensors, which take no memory and no arithmetic. MACs count convolutions,
+linear layers and matrix products, quantised ones included, as `torch.utils.flop_counter` does
+(FLOPs = 2 x MACs).
 """
 
 import copy
@@ -24,26 +24,26 @@ from dggraph.system.torch_private import FakeTensorMode, tree_leaves
 
 TRACED_BATCH = 2
 TIED_IMAGES = (
-    "Its forward ties the images of a batch together, as where the frames of clips are folded into"
-    " it (B * T), but each image is to take its own path. Convert the image backbone inside, and"
-    " fold, shift and pool frames around the converted network."
+    "Its forward ties the images of a batch together, for example where the frames of clips are"
+    " folded into it (B * T), but each image must take its own path. Convert the image backbone"
+    " inside, and fold, shift and pool frames around the converted network."
 )
 CLIPS_BATCH = 480
-"""A multiple of most clip lengths, for a forward that wants one."""
+"""A multiple of most clip lengths, for forwards that need a batch of whole clips."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What one forward pass at batch 2 showed."""
+    """Measurements of one forward pass at batch size 2."""
 
     shapes: dict[str, tuple[int, ...]]
-    """Per fx node that returns a tensor: its shape, with the batch axis."""
+    """For each fx node that returns a tensor: its shape, with the batch axis."""
     macs: dict[str, int]
-    """Per fx node: multiply-accumulates of one instance."""
+    """For each fx node: multiply-accumulates of one instance."""
     bundles: frozenset[str]
     """Fx nodes that return tensors in a tuple, list or mapping."""
     unroutable: Mapping[str, torch.dtype]
-    """Fx nodes that return complex, quantised or integer tensors: no gate can weigh them."""
+    """Fx nodes that return complex, quantised or integer tensors, which no gate can weigh."""
 
 
 def profile(module: nn.Module, graph: fx.Graph, example_input: Tensor) -> Profile:
@@ -73,9 +73,9 @@ def _why_not(module: nn.Module, graph: fx.Graph, example: Tensor, error: Excepti
     if _runs_itself(module, example):
         return (
             f"the backbone runs on an input of shape {wanted}, but not as it was traced: {reason}."
-            " Its Python went another way while it was traced, as `type(x) is torch.Tensor`, or an"
-            " error that it catches, can make it. Ask isinstance(x, torch.Tensor), or move that"
-            " part into a module of its own and pass its class in `leaves=`."
+            " Its Python code took another branch during tracing, for example because of `type(x)"
+            " is torch.Tensor` or an error that it catches. Use isinstance(x, torch.Tensor), or"
+            " move that part into a separate module and pass its class in `leaves=`."
         )
     for size in (len(example), CLIPS_BATCH):
         try:
@@ -122,8 +122,9 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Buffers, and what modules keep on themselves (ConViT an index tensor, transformers hooks),
-    are after this context as before it.
+    """Restore buffers and attributes of modules after this context.
+
+    Modules change attributes in forward: ConViT keeps an index tensor, transformers keeps hooks.
     """
     attributes = {inner: dict(vars(inner)) for inner in module.modules()}
     contents = [
@@ -139,27 +140,23 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         for inner, before in attributes.items():
             vars(inner).clear()
             vars(inner).update(before)
-        for (
-            held,
-            before,
-        ) in (
-            contents
-        ):  # the very same objects: a converted network shares dicts with its lowered module
+        # In the same objects: a converted network shares dicts with its lowered module.
+        for held, before in contents:
             held.clear()
             held.extend(before) if isinstance(held, list) else held.update(before)
         with torch.no_grad():
             for buffer, value in values:
-                if (
-                    buffer.shape != value.shape
-                ):  # an observer's, which are empty until it has seen something
+                # The buffers of an observer are empty before its first batch.
+                if buffer.shape != value.shape:
                     buffer.resize_(value.shape)
                 buffer.copy_(value)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What fails on fake tensors is tried again or told in one error; torch would log its traceback
-    besides.
+    """Silence torch's log of tracebacks for failures on fake tensors.
+
+    Such a failure is retried on real tensors or reported in one error.
     """
     logger = logging.getLogger(FakeTensorMode.__module__)
     was_disabled, logger.disabled = logger.disabled, True
@@ -171,8 +168,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _held(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: views of one would, even within `no_grad`, and the counter
-    looks for their history.
+    """Switch gradients off for all parameters.
+
+    A view of a parameter would require a gradient even within `no_grad`, and the counter inspects
+    its history.
     """
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in asking:
@@ -186,7 +185,7 @@ def _held(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _counted_attention() -> Iterator[None]:
-    """Attention as plain matrix products: its fused kernels hide their MACs from the counter."""
+    """Run attention as plain matrix products: fused kernels hide their MACs from the counter."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,5 +1,6 @@
-"""Floating-point operations of quantised layers, in the form that `torch.utils.flop_counter` takes:
-it knows none and would count 0.
+"""FLOPs of quantised layers, in the form that `torch.utils.flop_counter` takes.
+
+torch has no formulas for them and would count 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ def _flops_of_convolution(*arguments: Any, out_shape: Sequence[int], **_rest: An
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Per op that this build of torch has."""
+    """Return a formula for each op that this build of torch has."""
     formulas: dict[Any, Callable[..., int]] = {}
     for library, names, formula in (
         (torch.ops.quantized, _LINEARS, _flops_of_linear),

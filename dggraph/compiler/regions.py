@@ -1,5 +1,4 @@
-"""Regions: sets of fx nodes with one tensor going in and one coming out, the raw material of
-blocks.
+"""Regions: sets of fx nodes with one tensor going in and one coming out; blocks are regions.
 
 Only activations count as going in or out: tensors with the batch in dimension 0 that depend on the
 input. Sizes, constants and weights may cross a region's border freely, because lowering moves no
@@ -24,13 +23,11 @@ class Region:
     path: str
     """Module path in the backbone."""
     signature: Any
-    """What makes two regions alike: the module's class, for a `Sequential` the classes of its
-    children.
-    """
+    """Similar regions share it: the module's class, or the classes of a `Sequential`'s children."""
     input: str
-    """Name of the fx node outside whose value goes in."""
+    """Name of the fx node outside whose value enters the region."""
     output: str
-    """Name of the fx node inside whose value comes out."""
+    """Name of the fx node inside whose value leaves the region."""
     fx_nodes: tuple[str, ...]
     """Names of all fx nodes inside, in execution order."""
     input_shape: tuple[int, ...]
@@ -44,7 +41,7 @@ class Region:
 
 
 class Flow:
-    """The activations of a traced backbone and who reads whom."""
+    """The activations of a traced backbone, and which op reads which."""
 
     def __init__(self, trace: Trace, profile: Profile) -> None:
         self.trace = trace
@@ -65,8 +62,9 @@ class Flow:
                     self.activations.add(fx_node)
 
     def inputs(self, fx_node: fx.Node) -> list[fx.Node]:
-        """Activations that `fx_node` reads; tuples of tensors are looked through, sizes do not
-        count.
+        """Return the activations that `fx_node` reads.
+
+        Tuples of tensors count as their sources; sizes do not count.
         """
         found: list[fx.Node] = []
         for source in fx_node.all_input_nodes:
@@ -74,8 +72,9 @@ class Flow:
         return [source for source in found if source in self.activations]
 
     def readers(self, fx_node: fx.Node) -> list[fx.Node]:
-        """Activations (and the output) that are computed from `fx_node` directly; sizes read from
-        it do not count.
+        """Return the activations, and the output, that are computed directly from `fx_node`.
+
+        Sizes read from it do not count.
         """
         return [
             user
@@ -84,12 +83,14 @@ class Flow:
         ]
 
     def shape(self, fx_node: fx.Node) -> tuple[int, ...]:
-        """Shape of one instance."""
+        """Return the shape of one instance."""
         return self.profile.shapes[fx_node.name][1:]
 
     def has_batch(self, fx_node: fx.Node) -> bool:
-        """True for features: batch first, at least one more axis besides the channels, real numbers
-        that a gate can weigh.
+        """Whether a value is features that a gate can weigh.
+
+        They have the batch first, at least one more axis in addition to the channels, and real
+        numbers.
         """
         shape = self.profile.shapes[fx_node.name]
         return (
@@ -99,7 +100,7 @@ class Flow:
         )
 
     def num_mac_ops(self, fx_node: fx.Node) -> int:
-        """1 for a convolution or product; an opaque module counts the weight matrices inside."""
+        """Return 1 for a convolution or product, or the weight matrices in an opaque module."""
         if not self.profile.macs.get(fx_node.name):
             return 0
         if fx_node.op != "call_module":
@@ -108,7 +109,7 @@ class Flow:
         return max(1, sum(parameter.ndim >= 2 for parameter in module.parameters()))
 
     def region(self, fx_nodes: Iterable[fx.Node], path: str, signature: Any) -> Region | None:
-        """The region made of `fx_nodes`, or None where they have more than one way in or out."""
+        """Return the region made of `fx_nodes`, or None if it has more than one entry or exit."""
         members = sorted(fx_nodes, key=self.order.__getitem__)
         inside = set(members)
         active = [fx_node for fx_node in members if fx_node in self.activations]
@@ -123,9 +124,8 @@ class Flow:
         if len(entries) != 1 or len(exits) != 1:
             return None
         (entry,), (exit,) = entries, exits
-        if (
-            not self.has_batch(entry) or not self.has_batch(exit) or not has_gradient(exit)
-        ):  # without gradients no router learns
+        # Without gradients no router learns.
+        if not self.has_batch(entry) or not self.has_batch(exit) or not has_gradient(exit):
             return None
         return Region(
             path=path,
@@ -140,8 +140,9 @@ class Flow:
         )
 
     def is_glue(self, fx_node: fx.Node, *, weighted: bool) -> bool:
-        """True for an op without MACs that keeps the shape and alone reads its one input;
-        `weighted` admits norms.
+        """Whether an op has no MACs, keeps the shape, and is the only reader of its one input.
+
+        `weighted` also admits norms.
         """
         sources = self.inputs(fx_node)
         if (
@@ -159,14 +160,14 @@ class Flow:
         return self.readers(sources[0]) == [fx_node]
 
     def glue_back(self, fx_node: fx.Node) -> Iterator[fx.Node]:
-        """`fx_node`, then the nodes before it as long as only weightless glue lies between."""
+        """Yield `fx_node`, then the nodes before it while only weightless glue lies between."""
         yield fx_node
         while self.is_glue(fx_node, weighted=False):
             (fx_node,) = self.inputs(fx_node)
             yield fx_node
 
     def extend(self, region: Region, output: fx.Node) -> Region:
-        """`region` with the glue between its output and `output` taken in."""
+        """Return `region` extended by the glue between its output and `output`."""
         added: list[str] = []
         for fx_node in self.glue_back(output):
             if fx_node.name == region.output:
@@ -188,7 +189,7 @@ class Call:
 
 
 def module_calls(fx_nodes: Collection[fx.Node]) -> dict[str, Call]:
-    """Every module call of the trace by its key, outermost first."""
+    """Return every module call of the trace by its key, outermost first."""
     members: dict[str, list[fx.Node]] = {}
     facts: dict[str, tuple[str, tuple[str, ...]]] = {}
     for fx_node in fx_nodes:
@@ -205,8 +206,9 @@ def module_calls(fx_nodes: Collection[fx.Node]) -> dict[str, Call]:
 
 
 def module_path(fx_node: fx.Node) -> str:
-    """Path of the module that `fx_node` calls, or in whose forward it stands; its own name outside
-    of all modules.
+    """Return the path of the module that `fx_node` calls, or whose forward contains it.
+
+    Outside all modules this is the name of the fx node.
     """
     if fx_node.op == "call_module":
         return str(fx_node.target)
@@ -215,7 +217,7 @@ def module_path(fx_node: fx.Node) -> str:
 
 
 def signature(module: nn.Module) -> Any:
-    """What two blocks must share to count as alike."""
+    """Return the value that two blocks must share to count as similar."""
     if type(module) is nn.Sequential:
         return (nn.Sequential, tuple(type(child) for child in module.children()))
     return type(module)

@@ -1,8 +1,8 @@
-"""Identity residuals, found by structure and never by values: a zero-initialised branch makes any
-rewrite look exact.
+"""Find identity residuals by structure, never by values.
 
-A block whose output is `x + F(x)` can be lifted: it becomes F alone and its identity skip becomes
-edges. The static network is then exactly the complete graph with every weight 1.
+A zero-initialised branch would make any rewrite look exact. A block whose output is `x + F(x)` can
+be lifted: it becomes F alone, and its identity skip becomes edges. The static network is then
+exactly the complete graph with every weight 1.
 """
 
 import operator
@@ -14,17 +14,17 @@ from dggraph.compiler.aliasing import overwritten, writers
 from dggraph.compiler.regions import Flow, Region
 
 StageAdds = tuple[tuple[fx.Node, ...], ...]
-"""Per block of a stage, its identity adds in the trace, first one first."""
+"""For each block of a stage, its identity adds in the trace, in execution order."""
 _ADDS = {operator.add, operator.iadd, torch.add}
 _ADD_METHODS = {"add", "add_"}
 
 
 def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
-    """The residual adds that lead from the block's input straight to its output, first one first.
+    """Return the residual adds that lead from the block's input straight to its output.
 
-    Empty where something follows the last add (ResNet's ReLU), where an operand is scaled
-    (`alpha`), where the branch is of another shape and only broadcasts (x + g(pool(x))), or where
-    an op inside overwrites the sum, or a tensor that the identity still needs.
+    They are in execution order. Empty if an op follows the last add (ResNet's ReLU), an operand is
+    scaled (`alpha`), the branch has another shape and only broadcasts (x + g(pool(x))), or an op
+    inside overwrites the sum or a tensor that the identity still needs.
     """
     source, current = flow.by_name[region.input], flow.by_name[region.output]
     inside = {flow.by_name[name] for name in region.fx_nodes}
@@ -62,7 +62,7 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
 
 
 def branch(add: fx.Node, identity: fx.Node) -> fx.Node:
-    """The operand of `add` that is not the identity: F(x)."""
+    """Return the operand of `add` that is not the identity: F(x)."""
     return next(operand for operand in add.args if operand is not identity)  # type: ignore[return-value]
 
 
@@ -79,7 +79,7 @@ def _is_add(fx_node: fx.Node) -> bool:
 
 
 def _leads_to(operand: object, source: fx.Node, inside: set[fx.Node]) -> bool:
-    """True where `operand` is itself an add on the identity line."""
+    """Whether `operand` is an add on the line from `source`."""
     return (
         isinstance(operand, fx.Node)
         and operand in inside

@@ -1,8 +1,8 @@
-"""The types a backbone returns its tensors in: model outputs, mappings and sequences of any class,
-dataclasses, named tuples.
+"""Restore the types in which a backbone returns its tensors.
 
-Plain fx knows dicts, lists, tuples and named tuples. What it is shown is that, `plain`;
-`restore_structure` writes the ops that build what forward returned out of it.
+These are model outputs, mappings and sequences of any class, dataclasses and named tuples. Plain fx
+supports dicts, lists, tuples and named tuples only. `plain` reduces the output to these;
+`restore_structure` writes the ops that rebuild the returned types from them.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ _KEYS = (str, int, float, bool, tuple, type(None))
 
 
 def plain(returned: Any) -> Any:
-    """`returned` in types that fx can write down: mappings as dicts, or as lists of their values
-    where a key has no source text.
+    """Return `returned` in types that fx can print.
+
+    A mapping becomes a dict, or a list of its values if a key has no source text.
     """
     if isinstance(returned, Mapping):
         if all(type(key) in _KEYS for key in returned):
@@ -43,13 +44,14 @@ def plain(returned: Any) -> Any:
 
 
 def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
-    """`written`, an argument of `graph`, in the types of `returned`; ops that build them are added
-    where `graph` stands.
+    """Return `written`, an argument of `graph`, in the types of `returned`.
+
+    The ops that build them are added at the insertion point of `graph`.
 
     Args:
         graph: gets the ops.
         returned: what the backbone's forward returned while it was traced.
-        written: what fx made of it.
+        written: the form in which fx recorded it.
     """
     if isinstance(written, fx.Node):
         if written.target is type(returned) and dataclasses.is_dataclass(returned):
@@ -100,14 +102,18 @@ def restore_structure(graph: fx.Graph, returned: Any, written: Any) -> Any:
 
 
 def _arguments(returned: Any) -> list[str]:
-    """What the dataclass of `returned` is built from; a ModelOutput's entries may have gone
-    since.
+    """Return the names of the arguments that build the dataclass of `returned`.
+
+    A ModelOutput may have lost entries since it was built.
     """
     return [field.name for field in dataclasses.fields(returned) if field.init]
 
 
 def _refill(returned: Mapping[Any, Any]) -> Callable[[list[Any]], Any]:
-    """A function that makes a mapping like `returned`, of its class and keys, from other values."""
+    """Return a function that makes a mapping from new values.
+
+    The mapping has the class and the keys of `returned`.
+    """
     keys, kind = tuple(returned), type(returned)
     factory = returned.default_factory if isinstance(returned, defaultdict) else None
 

@@ -1,14 +1,14 @@
-"""Write one stage into the lowered graph: ops stay where they are, only the inputs of blocks are
-rewired.
+"""Write one stage into the lowered graph: ops keep their order, and the inputs of blocks change.
 
-In front of block j, the writer puts, in this order:
-1. `share`, node j-1 as later nodes read it; with `node` routers its router and gate, which give its
-   adjacency row;
-2. `column`, the weights of the edges into j; `open_edges`, what is left of them after the threshold
-   and dead sources; `is_live`;
-3. `aggregate` (or `concatenate`), the block's new input. `out` is the same without a block, and
-`open_output` sees that something reaches it. A `stage` router decides all edges at the stage's
-entry, so `settle` stands in for step 2 once.
+In front of block j, the writer inserts, in this order:
+1. `share`, the value of node j-1 for later nodes; with `node` routers also its router and gate,
+   which return its adjacency row;
+2. `column`, the weights of the edges into j; `open_edges`, these weights after the threshold and
+   without dead sources; `is_live`;
+3. `aggregate` (or `concatenate`), the block's new input.
+
+`out` is the same without a block, and `open_output` ensures that at least one edge reaches it. A
+`stage` router decides all edges at the stage's entry, so a single `settle` replaces step 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,7 @@ from torch import fx, nn
 from dggraph.compiler.aliasing import may_overwrite, writers
 from dggraph.compiler.calls import mark_lifted, mark_routing
 from dggraph.compiler.lowered import StageRouting, routing_name
-from dggraph.compiler.planning import (
-    BlockPlan,
-    StagePlan,
-    plan_block,
-    why_dense,
-)
+from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.stages import FoundStage
@@ -42,15 +37,16 @@ class Deciders:
     """How edges are decided: a router kind with its factory, a gate factory and the threshold."""
 
     scope: str
-    """`node` or `stage`."""
+    """The place of the routers: `node` or `stage`."""
     router: Router
     gate: Callable[[Sequence[bool]], nn.Module]
     threshold: float
 
 
 class StageWriter:
-    """Writes one stage. Holds what grows as the pass walks the vertices: values, rows, columns,
-    live flags.
+    """Writes one stage.
+
+    Its values, rows, columns and live flags grow as it visits the vertices.
     """
 
     def __init__(
@@ -91,7 +87,7 @@ class StageWriter:
         self.prefix = name
 
     def write(self) -> StagePlan:
-        """Rewire the stage; returns where everything is."""
+        """Rewire the stage, and return the plan that names its fx nodes."""
         is_lifted = self.graph.stages[self.name].residual == "lift"
         spent: list[fx.Node] = []
         for index, block in enumerate(self.stage.blocks, start=1):
@@ -139,9 +135,8 @@ class StageWriter:
             if late
             else last
         )
-        with self.lowered.inserting_after(
-            finished
-        ):  # `y[mask] = z` as the block's last line: only then is y what it hands on
+        # After a last line like `y[mask] = z`: only then does y have its final value.
+        with self.lowered.inserting_after(finished):
             anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)
@@ -172,7 +167,7 @@ class StageWriter:
         )
 
     def _write_vertex(self, index: int) -> fx.Node:
-        """What stands in front of vertex `index`; returns its new input."""
+        """Write the ops in front of vertex `index`, and return its new input."""
         incoming = self.graph.incoming(self.vertices[index].name)
         sources = self.topology.sources[self.topology.incoming(index)]
         self.shared.append(
@@ -202,9 +197,7 @@ class StageWriter:
         return self._call(aggregate, (features, weights, self.cache, marks, index), f"in{index}")
 
     def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
-        """With `node` routers: the row of the vertex before, then the column of this one,
-        settled.
-        """
+        """Write the row of the vertex before, then the column of this one (`node` routers)."""
         self._write_row(index - 1, self.graph.outgoing(self.vertices[index - 1].name))
         edges = self.graph.incoming(self.vertices[index].name)
         picks = tuple(
@@ -226,7 +219,7 @@ class StageWriter:
         return weights
 
     def _take_weights(self, index: int) -> fx.Node:
-        """With a `stage` router: this vertex' columns of what the router decided at the entry."""
+        """Return this vertex' columns of the weights that a `stage` router decided at the entry."""
         if index == 1:
             self._write_row(0, self.graph.edges(self.name))
             self.settled = self._call(
@@ -240,7 +233,7 @@ class StageWriter:
         )
 
     def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
-        """Router and gate at vertex `index`, deciding `edges`."""
+        """Write the router and gate at vertex `index`, which decide `edges`."""
         axis = self.stage.channel_axis
         num_channels = self.vertices[index].shape[self.channel_position]
         self.routing.add_module(
@@ -258,8 +251,10 @@ class StageWriter:
         )
 
     def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
-        """F alone: the sum of the block's branches. Returns the first branch and the sums; the
-        block's last add loses its readers.
+        """Reduce a block to F, the sum of its branches.
+
+        Returns:
+            The first branch and the sums; no op reads the block's last add afterwards.
         """
         lines = [self.flow.by_name[block.input], *adds]
         branches = [
@@ -279,9 +274,7 @@ class StageWriter:
         return terms
 
     def _erase(self, candidates: Sequence[fx.Node]) -> None:
-        """Remove what lost its last reader: the adds of lifted blocks, the concats of growth
-        stages.
-        """
+        """Remove ops without readers: adds of lifted blocks and concats of growth stages."""
         open_ends = [
             *candidates,
             *(self.by_name[block.input] for block in reversed(self.stage.blocks)),
@@ -306,7 +299,7 @@ class StageWriter:
 
 
 def stage_topology(graph: DynamicGraph, stage: str) -> Topology:
-    """The edges of `stage` as vertex indices."""
+    """Return the edges of `stage` as vertex indices."""
     place = {node.name: index for index, node in enumerate(graph.nodes(stage))}
     edges = graph.edges(stage)
     return Topology(

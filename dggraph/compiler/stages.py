@@ -12,17 +12,17 @@ from dggraph.graph.ir import EdgeKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundStage:
-    """A stage as discovery found it, in the words of the fx graph."""
+    """A stage that discovery found, in names of fx nodes."""
 
     path: str
     """Module path that its blocks share."""
     entry: str
     """Name of the fx node whose value is v0."""
     entry_block: Region | None
-    """The block that computes v0, where it is one."""
+    """The block that computes v0, or None if no block does."""
     entry_shape: tuple[int, ...]
     blocks: tuple[Region, ...]
-    """The routed blocks v1 .. vN."""
+    """The routed blocks v1 to vN."""
     output: str
     """Name of the fx node whose readers read the stage's output."""
     output_shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class FoundStage:
 
 
 def in_order(flow: Flow, found: Sequence[FoundStage]) -> list[FoundStage]:
-    """Stages in the order the backbone runs them: lowering rewires one after the other."""
+    """Return the stages in the order in which the backbone runs them, and lowering rewires them."""
     return sorted(
         found,
         key=lambda stage: min(flow.order[flow.by_name[name]] for name in stage.blocks[0].fx_nodes),
@@ -45,7 +45,7 @@ def in_order(flow: Flow, found: Sequence[FoundStage]) -> list[FoundStage]:
 
 
 def chains_of(flow: Flow, blocks: Sequence[Region]) -> list[list[Region]]:
-    """Blocks in the order they feed each other, glue taken in."""
+    """Return chains of blocks in which each feeds the next, extended by the glue between them."""
     by_output = {block.output: block for block in blocks}
     previous: dict[str, str] = {}
     for block in blocks:
@@ -98,7 +98,7 @@ def cut_stages(flow: Flow, chain: Sequence[Region]) -> list[FoundStage]:
 
 
 def stage_of(flow: Flow, run: Sequence[Region], kind: EdgeKind) -> list[FoundStage]:
-    """The stage that a run of blocks is; none where its only block changes the shape."""
+    """Return a run of blocks as a stage; empty if its only block changes the shape."""
     entry_block = run[0] if run[0].input_shape != run[0].shape else None
     blocks = tuple(run[1:] if entry_block is not None else run)
     if not blocks:
@@ -120,7 +120,7 @@ def stage_of(flow: Flow, run: Sequence[Region], kind: EdgeKind) -> list[FoundSta
 
 
 def growth_stage(flow: Flow, growth: tuple[str, tuple[Region, ...], str, int]) -> FoundStage:
-    """The stage that a growing concat is, see `growth`."""
+    """Return a growing concat as a stage (see `growth`)."""
     entry, blocks, output, axis = growth
     return FoundStage(
         path=_common_path([block.path for block in blocks]),
@@ -136,7 +136,7 @@ def growth_stage(flow: Flow, growth: tuple[str, tuple[Region, ...], str, int]) -
 
 
 def _same_grid(before: Region, after: Region) -> bool:
-    """True where `after` keeps everything but perhaps the number of channels."""
+    """Whether `after` keeps everything except possibly the number of channels."""
     return (
         len(before.shape) == len(after.shape)
         and sum(a != b for a, b in zip(before.shape, after.shape, strict=True))
@@ -150,18 +150,18 @@ def _same_grid(before: Region, after: Region) -> bool:
 
 
 def is_tapped(flow: Flow, before: Region, after: Region) -> bool:
-    """True where something besides `after` reads what `before` hands on."""
+    """Whether an op outside `before` and `after` reads the output of `before`."""
     inside = {flow.by_name[name] for name in (*before.fx_nodes, *after.fx_nodes)}
     return any(reader not in inside for reader in flow.readers(flow.by_name[before.output]))
 
 
 def _channel_axis(flow: Flow, block: Region) -> int:
-    """1 for NCHW, -1 for NHWC and tokens: what the first module that knows its number of channels
-    says.
+    """Return 1 for NCHW, -1 for NHWC and tokens.
 
-    Modules that read the block's input come first, then (where that input goes into plain
-    functions, as in Swin V2's attention) those that read a tensor of its shape, then any whose norm
-    or bias is as long as one axis alone (TinyViT's blocks are opaque).
+    The first module with a known number of channels decides. Modules that read the block's input
+    come first. If that input only goes into plain functions, as in Swin V2's attention, modules
+    that read a tensor of its shape follow. The last are modules whose norm or bias is as long as
+    exactly one axis (TinyViT's blocks are opaque).
     """
     shape = flow.shape(flow.by_name[block.input])
     if len(shape) != 3:
@@ -203,5 +203,5 @@ def _common_path(paths: Sequence[str]) -> str:
 
 
 def members_of(stage: FoundStage) -> tuple[Region, ...]:
-    """Its blocks, the entry block first where it has one."""
+    """Return the blocks of a stage, with its entry block first if it has one."""
     return (stage.entry_block, *stage.blocks) if stage.entry_block is not None else stage.blocks

@@ -1,6 +1,4 @@
-"""From discovery to the static `DynamicGraph`: names, nodes, the edges the backbone already has,
-and which stages are lifted.
-"""
+"""From discovery to the static `DynamicGraph`: names, nodes, static edges and lifted stages."""
 
 import re
 from collections.abc import Sequence
@@ -18,15 +16,15 @@ ResidualChoice = Literal["auto", "keep", "lift"]
 def build_graph(
     name: str, found: Sequence[FoundStage], kept_because: Sequence[str]
 ) -> DynamicGraph:
-    """The graph of the backbone itself: every edge is static.
+    """Build the graph of the backbone itself: every edge is static.
 
-    A kept stage is a chain; a lifted or concat stage is complete, since its skips or operands are
+    A kept stage is a chain. A lifted or concat stage is complete, since its skips or operands are
     the edges.
 
     Args:
-        name: of the backbone.
+        name: name of the backbone.
         found: its stages.
-        kept_because: per stage, why its residuals are kept; empty where it is lifted.
+        kept_because: for each stage, why its residuals are kept; empty if it is lifted.
     """
     stages: list[Stage] = []
     nodes: list[BlockNode] = []
@@ -80,7 +78,7 @@ def build_graph(
 
 
 def find_adds(flow: Flow, found: Sequence[FoundStage]) -> tuple[StageAdds, ...]:
-    """The identity adds of each stage's blocks; none where its edges do not add."""
+    """Return the identity adds of each stage's blocks; none for a stage whose edges do not add."""
     return tuple(
         tuple(identity_adds(flow, block) if stage.kind == "add" else () for block in stage.blocks)
         for stage in found
@@ -94,20 +92,20 @@ def choose_residuals(
     choice: ResidualChoice,
     is_complete: bool,
 ) -> tuple[str, ...]:
-    """Per stage, why its residuals are kept; empty where it is lifted.
+    """Return, for each stage, why its residuals are kept; empty if it is lifted.
 
-    `auto` lifts a stage iff every block has exactly one identity add with nothing after it, and the
-    wiring is complete. `lift` takes several adds a block too.
+    `auto` lifts a stage if the wiring is complete and every block has exactly one identity add with
+    nothing after it. `lift` also takes several adds in a block.
 
     Args:
         found: the stages.
-        adds: the identity adds of each.
-        choice: what the caller asked for.
+        adds: the identity adds of each stage.
+        choice: the caller's choice.
         is_complete: whether the wiring joins every pair of a stage's nodes.
 
     Raises:
-        WiringError: `lift` under a wiring that is not complete; the lifted skips are all the edges
-            there are.
+        WiringError: `lift` with a wiring that is not complete; the lifted skips would be all its
+            edges.
     """
     if choice == "lift" and not is_complete:
         raise WiringError(
@@ -133,8 +131,9 @@ def _why_kept(stage: FoundStage, adds: StageAdds, choice: ResidualChoice, is_com
 
 
 def stage_names(found: Sequence[FoundStage]) -> list[str]:
-    """The path that a stage's blocks share; its first block's where that is empty or shared by two
-    stages.
+    """Return the path that each stage's blocks share, as an identifier.
+
+    If that path is empty or shared by two stages, the path of the first block is used.
     """
     paths = [stage.path for stage in found]
     taken: set[str] = set()

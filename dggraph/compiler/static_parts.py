@@ -1,4 +1,4 @@
-"""What belongs to no stage, and why: the parts of a backbone that every image runs."""
+"""Report the parts of a backbone that belong to no stage, which every image runs, and why."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,12 @@ def static_parts(
     found: Sequence[FoundStage],
     blocks: Sequence[Region] | None,
 ) -> tuple[tuple[str, int, str], ...]:
-    """MACs outside every stage, by the coarsest module that holds no stage, largest first. `blocks`
-    is None where the caller chose.
+    """Return the MACs outside all stages by the coarsest module without a stage, largest first.
+
+    `blocks` is None if the caller named the stages.
+
+    Returns:
+        (module path, MACs, reason) of each part.
     """
     taken = {name for stage in found for block in members_of(stage) for name in block.fx_nodes}
     lonely = {name: block.path for block in blocks or () for name in block.fx_nodes}
@@ -36,8 +40,8 @@ def static_parts(
             reason = "not named in `stages`" if blocks is None else _why_no_block(flow, fx_node)
         if fx_node.name in flow.profile.unroutable:
             reason = (
-                f"its features are {flow.profile.unroutable[fx_node.name]}, and gates weigh real"
-                " floating-point features alone"
+                f"its features are {flow.profile.unroutable[fx_node.name]}, and gates only weigh"
+                " real floating-point features"
             )
         macs[place, reason] = macs.get((place, reason), 0) + count
     return tuple(
@@ -50,7 +54,7 @@ def _why_no_block(flow: Flow, fx_node: fx.Node) -> str:
     shape = flow.profile.shapes.get(fx_node.name)
     if shape is not None and len(shape) == 4 and shape[0] > TRACED_BATCH:
         return (
-            f"it runs on {shape[0] // TRACED_BATCH} parts of each image in the batch, and routes"
-            " would be an image's own"
+            f"it runs on {shape[0] // TRACED_BATCH} parts of each image in the batch, but each"
+            " image takes a single path"
         )
     return "part of no repeated block with one input and one output"

@@ -1,8 +1,9 @@
-"""What is set for all of torch around a conversion, and must not leak into what conversion makes.
+"""Keep torch's global state around a conversion from leaking into its result.
 
 Notebooks convert within `torch.inference_mode()`, under autocast, or after
-`torch.set_default_device("cuda")`. Routers made so would be tensors that can never be trained, or
-stand on another device than the backbone; and a trace would write that device into its graph.
+`torch.set_default_device("cuda")`. Routers made in that state would be tensors that cannot be
+trained, or would be on another device than the backbone, and a trace would write that device into
+its graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def ordinary_surroundings(device: torch.device) -> Iterator[None]:
-    """Within this context tensors can be trained, are made on `device`, and keep the type that the
-    code asks for.
-    """
+    """Make tensors trainable, on `device`, and of the dtype that the code asks for."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in dict.fromkeys(("cpu", device.type)):
@@ -30,8 +29,9 @@ def ordinary_surroundings(device: torch.device) -> Iterator[None]:
 
 
 class _ProxiesPassBy(TorchFunctionMode):
-    """A call on traced values is recorded as it is written: a default device would write itself
-    into the graph.
+    """Records a call on traced values unchanged.
+
+    A default device would otherwise be written into the graph.
     """
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""What cannot be traced, and errors that say so."""
+"""Errors for backbones that cannot be traced."""
 
 import inspect
 import re
@@ -12,8 +12,11 @@ from dggraph.errors import InputError, TraceError
 
 
 def refuse_untraceable(module: nn.Module) -> None:
-    """Name what can never be traced: scripted and exported modules, and forwards that need more
-    than an image.
+    """Raise an error for a model that can never be traced.
+
+    Raises:
+        TraceError: a module is scripted, or forward needs more than a batch of images.
+        InputError: the model is the module of an exported program.
     """
     for path, inner in module.named_modules():
         if isinstance(inner, torch.jit.ScriptModule):
@@ -22,23 +25,23 @@ def refuse_untraceable(module: nn.Module) -> None:
                 getattr(inner, "original_name", "ScriptModule"),
             )
             raise TraceError(
-                f"{where} is a scripted module ({name}): its Python is gone, so there is nothing to"
-                " trace. Convert the module that it was scripted from."
+                f"{where} is a scripted module ({name}), which has no Python code to trace. Convert"
+                " the module that it was scripted from."
             )
     if isinstance(module, fx.GraphModule):
         if any(
             getattr(fx_node.target, "namespace", "") == "aten" for fx_node in module.graph.nodes
         ):
             raise InputError(
-                "this is the module of an exported program: its module calls are gone, so there are"
-                " no blocks to find. Convert the module that it was exported from."
+                "this is the module of an exported program, which has no module calls in which to"
+                " find blocks. Convert the module that it was exported from."
             )
         return
     parameters = list(inspect.signature(module.forward).parameters.values())
     if not parameters:
         raise TraceError(
-            f"{type(module).__name__}.forward takes no input; a backbone takes a batch of images"
-            " first."
+            f"{type(module).__name__}.forward takes no input; a backbone takes a batch of images as"
+            " its first argument."
         )
     required = [p.name for p in parameters[1:] if p.default is p.empty and "VAR" not in p.kind.name]
     if required or parameters[0].kind in (
@@ -47,15 +50,16 @@ def refuse_untraceable(module: nn.Module) -> None:
     ):
         extra = ", ".join(repr(name) for name in required) or "keyword arguments only"
         raise TraceError(
-            f"{type(module).__name__}.forward needs {extra} besides the images; a backbone is"
-            " called with one batch of images. Give these arguments defaults, or wrap the model in"
-            " a module whose forward fills them in."
+            f"{type(module).__name__}.forward needs {extra} in addition to the images; a backbone"
+            " is called with one batch of images. Give these arguments defaults, or wrap the model"
+            " in a module whose forward fills them in."
         )
 
 
 def explain(
     module: nn.Module, culprit: tuple[str, type[nn.Module]] | None, error: BaseException
 ) -> TraceError:
+    """Return the error for a failed trace: the module, the place, the reason and how to fix it."""
     path, leaf = culprit if culprit is not None else ("", type(module))
     name = f"{path!r} ({leaf.__name__})" if path else f"the backbone itself ({leaf.__name__})"
     why = (
@@ -65,7 +69,7 @@ def explain(
         f"Pass `leaves=({leaf.__name__},)` to keep that module as one opaque block"
         if path
         else (
-            "Move the part that cannot be traced into a module of its own and pass its class in"
+            "Move the part that cannot be traced into a separate module and pass its class in"
             " `leaves=`"
         )
     )
@@ -73,8 +77,9 @@ def explain(
 
 
 def where(error: BaseException) -> str:
-    """File and line of the backbone's own code that failed: the innermost module's, not a library's
-    that it calls.
+    """Return the file and line of the backbone's code that failed.
+
+    This is code of the innermost module, not of a library that it calls.
     """
     frames = [
         (frame, line)
@@ -86,18 +91,18 @@ def where(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, in terms of traced values."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
     if reason.startswith("argument of type"):
         reason = (
-            f"{reason}: forward returns or hands on what is not a tensor, number, text, list,"
-            " tuple, dict, named tuple or dataclass"
+            f"{reason}: forward returns or passes on a value that is not a tensor, number, string,"
+            " list, tuple, dict, named tuple or dataclass"
         )
     if isinstance(error, KeyError):
-        reason = f"there is no {reason}; what a hook puts there does not come along"
+        reason = f"there is no {reason}; values that a hook puts there are not traced"
     if "INTERNAL ASSERT FAILED" in reason or "__torch_dispatch__" in reason:
         reason = (
-            "it calls what transforms functions (torch.vmap, torch.cond), which torch.fx cannot"
-            " trace"
+            "it calls a function transform (torch.vmap, torch.cond), which torch.fx cannot trace"
         )
     return re.sub(
         r"<class '[\w.]*(Proxy|Attribute)'>|'?\b(Asked)?(Proxy|Attribute)\b'?( object)?",

@@ -1,14 +1,17 @@
-"""Trace a backbone into a flat `torch.fx` graph whose nodes know which module calls they came from.
+"""Trace a backbone into a flat `torch.fx` graph whose nodes record their module calls.
 
-Default `fx` traces 240 of 279 small timm models. Four things close most of the gap: the backbone's
-optional arguments keep their Python defaults instead of becoming placeholders (`if mask is not
-None` would take the wrong branch silently); timm's own registries name what must stay a leaf;
-modules that act differently in training stay leaves, so that tracing in eval mode does not erase
-them; and a module that cannot be traced becomes a leaf, deepest first, until the rest goes through.
+Default `fx` traces 240 of 279 small timm models. Four changes close most of the gap:
 
-Where a forward decides by `self.training`, the other branch is looked at too (`training_flags`):
-what acts differently in training is kept as one call, and where that would be the whole backbone,
-the trace says so.
+1. The backbone's optional arguments keep their Python defaults instead of becoming placeholders.
+   Otherwise `if mask is not None` would silently take the wrong branch.
+2. timm's own registries name modules and functions that must stay leaves.
+3. Modules that act differently in training stay leaves, so tracing in eval mode does not erase
+   them.
+4. A module that cannot be traced becomes a leaf, deepest first, until the rest can be traced.
+
+If a forward decides by `self.training`, the other branch is traced too (`training_flags`). A module
+or function that acts differently in training is kept as a single call. If that would be the entire
+backbone, the trace reports it.
 """
 
 import copy
@@ -42,14 +45,12 @@ TENSOR_CONSTANT = "_tensor_constant"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque:
-    """A module class or a function that is called as a whole, because it cannot be traced."""
+    """A module class or a function that is called as a single op because it cannot be traced."""
 
     name: str
     """Name of the class or function."""
     module_path: str
-    """Path of the module whose forward could not be traced, or of the one that calls the
-    function.
-    """
+    """Path of the module whose forward could not be traced, or that calls the function."""
     place: str
     """File and line."""
     reason: str
@@ -66,38 +67,44 @@ class Trace:
     module: nn.Module
     """A deep copy of the backbone, in eval mode; the graph's targets are paths in it."""
     graph: fx.Graph
-    """Every fx node's `meta["nn_module_stack"]` maps call keys to (module path, class), outermost
+    """The flat graph.
+
+    `meta["nn_module_stack"]` of each fx node maps call keys to (module path, class), outermost
     first.
     """
     opaque: tuple[Opaque, ...] = ()
-    """What became one call because it could not be traced."""
+    """Modules and functions that became one call because they could not be traced."""
     assumptions: tuple[Assumption, ...] = ()
-    """Answers that the backbone's Python got from the example, and went by."""
+    """Answers that the backbone's Python code got for the example, and that the graph relies on."""
     hooks: tuple[str, ...] = ()
-    """Paths of modules (empty: the backbone itself) whose hooks the graph does not run and the copy
-    no longer has.
+    """Paths of modules (empty: the backbone itself) whose hooks the graph does not run.
+
+    The copy no longer has these hooks.
     """
     returned: Any = None
-    """What forward returned, in the types it returned it in; proxies stand for values. None where
-    the graph was there already.
+    """What forward returned, in its own types, with proxies for values.
+
+    None if the model was traced already.
     """
     checkpointed: tuple[str, ...] = ()
-    """Paths of modules (empty: the backbone itself) that ask for gradient checkpointing, which the
-    graph does not do.
+    """Paths of modules (empty: the backbone itself) that ask for gradient checkpointing.
+
+    The graph does not checkpoint.
     """
     eval_only: tuple[str, ...] = ()
-    """Places where forward decides by `self.training`, in what is too large to be one call: the
-    graph does as in eval mode.
+    """Places where forward decides by `self.training` in a part too large to be one call.
+
+    The graph acts there as in eval mode.
     """
 
 
 def trace(
     model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None
 ) -> Trace:
-    """Trace a deep copy of `model` in eval mode; what acts differently in training is kept as one
-    call.
+    """Trace a deep copy of `model` in eval mode.
 
-    See `trace_eval` for arguments and errors.
+    A module or function that acts differently in training is kept as a single call. See
+    `trace_eval` for arguments and errors.
     """
     return _trace(model, leaves, example, is_followed=example is not None)
 
@@ -105,21 +112,22 @@ def trace(
 def trace_eval(
     model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None
 ) -> Trace:
-    """Trace a deep copy of `model` in eval mode, whatever it would do in training: older archives
-    have such a trace.
+    """Trace a deep copy of `model` in eval mode, whatever it would do in training.
+
+    Older archives have traces of this kind.
 
     Args:
         model: a backbone whose first argument is a batched image tensor.
-        leaves: module classes to keep as single calls, besides `torch.nn`, timm's registries and
-            whatever fails to trace.
-        example: (1 or more, C, H, W), what the backbone's Python sees of a batch where it asks.
-            Without one every question fails, as it did before there were answers: archives from
-            then have such a trace.
+        leaves: module classes to keep as single calls, in addition to `torch.nn`, timm's registries
+            and modules that cannot be traced.
+        example: (1 or more, C, H, W), from which the questions of the backbone's Python code are
+            answered. Without it every question fails, as in traces of archives written before there
+            were answers.
 
     Raises:
-        TraceError: the backbone's own forward has data-dependent control flow; names module, line,
-            reason and way out.
-        InputError: the backbone cannot be copied, or is no longer made of modules.
+        TraceError: the backbone's own forward has data-dependent control flow; the message names
+            the module, the line, the reason and a way to fix it.
+        InputError: the backbone cannot be copied, or no longer consists of modules.
     """
     return _trace(model, leaves, example, is_followed=False)
 
@@ -132,7 +140,7 @@ def _trace(
     is_followed: bool,
 ) -> Trace:
     module = copy_model(model)
-    module.eval()  # may be its own, and answer anything
+    module.eval()  # the model may override it and return anything
     refuse_untraceable(module)
     if isinstance(module, fx.GraphModule) and any(
         "nn_module_stack" in fx_node.meta for fx_node in module.graph.nodes
@@ -205,14 +213,16 @@ def _try(
     example: Tensor | None,
     trained: Collection[str] = (),
 ) -> tuple["BackboneTracer", BaseException | None]:
-    """Trace with `opaque` kept whole and the modules at `trained` in training mode. Returns the
-    tracer, which has the graph, and why it failed where it did.
+    """Trace with `opaque` kept as single calls and the modules at `trained` in training mode.
+
+    Returns:
+        The tracer, which has the graph, and the error if tracing failed.
     """
     classes = {kept for kept in opaque if isinstance(kept, type)}
     functions = frozenset(kept for kept in opaque if isinstance(kept, types.FunctionType))
     for buffers_as_proxies in (True, False):
         # Tracing runs the model's own Python: anything it caches holds proxies, so each try gets a
-        # copy of its own.
+        # new copy.
         tracer = BackboneTracer({*leaves, *classes}, buffers_as_proxies, functions)
         attempt = copy_to_trace(module)
         set_flags_(attempt, partial(tracer.note_question, attempt), trained)
@@ -236,8 +246,10 @@ def _try(
 def _prepared(
     tracer: "BackboneTracer", module: nn.Module, attempt: nn.Module, example: Tensor | None
 ) -> Iterator[None]:
-    """What a trace needs around it: no warnings, and where there is an example, answers and
-    functions that are called as a whole.
+    """Set up everything that a trace needs.
+
+    Warnings are off. If there is an example, traced values answer, and some functions are called as
+    single ops.
     """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -253,8 +265,10 @@ def _prepared(
 
 
 def _culprit(tracer: "BackboneTracer", error: BaseException) -> type | types.FunctionType | None:
-    """What to call as a whole next: a helper that failed between a module's own code and torch,
-    else the deepest module's class.
+    """Return the module class or function to call as a single op next.
+
+    A helper function that failed between a module's own code and torch comes first, then the class
+    of the deepest module.
     """
     if isinstance(error, KeepWhole):
         return error.function
@@ -278,8 +292,9 @@ def _describe(
 
 
 def _checkpointed(module: nn.Module, graph: fx.Graph, capture: Capture) -> tuple[str, ...]:
-    """Where gradient checkpointing was asked for, by a flag or in forward, outside of modules that
-    are called as a whole.
+    """Return the paths of modules that ask for gradient checkpointing, by a flag or in forward.
+
+    Modules inside a single call do not count.
     """
     asked = {
         path

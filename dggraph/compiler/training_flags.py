@@ -1,9 +1,9 @@
-"""`self.training` while a backbone is traced in eval mode: a false number that knows whose flag it
-is, and who asked.
+"""Flags that replace `self.training` while a backbone is traced in eval mode.
 
-Handed on to an op the flag is followed: the graph reads the module's own. Where Python decides by
-it (`if self.training:`), one branch is traced, and the other would be lost in silence; so each such
-question is noted, and tracing looks what the other answer would have led to.
+A flag is a false number that records its module and the code that asks for it. If it is passed to
+an op, the graph reads the module's own flag. If Python decides by it (`if self.training:`), only
+one branch is traced and the other would be lost silently. Each such question is noted, and tracing
+then checks where the other answer would have led.
 """
 
 import types
@@ -15,28 +15,30 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 Owner = type[nn.Module] | types.FunctionType
-"""What decides by a flag: the class of the module whose flag it is, or a plain function that it was
-handed to.
+"""The code that decides by a flag.
+
+Either the class of the module that has the flag, or a plain function that the flag was passed to.
 """
 
 
 @dataclass(slots=True)
 class Question:
-    """One owner's questions."""
+    """All questions of one owner."""
 
     place: str
-    """File, line and source of the first."""
+    """File, line and source of the first question."""
     paths: set[str] = field(default_factory=set)
-    """Modules whose flags were asked."""
+    """Paths of the modules whose flags were asked for."""
 
 
 class TrainingFlag(int):
-    """False, or true where the other answer is looked at."""
+    """A number that replaces `training`: 0, or 1 while the other answer is traced."""
 
     path: str
     note: Callable[[str], None]
 
     def __new__(cls, path: str, note: Callable[[str], None], value: int) -> "TrainingFlag":
+        """Make a flag of the module at `path`; `note` is called with the path on each question."""
         flag = super().__new__(cls, value)
         flag.path, flag.note = path, note
         return flag
@@ -69,7 +71,7 @@ def set_flags_(module: nn.Module, note: Callable[[str], None], trained: Collecti
 
 
 def follow_training(graph: fx.Graph) -> None:
-    """Replace every flag among the arguments by a read of the module's `training`."""
+    """Replace every flag among the arguments of ops by a read of the module's `training`."""
     for fx_node in list(graph.nodes):
 
         def follow(argument: Any, fx_node: fx.Node = fx_node) -> Any:
@@ -86,7 +88,10 @@ def follow_training(graph: fx.Graph) -> None:
 
 
 def can_keep(owner: Owner, backbone: nn.Module) -> bool:
-    """True for what may become one call: functions, and modules that hold no blocks to route."""
+    """Whether `owner` may become a single call.
+
+    True for functions, and for modules without blocks to route.
+    """
     if isinstance(owner, types.FunctionType):
         return True
     if isinstance(backbone, owner):
@@ -96,7 +101,7 @@ def can_keep(owner: Owner, backbone: nn.Module) -> bool:
 
 
 def _holds_alike(module: nn.Module) -> bool:
-    """True where a container in `module` has two children of one class that is none of torch's."""
+    """Whether a container in `module` has two children of one class from outside torch."""
     for inner in module.modules():
         if isinstance(inner, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             kinds = [

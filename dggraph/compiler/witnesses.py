@@ -1,4 +1,4 @@
-"""A fake batch that runs through a graph while it is traced, as far as somebody asks."""
+"""A fake batch that runs through a graph while it is traced, up to the op that is asked about."""
 
 import copy
 import operator
@@ -14,17 +14,17 @@ from dggraph.system.torch_private import FakeTensorMode
 
 
 class Unanswered(fx.proxy.TraceError):
-    """What was asked depends on the values of the images, or on how many there are."""
+    """The answer to a question depends on the values or the number of the images."""
 
 
 class HooksGradients(Exception):
-    """A forward puts a hook on the gradient of a feature map, which a graph of ops cannot hold."""
+    """A forward puts a hook on the gradient of a feature map, which a graph cannot record."""
 
     def __init__(self, method: str) -> None:
         super().__init__(
             f"forward puts a hook on the gradient of a feature map ({method}), which a graph of"
-            " ops cannot hold; a hook on a module, register_full_backward_hook, can be set on the"
-            " converted network"
+            " ops cannot record; set a hook on a module of the converted network instead"
+            " (register_full_backward_hook)"
         )
 
 
@@ -36,15 +36,22 @@ class _Unknown:
 
 
 class Witness:
-    """A batch that follows the graph: fake, so that it costs nothing, and real from where a module
-    kept whole looks at values.
+    """A batch that follows the graph.
+
+    It is fake, so that it costs nothing, until a module that is kept as a single call needs values;
+    then it is real.
     """
 
     def __init__(
         self, module: nn.Module, attempt: nn.Module, example: Tensor, num_images: int
     ) -> None:
-        """`module` runs, `attempt` is what is traced: it holds the constants that tracing puts
-        away.
+        """Set up the witness; it runs nothing yet.
+
+        Args:
+            module: runs the ops.
+            attempt: the module that is traced; it holds the constants that tracing stores.
+            example: (1 or more, C, H, W), of which the first image is used.
+            num_images: batch size.
         """
         self.module, self.attempt = module, attempt
         self.real = example[:1].expand(num_images, *example.shape[1:]).contiguous()
@@ -54,7 +61,7 @@ class Witness:
         self.is_running = False
 
     def value(self, fx_node: fx.Node) -> Any:
-        """What `fx_node` gives.
+        """Return the value of `fx_node`.
 
         Raises:
             Unanswered: it could not be computed.
@@ -63,9 +70,8 @@ class Witness:
             self._follow(fx_node.graph)
         if isinstance(self.values[fx_node], _Unknown) and self.mode is not None:
             self.mode, self.batch, self.values = None, self.real.clone(), {}
-            self.module = copy.deepcopy(
-                self.module
-            )  # what it counts and caches is no matter of the module's that is converted
+            # A copy: its counters and caches must not reach the module that is converted.
+            self.module = copy.deepcopy(self.module)
             self._follow(fx_node.graph)
         value = self.values[fx_node]
         if isinstance(value, _Unknown):
@@ -99,9 +105,8 @@ class Witness:
                 found = operator.attrgetter(str(fx_node.target))(self.attempt)
                 if not issubclass(type(found), fx.Proxy):
                     return found
-                return operator.attrgetter(str(fx_node.target))(
-                    self.module
-                ).clone()  # forward has written on `attempt`
+                # Forward has put a proxy on `attempt`.
+                return operator.attrgetter(str(fx_node.target))(self.module).clone()
             if fx_node.op == "call_method":
                 return getattr(args[0], str(fx_node.target))(*args[1:], **kwargs)
             target: Any = (
@@ -115,5 +120,5 @@ class Witness:
 
 
 def _plain(argument: Any) -> Any:
-    """Flags that know their module are numbers; torch's functions want `bool`."""
+    """Return a training flag as a bool, which torch's functions require."""
     return bool(argument) if isinstance(argument, int) and hasattr(argument, "path") else argument

@@ -1,9 +1,8 @@
-"""Functions that a trace calls as a whole: what they are called with is recorded, what they do is
-not looked into.
+"""Functions that a trace calls as single ops: it records their arguments, not their code.
 
-`torch.arange(x.shape[1])`, `np.prod(x.shape[1:])` and scripted functions see no traced value
-coming; helpers of other libraries (einops, timm) whose Python depends on sizes run with the real
-ones instead.
+`torch.arange(x.shape[1])`, `np.prod(x.shape[1:])` and scripted functions do not accept traced
+values. Helpers of other libraries (einops, timm) whose Python code depends on sizes run with the
+real sizes instead.
 """
 
 import functools
@@ -28,8 +27,9 @@ FACTORIES: tuple[Callable[..., Any], ...] = (
 
 @contextmanager
 def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
-    """Within this context a call of one of `functions` with a traced value is a node, wherever the
-    function was imported to.
+    """Record calls of `functions` with traced values as nodes within this context.
+
+    Each function is replaced in every module that imported it.
     """
     wrapped = [(function.__name__, function, _recorded(function)) for function in functions]
     replaced: list[tuple[dict[str, Any], str, Any]] = []
@@ -54,8 +54,9 @@ def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
 
 @functools.cache
 def scripted_op(function: Any) -> Callable[..., Any]:
-    """`function`, a torch.jit.ScriptFunction, as the target of an fx node, the same one each
-    time.
+    """Return `function`, a torch.jit.ScriptFunction, as the target of an fx node.
+
+    Each call returns the same object.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

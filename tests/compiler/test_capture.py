@@ -234,7 +234,7 @@ def test_what_forward_keeps_on_a_module_is_there_after_each_pass() -> None:
     net(X)
     assert sum(block.aux for block in net.blocks).requires_grad
     assert "aux" not in "".join(net.state_dict())
-    assert "outlasts a pass" in net.report.stages[0].dense_because
+    assert "outlasts a forward pass" in net.report.stages[0].dense_because
 
 
 def test_what_the_backbone_keeps_on_itself() -> None:

@@ -248,7 +248,7 @@ class Split(nn.Module):
         ("merge", r"'merge' \(Merge\) takes 2 feature maps"),
         (
             "split",
-            r"'split' \(Split\) takes or gives feature maps in a list.*'split\.conv', inside it",
+            r"'split' \(Split\) takes or returns feature maps in a list.*'split\.conv', inside it",
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_hooks_of_the_old_kind_and_on_the_lowered_module_are_refused() -> None:
 def test_a_pre_hook_gives_one_tensor() -> None:
     net = converted("kept")
     net.layers.register_forward_pre_hook(lambda _m, args: (*args, 1))
-    with pytest.raises(HookError, match="Sequential gives other arguments than one tensor"):
+    with pytest.raises(HookError, match="Sequential returns other arguments than one tensor"):
         net(X)
 
 

@@ -141,7 +141,7 @@ def test_quantised_features_are_not_routed_and_said() -> None:
     prepared = quantization.prepare(model)
     prepared(X)
     torch.backends.quantized.engine = "qnnpack"
-    with pytest.raises(NothingToRouteError, match=r"torch\.quint8, and gates weigh real"):
+    with pytest.raises(NothingToRouteError, match=r"torch\.quint8, and gates only weigh real"):
         dggraph.convert(quantization.convert(prepared), X)
 
 

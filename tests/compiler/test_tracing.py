@@ -64,7 +64,7 @@ class CountsWithValues(Net):
 
 def test_reasons_are_the_real_ones() -> None:
     for model in (TwoInputs(), KeywordInput()):
-        with pytest.raises(TraceError, match=r"needs 'mask' besides the images") as error:
+        with pytest.raises(TraceError, match=r"needs 'mask' in addition to the images") as error:
             dggraph.convert(model, X)
         assert "control flow" not in str(error.value)
     with pytest.raises(TraceError, match="leaves") as error:

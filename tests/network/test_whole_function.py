@@ -315,7 +315,7 @@ def test_a_class_that_cannot_be_rebuilt_is_named() -> None:
         def forward(self, x: Tensor) -> Any:
             return iter([super().forward(x)])
 
-    with pytest.raises(dggraph.errors.TraceError, match=r"iterator.*what is not a tensor"):
+    with pytest.raises(dggraph.errors.TraceError, match=r"iterator.*a value that is not a tensor"):
         dggraph.convert(Foreign(), X[:1])
 
 
