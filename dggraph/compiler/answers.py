@@ -100,7 +100,7 @@ class AnsweringTracer(fx.Tracer):
         """
         value = asked.peek()
         if isinstance(value, Tensor):
-            raise Unanswered("what it does next depends on the values of the images")
+            raise Unanswered("its next step depends on the values of the images")
         answer = read(value)
         reads = self._reads(asked)
         if isinstance(value, tuple | list | Mapping) or value is None or reads <= _RANK:
@@ -137,7 +137,7 @@ class AnsweringTracer(fx.Tracer):
         ):
             self._hold(asked, len, number, is_plain=False, is_type=False)
         elif self._other(asked, len, number) != number:
-            raise Unanswered("what it does next depends on the number of images in the batch")
+            raise Unanswered("its next step depends on the number of images in the batch")
         return number
 
     def forget(self) -> None:
@@ -172,7 +172,7 @@ class AnsweringTracer(fx.Tracer):
         if function is not None and function not in self.cannot_keep:
             raise KeepWhole(function, f"it asks its input at {where}")
         if self._other(asked, read, answer) != answer:
-            raise Unanswered("what it does next depends on the number of images in the batch")
+            raise Unanswered("its next step depends on the number of images in the batch")
         question = (
             asked.node if is_plain else self.create_node("call_function", read, (asked.node,), {})
         )

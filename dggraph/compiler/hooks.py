@@ -89,7 +89,9 @@ def watch_(graph_module: fx.GraphModule) -> None:
         own = by_module.get(id(module), [])
         for kind in KINDS:
             refusal, warning = (
-                ("", "") if module in called else _judge(graph_module, path, own, sites, kind)
+                ("", "")
+                if module in called
+                else _refusal_and_warning(graph_module, path, own, sites, kind)
             )
             if not vars(module)[kind]:
                 vars(module)[kind] = HookTable(graph_module, path, refusal=refusal, warning=warning)
@@ -186,7 +188,7 @@ def _write_call(graph: fx.Graph, site: Site) -> None:
     stand_in(new_output, value)
 
 
-def _judge(
+def _refusal_and_warning(
     graph_module: fx.GraphModule,
     path: str,
     own: Sequence[Site],
@@ -200,8 +202,8 @@ def _judge(
     if not path:
         return (
             (
-                "hooks on net.lowered do not see what the sparse executor runs. Hook the network"
-                " itself."
+                "hooks on net.lowered do not see the ops that the sparse executor runs. Hook the"
+                " network itself."
             ),
             "",
         )

@@ -112,7 +112,12 @@ def _run_fake(module: nn.Module, graph: fx.Graph, example: Tensor, size: int) ->
 
 def _run(module: nn.Module, graph: fx.Graph, batch: Tensor) -> Profile:
     profiler = _Profiler(module, graph)
-    with torch.no_grad(), _held(module), _counted_attention(), profiler.counter:
+    with (
+        torch.no_grad(),
+        _without_parameter_gradients(module),
+        _counted_attention(),
+        profiler.counter,
+    ):
         profiler.run(batch)
     return Profile(profiler.shapes, profiler.macs, frozenset(profiler.bundles), profiler.unroutable)
 
@@ -167,7 +172,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _held(module: nn.Module) -> Iterator[None]:
+def _without_parameter_gradients(module: nn.Module) -> Iterator[None]:
     """Switch gradients off for all parameters.
 
     A view of a parameter would require a gradient even within `no_grad`, and the counter inspects

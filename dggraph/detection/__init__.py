@@ -1,4 +1,4 @@
-"""Detectors with a dynamic backbone: models, sets of boxes, average precision."""
+"""Detectors with a dynamic backbone: models, sets of images with boxes, average precision."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,6 @@
-"""COCO's average precision of predicted boxes, by faster-coco-eval; and predictions as COCO's
-JSON.
+"""COCO's average precision of predicted boxes, and predictions as COCO's JSON.
+
+faster-coco-eval computes the precision.
 """
 
 import json
@@ -19,10 +20,10 @@ from dggraph.system.files import write_whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Averages over classes and recalls; None where there is no object to be found."""
+    """Averages over classes and recalls; None if there is no object to detect."""
 
     AP: float | None
-    """Mean over overlaps from 0.50 to 0.95."""
+    """Mean over overlap thresholds from 0.50 to 0.95."""
     AP50: float | None
     AP75: float | None
     small: float | None
@@ -34,20 +35,22 @@ class Precision:
     """AP of each class."""
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the values as a JSON object."""
         return asdict(self)
 
 
 def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet) -> Precision:
-    """Judge predictions as COCO does: up to 100 an image, crowds neither found nor missed.
+    """Return the average precision of predictions, as COCO defines it.
+
+    Up to 100 predictions count for each image. Crowds are neither found nor missed.
 
     Args:
-        found: by `BoxImage.image_id`; images without an entry have no predictions.
-        expected: what is there.
+        found: predictions by `BoxImage.image_id`; images without an entry have no predictions.
+        expected: the annotated images.
 
     Raises:
         MissingExtraError: faster-coco-eval is not installed.
-        InputError: a prediction is of an unknown image or class, or is not finite.
+        InputError: a prediction has an unknown image or class, or is not finite.
     """
     library = require_library()
     truth = library.COCO(
@@ -77,12 +80,11 @@ def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet
         for image_id, detections in found.items()
         for one in _checked(detections, expected)
     ]
-    judge = library.COCOeval_faster(truth, truth.loadRes(predicted), "bbox")
-    judge.evaluate()
-    judge.accumulate()
-    precision_TRKAM: np.ndarray[Any, Any] = judge.eval[
-        "precision"
-    ]  # overlaps, recalls, classes, areas, numbers of predictions
+    evaluator = library.COCOeval_faster(truth, truth.loadRes(predicted), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    # Axes: overlap thresholds, recalls, classes, areas, numbers of predictions.
+    precision_TRKAM: np.ndarray[Any, Any] = evaluator.eval["precision"]
 
     def mean(overlaps: slice, classes: slice, area: int) -> float | None:
         values = precision_TRKAM[overlaps, :, classes, area, -1]
@@ -106,8 +108,9 @@ def average_precision(found: Mapping[int, Sequence[Detection]], expected: BoxSet
 def write_predictions(
     file: Path, found: Mapping[int, Sequence[Detection]], expected: BoxSet
 ) -> None:
-    """Write a list as COCO's servers take it, with the image and category ids of the annotations.
-    Whole or not at all.
+    """Write predictions in COCO's result format, with image and category ids of the annotations.
+
+    The file is written completely or not at all.
     """
     rows = [
         {
@@ -123,7 +126,7 @@ def write_predictions(
 
 
 def require_library() -> Any:
-    """faster-coco-eval, before the work that needs it in the end.
+    """Return faster-coco-eval; call this before any work whose result needs it.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -137,7 +140,7 @@ def require_library() -> Any:
 
 
 def _numbered(images: Iterable[BoxImage]) -> Iterable[dict[str, Any]]:
-    """Annotations with ids from 1: COCO's evaluation takes id 0 for "no match"."""
+    """Yield annotations with ids from 1, because COCO's evaluation takes id 0 for "no match"."""
     number = 0
     for image in images:
         for box in image.boxes:
@@ -159,11 +162,11 @@ def _checked(detections: Sequence[Detection], expected: BoxSet) -> Sequence[Dete
         if not 0 <= one.label < len(expected.classes):
             raise InputError(
                 f"a prediction has class {one.label}, but {expected.name} has"
-                f" {len(expected.classes)}."
+                f" {len(expected.classes)} classes."
             )
         if not np.isfinite([*one.corners, one.score]).all():
             raise InputError(
-                f"a prediction is not finite: box {one.corners}, score {one.score}. Look for NaN in"
-                " the network."
+                f"a prediction is not finite: box {one.corners}, score {one.score}. Check the"
+                " network for NaN."
             )
     return detections

@@ -1,7 +1,7 @@
-"""Images with boxes: the sets that a configuration names, and samples as torchvision's detectors
-take them, tensors and targets.
+"""Images with boxes: the sets that a configuration names, and their samples.
 
-Pixels are float32 in [0, 1]: detectors normalise and resize by themselves.
+Samples are images and targets, the tensors that torchvision's detectors take. Pixels are float32 in
+[0, 1], because detectors normalise and resize images themselves.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,19 +33,19 @@ Target = dict[str, Tensor]
 
 
 class BoxDataset(Dataset[tuple[Tensor, Target]]):
-    """(image (3, H, W), target) by index.
+    """A dataset of (image (3, H, W), target).
 
     A target has `boxes` (N, 4) float32 as corners in pixels, `labels` (N,) int64 from 1, since 0 is
     torchvision's background, and `image_id`. Crowds and boxes with a side under a pixel are left
-    out: detectors cannot learn from them.
+    out, because detectors cannot learn from them.
 
     Args:
-        images: of a `BoxSet`; for training its `learnable` ones.
+        images: images of a `BoxSet`; for training its `learnable` images.
         flip: probability of a horizontal flip.
 
     Raises:
-        InputError: (when asked for an image) it cannot be read, or has another size than its
-            annotations say.
+        InputError: (when an image is read) it cannot be read, or its size differs from that in its
+            annotations.
     """
 
     def __init__(self, images: Sequence[BoxImage], *, flip: float = 0.0) -> None:
@@ -78,23 +78,23 @@ class BoxDataset(Dataset[tuple[Tensor, Target]]):
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """Images of a batch may differ in size, so they stay a list."""
+    """Return the images and targets of a batch as lists, because images may differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 
 
 def open_boxes(source: Source) -> tuple[BoxSet, BoxSet]:
-    """The training and validation sets that `source.dataset` names, in `source.data_dir`.
+    """Return the training and validation sets that `source.dataset` names, in `source.data_dir`.
 
-    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`, with images in
-    folders called like the files' last words (`train2017`), there or in `images`; `voc` reads
-    `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and `val.txt`;
-    `package.module:function` is imported and called with `source.argument`, and returns two
-    `BoxSet`.
+    `coco` reads `annotations/instances_train*.json` and `instances_val*.json`. The images are in
+    folders named after the last part of the files' names (`train2017`), next to `annotations` or in
+    `images`. `voc` reads `Annotations`, `JPEGImages` and the lists `ImageSets/Main/train.txt` and
+    `val.txt`. `package.module:function` is imported and called with `source.argument`, and returns
+    two `BoxSet`.
 
     Raises:
-        InputError: the set is not there, or is bad as `read_coco` says; or the two parts have
-            different classes, or more than num_classes.
+        InputError: the set does not exist, or is bad as described for `read_coco`; or the two parts
+            have different classes, or other classes than num_classes.
     """
     training, validation = _open_part(source, "train"), open_validation_boxes(source)
     refuse_other_categories(training.classes, training.name, validation)
@@ -112,16 +112,17 @@ def open_boxes(source: Source) -> tuple[BoxSet, BoxSet]:
 
 
 def open_validation_boxes(source: Source) -> BoxSet:
-    """The second of `open_boxes`; a set without a training part will do.
+    """Return the second set of `open_boxes`; a training part need not exist.
 
     Raises:
-        InputError: the set is not there, is bad as `read_coco` says, or has nothing to be found.
+        InputError: the set does not exist, is bad as described for `read_coco`, or has no object to
+            detect.
     """
     found = _open_part(source, "val")
     if not any(not box.is_crowd for image in found.images for box in image.boxes):
         raise InputError(
-            f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to be"
-            " found."
+            f"{found.name} has no boxes on {len(found.images)} images, so there is nothing to"
+            " detect."
         )
     return found
 
@@ -135,14 +136,14 @@ def _open_part(source: Source, part: str) -> BoxSet:
             and all(isinstance(one, BoxSet) for one in sets)
         ):
             raise InputError(
-                f"{source.dataset} is not a set of boxes: it must return two BoxSet, for training"
-                " and validation."
+                f"{source.dataset} does not return sets of boxes; it must return two BoxSet, for"
+                " training and validation."
             )
         return _compared(refuse_bad_boxes(sets[part == "val"]), source)
     if source.dataset not in READERS:
         raise InputError(
-            f"there is no dataset {source.dataset!r} of boxes. There are {', '.join(READERS)}, and"
-            " package.module:function."
+            f"there is no dataset {source.dataset!r} of boxes; choose one of {', '.join(READERS)},"
+            " or package.module:function."
         )
     if source.data_dir is None:
         raise InputError(f"{source.dataset} needs data_dir, the folder that it is in.")
@@ -150,8 +151,9 @@ def _open_part(source: Source, part: str) -> BoxSet:
 
 
 def _compared(found: BoxSet, source: Source) -> BoxSet:
-    """Bad images are left out with either key; `on_bad_image` reads all of them whole to find
-    them.
+    """Return `found` without bad images if either key is `skip`.
+
+    `on_bad_image` set to `skip` reads every image completely to find them.
     """
     is_skipped = "skip" in (source.on_bad_box, source.on_bad_image)
     depth: Depth = "whole" if source.on_bad_image == "skip" else "ends"
@@ -161,12 +163,11 @@ def _compared(found: BoxSet, source: Source) -> BoxSet:
 def _read_coco(folder: Path, part: str, on_bad: OnBadBox) -> BoxSet:
     files = sorted(folder.glob(f"annotations/instances_{part}*.json"))
     if len(files) != 1:
-        found = (
-            f"{len(files)} of them: {', '.join(file.name for file in files)}" if files else "none"
-        )
+        names = ", ".join(file.name for file in files)
+        found = f"there are {len(files)}: {names}" if files else "there is none"
         raise InputError(
             f"coco needs one file {folder / 'annotations'}/instances_{part}*.json, for example"
-            f" instances_{part}2017.json; there is {found}."
+            f" instances_{part}2017.json; {found}."
         )
     name = files[0].stem.removeprefix("instances_")
     images = next(

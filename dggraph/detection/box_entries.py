@@ -1,5 +1,6 @@
-"""What entries of annotation files say, number by number: whole numbers, flags and corners; and
-what is wrong, gathered for one message.
+"""Read entries of annotation files: whole numbers, flags and corners.
+
+Everything that is wrong is collected for a single message.
 """
 
 import math
@@ -17,20 +18,20 @@ from dggraph.graph.detection import Corners
 OnBadBox = Literal["error", "skip"]
 SHOWN = 5
 MAX_NUMBER = 1e15
-"""Beyond any image: what is larger makes no sense, and no float or int of Python's reading."""
+"""Larger than any image; larger numbers make no sense, and Python may not convert them."""
 MAX_DIGITS = 20
-AS_WHOLE = "numbers written as text or with .0, read as whole ones"
+AS_WHOLE = "numbers written as text or with .0, read as integers"
 AS_FLAG = "flags written as text, read as 0 or 1"
-OWN_AREA = "areas that are not numbers above 0, where the box's own was taken"
+OWN_AREA = "areas that are not numbers above 0, replaced by the area of the box"
 FLAGS = {"": False, "0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 SURPLUS_PIXELS, SURPLUS_FRACTION = 2.0, 0.02
-"""How far rounding lets a box reach over the edge of its image; more is no rounding."""
+"""How far a box may reach over the edge of its image by rounding, in pixels and as a fraction."""
 NEARLY_ALL = 0.95
 
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong so far, what was read as one might not expect, and how boxes are written."""
+    """Problems so far, unusual spellings, and the way in which boxes are written."""
 
     on_bad: OnBadBox
     problems: list[str] = field(default_factory=list)
@@ -38,27 +39,32 @@ class Findings:
     num_clipped: int = 0
     num_boxes: int = 0
     num_fractions: int = 0
-    """Within the first pixel of their image."""
+    """Boxes within the first pixel of their image."""
     num_like_corners: int = 0
-    """Whose last two numbers would fit as the right and the bottom edge."""
+    """Boxes whose last two numbers could be the right and the bottom edge."""
     num_far_over: int = 0
-    """Which reach over the edge of their image by more than rounding does."""
+    """Boxes that reach over the edge of their image by more than rounding does."""
     areas: Counter[str] = field(default_factory=Counter)
-    """Which reading an area says is right."""
+    """How often an annotated area fits each reading of its box."""
 
     def note(self, problem: str) -> None:
+        """Record a bad entry."""
         self.problems.append(problem)
 
     def settle(self, name: str) -> None:
-        """
+        """Raise an error if the file cannot be used.
+
+        Args:
+            name: name of the file in the message.
+
         Raises:
-            InputError: all boxes are written in another way than they are read, or entries are bad
-                and that is an error.
+            InputError: all boxes are written in another form than the expected one, or entries are
+                bad and `on_bad` is `error`.
         """
         if self.num_boxes and self.num_fractions == self.num_boxes:
             raise InputError(
                 f"{name}: all {self.num_boxes} boxes have numbers from 0 to 1, so they are"
-                " fractions of their images, but pixels are read. Multiply them by width and"
+                " fractions of their images, but pixels are expected. Multiply them by width and"
                 " height."
             )
         is_said = self.areas["corners"] and not self.areas["sizes"]
@@ -70,22 +76,24 @@ class Findings:
             if self.num_far_over or is_said:
                 raise InputError(
                     f"{name}: its boxes look like left, top, right, bottom ({self.num_like_corners}"
-                    f" of {self.num_boxes} fit so; as left, top, width, height {self.num_far_over}"
-                    " reach far over the edge of their image), but COCO's bbox is left, top,"
-                    " width, height. Subtract the first two numbers from the last two."
+                    f" of {self.num_boxes} fit this form; read as left, top, width, height,"
+                    f" {self.num_far_over} reach far over the edge of their image), but COCO's bbox"
+                    " is left, top, width, height. Subtract the first two numbers from the last"
+                    " two."
                 )
         if self.problems and self.on_bad == "error":
             shown, rest = self.problems[:SHOWN], len(self.problems) - SHOWN
             more = f"; and {rest} more" if rest > 0 else ""
             raise InputError(
-                f"{name} has {len(self.problems)} bad entries: {'; '.join(shown)}{more}. Mend them,"
+                f"{name} has {len(self.problems)} bad entries: {'; '.join(shown)}{more}. Fix them,"
                 " or leave them out with 'skip'."
             )
 
 
 def as_whole(value: Any, findings: Findings) -> int | None:
-    """A whole number below 2**63, which converters also write as text or as 3.0; None for anything
-    else.
+    """Return an integer of at most 63 bits, or None for any other value.
+
+    Converters also write it as text or as 3.0.
     """
     number: int | None = None
     if type(value) is int:
@@ -102,8 +110,9 @@ def as_whole(value: Any, findings: Findings) -> int | None:
 
 
 def as_flag(value: Any, findings: Findings) -> bool | None:
-    """0 or 1, which converters also write as false, "0", 0.0 or null, or leave out; None for
-    anything else.
+    """Return a flag, 0 or 1, or None for any other value.
+
+    Converters also write it as false, "0", 0.0 or null, or omit it.
     """
     if isinstance(value, str):
         found = FLAGS.get(value.strip().lower())
@@ -117,7 +126,10 @@ def as_flag(value: Any, findings: Findings) -> bool | None:
 
 
 def as_area(value: Any, corners: Corners, findings: Findings) -> float:
-    """`value` where it is a number above 0, else that of the box; a missing one is no surprise."""
+    """Return `value` if it is a number above 0, else the area of the box.
+
+    A missing value is not counted as a problem.
+    """
     left, top, right, bottom = corners
     try:
         number = (
@@ -142,16 +154,15 @@ def corners_of(
     *,
     area: Any = None,
 ) -> Corners | None:
-    """Left, top, right, bottom within an image of `size`; None, and a note, where there is no such
-    box.
+    """Return left, top, right, bottom within an image of `size`, or None and a note.
 
     Args:
         values: four numbers.
         form: `xywh` is left, top, width, height.
         size: width and height of the image.
-        what: how the entry is called in a note.
-        findings: for notes.
-        area: what the entry says it is.
+        what: name of the entry in a note.
+        findings: takes notes.
+        area: the area that the entry states.
     """
     if (
         not isinstance(values, list | tuple)
@@ -165,8 +176,8 @@ def corners_of(
     if all(0 <= value <= 1 for value in values):
         findings.num_fractions += 1
         findings.note(
-            f"{what} has the box {list(values)!r}, which is within one pixel, as if it were written"
-            " in fractions of the image"
+            f"{what} has the box {list(values)!r}, which is within one pixel, as if it were in"
+            " fractions of the image"
         )
         return None
     if form == "xywh":
@@ -185,7 +196,7 @@ def corners_of(
 
 
 def _compare(values: Sequence[float], size: tuple[int, int], area: Any, findings: Findings) -> None:
-    """Whether the last two numbers may be the right and the bottom edge."""
+    """Count whether the last two numbers may be the right and the bottom edge."""
     (left, top, third, fourth), (width, height) = values, size
     findings.num_like_corners += 0 <= left < third <= width + 1 and 0 <= top < fourth <= height + 1
     over = (left + third - width) / width, (top + fourth - height) / height
@@ -208,32 +219,33 @@ def _compare(values: Sequence[float], size: tuple[int, int], area: Any, findings
 
 
 def is_number(value: Any) -> bool:
-    """Finite, and within reason."""
+    """Whether `value` is a finite number of plausible size."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
     )
 
 
 def file_of(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, however its letters are composed; None where there is none, or
-    the name leads out of the folder.
+    """Return the file `name` in `folder`, in any Unicode composition of its letters.
+
+    Returns None if there is no file, or if the name leads out of the folder.
     """
-    if (
-        Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
-    ):  # names come with the data
+    # Names come with the data and are not trusted.
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         return None
     spellings = dict.fromkeys((name, normalize("NFC", name), normalize("NFD", name)))
     try:
         return next(
             (folder / spelling for spelling in spellings if (folder / spelling).is_file()), None
         )
-    except OSError:  # a name longer than the system's longest
+    except OSError:  # the name is too long for the file system
         return None
 
 
 def other_place(folder: Path, name: str) -> str:
-    """For a message: where a file of this name is, if the folders before it are wrong, as where
-    Windows wrote them.
+    """Return text for a message about a file whose folders are wrong, as Windows may write them.
+
+    It names the file of this name in `folder`, and is empty if there is none.
     """
     last = name.replace("\\", "/").rpartition("/")[2]
     return (
@@ -244,5 +256,5 @@ def other_place(folder: Path, name: str) -> str:
 
 
 def label_of(entry: Any, number: int) -> str:
-    """How an entry is called in a message."""
-    return repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at place {number}"
+    """Return the name of an entry in a message."""
+    return repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"at index {number}"

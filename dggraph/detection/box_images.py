@@ -1,9 +1,8 @@
-"""Image files beside their annotations: whether they can be read, have the size that boxes were
-drawn on, and lie or stand as then.
+"""Check the image files of annotations: readable, of the annotated size, and the right way up.
 
-Cameras store many photos lying and say in EXIF how to turn them. Some tools draw boxes on the image
-as it is stored, others on the upright one; the size in the annotations tells which, unless a turn
-keeps it.
+Cameras store many photos rotated, and record in EXIF how to turn them. Some tools draw boxes on the
+image as it is stored, others on the upright image. The size in the annotations shows which, unless
+the turn keeps it.
 """
 
 from dataclasses import replace
@@ -23,26 +22,25 @@ UNDECIDED = (
     "images whose EXIF turn keeps their size, so that it is unclear whether boxes were drawn before"
     " or after it; "
 )
-AS_OTHERS, AS_STORED = "taken as the others of the set, upright", "taken as stored"
+AS_OTHERS, AS_STORED = "read upright, as the others of the set", "read as stored"
 
 
 def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
-    """Look at the image files of a set before any work.
+    """Inspect the image files of a set before any other work.
 
     Args:
-        found: with sizes as its annotations say.
-        on_bad: `skip` leaves out images that cannot be read or have another size, and says so in
+        found: a set with the sizes in its annotations.
+        on_bad: `skip` leaves out images that cannot be read or have another size, and lists them in
             `BoxSet.skipped`.
-        depth: as for `inspect_image`; with `ends` at most 50,000 files are looked at, evenly
-            spread.
+        depth: as for `inspect_image`; with `ends` at most 50,000 evenly spaced files are inspected.
 
     Returns:
-        `found` without them, and with `BoxImage.is_upright` where boxes were drawn on the upright
-        image.
+        `found` without bad images, and with `BoxImage.is_upright` set if boxes were drawn on the
+            upright image.
 
     Raises:
-        InputError: with `on_bad="error"`, images that cannot be read or have another size; names
-            the first ones.
+        InputError: with `on_bad="error"`, images that cannot be read or have another size; the
+            message names the first of them.
     """
     is_taken = evenly_spaced(len(found.images), MAX_INSPECTED if depth == "ends" else None)
     taken = [image for place, image in enumerate(found.images) if is_taken(place)]
@@ -76,9 +74,7 @@ def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
         UPRIGHT: len(upright),
         UNDECIDED + (AS_OTHERS if as_others else AS_STORED): len(undecided),
     }
-    counts["images looked at before their turn"] = (
-        len(taken) if len(taken) < len(found.images) else 0
-    )
+    counts["images inspected in advance"] = len(taken) if len(taken) < len(found.images) else 0
     turned = upright | (undecided if as_others else set())
     return replace(
         found,
@@ -93,18 +89,18 @@ def compare_images(found: BoxSet, *, on_bad: OnBadBox, depth: Depth) -> BoxSet:
 
 
 def open_drawn_on(entry: BoxImage) -> Image.Image:
-    """The image that the boxes of `entry` were drawn on, as it is stored or upright.
+    """Return the image that the boxes of `entry` were drawn on, as stored or upright.
 
     Raises:
-        InputError: it cannot be read, or has another size either way.
+        InputError: it cannot be read, or has another size both ways.
     """
     size = entry.width, entry.height
     for is_turned in (entry.is_upright, not entry.is_upright):
         image = open_image(entry.file, is_turned=is_turned)
         if image.size == size:
             return image
-    lying = open_image(entry.file, is_turned=False)
-    raise InputError(_other_size(entry, ImageFacts(lying.width, lying.height, 1)))
+    stored = open_image(entry.file, is_turned=False)
+    raise InputError(_other_size(entry, ImageFacts(stored.width, stored.height, 1)))
 
 
 def _other_size(entry: BoxImage, fact: ImageFacts) -> str:
@@ -113,11 +109,11 @@ def _other_size(entry: BoxImage, fact: ImageFacts) -> str:
         if fact.orientation == 1
         else f" (turned by EXIF {fact.upright_size[0]} x {fact.upright_size[1]})"
     )
-    hint = "fetch the images that belong to them."
+    hint = "use the images that they were drawn on."
     if (entry.height, entry.width) == fact.size:
         hint = (
-            "perhaps a camera's rotation (EXIF) was applied to one of them and is lost. Turn the"
-            " image, or fetch the right one."
+            "perhaps a camera's rotation (EXIF) was applied to one of them and then lost. Rotate"
+            " the image, or use the right one."
         )
     return (
         f"{str(entry.file)!r} is {fact.width} x {fact.height} pixels{upright}, but its annotations"

@@ -1,4 +1,4 @@
-"""COCO's JSON, read whole and checked before anything is trained or judged on it."""
+"""Read COCO's JSON completely, and check it before it is used for training or evaluation."""
 
 import json
 from collections import Counter
@@ -25,21 +25,21 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
     """Read a COCO file of object boxes.
 
     Ids and sizes may be written as text or as 3.0, and `iscrowd` as text, false or null, or be
-    missing; such are counted in `BoxSet.counts`.
+    missing; these spellings are counted in `BoxSet.counts`.
 
     Args:
-        annotations: for example `annotations/instances_val2017.json`.
-        images: the folder that its file names begin in, for example `val2017`.
-        on_bad: `skip` leaves out bad images and annotations and says so in `BoxSet.skipped`;
-            `error` raises for the first ones.
+        annotations: the file, for example `annotations/instances_val2017.json`.
+        images: the folder that its file names are relative to, for example `val2017`.
+        on_bad: `skip` leaves out bad images and annotations and lists them in `BoxSet.skipped`;
+            `error` raises an error that names the first of them.
 
     Raises:
         InputError: the file is not a COCO file, its categories are ambiguous, or its boxes are
-            fractions or corners; with `on_bad="error"` also an image that is missing, listed twice
+            fractions or corners. With `on_bad="error"` also an image that is missing, listed twice
             or without a size, or an annotation of an unknown image or category, with the id of
-            another one, whose `iscrowd` is neither 0 nor 1, or whose box is not four finite
-            numbers, is empty, within one pixel or outside its image. Names the file and the
-            annotation.
+            another annotation, whose `iscrowd` is neither 0 nor 1, or whose box is not four finite
+            numbers, is empty, within one pixel or outside its image. The message names the file and
+            the annotation.
 
     Example:
         >>> import json
@@ -47,11 +47,10 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
         >>> from PIL import Image
         >>> from dggraph.detection import read_coco
         >>> Image.new("RGB", (40, 30)).save("1.png")
-        >>> box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 20]}
-        >>> boxes = [box | {"area": 200, "iscrowd": 0}]
         >>> images = [{"id": 1, "file_name": "1.png", "width": 40, "height": 30}]
-        >>> classes = [{"id": 7, "name": "cat"}]
-        >>> document = {"images": images, "annotations": boxes, "categories": classes}
+        >>> box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 20], "area": 200}
+        >>> categories = [{"id": 7, "name": "cat"}]
+        >>> document = {"images": images, "annotations": [box], "categories": categories}
         >>> written = Path("boxes.json").write_text(json.dumps(document))
         >>> read_coco(Path("boxes.json"), Path(".")).images[0].boxes[0].corners
         (1.0, 2.0, 11.0, 22.0)
@@ -135,7 +134,7 @@ def _categories(
         number = as_whole(entry.get("id"), findings) if isinstance(entry, dict) else None
         if number is None or not isinstance(entry.get("name"), str):
             raise InputError(
-                f"{file}: a category is {entry!r}; it needs a whole number as id and a name."
+                f"{file} has the category {entry!r}; a category needs an integer id and a name."
             )
         found.append((number, entry["name"]))
     found.sort(key=lambda pair: pair[0])
@@ -147,7 +146,7 @@ def _categories(
         if count > 1:
             raise InputError(
                 f"{file}: {count} categories have the {key} {value!r}, so it is unclear which one"
-                " is meant. Number them anew."
+                f" is meant. Give each a different {key}."
             )
     if not found:
         raise InputError(f"{file} lists no categories, so there is nothing to detect.")
@@ -168,12 +167,12 @@ def _image(
         findings.note(
             f"{what} has an id beyond {MAX_ID}"
             if too_large
-            else f"{what} lacks a whole number as id or a file_name"
+            else f"{what} needs an integer id and a file_name"
         )
         return None
     name, sides = entry["file_name"], (entry.get("width"), entry.get("height"))
     if image_id in known:
-        findings.note(f"{what} ({name!r}) has an id that another one has")
+        findings.note(f"{what} ({name!r}) has an id that is already used")
         return None
     width, height = (as_whole(side, findings) for side in sides)
     if width is None or height is None or min(width, height) < 1:
@@ -195,24 +194,27 @@ def _annotation(
     seen: set[str],
     findings: Findings,
 ) -> tuple[int, Box] | None:
-    """Its image and its box; None, and a note unless its image has one, where it is bad."""
+    """Return the image id and the box of an annotation, or None if it is bad.
+
+    A bad annotation is noted, unless its image is already noted as bad.
+    """
     what = f"annotation {label_of(entry, number)}"
     if not isinstance(entry, dict):
-        findings.note(f"{what} is not an object")
+        findings.note(f"{what} is not a JSON object")
         return None
     image_id, key = (
         as_whole(entry.get("image_id"), findings),
-        repr(entry.get("id", f"at place {number}")),
+        repr(entry.get("id", f"at index {number}")),
     )
     if image_id in left_out:
         return None
     if image_id is None or image_id not in images:
-        findings.note(f"{what} is of image {entry.get('image_id')!r}, which is not listed")
+        findings.note(f"{what} belongs to image {entry.get('image_id')!r}, which is not listed")
         return None
     name, _, width, height = images[image_id]
     what += f" of {name!r}"
     if key in seen:
-        findings.note(f"{what} has an id that another one has")
+        findings.note(f"{what} has an id that is already used")
         return None
     seen.add(key)
     category = as_whole(entry.get("category_id"), findings)

@@ -12,38 +12,37 @@ from dggraph.network.network import DynamicNetwork
 
 EXAMPLE_SIDE = 256
 FIRST_CLASS = 1
-"""Torchvision's detectors number the classes from here: 0 is the background."""
+"""Label of the first class in torchvision's detectors; 0 is the background."""
 
 
 def convert_backbone_(
     model: nn.Module, example_input: Tensor | None = None, **options: Any
 ) -> DynamicNetwork:
-    """Convert the part of `model` that extracts features, and put the dynamic network in its place.
+    """Replace the feature extractor of `model` by its dynamic network.
 
-    That is `model.backbone.body` where a feature pyramid follows it, as in torchvision's Faster
-    R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet and FCOS; otherwise `model.backbone`, as in
-    SSDLite, DeepLabV3, FCN and LR-ASPP. Names, strides and channels of the features, frozen norms
-    and what `model` expects of its backbone stay, and before training its outputs are the same to
-    the bit, at any image size.
+    The feature extractor is `model.backbone.body` if a feature pyramid follows it, as in
+    torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet and FCOS; otherwise it is
+    `model.backbone`, as in SSDLite, DeepLabV3, FCN and LR-ASPP. Names, strides and channels of the
+    features, frozen norms and everything else that `model` needs of its backbone stay the same.
+    Before training its outputs are bitwise identical, at any image size.
 
     Args:
         model: a detection or segmentation model; changed in place.
         example_input: (1 or more, C, H, W), for tracing and counting MACs; by default 256 x 256
             pixels.
-        options: of `convert`.
+        options: options of `convert`.
 
     Returns:
-        The network that is in `model` now, for its graph, report, executor and `collecting_gates`.
+        The network that is now in `model`, for its graph, report, executor and `collecting_gates`.
 
     Raises:
-        InputError: `model` has no backbone, or one that is dynamic already; or as for `convert`,
-            which also says what else may be wrong.
+        InputError: `model` has no backbone, or its backbone is dynamic already; or as for
+            `convert`, which documents further errors.
 
     Example:
-        >>> import dggraph, torchvision
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
-        ...     weights=None, weights_backbone=None
-        ... )
+        >>> import dggraph
+        >>> from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+        >>> detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
         >>> net = dggraph.convert_backbone_(detector)
         >>> detector.backbone is net
         True
@@ -58,8 +57,8 @@ def convert_backbone_(
         weight = next((p for p in body.parameters() if p.ndim == 4), None)
         if weight is None:
             raise InputError(
-                f"{type(body).__name__} has no convolution to tell the channels of its images from;"
-                " pass example_input."
+                f"{type(body).__name__} has no convolution that shows the number of channels of its"
+                " images; pass example_input."
             )
         example_input = torch.zeros((1, weight.shape[1], EXAMPLE_SIDE, EXAMPLE_SIDE))
     net = convert(body, example_input, **options)
@@ -68,16 +67,17 @@ def convert_backbone_(
 
 
 def read_boxes(output: object) -> list[Detection]:
-    """What a detector of torchvision's kind found on one image. Label 0, the background, which
-    RetinaNet and FCOS may answer too, is left out.
+    """Return the objects that a torchvision detector found on one image.
+
+    Label 0 is left out: it is the background, which RetinaNet and FCOS may return too.
 
     Raises:
-        InputError: it is something else.
+        InputError: `output` is not that of a detector.
     """
     if not isinstance(output, dict) or not {"boxes", "labels", "scores"} <= output.keys():
         raise InputError(
-            f"the model gave {type(output).__name__} for an image; a detector gives a dict with"
-            " boxes, labels and scores, as torchvision's do."
+            f"the model returned {type(output).__name__} for an image; a detector returns a dict"
+            " with boxes, labels and scores, as torchvision's do."
         )
     boxes, labels, scores = (
         output[key].detach().cpu().double().tolist() for key in ("boxes", "labels", "scores")
@@ -90,7 +90,7 @@ def read_boxes(output: object) -> list[Detection]:
 
 
 def _place(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the feature extractor, and its name there."""
+    """Return the module that holds the feature extractor, and the attribute's name."""
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise InputError(

@@ -1,6 +1,4 @@
-"""What a detector finds on each image of a set, how precise that is, and what its backbone spends
-there.
-"""
+"""Evaluate a detector on a set: its predictions, their precision, and its backbone's MACs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,37 +22,38 @@ from dggraph.system.modes import evaluating
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was found on a whole set, by `BoxImage.image_id`."""
+    """Predictions on an entire set, by `BoxImage.image_id`."""
 
     detections: dict[int, list[Detection]]
     kept: dict[int, float]
-    """MACs of the backbone's path over the static backbone's, as they are at the traced size; empty
-    where the backbone is static.
+    """MACs ratio of the backbone's path to the static backbone, at the traced size.
+
+    Empty if the backbone is static.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionEvaluation:
-    """How good a detector is."""
+    """The precision of a detector and the MACs of its backbone."""
 
     num_images: int
     precision: Precision
     kept: float | None
-    """Mean MACs of the backbone as a fraction of the static backbone's; None where it is static."""
+    """Mean MACs ratio of the backbone to the static backbone; None if it is static."""
 
     @property
     def score(self) -> float:
-        """AP; -1 where there is nothing to be found."""
+        """AP, or -1 if there is no object to detect."""
         return -1.0 if self.precision.AP is None else self.precision.AP
 
     def row(self) -> dict[str, Any]:
-        """For metrics: precisions, and MACs."""
+        """Return a row of metrics: precisions and MACs ratio."""
         row = {"num_images": self.num_images} | self.precision.row()
         return row if self.kept is None else row | {"kept": self.kept}
 
 
 def evaluate_boxes(found: Found, expected: BoxSet) -> DetectionEvaluation:
-    """What `detect` found, against what is there.
+    """Return the precision of the predictions that `detect` returned.
 
     Raises:
         InputError: as for `average_precision`.
@@ -69,8 +68,9 @@ def evaluate_boxes(found: Found, expected: BoxSet) -> DetectionEvaluation:
 
 
 def by_category(found: Found, expected: BoxSet) -> Found:
-    """`found` by a detector whose labels are COCO's category ids, as torchvision's trained ones
-    have. Ids not in `expected` are dropped.
+    """Return predictions with COCO's category ids as predictions with the classes of `expected`.
+
+    torchvision's trained detectors have these ids as labels. Ids not in `expected` are dropped.
     """
     place = {number - FIRST_CLASS: label for label, number in enumerate(expected.category_ids)}
     renumbered = {
@@ -83,18 +83,19 @@ def by_category(found: Found, expected: BoxSet) -> Found:
 def detect(
     model: nn.Module, dataset: BoxDataset, *, batch_size: int = 8, workers: int = 0
 ) -> Found:
-    """What `model` finds, by its own score threshold. The processes share the work, and all get all
-    of it.
+    """Return the predictions of `model` above its own score threshold.
+
+    The processes share the work, and each gets all predictions.
 
     Args:
-        model: a torchvision detector, its backbone dynamic (`convert_backbone_`) or not; its mode
-            is restored.
+        model: a torchvision detector with a dynamic backbone (`convert_backbone_`) or a static one;
+            its mode is restored.
         dataset: the images.
-        batch_size: images at a time.
-        workers: loader processes.
+        batch_size: number of images in a batch.
+        workers: number of loader processes.
 
     Raises:
-        InputError: an image cannot be read, or `model` returns something else than a detector does.
+        InputError: an image cannot be read, or `model` does not return what a detector returns.
     """
     net = dynamic_part(model)
     device = first_weight(model).device
@@ -116,7 +117,7 @@ def detect(
 def _run(
     model: nn.Module, net: DynamicNetwork | None, images: list[Tensor]
 ) -> tuple[Any, Sequence[float | None]]:
-    """Outputs, and shares of the backbone's MACs where it was run once on these images."""
+    """Return the outputs, and MACs ratios of the backbone if it ran once on these images."""
     if net is None:
         return model(images), [None] * len(images)
     with collecting_gates(net) as gates:

@@ -1,5 +1,6 @@
-"""Sets of images with boxes: what they are (`box_sets`), and how they are read from COCO's JSON
-(`coco`) and VOC's XML (`voc`).
+"""Sets of images with boxes (`box_sets`) and their readers.
+
+`coco` reads COCO's JSON, and `voc` reads VOC's XML.
 """
 
 from dggraph.detection.box_entries import OnBadBox

@@ -1,4 +1,4 @@
-"""Record what a detector found on an image, and the path on which its backbone came there."""
+"""Record the predictions of a detector on an image, and the path of its backbone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,23 +30,24 @@ from dggraph.system.modes import evaluating
 def make_detector_predictor(
     model: nn.Module, net: DynamicNetwork, *, classes: Sequence[str], name: str
 ) -> Predictor:
-    """A predictor of a detector, which notes the path that its backbone takes.
+    """Return a predictor that records a detector's objects and the path of its backbone.
 
     Args:
-        model: takes a list of images (3, H, W) in [0, 1], gives boxes, labels from 1 and scores of
-            each, as torchvision's detectors do.
-        net: its backbone, by `convert_backbone_`.
-        classes: names of its classes, the background left out.
-        name: what to call it.
+        model: takes a list of images (3, H, W) in [0, 1] and returns the boxes, labels from 1 and
+            scores of each, as torchvision's detectors do.
+        net: its backbone, as returned by `convert_backbone_`.
+        classes: names of its classes, without the background.
+        name: name of the predictor.
 
     Raises:
-        InputError: the backbone has no stages; (when an image is seen) the backbone does not run
-            once on it.
+        InputError: the backbone has no stages; (when an image is predicted) the backbone does not
+            run exactly once.
 
     Example:
-        >>> import dggraph, torchvision
+        >>> import dggraph
         >>> from PIL import Image
-        >>> detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        >>> from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+        >>> detector = ssdlite320_mobilenet_v3_large(
         ...     weights=None, weights_backbone=None, num_classes=3
         ... )
         >>> net = dggraph.convert_backbone_(detector)
@@ -73,8 +74,8 @@ def _predict_with_detector(
             (output,) = model([pixels.to(first_weight(model))])
         if len(collected) != 1:
             raise InputError(
-                f"this detector runs its backbone {len(collected)} times an image, so there is no"
-                " one path to record."
+                f"this detector runs its backbone {len(collected)} times per image, so there is no"
+                " single path to record."
             )
         (path,) = activated_paths(net.graph, collected[0])
     objects = tuple(_named(one, classes) for one in read_boxes(output))
@@ -89,9 +90,9 @@ def _predict_with_detector(
 def _named(one: Detection, classes: tuple[str, ...]) -> Detection:
     if one.label >= len(classes):
         raise InputError(
-            f"this detector found an object of its class {one.label + FIRST_CLASS}, and there are"
-            f" names for {len(classes)} classes. Name all that it was trained on, the background"
-            " left out."
+            f"this detector found an object of its class {one.label + FIRST_CLASS}, but there are"
+            f" names for {len(classes)} classes. Name all classes that it was trained on, without"
+            " the background."
         )
     return replace(one, name=classes[one.label])
 

@@ -1,4 +1,6 @@
-"""MODEL names of detectors: torchvision's, a classifier's with a feature pyramid on it, or
+"""Load detectors by name.
+
+A name is a torchvision detector, a classifier, which gets a feature pyramid, or
 `package.module:function`.
 """
 
@@ -26,25 +28,26 @@ from dggraph.models.registry import (
 from dggraph.models.weights import fitted, load_checkpoint_, read_checkpoint
 
 LONGEST = 5 / 3
-"""Longest side over the shortest, as far as images are not scaled down for it: torchvision's 1333
-to 800.
+"""Largest ratio of the longer to the shorter side that does not scale an image down further.
+
+It is that of torchvision's 1333 to 800 pixels.
 """
 OF_MORE_THAN_BOXES = ("maskrcnn", "keypointrcnn")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedDetector:
-    """A detector as its name says."""
+    """A detector loaded by name."""
 
     model: nn.Module
     remarks: tuple[str, ...]
-    """What its checkpoint left open, and how that was settled, a sentence each."""
+    """Decisions that its checkpoint left open, a sentence each."""
     weights_origin: str
-    """Where the detector's weights, or those of its classifier, come from; see `origins`."""
+    """Origin of the weights of the detector or of its classifier; see `origins`."""
 
 
 def detector_names() -> tuple[str, ...]:
-    """Torchvision's detectors of boxes."""
+    """Return the names of torchvision's box detectors."""
     names = torchvision.models.list_models(module=torchvision.models.detection)
     return tuple(name for name in names if not name.startswith(OF_MORE_THAN_BOXES))
 
@@ -63,24 +66,25 @@ def load_detector(
     """Build the detector called `name`, in eval mode.
 
     Args:
-        name: `fasterrcnn_resnet50_fpn` and others of torchvision; a classifier as for `load_model`,
-            which becomes Faster R-CNN by `faster_rcnn_on`; or `package.module:function`, called
-            with `num_classes` where it takes that, which returns either.
-        num_classes: without the background, which torchvision counts besides.
-        checkpoint: a state dict of the detector or the classifier, whichever `name` says.
-        weights: what one without a checkpoint begins with, as for `load_model`.
-        input_size: of images as the network reads them, the shorter side in pixels; by default the
+        name: a torchvision detector such as `fasterrcnn_resnet50_fpn`; or a classifier as for
+            `load_model`, from which `faster_rcnn_on` builds a Faster R-CNN; or
+            `package.module:function`, which returns either and is called with `num_classes` if it
+            has that argument.
+        num_classes: number of classes without the background, which torchvision counts too.
+        checkpoint: a state dict of the detector or of the classifier, whichever `name` is.
+        weights: initial weights without a checkpoint, as for `load_model`.
+        input_size: shorter side in pixels of the images as the network reads them; by default the
             detector's own.
-        max_size: the longer side at most; by default 5/3 of `input_size`.
-        is_head_new: of a checkpoint of another number of classes, leave out what depends on that
-            number.
-        is_frozen: whether the backbone's batch norms are frozen; by default where a checkpoint of a
-            detector comes of frozen ones, and below a pyramid on a classifier that is trained: one
-            with a checkpoint, or of a function.
+        max_size: upper limit of the longer side; by default 5/3 of `input_size`.
+        is_head_new: whether to leave out the tensors of a checkpoint that depend on its number of
+            classes.
+        is_frozen: whether the backbone's batch norms are frozen. By default they are if a
+            detector's checkpoint has frozen norms, and in a pyramid on a trained classifier: one
+            with a checkpoint, or returned by a function.
 
     Raises:
-        InputError: no such model, a checkpoint that does not fit, a function that fails, or a
-            detector that reads one size only.
+        InputError: there is no model of this name, the checkpoint does not fit, the function fails,
+            or the detector reads images of one size only.
     """
     remarks: tuple[str, ...] = ()
     origin = RANDOM
@@ -103,7 +107,7 @@ def load_detector(
             )
     elif name.startswith(OF_MORE_THAN_BOXES):
         raise InputError(
-            f"{name} learns more than boxes, which is all that these data sets have. Choose"
+            f"{name} also learns masks or keypoints, but these datasets only have boxes. Choose"
             f" fasterrcnn_{name.partition('_')[2]}."
         )
     elif is_registered(name) and name not in model_names():
@@ -137,8 +141,9 @@ def load_detector(
 
 
 def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:
-    """Whether the state dict of a detector is of one with a frozen backbone: `FrozenBatchNorm2d`
-    counts no batches.
+    """Whether a detector's state dict comes from a frozen backbone.
+
+    `FrozenBatchNorm2d` has no count of batches.
     """
     return not any(
         name.startswith("backbone.") and name.endswith(".num_batches_tracked") for name in state
@@ -146,14 +151,17 @@ def has_frozen_norms(state: Mapping[str, Tensor]) -> bool:
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether it is built as torchvision's are: what resizes images, a backbone, and more."""
+    """Whether `model` has the parts of a torchvision detector.
+
+    These are a backbone and a module that resizes images.
+    """
     return isinstance(getattr(model, "backbone", None), nn.Module) and isinstance(
         getattr(model, "transform", None), nn.Module
     )
 
 
 def _of_classes(name: str) -> set[str]:
-    """Names of the tensors whose shape depends on the number of classes."""
+    """Return the names of the tensors whose shape depends on the number of classes."""
     with torch.device("meta"):
         one, other = (
             torchvision.models.get_model(
@@ -168,8 +176,8 @@ def _resize_(model: Any, name: str, input_size: int | None, max_size: int | None
     transform = model.transform
     if getattr(transform, "fixed_size", None) is not None:
         raise InputError(
-            f"{name} reads images of {transform.fixed_size} pixels only. Leave input_size and"
-            " max_size out."
+            f"{name} only reads images of {transform.fixed_size} pixels. Leave out input_size and"
+            " max_size."
         )
     if input_size is not None:
         transform.min_size, transform.max_size = (input_size,), round(LONGEST * input_size)

@@ -1,4 +1,4 @@
-"""VOC's folders: an XML file an image, whose name it shares, and lists of those names."""
+"""Read VOC's folders: one XML file per image, with its name, and lists of these names."""
 
 import os
 import re
@@ -21,9 +21,9 @@ from dggraph.detection.box_entries import (
 from dggraph.detection.box_sets import Box, BoxImage, BoxSet
 from dggraph.errors import InputError
 
-OTHER_SUFFIX = "images found with another suffix than their <filename>, or in another case"
+OTHER_SUFFIX = "images found with another suffix or case than their <filename>"
 HIDDEN_XML = "hidden XML files ignored"
-FLAGGED = "listed names with a flag behind them (1, 0, -1), which says nothing about boxes"
+FLAGGED = "listed names with a flag after them (1, 0, -1), which does not affect boxes"
 FLAG = re.compile(r"^(.*\S)\s+(-1|0|1)$")
 
 
@@ -35,35 +35,35 @@ def read_voc(
     stems: Sequence[str] | None = None,
     on_bad: OnBadBox = "error",
 ) -> BoxSet:
-    """Read a folder of VOC XML files. Objects marked `difficult` count as crowds: neither learned
-    nor missed.
+    """Read a folder of VOC XML files.
 
-    An image is the file that `<filename>` names; where there is none, the one with its stem and any
-    image's suffix, which is counted in `BoxSet.counts`; without a `<filename>` the one with the
-    stem of the XML file.
+    Objects marked `difficult` count as crowds: neither learned nor missed. An image is the file
+    that `<filename>` names. If that does not exist, it is the file with the same stem and the
+    suffix of any image format, which is counted in `BoxSet.counts`. Without a `<filename>` it is
+    the file with the stem of the XML file.
 
     Args:
         annotations: the folder `Annotations`.
         images: the folder `JPEGImages`.
-        classes: names in order; by default those found in the whole folder, sorted.
+        classes: names of the classes in order; by default those in the entire folder, sorted.
         stems: names of the XML files to read, without suffix; by default all. Images come in this
             order.
         on_bad: as for `read_coco`.
 
     Raises:
-        InputError: there is no XML file; or as for `read_coco`; or names lead to several images, or
-            to none.
+        InputError: there is no XML file; or as for `read_coco`; or a name leads to several images,
+            or to none.
 
     Example:
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> from dggraph.detection import read_voc
         >>> Image.new("RGB", (40, 30)).save("1.png")
-        >>> corners = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
-        >>> box = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+        >>> sides = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
+        >>> box = f"<object><name>cat</name><bndbox>{sides}</bndbox></object>"
         >>> size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
-        >>> annotation = f"<annotation><filename>1.png</filename>{size}{box}</annotation>"
-        >>> written = Path("1.xml").write_text(annotation)
+        >>> entry = f"<annotation><filename>1.png</filename>{size}{box}</annotation>"
+        >>> written = Path("1.xml").write_text(entry)
         >>> read_voc(Path("."), Path(".")).classes
         ('cat',)
     """
@@ -73,12 +73,12 @@ def read_voc(
 
 
 def read_voc_part(folder: Path, part: str, on_bad: OnBadBox = "error") -> BoxSet:
-    """Read what `ImageSets/Main/<part>.txt` lists in a folder of VOC's usual form.
+    """Read the images that `ImageSets/Main/<part>.txt` lists in a VOC folder.
 
     Args:
-        folder: with `Annotations`, `JPEGImages` and `ImageSets`.
-        part: for example `train`.
-        on_bad: as for `read_coco`; what is listed and has no annotations is bad, too.
+        folder: has `Annotations`, `JPEGImages` and `ImageSets`.
+        part: name of the list, for example `train`.
+        on_bad: as for `read_coco`; a listed name without annotations is also bad.
 
     Raises:
         InputError: as for `read_voc`; or the list cannot be read.
@@ -91,8 +91,8 @@ def read_voc_part(folder: Path, part: str, on_bad: OnBadBox = "error") -> BoxSet
     ]
     if strangers and on_bad == "error":
         raise InputError(
-            f"{strangers[0]}; {len(strangers)} such in {file.parent}. Mend it, or leave them out"
-            " with 'skip'."
+            f"{strangers[0]} ({len(strangers)} in total). Fix the list {file}, or leave these names"
+            " out with 'skip'."
         )
     whole = _read(files, listed.stems, folder / "JPEGImages", None, findings)
     return replace(
@@ -110,7 +110,7 @@ def _read(
     classes: Iterable[str] | None,
     findings: Findings,
 ) -> BoxSet:
-    """The set that the XML files `stems` of `files` describe; classes are those of all files."""
+    """Return the set that the XML files `stems` describe, with the classes of all `files`."""
     annotations, taken = next(iter(files.values())).parent, tuple(stems)
     roots: dict[str, ElementTree.Element] = {}
     for stem, file in files.items():
@@ -132,7 +132,9 @@ def _read(
         if picture is None:
             continue
         if picture in found:
-            findings.note(f"{name} is of {picture.name!r}, as another one is, or is listed twice")
+            findings.note(
+                f"{name} belongs to {picture.name!r}, as another XML file does, or is listed twice"
+            )
             continue
         boxes = _boxes(roots[stem], name, picture.name, given, findings)
         if boxes is not None:
@@ -160,28 +162,28 @@ def _read(
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """What a list of names says."""
+    """The contents of a list of names."""
 
     stems: tuple[str, ...]
     """Stems of XML files, in order."""
     strangers: tuple[str, ...]
-    """Names that no XML file has."""
+    """Names without an XML file."""
     counts: Mapping[str, int]
-    """How often something was read as one might not expect, in words."""
+    """For each unusual spelling, in words, how often it was read."""
 
 
 def _read_list(file: Path, known_stems: Iterable[str]) -> _Listed:
-    """Read a list like `ImageSets/Main/train.txt`, one name a line.
+    """Read a list like `ImageSets/Main/train.txt`, with one name per line.
 
-    Names may have spaces in them, a flag behind them, as lists of one class do, or a folder before
-    and a suffix behind them.
+    A name may contain spaces. It may have a flag after it, as in lists of one class, a folder
+    before it and a suffix after it.
 
     Args:
         file: the list, in UTF-8, or UTF-16 with a byte-order mark.
-        known_stems: stems of the XML files that there are.
+        known_stems: stems of the existing XML files.
 
     Raises:
-        InputError: it cannot be read; names it.
+        InputError: the list cannot be read; the message names it.
     """
     try:
         content = file.read_bytes()
@@ -189,7 +191,7 @@ def _read_list(file: Path, known_stems: Iterable[str]) -> _Listed:
         lines = content.decode("utf-16" if is_wide else "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read the list {file}: {error}. It needs a name a line, in UTF-8."
+            f"cannot read the list {file}: {error}. It needs one name per line, in UTF-8."
         ) from error
     known = {normalize("NFC", stem): stem for stem in known_stems}
     stems, strangers, num_flagged = list[str](), list[str](), 0
@@ -207,7 +209,7 @@ def _read_list(file: Path, known_stems: Iterable[str]) -> _Listed:
 
 
 def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:
-    """By stem, sorted by name."""
+    """Return the XML files by stem, sorted by name."""
     try:
         names = sorted(name for name in os.listdir(annotations) if name.lower().endswith(".xml"))
     except OSError:
@@ -216,8 +218,8 @@ def _xml_files(annotations: Path, findings: Findings) -> dict[str, Path]:
     files = {name[:-4]: annotations / name for name in names if not is_hidden(name)}
     if not files:
         raise InputError(
-            f"there is no XML file in {annotations}. VOC's annotations are a file an image, in the"
-            " folder Annotations."
+            f"there is no XML file in {annotations}. VOC's annotations are one file per image, in"
+            " the folder Annotations."
         )
     return files
 
@@ -238,16 +240,14 @@ def _by_stem(images: Path) -> dict[str, list[Path]]:
 
 
 def _plain(name: str) -> str:
-    """A name as systems that tell neither small from large letters nor their compositions see
-    it.
-    """
+    """Return a name as file systems compare it that ignore case and Unicode composition."""
     return normalize("NFC", name).casefold()
 
 
 def _image_of(
     stem: str, named: str, xml: str, images: Path, places: dict[str, list[Path]], findings: Findings
 ) -> Path | None:
-    """The image of an XML file; None, and a note, where that is unclear."""
+    """Return the image of an XML file, or None and a note if it is unclear or missing."""
     exact = file_of(images, named) if named else None
     by_xml = places.get(_plain(stem), [])
     by_name = [exact] if exact is not None else []
@@ -259,7 +259,7 @@ def _image_of(
     if not choices:
         what = named or f"{stem}.jpg"
         hint = (
-            f", but there is {by_xml[0].name!r}: mend <filename>"
+            f", but there is {by_xml[0].name!r}: fix <filename>"
             if by_xml
             else other_place(images, what)
         )
@@ -268,8 +268,8 @@ def _image_of(
     if len(choices) > 1 or (by_xml and choices[0] not in by_xml):
         others = sorted({file.name for file in (*choices, *by_xml)})
         findings.note(
-            f"{xml}: it is unclear which image is meant by its name and its <filename> {named!r},"
-            f" of {', '.join(others)}"
+            f"{xml}: it is unclear which image belongs to its name and its <filename> {named!r}:"
+            f" {', '.join(others)}"
         )
         return None
     findings.counts[OTHER_SUFFIX] += bool(named) and exact is None
@@ -279,7 +279,7 @@ def _image_of(
 def _boxes(
     root: ElementTree.Element, xml: str, image: str, classes: Sequence[str], findings: Findings
 ) -> tuple[tuple[int, int], tuple[Box, ...]] | None:
-    """The size of the image and what is on it; None, and a note, where it has no size."""
+    """Return the size of the image and its boxes, or None and a note if it has no size."""
     sides = [
         as_whole(_text(root, f"size/{side}"), Findings("error")) for side in ("width", "height")
     ]
@@ -292,7 +292,7 @@ def _boxes(
         what, label = f"{xml}: object {number}", _text(one, "name")
         is_difficult = as_flag(_text(one, "difficult"), Findings("error"))
         if label not in classes:
-            findings.note(f"{what} is {label!r}, which is none of the classes")
+            findings.note(f"{what} is {label!r}, which is not one of the classes")
         elif is_difficult is None:
             findings.note(
                 f"{what} has <difficult> {_text(one, 'difficult')!r}, which is neither 0 nor 1"

@@ -451,7 +451,7 @@ def test_a_detector_that_asks_its_backbone_twice(folder: Path) -> None:
     watched = make_detector_predictor(
         Twice(detector.model), detector.net, classes=CLASSES, name="d"
     )
-    with pytest.raises(InputError, match="runs its backbone 2 times an image"):
+    with pytest.raises(InputError, match="runs its backbone 2 times per image"):
         watched.predict(Image.new("RGB", (96, 96)))
 
 

@@ -139,7 +139,7 @@ def test_corners_written_as_sizes_are_refused(tmp_path: Path) -> None:
     corners = [[left, top, left + width, top + height] for left, top, width, height in BOXES]
     with pytest.raises(
         InputError,
-        match=r"look like left, top, right, bottom \(4 of 4 fit so.*Subtract the first two",
+        match=r"look like left, top, right, bottom \(4 of 4 fit this form.*Subtract the first two",
     ):
         written(tmp_path, boxes=corners)
     near = [
@@ -172,7 +172,7 @@ def test_a_side_under_a_pixel_is_judged_and_not_learned(tmp_path: Path) -> None:
     ]
     assert found.num_clipped == 1
     assert found.facts["under a pixel"] == 2
-    assert "2 with a side under a pixel, judged but not learned" in found.notes[0]
+    assert "2 with a side under a pixel, evaluated but not learned" in found.notes[0]
     assert written(tmp_path, boxes=[[4, 6, 0.5, 18]]).learnable == ()
 
 

@@ -107,6 +107,6 @@ def test_a_model_that_detects_nothing(tmp_path: Path) -> None:
             return torch.zeros(len(images), 10)
 
     with pytest.raises(
-        InputError, match="the model gave Tensor for an image; a detector gives a dict"
+        InputError, match="the model returned Tensor for an image; a detector returns a dict"
     ):
         detect(Classifier(), BoxDataset(squares(tmp_path, 1).images))

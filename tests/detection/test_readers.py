@@ -101,12 +101,12 @@ DAMAGE: dict[str, tuple[Callable[[Content], object], str]] = {
         "annotation 0 of 'a.png' has category 5, which is not listed",
     ),
     "category list": (put(0, "category_id", [30]), "has category [30], which is not listed"),
-    "image": (put(0, "image_id", 3), "annotation 0 is of image 3, which is not listed"),
+    "image": (put(0, "image_id", 3), "annotation 0 belongs to image 3, which is not listed"),
     "image list": (put(0, "image_id", {"a": 1}), "which is not listed"),
-    "duplicate id": (put(1, "id", 0), "annotation 0 of 'a.png' has an id that another one has"),
+    "duplicate id": (put(1, "id", 0), "annotation 0 of 'a.png' has an id that is already used"),
     "no object": (
         lambda found: found["annotations"].__setitem__(0, 3),
-        "annotation at place 0 is not an object",
+        "annotation at index 0 is not a JSON object",
     ),
     "missing file": (
         lambda found: found["images"][0].update(file_name="c.png"),
@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Content], object], str]] = {
     ),
     "duplicate image": (
         lambda found: found["images"][1].update(id=0),
-        "image 0 ('b.png') has an id that another one has",
+        "image 0 ('b.png') has an id that is already used",
     ),
     "no size": (
         lambda found: found["images"][0].update(width=0),
@@ -126,7 +126,7 @@ DAMAGE: dict[str, tuple[Callable[[Content], object], str]] = {
     ),
     "no name": (
         lambda found: found["images"][0].pop("file_name"),
-        "image 0 lacks a whole number as id or a file_name",
+        "image 0 needs an integer id and a file_name",
     ),
 }
 
@@ -154,7 +154,7 @@ def test_many_bad_entries_are_counted(tmp_path: Path) -> None:
         ),
     )
     with pytest.raises(
-        InputError, match=r"has 9 bad entries: annotation 9 .*; and 4 more\. Mend them"
+        InputError, match=r"has 9 bad entries: annotation 9 .*; and 4 more\. Fix them"
     ):
         read_coco(*files)
 
@@ -169,7 +169,7 @@ def test_many_bad_entries_are_counted(tmp_path: Path) -> None:
         ('{"images": [], "annotations": [], "categories": []}', "lists no categories"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
-            "needs a whole number as id and a name",
+            "a category needs an integer id and a name",
         ),
         (
             (
@@ -232,7 +232,11 @@ def test_a_voc_folder_by_hand(tmp_path: Path) -> None:
         (thing("dog", 30, 5, 10, 35), {}, "a.xml: object 0 has an empty box, -20 x 30"),
         (thing("dog", "x", 5, 10, 35), {}, "a.xml: object 0 has the box [None, 5.0, 10.0, 35.0]"),
         (thing("dog", "nan", 5, 10, 35), {}, "not four finite numbers"),
-        (thing("fox", 1, 5, 10, 35), {}, "a.xml: object 0 is 'fox', which is none of the classes"),
+        (
+            thing("fox", 1, 5, 10, 35),
+            {},
+            "a.xml: object 0 is 'fox', which is not one of the classes",
+        ),
         (thing("dog", 1, 5, 10, 35), {"name": "c.png"}, "a.xml: there is no image 'c.png'"),
         (
             thing("dog", 1, 5, 10, 35),

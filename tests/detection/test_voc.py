@@ -145,7 +145,8 @@ def test_two_xml_files_of_one_image_and_names_listed_twice(tmp_path: Path) -> No
     voc(tmp_path, stored="{}.png")
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
     with pytest.raises(
-        InputError, match=r"a\.xml is of 'a\.png', as another one is, or is listed twice"
+        InputError,
+        match=r"a\.xml belongs to 'a\.png', as another XML file does, or is listed twice",
     ):
         read(tmp_path)
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\nnone\n")

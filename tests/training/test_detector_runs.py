@@ -204,7 +204,7 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
     (tmp_path / "voc" / "Annotations" / "train-7.xml").unlink()
     config = config.model_copy(update={"dataset": "voc", "data_dir": tmp_path / "voc"})
     with pytest.raises(
-        InputError, match=r"train.txt lists 'train-7', which has no annotations; 1 such"
+        InputError, match=r"train.txt lists 'train-7', which has no annotations \(1 in total\)"
     ):
         open_boxes(config.source)
     left, _ = open_boxes(config.model_copy(update={"on_bad_box": "skip"}).source)
@@ -227,15 +227,15 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
             {"dataset": "toy_boxes:write_coco"},
             "write_coco failed when it was called with the configuration: TypeError",
         ),
-        ({"dataset": "builtins:repr"}, "repr is not a set of boxes"),
+        ({"dataset": "builtins:repr"}, "repr does not return sets of boxes"),
         ({"data_dir": None}, "coco needs data_dir"),
         ({"num_classes": 1}, "has 2 categories, but num_classes = 1"),
         (
             {"num_classes": 3},
             "has 2 categories, but num_classes = 3. The background is not counted",
         ),
-        ({"model": "maskrcnn_resnet50_fpn"}, "learns more than boxes"),
-        ({"model": "ssdlite320_mobilenet_v3_large"}, r"reads images of \(320, 320\) pixels only"),
+        ({"model": "maskrcnn_resnet50_fpn"}, "also learns masks or keypoints"),
+        ({"model": "ssdlite320_mobilenet_v3_large"}, r"only reads images of \(320, 320\) pixels"),
         (
             {"model": "fasterrcnn_resnet5_fpn"},
             "there is no model 'fasterrcnn_resnet5_fpn'. Did you mean fasterrcnn",
@@ -259,7 +259,7 @@ def test_folders_that_are_no_set(data: Path, tmp_path: Path) -> None:
         folder / "annotations/instances_train2014.json",
     )
     with pytest.raises(
-        InputError, match=r"there is 2 of them: instances_train2014.json, instances_train2017.json"
+        InputError, match=r"there are 2: instances_train2014.json, instances_train2017.json"
     ):
         open_boxes(config.source)
     (folder / "annotations/instances_train2014.json").unlink()
@@ -489,7 +489,7 @@ def test_heads_that_also_answer_background(data: Path, tmp_path: Path, name: str
     assert [one.name for one in prediction.detected.objects] == [
         detected.classes[label - 1] for label in labels if label
     ]
-    with pytest.raises(InputError, match=r"its class \d, and there are names for 0 classes"):
+    with pytest.raises(InputError, match=r"its class \d, but there are names for 0 classes"):
         make_detector_predictor(detected.model, detected.net, classes=(), name="n").predict(image)
     validation = open_validation_boxes(keys(data, tmp_path).source)
     found = detect(detected.model, BoxDataset(validation.images[2:3]))
@@ -545,5 +545,5 @@ def test_an_empty_set_has_nothing_to_be_found(data: Path, tmp_path: Path) -> Non
     shutil.copytree(data, folder)
     file = folder / "annotations/instances_val2017.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
-    with pytest.raises(InputError, match="no boxes on 6 images, so there is nothing to be found"):
+    with pytest.raises(InputError, match="no boxes on 6 images, so there is nothing to detect"):
         train(keys(folder, tmp_path))
