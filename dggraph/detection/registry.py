@@ -41,7 +41,7 @@ class LoadedDetector:
 
     model: nn.Module
     remarks: tuple[str, ...]
-    """Decisions that its checkpoint left open, a sentence each."""
+    """Open points of its checkpoint and how each was decided, a sentence each."""
     weights_origin: str
     """Origin of the weights of the detector or of its classifier; see `origins`."""
 
