@@ -222,7 +222,7 @@ def test_voc_says_the_same_as_coco(data: Path, tmp_path: Path) -> None:
             {"task": "classification", "max_size": 9},
             "max_size = 9 means nothing for classification",
         ),
-        ({"dataset": "imagefolder"}, "no dataset 'imagefolder' of boxes. There are coco, voc"),
+        ({"dataset": "imagefolder"}, "no dataset 'imagefolder' of boxes; choose one of coco, voc"),
         (
             {"dataset": "toy_boxes:write_coco"},
             "write_coco failed when it was called with the configuration: TypeError",
