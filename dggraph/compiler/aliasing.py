@@ -13,13 +13,14 @@ from dggraph.compiler.capture import keep
 
 
 class Traced(Protocol):
-    """Ops of a backbone, and the module that owns what they read: a `Flow`, or part of a lowered
-    graph.
+    """Ops of a backbone and the module that they belong to.
+
+    A `Flow`, or a part of a lowered graph.
     """
 
     @property
     def module(self) -> nn.Module:
-        """Owns the modules that they call."""
+        """The module that owns the modules that they call."""
 
     @property
     def by_name(self) -> Mapping[str, fx.Node]:

@@ -152,7 +152,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
 
 
 def as_modules_are(lowered: LoweredModule, plan: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
-    """`plan` for the modules that are there now: what was put in since may write into its input."""
+    """Return `plan` for the current modules: a module replaced since may write into its input."""
     own = {name for stage in plan for name in stage.own}
     by_name = {fx_node.name: fx_node for fx_node in lowered.graph.nodes}
     traced = _Traced(lowered, {name: one for name, one in by_name.items() if name not in own})

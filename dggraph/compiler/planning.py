@@ -140,8 +140,9 @@ def batch_norms(root: nn.Module, path: str) -> list[str]:
 
 
 def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) -> bool:
-    """True where a norm among `norms` (paths, split) would see other images' statistics: it is in
-    training mode, or keeps none.
+    """Whether a norm among `norms` (paths, split at dots) would use statistics of other images.
+
+    True if it is in training mode, or keeps no statistics.
     """
     for path in norms:
         module: nn.Module | None = lowered
