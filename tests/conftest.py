@@ -2,7 +2,9 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +19,28 @@ if (
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Every test starts from the same seeds, whatever ran before it."""
+def _alone() -> Iterator[None]:
+    """Every test starts from the same seeds and leaves torch's settings as they were, so that none
+    depends on those before it.
+    """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    before = _settings()
+    yield
+    assert _settings() == before, "the test has changed a setting of all of torch"
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 @pytest.fixture(scope="session")
