@@ -55,7 +55,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm3d: _norm,
     nn.Linear: _function(functional.linear, "weight", "bias"),
     nn.ReLU: _function(functional.relu, "inplace"),
-    nn.ReLU6: _function(functional.relu6, "inplace"),
+    nn.ReLU6: _function(functional.hardtanh, "min_val", "max_val", "inplace"),
     nn.SiLU: _function(functional.silu, "inplace"),
     nn.Hardswish: _function(functional.hardswish, "inplace"),
     nn.Hardsigmoid: _function(functional.hardsigmoid, "inplace"),

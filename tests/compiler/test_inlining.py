@@ -132,6 +132,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
         net.blocks[0].conv.padding.__setitem__(0, 2),
         net.blocks[0].conv.dilation.__setitem__(0, 2),
     ),
+    "bound of an activation": lambda net: setattr(net.blocks[0].act, "max_val", 0.1),
     "statistics of the batch": lambda net: setattr(
         net.blocks[1], "conv", nn.BatchNorm2d(6, track_running_stats=False)
     ),
