@@ -286,14 +286,14 @@ class DynamicNetwork(StandIn):
             BackboneOnlyError: The call is traced by fx or, in train mode, by `torch.jit.trace`; or
                 a forward-mode derivative is requested.
         """
-        if named or x is None:
-            x = only_images(self._shell, x, named)
         if isinstance(x, fx.Proxy):
             raise BackboneOnlyError(
                 "torch.fx cannot trace a converted network, which decides per image what runs. Its"
                 " own graph is net.lowered.graph. Apply tools that trace (create_feature_extractor,"
                 " quantisation) to the backbone, and convert the result."
             )
+        if named or x is None:
+            x = only_images(self._shell, x, named)
         if self.training and is_jit_traced():
             raise BackboneOnlyError(
                 "torch.jit.trace does not keep the gradients of routers, so it takes networks for"

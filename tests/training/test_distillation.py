@@ -281,7 +281,7 @@ def test_folders_of_images_without_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"model": "resnet18"}, "would be random: give trained ones as checkpoint"),
+        ({"model": "resnet18"}, "would be random: set pretrained, give trained ones as checkpoint"),
         ({"router": "none"}, "objective = 'distill' means nothing"),
         ({"router": "none", "objective": "labels"}, "tune = 'routers' means nothing"),
         ({"smoothing": 0.1}, "smoothing is for labels"),
