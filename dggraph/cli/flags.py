@@ -1,8 +1,8 @@
 """Every key of a configuration as a flag.
 
-`batch_size` is --batch-size, `model_ema` is --model-ema / --no-model-ema. Written here because click makes no options from a pydantic model.
-Flags that are not given are None, so that they override nothing. Needs pydantic only, never torch:
-`--help` must be quick.
+`batch_size` is --batch-size, `model_ema` is --model-ema / --no-model-ema. This is our own code
+because click makes no options from a pydantic model. Flags that are not given are None, and
+override nothing. The file imports pydantic only, never torch: `--help` must be quick.
 """
 
 import types

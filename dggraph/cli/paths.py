@@ -93,7 +93,8 @@ def command(
 ) -> None:
     """Run MODEL on IMAGES, files or folders, and draw one picture per image.
 
-    A folder stands for every image in it, at any depth. MODEL may also be the run folder of a detector: pictures show what it finds.
+    A folder stands for every image in it, at any depth. MODEL may also be the
+    run folder of a detector: pictures show what it finds.
     """
     if not images and diff is None:
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
@@ -296,8 +297,8 @@ def show_rows(rows: list[dict[str, Any]], score: float | None = None) -> None:
     console.print(table)
     if score is not None:
         console.print(
-            f"Objects with a score of at least {score:g}. MACs ratio: MACs of the path over those of"
-            " the static backbone, at the traced size."
+            f"Objects with a score of at least {score:g}. MACs ratio: MACs of the path over those"
+            " of the static backbone, at the traced size."
         )
     else:
         console.print(

@@ -120,7 +120,7 @@ def _tiles(atlas: Atlas) -> Iterator[tuple[str, str, str]]:
     skipped = f"{atlas.num_skipped:,} skipped" if atlas.num_skipped else "all could be read"
     yield "images", f"{atlas.num_images:,}", skipped
     yield (
-        "MACs kept",
+        "MACs ratio",
         percent(atlas.mean_macs / atlas.static_macs),
         f"± {percent(atlas.std_macs / atlas.static_macs)} between images, of"
         f" {count(atlas.static_macs)}",

@@ -158,7 +158,7 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
             if record.is_detection
             else "the static network's"
         )
-        yield "MACs kept", percent(last["kept"]), f"of {whose}; {asked}"
+        yield "MACs ratio", percent(last["kept"]), f"of {whose}; {asked}"
     if is_number(last.get("num_paths")):
         yield "different paths", f"{last['num_paths']:,}", f"of {images}"
     if is_number(last.get("path_entropy_bits")):
@@ -229,9 +229,7 @@ def _charts(record: Record) -> list[tuple[str, str]]:
         validation = Series(name="validation", points=over(epochs, "kept", 100), is_sparse=True)
         target = None if budget is None else (f"budget {percent(budget, digits=0)}", 100 * budget)
         charts += [
-            chart(
-                "MACs kept, of the static network's", training, validation, unit=unit, target=target
-            ),
+            chart("MACs ratio", training, validation, unit=unit, target=target),
         ]
     if record.config["router"] != "none" and not record.is_detection:
         charts += [
@@ -246,7 +244,7 @@ def _heads(record: Record) -> list[str]:
     scores = OF_DETECTION if record.is_detection else ("top 5",)
     heads = ["step", record.measure, *scores]
     if record.config["router"] != "none":
-        heads += ["MACs kept"] if record.is_detection else ["MACs kept", "paths", "entropy, bits"]
+        heads += ["MACs ratio"] if record.is_detection else ["MACs ratio", "paths", "entropy, bits"]
     return [*heads, "training loss", "images/s"]
 
 
@@ -264,7 +262,7 @@ def _epochs(record: Record, heads: Sequence[str]) -> list[tuple[Any, bool, list[
                 if is_number(top5) and is_number(images) and images
                 else NONE
             ),
-            "MACs kept": _percent(row.get("kept")),
+            "MACs ratio": _percent(row.get("kept")),
             "paths": _number(row.get("num_paths"), ",.0f"),
             "entropy, bits": _number(row.get("path_entropy_bits"), ".2f"),
             "training loss": _number(fmean(losses) if losses else None, ".4f"),

@@ -106,7 +106,7 @@ def test_a_dynamic_run_says_its_numbers() -> None:
         "toy:net on toy:data; node routers, complete wiring.",
         "Finished: 2 of 2 epochs, step 200.",
         "accuracy 70.0 % top 1, of 2,000 images; best 75.0 %, epoch 1",
-        "MACs kept 72.0 % of the static network's; budget 70.0 %",
+        "MACs ratio 72.0 % of the static network's; budget 70.0 %",
         "different paths 1,200 of 2,000 images",
         "path entropy 4.50 bits",
         "training loss 0.375 mean of the 2 logged in epoch 2",
@@ -119,7 +119,7 @@ def test_a_dynamic_run_says_its_numbers() -> None:
             "step",
             "accuracy",
             "top 5",
-            "MACs kept",
+            "MACs ratio",
             "paths",
             "entropy, bits",
             "training loss",
@@ -129,7 +129,7 @@ def test_a_dynamic_run_says_its_numbers() -> None:
         ["2", "200", "70.00 %", "90.00 %", "72.00 %", "1,200", "4.50", "0.3750", "1,250"],
     ]
     assert len(charts(html)) == 6
-    (kept,) = re.findall(r'aria-label="(MACs kept[^"]*)"', html)
+    (kept,) = re.findall(r'aria-label="(MACs ratio[^"]*)"', html)
     assert kept.replace("\xa0", " ").endswith("training 70 %, validation 72 %")
     assert "budget 70 %" in seen
 
@@ -145,7 +145,7 @@ def test_a_static_run_says_nothing_of_paths() -> None:
     html = write_summary(STATIC)
     assert charts(html) == ["Training loss", "Validation accuracy", "Learning rate"]
     assert "static, without routers" in html
-    assert "MACs kept" not in html
+    assert "MACs ratio" not in html
     assert "paths" not in texts(html)
     assert cells(html)[2] == ["2", "200", "70.00 %", "90.00 %", "0.3750", "1,250"]
 
@@ -314,7 +314,7 @@ def test_a_detector_is_told_by_its_precision() -> None:
         "Training loss",
         "Validation AP",
         "Learning rate",
-        "MACs kept, of the static network's",
+        "MACs ratio",
     ]
     heads, first, second = cells(html)
     assert heads == [
@@ -322,7 +322,7 @@ def test_a_detector_is_told_by_its_precision() -> None:
         "step",
         "AP",
         *("AP50", "AP75", "small", "medium", "large"),
-        "MACs kept",
+        "MACs ratio",
         "training loss",
         "images/s",
     ]
