@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dggraph.errors import InputError
 from dggraph.network.cost import entropy_bits, path_keys
-from dggraph.network.execution import refuse_nan
+from dggraph.network.decisions import refuse_nan
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
 from dggraph.system.devices import first_weight

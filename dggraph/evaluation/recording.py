@@ -20,8 +20,8 @@ from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.models.origins import MARK, RANDOM, UNKNOWN
 from dggraph.models.preprocessing import Picturable, require_preprocess
+from dggraph.network.decisions import refuse_nan
 from dggraph.network.digests import digest_of
-from dggraph.network.execution import refuse_nan
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork, class_names
 from dggraph.network.outputs import join_outputs

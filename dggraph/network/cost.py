@@ -16,7 +16,7 @@ from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.stage_writer import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.network.execution import refuse_nan
+from dggraph.network.decisions import refuse_nan
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.macs import MacsTable, StageMacs

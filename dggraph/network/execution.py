@@ -20,24 +20,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from dggraph.compiler.lowered import StageRouting, routing_of
 from dggraph.compiler.partition import Piece, Program, StageProgram
-from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.network.decisions import NodeDecisions, StageDecisions, refuse_nan, to_numpy
 from dggraph.ops.aggregation import adapt
-from dggraph.ops.liveness import (
-    Topology,
-    is_live,
-    leads_to_out,
-    live_vertices,
-    open_edges,
-    open_output,
-    settle,
-)
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 from dggraph.ops.stage_plans import run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
@@ -79,39 +69,28 @@ def run_sparse(
     return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
 
 
-def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
-    """Raise a GateError for the first NaN among the weights of `stage`, with edge and image."""
-    for instance, place in raw_BE.isnan().nonzero().tolist()[:1]:
-        edge = graph.edges(stage)[place]
-        raise GateError(
-            f"the weight of edge {edge.source} -> {edge.target} is NaN for instance {instance}: the"
-            f" features of node {edge.source!r} or its router are not finite. Look for a diverged"
-            " training run or a broken input."
-        )
-
-
 def _run_stage(
     step: StageProgram, lowered: nn.Module, graph: DynamicGraph, values: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     entry, name = values[step.plan.entry], step.plan.name
     routing = routing_of(lowered, name)
-    decisions: _StageRouter | _NodeRouters
+    decisions: StageDecisions | NodeDecisions
     if step.plan.scope == "stage":
         raw_BE = routing.gate(0)(routing.router(0)(entry))
-        known_BE = _to_numpy(raw_BE)
+        known_BE = to_numpy(raw_BE)
         if np.isnan(known_BE).any():
             refuse_nan(graph, name, raw_BE)
         found = _run_plan(step, lowered, values, routing, known_BE)
         if found is not None:
             new_output, weights_BE = found
             return new_output, torch.from_numpy(weights_BE).to(raw_BE), raw_BE
-        decisions = _StageRouter(
-            step.topology, known_BE, _to_numpy(routing.threshold), raw_BE.dtype
+        decisions = StageDecisions(
+            step.topology, known_BE, to_numpy(routing.threshold), raw_BE.dtype
         )
     else:
         if len(entry) == 1 and (walked := _walk(step, lowered, values, routing, graph)) is not None:
             return walked
-        decisions = _NodeRouters(step.topology, routing, entry, graph, name)
+        decisions = NodeDecisions(step.topology, routing, entry, graph, name)
     features: list[Tensor | None] = [entry]
     row_of_BV = np.empty((len(entry), step.topology.num_vertices), dtype=np.int64)
     row_of_BV[:, 0] = np.arange(len(entry))
@@ -167,7 +146,7 @@ def _run_plan(
     entry = values[step.plan.entry]
     if step.plans is None or not _is_wide(entry):
         return None
-    plan = step.plans.find(raw_BE, _to_numpy(routing.threshold))
+    plan = step.plans.find(raw_BE, to_numpy(routing.threshold))
     if plan is None:
         return None
     weights = weights_for(plan, raw_BE, entry)
@@ -272,116 +251,6 @@ def _gather(
         shape[axis] = wanted
         return zeros(shape, entry)
     return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
-
-
-class _StageRouter:
-    """Decisions of a `stage` router, all made at the entry."""
-
-    def __init__(
-        self, topology: Topology, raw_BE: Weights, threshold: Weights, dtype: torch.dtype
-    ) -> None:
-        self.dtype, self.raw_BE = dtype, raw_BE
-        self.weights_BE = settle(raw_BE, topology, threshold, False)
-        open_BE = self.weights_BE != 0
-        self.last_reader = [0] * topology.num_vertices
-        for edge in np.flatnonzero(open_BE.any(0)).tolist():
-            self.last_reader[topology.sources[edge]] = topology.targets[edge]
-        self.runs_BV = live_vertices(open_BE, topology) & leads_to_out(open_BE, topology)
-
-    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
-        """Whether `vertex` runs, for each image, (B,)."""
-        runs_B: npt.NDArray[np.bool_] = self.runs_BV[:, vertex]
-        return runs_B
-
-    def done_with(self, vertex: int) -> list[int]:
-        """Return the nodes that are not read after `vertex`.
-
-        Their features are freed, and the next block writes to memory that is still in the cache.
-        """
-        return [source for source in range(1, vertex) if self.last_reader[source] == vertex]
-
-    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
-        """Do nothing: the decisions do not depend on outputs of nodes."""
-
-
-class _NodeRouters:
-    """Decisions of `node` routers, made row by row as nodes run.
-
-    Each column is settled when the pass reaches it, with the same steps as in the dense form.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        routing: StageRouting,
-        entry: Tensor,
-        graph: DynamicGraph,
-        stage: str,
-    ) -> None:
-        self.topology, self.routing, self.graph, self.stage = topology, routing, graph, stage
-        self.threshold = _to_numpy(routing.threshold)
-        self.outgoing, self.num_instances = topology.outgoing(), len(entry)
-        self.live: list[npt.NDArray[np.bool_] | None] = [None]
-        self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
-        row_BE = self._row(0, entry, None)
-        self.dtype = row_BE.dtype
-        self.raw_BE = np.zeros((len(entry), len(topology.sources)), dtype=_to_numpy(row_BE).dtype)
-        self.weights_BE = np.zeros_like(self.raw_BE)
-        self._decide(0, row_BE)
-
-    def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
-        """Whether `vertex` runs, for each image, (B,)."""
-        runs_B = self.live[vertex]
-        assert runs_B is not None
-        return runs_B
-
-    def done_with(self, vertex: int) -> list[int]:
-        """Return no nodes, since a later router may still open an edge from any of them."""
-        return []
-
-    def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
-        """Let the router of `vertex` decide on its output."""
-        self._decide(vertex, self._row(vertex, output, instances))
-
-    def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
-        """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
-        logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
-        if output is not None:
-            logits_RE = self.routing.router(vertex)(output)
-            index = None if instances is None else torch.from_numpy(instances).to(output.device)
-            logits_BE = (
-                logits_RE
-                if index is None
-                else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
-            )
-        row_BE: Tensor = self.routing.gate(vertex)(logits_BE)
-        return row_BE
-
-    def _decide(self, vertex: int, row_BE: Tensor) -> None:
-        """Fill the row of `vertex`, then settle the column of the next vertex.
-
-        All sources of the next vertex have decided by then.
-        """
-        self.raw_BE[:, self.outgoing[vertex]] = _to_numpy(row_BE)
-        if np.isnan(self.raw_BE).any():
-            refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
-        place = self.topology.incoming(vertex + 1)
-        raw_BE, live = (
-            self.raw_BE[:, place],
-            [self.live[source] for source in self.topology.sources[place]],
-        )
-        weights_BE = open_edges(raw_BE, live, self.threshold, False)
-        if vertex + 1 == self.topology.num_vertices - 1:
-            weights_BE = open_output(weights_BE, raw_BE, live, False)
-        self.live.append(is_live(weights_BE))
-        self.weights_BE[:, place] = weights_BE
-
-
-def _to_numpy(values: Tensor) -> Weights:
-    """Copy to the host; bfloat16 becomes float32, since numpy has no bfloat16."""
-    values = values.detach().float() if values.dtype == torch.bfloat16 else values.detach()
-    array: Weights = values.numpy(force=True)
-    return array
 
 
 def _read(

@@ -23,6 +23,7 @@ from dggraph.network.execution import run_sparse
 from dggraph.network.gates import Gates
 from dggraph.network.layer_groups import automatic, with_routers
 from dggraph.network.report import ConversionReport
+from dggraph.network.routing_summary import routing_summary
 from dggraph.network.shell import only_images
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
@@ -30,7 +31,6 @@ from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.system.torch_private import is_jit_traced
-from dggraph.views.escaping import count, plural
 
 Executor = Literal["auto", "sparse", "dense"]
 
@@ -230,41 +230,7 @@ class DynamicNetwork(StandIn):
             MACs: 1.81G, 63.7% in routed blocks; most of them in layer1: 25.5%
             parameters: 11,692,599, of which routers 0.03%; weights: random
         """
-        report, edges = (
-            self.report,
-            [edge for stage in self.graph.stages for edge in self.graph.edges(stage)],
-        )
-        routers = sum(
-            p.numel()
-            for stage in self.graph.stages
-            for p in routing_of(self.lowered, stage).parameters()
-        )
-        parameters = sum(p.numel() for p in self.parameters())
-        print(
-            f"{report.name}: {plural(len(report.stages), 'stage')},"
-            f" {plural(report.num_blocks, 'routed block')}, {plural(len(edges), 'candidate edge')},"
-            f" {sum(edge.is_static for edge in edges)} of them the backbone's own"
-        )
-        macs = f"MACs: {count(report.total_macs)}, {report.routed_fraction:.1%} in routed blocks"
-        if report.stages:
-            most = max(report.stages, key=lambda stage: stage.routed_macs)
-            macs += f"; most of them in {most.name}: {most.routed_macs / report.total_macs:.1%}"
-        print(macs)
-        print(
-            f"parameters: {parameters:,}, of which routers {routers / parameters:.2%};"
-            f" weights: {self.weights_origin}"
-        )
-        if x is None or not report.stages:
-            return
-        with torch.no_grad():
-            _, gates = self(x, return_gates=True)
-        ratio_B = gates.macs() / gates.table.static
-        is_open = torch.cat([open_BE.flatten() for open_BE in gates.open.values()])
-        print(
-            f"{plural(len(ratio_B), 'image')}: {float(is_open.double().mean()):.1%} of the edges"
-            f" open, MACs ratio {float(ratio_B.mean()):.3f}, from {float(ratio_B.min()):.3f} to"
-            f" {float(ratio_B.max()):.3f}; executor {self.last_run}"
-        )
+        print(routing_summary(self, x))
 
     def forward(self, x: Tensor | None = None, *, return_gates: bool = False, **named: Any) -> Any:
         """Run the backbone along each image's own path.

@@ -128,9 +128,7 @@ def plan_pattern(is_open_E: Weights, closed_E: Weights, topology: Topology) -> P
 
 
 def weights_for(plan: PatternPlan, raw_BE: Weights, like: Tensor) -> list[Weight]:
-    """Per edge its weight: a float where all images share it, else a tensor that multiplies
-    `like`.
-    """
+    """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1)."""
     if len(raw_BE) == 1:
         weights: list[Weight] = raw_BE[0].tolist()
     else:

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dggraph.data.sampler import EpochBatches, SeededDataset, seed_of
-from dggraph.errors import InputError, TrainingError
-from dggraph.losses import budget_of, kept
+from dggraph.data.sampler import EpochBatches, SeededDataset
+from dggraph.errors import InputError
 from dggraph.network.archive import refuse_unsavable
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
 from dggraph.system.loaders import ENDING, load_batches
 from dggraph.system.locks import locked
-from dggraph.system.sharding import full_tensor, gradient_sync, local_tensors, shard_
+from dggraph.system.sharding import local_tensors, shard_
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
@@ -46,7 +45,7 @@ from dggraph.training.runs import (
     run_folder,
     save_run,
 )
-from dggraph.training.schedules import temperature_at, threshold_at
+from dggraph.training.steps import take_step
 from dggraph.training.tasks import Evaluation, Task
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -307,7 +306,7 @@ def _loop(
             )
             start, begun = time.perf_counter(), run.step
             for batch in loaded:
-                row = _step(run, config, task, batch, total)
+                row = take_step(run, config, task, batch, total)
                 if run.step % config.log_interval == 0 or run.step == total:
                     write(row())
                 if processes.any_rank(bool(stopped)):
@@ -334,83 +333,6 @@ def _loop(
                         },
                     )
     return TrainResult(folder, run.step, True, evaluation)
-
-
-def _step(
-    run: Run, config: TrainConfig, task: Task, batch: Any, total: int
-) -> Callable[[], dict[str, Any]]:
-    """Take one optimiser step, and return a function for the row of metrics.
-
-    Only that function waits for the device.
-    """
-    done, device = run.step / total, processes.device()
-    torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
-    run.schedule.step_update(run.step)
-    if run.net is not None:
-        run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
-        if config.temperature != 1:
-            run.net.set_temperature(temperature_at(done, config.temperature))
-    loss_sum, kept_sum = torch.zeros((), device=device), None
-    parts = task.parts(batch, run.step)
-    for number, part in enumerate(parts, start=1):
-        with gradient_sync(run.wrapped, number == len(parts)), _autocast(config, device):
-            loss, gates = task.loss(run.wrapped, run.net, part)
-            if gates is not None:
-                kept_B = kept(gates)
-                kept_sum = kept_B.detach().mean() / len(parts) + (
-                    0 if kept_sum is None else kept_sum
-                )
-                if config.budget is not None:
-                    loss = loss + config.budget_weight * budget_of(
-                        kept_B, gates.table, config.budget
-                    ).to(loss.dtype)
-            loss = loss / len(parts)
-            if not bool(torch.isfinite(loss)):
-                raise _not_finite(config, f"the loss of step {run.step} is {float(loss.detach())}")
-            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.detach()
-    learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
-    run.scaler.unscale_(run.optimiser)
-    norm = nn.utils.get_total_norm(
-        [parameter.grad for parameter in learning if parameter.grad is not None]
-    )
-    # with a gradient scaler, such steps are skipped and its factor falls
-    if not (run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))):
-        raise _not_finite(config, f"a gradient of step {run.step} is not finite")
-    if config.clip_grad is not None:
-        nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
-    run.scaler.step(run.optimiser)
-    run.scaler.update()
-    run.optimiser.zero_grad()
-    if run.average is not None:
-        run.average.update_parameters(run.model)
-    run.step += 1
-    rate = run.optimiser.param_groups[0]["lr"]
-    step = run.step
-
-    def row() -> dict[str, Any]:
-        values = {"step": step, "loss": float(loss_sum), "lr": rate}
-        return values if kept_sum is None else values | {"kept": float(kept_sum)}
-
-    return row
-
-
-def _not_finite(config: TrainConfig, what: str) -> TrainingError:
-    other = {
-        "none": "",
-        "float16": ", or use amp = 'bfloat16' instead of float16",
-        "bfloat16": ", or leave amp out",
-    }[config.amp]
-    return TrainingError(
-        f"{what}, so no step was taken with it. Lower lr, clip gradients (clip_grad){other}; the"
-        " last checkpoint is still valid."
-    )
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> Any:
-    if config.amp == "none":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, config.amp))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_a_stopped_run_says_so_and_goes_on(
 ) -> None:
     file = tmp_path / "toy.toml"
     file.write_text(TOY + "batch_size = 8\n")
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -59,7 +59,7 @@ def test_a_stopped_run_says_so_and_goes_on(
     )  # tests started in the background ignore some
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_step", step)
+            patch.setattr(loop, "take_step", step)
             code, out, _ = run(capsys, file, "--output", tmp_path, "--experiment", "run")
     finally:
         signal.signal(number, before)
@@ -75,13 +75,13 @@ def test_nohup_is_heeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "toy.toml").write_text(TOY + "batch_size = 8\n")
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGHUP)
         return real(run, *args)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         code, out, _ = run(

@@ -89,7 +89,7 @@ def lifted(num_classes: int = 4) -> torch.nn.Module:
 
 
 def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -97,7 +97,7 @@ def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     config = keys(tmp_path, epochs=1, model_ema=False)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
+        patch.setattr(loop, "take_step", step)
         folder = train(config).folder
     code, document, _ = command(capsys, "eval", folder)
     assert code == 4

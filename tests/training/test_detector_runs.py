@@ -125,7 +125,7 @@ def test_what_was_trained_is_read_back(data: Path, trained: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_byte(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *rest: Any) -> Any:
         if run.step == 4:
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_byte(
 
     config = keys(data, tmp_path, model_ema=True, model_ema_decay=0.5)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_step", step)
+        patched.setattr(loop, "take_step", step)
         assert not train(config).is_finished
     with pytest.raises(
         ArchiveError,

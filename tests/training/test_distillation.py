@@ -231,7 +231,7 @@ def test_an_interrupted_distillation_ends_as_the_other(
 ) -> None:
     config = {"epochs": 2, "pin_divergence": 0.2, "tune": "norms", "model_ema": True}
     whole = train(distilling(tmp_path / "whole", **config))
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         row = real(run, *args)
@@ -240,7 +240,7 @@ def test_an_interrupted_distillation_ends_as_the_other(
         return row
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_step", step)
+        patched.setattr(loop, "take_step", step)
         with pytest.raises(KeyboardInterrupt):
             train(distilling(tmp_path / "parts", **config))
     parts = train(distilling(tmp_path / "parts", **config))

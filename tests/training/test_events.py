@@ -58,7 +58,7 @@ def test_a_run_that_died_behind_its_checkpoint_leaves_no_row_twice(
     at the end.
     """
     whole = train(keys(tmp_path / "whole")).folder
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         if run.step == 7:
@@ -66,7 +66,7 @@ def test_a_run_that_died_behind_its_checkpoint_leaves_no_row_twice(
         return real(run, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
+        patch.setattr(loop, "take_step", step)
         with pytest.raises(KeyboardInterrupt):
             train(keys(tmp_path / "parts", tensorboard=True))
     folder = tmp_path / "parts" / "run"

@@ -41,14 +41,14 @@ def folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), number: int =
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> Path:
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, *args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(run, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
+        patch.setattr(loop, "take_step", step)
         result = train(config)
     assert not result.is_finished
     assert result.step == 1

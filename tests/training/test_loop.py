@@ -49,7 +49,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     whole = train(keys(tmp_path / "whole"))
-    real = loop._step
+    real = loop.take_step
     stops = {3, 9, 10, 17}
 
     def step(run: Any, *args: Any) -> Any:
@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_the_other(
             os.kill(os.getpid(), signal.SIGTERM)
         return row
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     config = keys(tmp_path / "parts", workers=workers)
     steps = []
     while not (result := train(config)).is_finished:
@@ -79,7 +79,7 @@ from dggraph.training import loop
 from dggraph.training.config import TrainConfig
 
 left = [int(sys.argv[2])]
-write, step = files.write_synced, loop._step
+write, step = files.write_synced, loop.take_step
 
 def count(half=None):
     left[0] -= 1
@@ -97,7 +97,7 @@ def stepping(*args):
     count()
     return step(*args)
 
-files.write_synced, loop._step = writing, stepping
+files.write_synced, loop.take_step = writing, stepping
 loop.train(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))
 """
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, list[torch.Tensor]]] = []
-    real = loop._step
+    real = loop.take_step
 
     def step(run: Any, config: Any, task: Any, batch: Any, total: int) -> Any:
         if run.step == 5:
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(
             batch = [batch[0] * torch.inf, batch[1]]
         return real(run, config, task, batch, total)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
         train(keys(tmp_path))
     ((run, before),) = seen

@@ -50,7 +50,7 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
     assert "Finished: 2 of 2 epochs, step 18." in page
     assert "<bdi>toy_data:make</bdi>" in page
     shutil.rmtree(whole)
-    real, stops = loop._step, {3, 9, 14}
+    real, stops = loop.take_step, {3, 9, 14}
 
     def step(run: Any, *args: Any) -> Any:
         row = real(run, *args)
@@ -59,7 +59,7 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
             os.kill(os.getpid(), signal.SIGTERM)
         return row
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     states = []
     while not (result := train(keys(tmp_path))).is_finished:
         states.append(
@@ -116,7 +116,7 @@ def test_rows_are_cut_back_to_whole_ones(
 def test_a_run_goes_on_with_what_is_left_of_its_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    real, synced = loop._step, list[Path]()
+    real, synced = loop.take_step, list[Path]()
 
     def step(run: Any, *args: Any) -> Any:
         row = real(run, *args)
@@ -129,7 +129,7 @@ def test_a_run_goes_on_with_what_is_left_of_its_metrics(
         return sync_rows(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", step)
+        patch.setattr(loop, "take_step", step)
         patch.setattr("dggraph.training.runs.sync_rows", sync)
         folder = train(keys(tmp_path)).folder
     assert set(synced) == {folder / METRICS}, "a checkpoint counts on rows that are on the disk"

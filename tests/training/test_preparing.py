@@ -18,7 +18,7 @@ from dggraph.training.loop import train
 
 @pytest.fixture
 def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_step", lambda *_args: pytest.fail("a step was done"))
+    monkeypatch.setattr(loop, "take_step", lambda *_args: pytest.fail("a step was done"))
 
 
 def own(output: Path, **others: Any) -> TrainConfig:

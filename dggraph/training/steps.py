@@ -1,0 +1,97 @@
+"""One optimiser step: forward, loss, a check that it is finite, backward, clip, step, average."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from dggraph.data.sampler import seed_of
+from dggraph.errors import TrainingError
+from dggraph.losses import budget_of, kept
+from dggraph.system import processes
+from dggraph.system.sharding import full_tensor, gradient_sync
+from dggraph.training.config import TrainConfig
+from dggraph.training.runs import (
+    Run,
+)
+from dggraph.training.schedules import temperature_at, threshold_at
+from dggraph.training.tasks import Task
+
+
+def take_step(
+    run: Run, config: TrainConfig, task: Task, batch: Any, total: int
+) -> Callable[[], dict[str, Any]]:
+    """Take one optimiser step, and return a function for the row of metrics.
+
+    Only that function waits for the device.
+    """
+    done, device = run.step / total, processes.device()
+    torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
+    run.schedule.step_update(run.step)
+    if run.net is not None:
+        run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
+        if config.temperature != 1:
+            run.net.set_temperature(temperature_at(done, config.temperature))
+    loss_sum, kept_sum = torch.zeros((), device=device), None
+    parts = task.parts(batch, run.step)
+    for number, part in enumerate(parts, start=1):
+        with gradient_sync(run.wrapped, number == len(parts)), _autocast(config, device):
+            loss, gates = task.loss(run.wrapped, run.net, part)
+            if gates is not None:
+                kept_B = kept(gates)
+                kept_sum = kept_B.detach().mean() / len(parts) + (
+                    0 if kept_sum is None else kept_sum
+                )
+                if config.budget is not None:
+                    loss = loss + config.budget_weight * budget_of(
+                        kept_B, gates.table, config.budget
+                    ).to(loss.dtype)
+            loss = loss / len(parts)
+            if not bool(torch.isfinite(loss)):
+                raise _not_finite(config, f"the loss of step {run.step} is {float(loss.detach())}")
+            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+    learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    run.scaler.unscale_(run.optimiser)
+    norm = nn.utils.get_total_norm(
+        [parameter.grad for parameter in learning if parameter.grad is not None]
+    )
+    # with a gradient scaler, such steps are skipped and its factor falls
+    if not (run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))):
+        raise _not_finite(config, f"a gradient of step {run.step} is not finite")
+    if config.clip_grad is not None:
+        nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    run.optimiser.zero_grad()
+    if run.average is not None:
+        run.average.update_parameters(run.model)
+    run.step += 1
+    rate = run.optimiser.param_groups[0]["lr"]
+    step = run.step
+
+    def row() -> dict[str, Any]:
+        values = {"step": step, "loss": float(loss_sum), "lr": rate}
+        return values if kept_sum is None else values | {"kept": float(kept_sum)}
+
+    return row
+
+
+def _not_finite(config: TrainConfig, what: str) -> TrainingError:
+    other = {
+        "none": "",
+        "float16": ", or use amp = 'bfloat16' instead of float16",
+        "bfloat16": ", or leave amp out",
+    }[config.amp]
+    return TrainingError(
+        f"{what}, so no step was taken with it. Lower lr, clip gradients (clip_grad){other}; the"
+        " last checkpoint is still valid."
+    )
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> Any:
+    if config.amp == "none":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, config.amp))
