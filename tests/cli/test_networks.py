@@ -159,6 +159,7 @@ def test_random_weights_are_marked_wherever_they_speak(place: Path, capsys: Any)
 
 def test_weights_that_somebody_brought_are_not_marked(place: Path, capsys: Any) -> None:
     """By a checkpoint, by hand, by training, or in a module of the caller's own."""
+    torch.manual_seed(1)  # the archive's were drawn from seed 0
     torch.save(load_model(NAME).model.state_dict(), "x.pth")
     net = dggraph.load("net").train()
     assert deepcopy(net).double().weights_origin == RANDOM

@@ -318,7 +318,7 @@ def make(config: TrainConfig) -> Any:
 def test_a_function_of_the_users_own() -> None:
     for case in ("three", "one"):
         before = torch.random.get_rng_state()
-        found = opened(keys("test_data:make", experiment=case), COLOUR)
+        found = opened(keys("test_sources:make", experiment=case), COLOUR)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert found.classes == ("a", "b")
         assert len(found.train) == 2
@@ -327,9 +327,9 @@ def test_a_function_of_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("case", "culprit"),
     [
-        ("raises", "test_data:make.*OSError: disk on fire"),
-        ("two", "test_data:make is not a data set: IndexError"),
-        ("none", "test_data:make is not a data set: TypeError"),
+        ("raises", "test_sources:make.*OSError: disk on fire"),
+        ("two", "test_sources:make is not a data set: IndexError"),
+        ("none", "test_sources:make is not a data set: TypeError"),
         (
             "shape",
             (
@@ -342,14 +342,14 @@ def test_a_function_of_the_users_own() -> None:
 )
 def test_a_function_that_gives_something_else(case: str, culprit: str) -> None:
     with pytest.raises(InputError, match=culprit):
-        opened(keys("test_data:make", experiment=case), COLOUR)
+        opened(keys("test_sources:make", experiment=case), COLOUR)
 
 
 def test_names_that_mean_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no dataset 'cifar1'\. Did you mean 'cifar10'"):
         opened(keys("cifar1"), COLOUR)
-    with pytest.raises(InputError, match="cannot import 'test_data:nothing'"):
-        opened(keys("test_data:nothing"), COLOUR)
+    with pytest.raises(InputError, match="cannot import 'test_sources:nothing'"):
+        opened(keys("test_sources:nothing"), COLOUR)
     write_mnist(tmp_path)
     with pytest.raises(InputError, match="mnist has 10 classes, but num_classes = 9"):
         opened(keys("mnist", tmp_path, num_classes=9), COLOUR)
@@ -357,4 +357,4 @@ def test_names_that_mean_nothing(tmp_path: Path) -> None:
 
 def test_nothing_of_the_test_module_is_imported_twice() -> None:
     """`package.module:function` finds this very module, as pytest put it on the path."""
-    assert sys.modules["test_data"].make is make
+    assert sys.modules["test_sources"].make is make

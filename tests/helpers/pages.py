@@ -155,7 +155,7 @@ def check_arguments(arguments: list[str], place: str) -> None:
         assert arguments[:1] in (["COMMAND"], ["--help"], ["--version"]), f"{place}: {arguments}"
         return
     command: click.Command = import_module(f"dggraph.cli.{arguments[0]}").command
-    context = click.Context(command, info_name=arguments[0])
+    context = click.Context(command, info_name=arguments[0], help_option_names=["-h", "--help"])
     try:
         values, _, _ = command.make_parser(context).parse_args(list(arguments[1:]))
         for parameter in command.params:

@@ -92,7 +92,7 @@ def test_flags_are_located(
     monkeypatch.setenv("HOME", str(tmp_path))
     seen: list[TrainConfig] = []
 
-    def train(config: TrainConfig, _tell: Any) -> None:
+    def train(config: TrainConfig, _tell: Any, **_options: Any) -> None:
         seen.append(config)
         raise InputError("seen")
 

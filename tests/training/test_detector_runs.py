@@ -306,7 +306,7 @@ def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--backbone", MODEL, "--budget", "0.8"], 2, "--budget is for classifiers"),
         (["--backbone", MODEL, "--router", "stage"], 2, "--router does not go with a detector"),
         (["--backbone", MODEL, "--input-size", "64"], 2, "--input-size does not go with a run"),
-        (["--backbone", MODEL, "--dataset", "voc"], 4, "ImageSets/Main/val.txt"),
+        (["--backbone", MODEL, "--dataset", "voc"], 4, "there is no XML file in"),
     ],
 )
 def test_eval_that_makes_no_sense(
@@ -336,7 +336,7 @@ def test_a_run_with_code_of_its_own_is_not_run_unasked(
         with pytest.raises((ArchiveError, InputError), match=r"damaged|'model' is missing"):
             open_detector(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ArchiveError, match=r"config.json is not there"):
+    with pytest.raises(ArchiveError, match=r"config.json is missing"):
         open_detector(folder)
 
 
