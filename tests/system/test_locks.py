@@ -18,8 +18,12 @@ from pathlib import Path
 from dggraph.system.locks import locked
 
 with locked(Path(sys.argv[1])):
-    if sys.argv[2] == "forking" and os.fork() == 0:
-        time.sleep(60)
+    if sys.argv[2] == "forking":
+        has_forked, forked = os.pipe()
+        if os.fork() == 0:  # a child that has begun to run holds no lock
+            os.write(forked, b"!")
+            time.sleep(60)
+        os.read(has_forked, 1)
     print(os.getpid(), flush=True)
     time.sleep(60)
 """
