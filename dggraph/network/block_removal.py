@@ -2,9 +2,6 @@
 
 If x + F(x) is lifted into edges, a block is removed by closing its edges. In a chain, the successor
 of the block reads its predecessor instead.
-
-With x + F(x) lifted into edges a block is left out by closing its edges; in a chain its successor
-reads its predecessor instead.
 """
 
 from collections.abc import Collection

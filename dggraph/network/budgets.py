@@ -2,9 +2,6 @@
 
 Every share is the mean number of multiply-accumulates per image, divided by that of the static
 network. It may exceed 1.
-
-All shares are mean multiply-accumulates per instance over those of the static network, and may
-exceed 1.
 """
 
 from collections.abc import Sequence

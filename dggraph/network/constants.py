@@ -3,9 +3,6 @@
 These are the anchors of gates, closed and following edges, and constants of the backbone's forward.
 `to("meta")` loses them and `to_empty` fills them with arbitrary values. The rest can be loaded from
 a state dict.
-
-`to("meta")` loses them and `to_empty` leaves anything in their place; what a state dict holds is
-loaded then, so these are put back.
 """
 
 from collections.abc import Iterator

@@ -6,13 +6,6 @@ initial value of zero. An edge that follows another one uses that edge's row. `r
 row into its own, so an archive does not need to store any of this.
 
 Shape suffixes: B images, E edges that one router decides.
-
-An anchored gate gives static edges weight 1 and all others 0 where its router says 0, so an edge
-held at 0 is as the backbone had it. Nothing flows back to its row of the router, which stays at the
-zero it started with. Edges that follow share the row of the one they follow; `release_` writes it
-into theirs, after which an archive needs to know nothing of all this.
-
-Shape suffixes: B instances, E edges that one router decides.
 """
 
 from collections.abc import Callable, Collection

@@ -70,11 +70,6 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
 
     `weights` has (E,) or (B, E) per stage. Gates see the whole batch under every executor, so each
     row of `weights` belongs to one image.
-
-    Gates see the whole batch under every executor, so each row of `weights` belongs to one image.
-
-    Gates see the whole batch under every executor, so that a row of `weights` always belongs to the
-    same instance.
     """
     handles = []
     for stage, pinned in weights.items():

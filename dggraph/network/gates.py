@@ -55,8 +55,6 @@ class Gates(NamedTuple):
         """Return the adjacency matrices of one stage, (B, V, V): row = source, column = target.
 
         Entries are edge weights, 0 for inactive edges. The result carries the gradient.
-
-        Entries of inactive edges are 0. The result carries the gradient.
         """
         weights_BE, topology = self.weights[stage], self.table.stages[stage].topology
         adjacency_BVV = weights_BE.new_zeros(

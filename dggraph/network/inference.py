@@ -6,12 +6,6 @@ that an executor runs alone therefore stay complete. The plan then names the con
 the norm. timm's `BatchNormAct2d` is replaced by its activation. Linear layers before a norm stay
 unchanged, because it depends on the shape whether `BatchNorm1d` counts their features or their
 tokens.
-
-A norm is folded where the convolution's only reader is the norm, each of the two is called once, no
-hook sits on either, and both lie in the same block or both outside all blocks: what an executor
-runs alone stays whole. The plan then forgets the norm and takes the convolution in its place.
-timm's `BatchNormAct2d` leaves its activation behind. Linear layers before a norm are left as they
-are: whether `BatchNorm1d` counts their features or their tokens depends on the shape.
 """
 
 import copy

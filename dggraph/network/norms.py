@@ -4,11 +4,6 @@ Training runs every block for every image and masks closed edges. The norms of a
 a row of zeros for each image that does not reach it. If half the rows are dead, the variance
 becomes 0.67 of that of the live rows. The sparse executor runs a block only on the images that
 reach it, so one sparse pass sees the right rows.
-
-Training runs every block for every instance and masks closed edges, so that a block's norms see a
-row of zeros for each instance that does not reach it. Where half the rows are dead, the variance
-comes out at 0.67 of the live rows'. The sparse executor runs a block on the instances that reach it
-and on no others, so one pass through it sees the right rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -2,8 +2,6 @@
 
 Code that an archive names is never run. The backbone comes from a closed registry or from the
 caller.
-
-Nothing that an archive names is run: a backbone comes from a closed registry, or from the caller.
 """
 
 from collections.abc import Sequence

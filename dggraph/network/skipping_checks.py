@@ -2,9 +2,6 @@
 
 Some stages cannot run on part of a batch, because their blocks use statistics of the batch or mix
 its images. They run dense from then on, and the report gives the reason.
-
-A stage whose blocks cannot be run on some images of a batch (they use the batch's own statistics,
-or mix its images) runs dense from then on, and says why.
 """
 
 import copy

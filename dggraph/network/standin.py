@@ -38,12 +38,6 @@ class StandIn(nn.Module):
     (`get_classifier`). Its other methods would run or rebuild the static backbone, and raise a
     BackboneOnlyError. An attribute of this class hides an attribute of the backbone with the same
     name, which `lowered` still has.
-
-    `lowered` owns the very same, so that whatever is assigned, deleted or loaded here is what runs.
-    Attributes of the backbone are answered too, and methods of its class that only look
-    (`get_classifier`); other methods of it would run or rebuild the static backbone and raise a
-    BackboneOnlyError. A name of ours hides the same name of the backbone, which `lowered` still
-    has.
     """
 
     lowered: LoweredModule

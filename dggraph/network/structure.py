@@ -3,10 +3,6 @@
 The graph calls some modules, which may be replaced by any other: a new head, an adapter. It runs
 the parts of others one by one, as their forward did when it was traced. If such a module had
 another class, the graph would still run the old forward.
-
-It calls some modules, which may be any: a new head, an adapter. The parts of others it runs one by
-one, as their own forward did when it was traced; put another class there, and the graph would go on
-with the old forward.
 """
 
 import copy
@@ -94,8 +90,6 @@ class Structure:
     """The modules that a lowered graph reaches, as they were when the graph was written.
 
     If a pass finds the same objects as the last one, comparing identities is enough.
-
-    A pass that finds the same objects as the last one is done after a comparison of identities.
     """
 
     def __init__(self, lowered: LoweredModule) -> None:

@@ -205,9 +205,6 @@ def _wrong_gradients(
     The difference is relative to the size of the gradient, or None if only one of the two exists.
     `scale` is the largest gradient of any parameter: differences are tolerated up to the tolerance
     times a hundredth of it.
-
-    `scale` is the largest gradient of any parameter: rounding of a hundredth of it counts for
-    little.
     """
     wrong: dict[str, float | None] = {}
     for name, wanted in expected.items():

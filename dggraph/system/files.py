@@ -9,16 +9,6 @@ nothing at its path. An existing folder is therefore replaced from within:
    `part_of` looks there first.
 3. The parts are moved out of `.new` over the old ones, one by one. If the process is killed here,
    the next writer finishes this. Readers find every new part in one place or the other.
-
-A file is replaced by one rename, which every file system does at once or not at all. A folder is
-not: no rename replaces one that holds files, and a process killed between two renames would leave
-nothing at its path. So a folder that is there is replaced from within:
-
-1. Its new parts are written to a scratch folder and synced.
-2. One rename makes that its subfolder `.new`. From here on the new parts count: `part_of` looks
-   there first.
-3. The parts are moved out of `.new` over the old ones, one by one. A process killed here leaves
-   this to whoever writes to the folder next; readers find every new part in one place or the other.
 """
 
 import errno

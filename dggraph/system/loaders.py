@@ -3,10 +3,6 @@
 torchrun passes SIGTERM to every process that its workers have started, and a terminal does the same
 with Ctrl-C. Loader processes that ended then would interrupt the step that training has to finish
 and save. They therefore only react to signals from their parent.
-
-torchrun passes SIGTERM on to every process that its workers have started, and a terminal does so
-with Ctrl-C. Loader processes that ended then would take the step with them that training wants to
-finish and save.
 """
 
 import os

@@ -2,9 +2,6 @@
 
 `torchrun -m dggraph train|eval|atlas ...` starts the processes. `process_group` makes them a group,
 over nccl on GPUs and gloo elsewhere.
-
-`torchrun -m dggraph train|eval|atlas ...` starts the processes; `process_group` makes them a group,
-over nccl on GPUs and gloo elsewhere.
 """
 
 import os
@@ -71,10 +68,6 @@ def leave(code: int) -> NoReturn:
     torch keeps the mesh of a sharded network in caches, so the threads of the group outlive
     `process_group`. A thread that releases its last tensor during the shutdown aborts the process
     (https://github.com/pytorch/pytorch/pull/179291).
-
-    torch keeps the mesh of a sharded network in caches, so the group's threads outlive
-    `process_group`. One that lets go of its last tensor while the interpreter closes aborts the
-    process (https://github.com/pytorch/pytorch/pull/179291).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -87,9 +80,6 @@ def is_reporting_rank(message: str, *, is_consequence: bool) -> bool:
     It is the first process with this message. No process reports a consequence of the error of
     another one. This is decided in the store of the torchrun that started this process, which
     exists before `process_group` and outlives every process.
-
-    Asks the store of the torchrun that started this process, which is there before `process_group`
-    and outlives every process.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return True

@@ -4,11 +4,6 @@ The network is sharded as a single unit. Its parts cannot be sharded alone: a lo
 modules rather than blocks, and modules such as attention read the weights of others without calling
 them. Each step therefore gathers all weights once, and between steps a process has only its shard.
 This module is separate from `processes`, since torch takes half a second to import what it needs.
-
-The network is sharded as one. Its parts cannot be: a lowered network calls modules and not blocks,
-and modules such as attention read the weights of others without calling them. So each step gathers
-all weights once; between steps a process holds its share. Apart from `processes`, since torch takes
-half a second to import what this needs.
 """
 
 from collections.abc import Sequence

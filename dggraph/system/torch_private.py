@@ -1,9 +1,6 @@
 """Every private torch name in use, each with the reason. Tested with torch 2.10 to 2.15.
 
 The reason says what the public interface lacks. The rest of the package uses this module.
-
-Each stands here with the reason and what the public way lacks. The rest of the package asks this
-file.
 """
 
 from collections.abc import Callable, Mapping

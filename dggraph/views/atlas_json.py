@@ -14,8 +14,6 @@ def write_numbers(graph: DynamicGraph, atlas: Atlas, score: float) -> str:
     Lists over edges are in the order of `graph.edges`. The text is ASCII, so no character in it can
     mislead a reader. For a detector, all objects are listed, and `score` is the score from which
     the report outlines them.
-
-    Of a detector all objects are told, and `score`, from which on they are outlined in the report.
     """
     gates = atlas.gates
     document: dict[str, Any] = {

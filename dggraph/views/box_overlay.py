@@ -50,9 +50,6 @@ def place_outlines(detected: Detected, image: Rectangle) -> tuple[Outline, ...]:
 
     The highest scores come last, so they are drawn on top. A tag stays within the image, at the
     corner of its outline where it covers the least of other tags.
-
-    Tags stand within the image, at a corner of their outline where they cover as little as possible
-    of other tags.
     """
     outlines: list[Outline] = []
     for one in sorted(detected.objects, key=lambda one: -one.score):

@@ -3,9 +3,6 @@
 File names, labels and module paths are untrusted: nothing in them may become markup, code or a
 terminal command. Every text is first made `visible`, then cut to the available width, then escaped
 for the format it is written to.
-
-Every text is first made `visible`, then cut to the width there is, then escaped for the format it
-is written to.
 """
 
 import unicodedata

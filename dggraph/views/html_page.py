@@ -3,10 +3,6 @@
 Everything that a template prints is made visible and escaped. Only `|svg` skips this, for pictures
 from `views`, whose code escapes text itself. Pictures are not templates: an SVG is nearly all
 geometry, which is computed as it is written.
-
-Whatever a template prints is made visible and escaped; `|svg` alone lets through what `views` drew,
-whose own code escapes. Pictures are drawn by code, not by templates: nearly all of an SVG is
-geometry, computed as it is written.
 """
 
 import base64

@@ -3,10 +3,6 @@
 Edges between neighbours are straight, and all others are arcs. Positions depend on the graph only,
 so pictures of different images only differ in colours. Graphviz's layouts would depend on the drawn
 edges, and would need a program. Units are pixels, y downward.
-
-Positions depend on the graph alone, so every image's picture has the same ones and a picture is
-only re-coloured. Graphviz's layouts depend on the edges drawn, and need a program. Pixels, y
-downward.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,10 +3,6 @@
 A value that is not a finite number leaves a gap. If there are more points than columns on the page,
 the line is the mean of each of `NUM_COLUMNS` columns, in a band from the lowest to the highest
 value of the column, so no peak is lost.
-
-A value that is not a finite number leaves a gap. Where there are more points than the width can
-show, the line is the mean of each of `NUM_COLUMNS` columns, in a band from the column's lowest to
-its highest, so that no peak is lost.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

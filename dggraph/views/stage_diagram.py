@@ -2,9 +2,6 @@
 
 Positions come from `layout`. Curves are written once per page (`define_curves`), and the diagram of
 each image refers to them, so the size of a page with a hundred images stays small.
-
-Curves are written once a page (`define_curves`) and referred to by every image's diagram, so that a
-hundred images stay small.
 """
 
 from collections.abc import Iterator
