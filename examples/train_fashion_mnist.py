@@ -13,21 +13,10 @@ from torch.nn import functional as F
 
 import dggraph
 from dggraph.data.idx import read_idx
+from dggraph.data.pixels import FASHION_CLASSES
 from dggraph.models.preprocessing import Preprocess
 
 EPOCHS, BATCH, KEPT = 3, 128, 0.7
-LABELS = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
 
 
 def read(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +74,7 @@ def main(archive: str, folder: str = "/usr/share/datasets/fashion-mnist") -> Non
     preprocess = Preprocess(
         input_size=(3, 28, 28), mean=(0.5,) * 3, std=(0.5,) * 3, crop_fraction=1.0
     )
-    dggraph.save(net, archive, preprocess=preprocess, labels=LABELS)
+    dggraph.save(net, archive, preprocess=preprocess, labels=FASHION_CLASSES)
 
 
 if __name__ == "__main__":

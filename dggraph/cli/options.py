@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,82 +40,66 @@ accelerator_option = click.option(
 )
 
 
+_of_model = partial(click.option, cls=SectionedOption, section="Model")
+_of_routing = partial(click.option, cls=SectionedOption, section="Routing")
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL with what goes with it."""
     for decorate in reversed(
         (
             click.argument("model", callback=locate_model),
-            click.option(
+            _of_model(
                 "--checkpoint",
-                cls=SectionedOption,
-                section="Model",
                 type=LocatedPath(dir_okay=False),
                 help="State dict: .safetensors, or .pth (read without pickle code).",
             ),
-            click.option(
+            _of_model(
                 "--pretrained",
-                cls=SectionedOption,
-                section="Model",
                 is_flag=True,
                 help="Begin with the default weights of torchvision or timm, fetched once.",
             ),
-            click.option(
+            _of_model(
                 "--num-classes",
-                cls=SectionedOption,
-                section="Model",
                 type=WholeNumber(min=1),
                 help="Outputs of the classifier.",
             ),
-            click.option(
+            _of_model(
                 "--input-size",
-                cls=SectionedOption,
-                section="Model",
                 type=WholeNumber(min=1),
                 help="Side of the square input in pixels.",
             ),
-            click.option(
+            _of_routing(
                 "--wiring",
-                cls=SectionedOption,
-                section="Routing",
                 default="complete",
                 show_default=True,
                 help="complete, chain, window(k), watts_strogatz(k, p, seed), ...",
             ),
-            click.option(
+            _of_routing(
                 "--residual",
-                cls=SectionedOption,
-                section="Routing",
                 default="auto",
                 show_default=True,
                 type=click.Choice(["auto", "keep", "lift"]),
             ),
-            click.option(
+            _of_routing(
                 "--router",
-                cls=SectionedOption,
-                section="Routing",
                 default="node",
                 show_default=True,
                 help="node, stage, node(16), or a registered name.",
             ),
-            click.option(
+            _of_routing(
                 "--gate",
-                cls=SectionedOption,
-                section="Routing",
                 help="anchored (default), sigmoid, or a registered name.",
             ),
-            click.option(
+            _of_routing(
                 "--threshold",
-                cls=SectionedOption,
-                section="Routing",
                 default=0.5,
                 show_default=True,
                 type=Number(0, 1, max_open=True),
                 help="Edges at or below it are dropped.",
             ),
-            click.option(
+            _of_model(
                 "--backbone",
-                cls=SectionedOption,
-                section="Model",
                 metavar="MODULE:FUNCTION",
                 help=(
                     "For an archive, or the run of a detector, of a model of your own: what builds"

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from dggraph.compiler.hooks import FORWARD_KINDS, has_hooks
+from dggraph.compiler.identities import Identities
 from dggraph.compiler.partition import Piece, Program, StageProgram, effects_of, function_of
 from dggraph.compiler.planning import uses_batch_statistics
 from dggraph.system.torch_private import has_global_hooks
@@ -32,9 +33,7 @@ Returns a function and its arguments, or None for a module that returns its inpu
 """
 
 
-def _convolution(function: Callable[..., Any]) -> Rule:
-    names = ("weight", "bias", "stride", "padding", "dilation", "groups")
-    return lambda x, read: (function, (x, *map(read, names)))
+_CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def _norm(x: fx.Node, read: Read) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -47,9 +46,9 @@ def _function(function: Callable[..., Any], *names: str) -> Rule:
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Conv1d: _convolution(torch.conv1d),
-    nn.Conv2d: _convolution(torch.conv2d),
-    nn.Conv3d: _convolution(torch.conv3d),
+    nn.Conv1d: _function(torch.conv1d, *_CONVOLUTION),
+    nn.Conv2d: _function(torch.conv2d, *_CONVOLUTION),
+    nn.Conv3d: _function(torch.conv3d, *_CONVOLUTION),
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
     nn.BatchNorm3d: _norm,
@@ -84,22 +83,14 @@ class Inlined:
     """An inlined program and the state that it relies on."""
 
     program: Program
-    checks: tuple[tuple[Mapping[str, Any], str, Any], ...]
-    """A dictionary of a module, a key in it, and the object found there when inlining."""
+    same: Identities
+    """Parameters, buffers, settings and classes; an attribute set later may hide a method."""
     hooks: tuple[Mapping[int, Any], ...]
     """Hook tables that were empty when inlining."""
-    classes: tuple[tuple[nn.Module, type], ...]
-    """A module and its class when inlining."""
-    sizes: tuple[tuple[Mapping[str, Any], int], ...]
-    """A dictionary of a module and its size; an attribute set later may hide a method."""
 
     def is_valid(self) -> bool:
-        """Whether the modules still match every check."""
-        # Lists: generators would take twice the time.
-        same = [owner.get(key) is value for owner, key, value in self.checks]
-        same += [module.__class__ is cls for module, cls in self.classes]
-        same += [len(owner) == size for owner, size in self.sizes]
-        return all(same) and not any(self.hooks)
+        """Whether the modules are as they were when inlining."""
+        return self.same.hold() and not any(self.hooks)
 
 
 def is_patched() -> bool:
@@ -171,13 +162,13 @@ def inline(program: Program, lowered: nn.Module) -> Inlined:
         if norm is not None:
             writer.check(vars(norm), "training")
             writer.check(norm._buffers, "running_mean")
-    return Inlined(
-        replace(program, steps=tuple(steps)),
-        tuple(writer.checks.values()),
-        writer.hooks,
-        tuple((module, type(module)) for module in writer.modules.values()),
-        tuple((vars(module), len(vars(module))) for module in writer.modules.values()),
+    modules = writer.modules.values()
+    same = Identities(
+        list(writer.checks.values()),
+        [(module, type(module)) for module in modules],
+        [(vars(module), len(vars(module))) for module in modules],
     )
+    return Inlined(replace(program, steps=tuple(steps)), same, writer.hooks)
 
 
 class _Writer:

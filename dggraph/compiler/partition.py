@@ -26,7 +26,8 @@ from dggraph.compiler.planning import (
 from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.liveness import Topology
-from dggraph.ops.stage_plans import Effects, StagePlans
+from dggraph.ops.running_sum import Effects
+from dggraph.ops.stage_plans import StagePlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class StageProgram:
     num_channels: tuple[int, ...]
     """For each vertex, the channels of the features aggregated into it; 0 for v0."""
     blocks: tuple["BlockProgram", ...]
+    sums_only: bool
+    """Whether every edge adds its source: no concatenations, no adapters."""
     plans: StagePlans | None
     """For each pattern of open edges, what to run.
 
@@ -238,7 +241,7 @@ def _stage_program(
     topology = stage_topology(graph, stage.name)
     kinds = tuple(edge.kind for edge in graph.edges(stage.name))
     blocks = tuple(_block(by_name, block) for block in stage.blocks)
-    is_plain = stage.scope == "stage" and set(kinds) == {"add"}
+    sums_only = set(kinds) == {"add"}
     return StageProgram(
         plan=stage,
         topology=topology,
@@ -247,7 +250,8 @@ def _stage_program(
         num_channels=(0, *(shape[position] for shape in shapes[:-1])),
         blocks=blocks,
         effects=effects_of(stage, blocks),
-        plans=StagePlans(topology) if is_plain else None,
+        sums_only=sums_only,
+        plans=StagePlans(topology) if sums_only and stage.scope == "stage" else None,
     )
 
 

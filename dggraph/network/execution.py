@@ -167,24 +167,24 @@ def _walk(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Run one image through a stage of `node` routers: its output, weights and raw weights (1, E).
 
-    The result is None if aggregation is not a plain sum, or if no path leads to `out`.
+    The result is None if aggregation is not a plain sum, and for 16-bit features.
     """
     entry, name = values[step.plan.entry], step.plan.name
-    if set(step.kinds) != {"add"} or not _is_wide(entry):
+    if not (step.sums_only and _is_wide(entry)):
         return None
     rows: list[Tensor] = []
-    outgoing = step.topology.outgoing()
 
-    def decide(vertex: int, output: Tensor | None) -> list[float]:
-        nothing_BE = rows[0].new_zeros(1, len(outgoing[vertex])) if output is None else None
-        logits_BE = routing.router(vertex)(output) if output is not None else nothing_BE
+    def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
+        logits_BE = (
+            rows[0].new_zeros(1, len(edges)) if output is None else routing.router(vertex)(output)
+        )
         rows.append(routing.gate(vertex)(logits_BE))
-        (row,) = rows[-1].tolist()
+        row: list[float] = rows[-1].tolist()[0]
         if any(weight != weight for weight in row):
             raw_BE = torch.zeros(1, len(step.topology.sources))
-            raw_BE[:, list(outgoing[vertex])] = rows[-1].float().cpu()
+            raw_BE[:, edges] = rows[-1].float().cpu()
             refuse_nan(graph, name, raw_BE)
-        return row  # type: ignore[no-any-return]
+        return row
 
     threshold = float(routing.threshold)
     run_block = _block_runner(step, lowered, values)
@@ -192,8 +192,15 @@ def _walk(
         entry, step.topology, threshold, decide, run_block, step.effects
     )
     if output is None:
-        return None
+        output = _no_features(step, len(step.blocks) + 1, entry, 1)
     return output, rows[0].new_tensor([weights]), rows[0].new_tensor([raw])
+
+
+def _no_features(step: StageProgram, vertex: int, entry: Tensor, num_rows: int) -> Tensor:
+    """Return the zeros that `vertex` gets if no node leads to it."""
+    shape = [num_rows, *entry.shape[1:]]
+    shape[step.channel_axis] = step.num_channels[vertex]
+    return zeros(shape, entry)
 
 
 def _is_wide(entry: Tensor) -> bool:
@@ -210,8 +217,8 @@ def _block_runner(
     def run_block(vertex: int, x: Tensor) -> Tensor:
         piece, _, reads = step.blocks[vertex - 1]
         around = [_read(values, name, kind, None, num_instances) for name, kind in reads]
-        (output,) = piece.run(lowered, x, *around)
-        return output  # type: ignore[no-any-return]
+        output: Tensor = piece.run(lowered, x, *around)[0]
+        return output
 
     return run_block
 
@@ -247,9 +254,7 @@ def _gather(
         for one, kind in zip(incoming, kinds, strict=True)
     ]
     if all(one is None for one in incoming):
-        shape = [len(weights_RE), *entry.shape[1:]]
-        shape[axis] = wanted
-        return zeros(shape, entry)
+        return _no_features(step, vertex, entry, len(weights_RE))
     return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
 
 

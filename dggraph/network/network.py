@@ -323,8 +323,7 @@ class DynamicNetwork(StandIn):
     def _run(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
         self.refuse_changes()
         if self._executor == "dense":
-            self._last_run = "dense"
-            return self.lowered(x)  # type: ignore[no-any-return]
+            return self._run_dense(x)
         if self.training:
             return self._run_dense(x, "the network is in train mode")
         if torch.is_grad_enabled():
@@ -347,9 +346,10 @@ class DynamicNetwork(StandIn):
         self._last_run = "sparse"
         return run_sparse(program, self.lowered, self.graph, x)
 
-    def _run_dense(self, x: Tensor, reason: str) -> tuple[Any, dict[str, Any]]:
-        self._last_run = f"dense: {reason}"
-        return self.lowered(x)  # type: ignore[no-any-return]
+    def _run_dense(self, x: Tensor, reason: str = "") -> tuple[Any, dict[str, Any]]:
+        self._last_run = f"dense: {reason}" if reason else "dense"
+        result: tuple[Any, dict[str, Any]] = self.lowered(x)
+        return result
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:
         """Return the plan for a network with hooks.

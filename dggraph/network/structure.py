@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from dggraph.compiler.identities import Identities
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.errors import StructureError
 
@@ -69,21 +70,14 @@ def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
 class _Seen(NamedTuple):
     """The result of a walk over the modules."""
 
-    held: list[tuple[dict[str, Any], str, Any]]
-    """The dictionary of a module, a key in it, and the object at that key."""
-    types: list[tuple[nn.Module, type]]
+    same: Identities
     forwards: dict[type[nn.Module], Callable[..., Any]]
     """The forward of each class at the walk."""
-    sizes: list[tuple[dict[str, Any], int]]
 
     def is_same(self) -> bool:
         """Whether another walk would find the same objects."""
-        # Lists: generators would take twice the time.
-        held = [owner.get(name) is value for owner, name, value in self.held]
-        types = [module.__class__ is cls for module, cls in self.types]
         forwards = [cls.forward is forward for cls, forward in self.forwards.items()]
-        sizes = [len(owner) == size for owner, size in self.sizes]
-        return all(held) and all(types) and all(forwards) and all(sizes)
+        return all(forwards) and self.same.hold()
 
 
 class Structure:
@@ -113,7 +107,7 @@ class Structure:
 
     def _walk(self, lowered: LoweredModule) -> "_Seen":
         modules: list[nn.Module] = [lowered]
-        seen = _Seen([], [], {}, [])
+        seen = _Seen(Identities(), {})
         for owner, name, path, forward, is_patched, children in self.places:
             module = modules[owner]._modules.get(name)
             if module is None:
@@ -139,15 +133,15 @@ class Structure:
                     " otherwise change the backbone and convert it again."
                 )
             modules.append(module)
-            seen.held.append((modules[owner]._modules, name, module))
+            seen.same.values.append((modules[owner]._modules, name, module))
             if "inplace" in vars(module):
-                seen.held.append((vars(module), "inplace", module.inplace))
+                seen.same.values.append((vars(module), "inplace", module.inplace))
             if forward is not None:
-                seen.held.append((vars(module), "forward", vars(module).get("forward")))
-                seen.types.append((module, type(module)))
+                seen.same.values.append((vars(module), "forward", vars(module).get("forward")))
+                seen.same.classes.append((module, type(module)))
                 seen.forwards[type(module)] = forward
             if children is not None:
-                seen.sizes.append((module._modules, len(module._modules)))
+                seen.same.sizes.append((module._modules, len(module._modules)))
         return seen
 
 

@@ -1,7 +1,7 @@
 """What a stage with one router runs for a pattern of open edges, worked out once and kept.
 
 Which edges are open follows from one comparison with the threshold. That pattern is the key of a
-`StagePlan`: which nodes run, what each sums, which sum goes on from the one before, and which
+`PatternPlan`: which nodes run, what each sums, which sum goes on from the one before, and which
 features are no longer needed afterwards. Weights, threshold and temperature are read at every pass.
 
 Where all images of a batch share a pattern, one plan serves the batch; a batch of one always does.
@@ -21,11 +21,10 @@ from torch import Tensor
 
 from dggraph.ops.liveness import Topology, leads_to_out, live_vertices, settle
 from dggraph.ops.rows import Weights
+from dggraph.ops.running_sum import Effects, RunningSum, Weight, continued
 
 MAX_BYTES = 1 << 22
 """The most memory for the plans of one stage."""
-Weight = Any
-"""A float, or (B, 1, ...) where images differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +110,8 @@ def plan_pattern(is_open_E: Weights, closed_E: Weights, topology: Topology) -> P
     sums: list[Sum] = []
     before: list[tuple[int, int]] = []
     for vertex, own in terms.items():
-        goes_on = before and [s for _, s in own[:-1]] == [s for _, s in before]
-        sums.append(
-            Sum(
-                vertex,
-                tuple(own),
-                tuple((edge, other) for (edge, _), (other, _) in zip(own, before, strict=False))
-                if goes_on
-                else (),
-                tuple(source for _, source in own if source and last_reader[source] == vertex),
-            )
-        )
+        dead = tuple(source for _, source in own if source and last_reader[source] == vertex)
+        sums.append(Sum(vertex, tuple(own), continued(own, before), dead))
         before = own
     forced = np.flatnonzero(is_open_E & closed_E)
     return PatternPlan(tuple(sums), is_open_E, int(forced[0]) if len(forced) else None)
@@ -147,16 +137,6 @@ def weights_for(plan: PatternPlan, raw_BE: Weights, like: Tensor) -> list[Weight
     return weights
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What may happen to the input of a vertex."""
-
-    is_written: bool
-    """Its block writes into it; for `out`, what follows the stage."""
-    is_kept: bool
-    """Its block may hold on to it."""
-
-
 def run_plan(
     plan: PatternPlan,
     entry: Tensor,
@@ -177,67 +157,13 @@ def run_plan(
         The stage's output, (B, ...).
     """
     features: list[Any] = [entry] + [None] * len(effects)
-    total, is_own = None, False
-    for one in plan.sums:
+    running = RunningSum()
+    for one in plan.sums[:-1]:
         effect = effects[one.vertex - 1]
-        if total is not None and one.same and are_equal(weights, one.same):
-            edge, source = one.terms[-1]
-            total = add(total, features[source], weights[edge], in_place=is_own)
-            is_own = True
-        else:
-            total, is_own = sum_terms(one.terms, features, weights, is_written=effect.is_written)
+        total = running.advance(one.terms, one.same, features, weights, effect)
         for source in one.dead:
             features[source] = None
-        if one is plan.sums[-1]:
-            break
         output = features[one.vertex] = run_block(one.vertex, total)
-        if effect.is_written:
-            total = None
-        elif is_own and (effect.is_kept or share_memory(output, total)):
-            is_own = False
-    assert total is not None
-    return total
-
-
-def are_equal(weights: Sequence[Weight], pairs: tuple[tuple[int, int], ...]) -> bool:
-    """Whether both edges of every pair have the same float as weight."""
-    for edge, other in pairs:
-        ours, theirs = weights[edge], weights[other]
-        if ours.__class__ is not float or theirs.__class__ is not float or ours != theirs:
-            return False
-    return True
-
-
-def sum_terms(
-    terms: tuple[tuple[int, int], ...],
-    features: Sequence[Any],
-    weights: Sequence[Weight],
-    *,
-    is_written: bool,
-) -> tuple[Tensor, bool]:
-    """The sum, and whether it is a tensor of its own."""
-    (edge, source), *others = terms
-    total, weight = features[source], weights[edge]
-    is_own = weight.__class__ is not float or weight != 1.0
-    if is_own:
-        total = total * weight
-    for edge, source in others:
-        total = add(total, features[source], weights[edge], in_place=is_own)
-        is_own = True
-    return (total.clone(), True) if is_written and not is_own else (total, is_own)
-
-
-def add(total: Tensor, feature: Tensor, weight: Weight, *, in_place: bool) -> Tensor:
-    """`total + weight * feature`."""
-    if weight.__class__ is float:
-        if in_place and total.dtype is feature.dtype:
-            return total.add_(feature, alpha=weight)
-        return torch.add(total, feature, alpha=weight)
-    if in_place and total.dtype is feature.dtype:
-        return total.addcmul_(feature, weight)
-    return torch.addcmul(total, feature, weight)
-
-
-def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether both tensors are views of one allocation."""
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        running.after_block(output, effect)
+    last = plan.sums[-1]
+    return running.advance(last.terms, last.same, features, weights, effects[-1])

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from dggraph.ops.liveness import Topology
-from dggraph.ops.stage_plans import Effects, add, are_equal, share_memory, sum_terms
+from dggraph.ops.running_sum import Effects, RunningSum, continued
 
 
 def walk_stage(
     entry: Tensor,
     topology: Topology,
     threshold: float,
-    decide: Callable[[int, Tensor | None], list[float]],
+    decide: Callable[[int, list[int], Tensor | None], list[float]],
     run_block: Callable[[int, Tensor], Tensor],
     effects: Sequence[Effects],
 ) -> tuple[Tensor | None, list[float], list[float]]:
@@ -27,8 +27,8 @@ def walk_stage(
         entry: (1, ...), features of v0.
         topology: the stage's edges.
         threshold: edges at or below it close.
-        decide: takes a vertex and its output, None where it did not run; returns the raw weights
-            of its outgoing edges.
+        decide: takes a vertex, its outgoing edges, and its output, None if it did not run; returns
+            the raw weights of these edges.
         run_block: takes a vertex and its input.
         effects: per vertex from 1.
 
@@ -39,11 +39,12 @@ def walk_stage(
     outgoing, last = topology.outgoing(), topology.num_vertices - 1
     raw, weights = [0.0] * len(topology.sources), [0.0] * len(topology.sources)
     features: list[Any] = [entry] + [None] * last
-    total, is_own = None, False
+    running = RunningSum()
     before: tuple[tuple[int, int], ...] = ()
     for vertex in range(1, last + 1):
-        row = decide(vertex - 1, features[vertex - 1])
-        for edge, weight in zip(outgoing[vertex - 1], row, strict=True):
+        decided = outgoing[vertex - 1]
+        row = decide(vertex - 1, decided, features[vertex - 1])
+        for edge, weight in zip(decided, row, strict=True):
             raw[edge] = weight
         place = topology.incoming(vertex)
         live = [
@@ -60,19 +61,10 @@ def walk_stage(
         if not terms:
             continue
         effect = effects[vertex - 1]
-        pairs = tuple((edge, other) for (edge, _), (other, _) in zip(terms, before, strict=False))
-        is_next = [s for _, s in terms[:-1]] == [s for _, s in before] and before
-        if total is not None and is_next and are_equal(weights, pairs):
-            edge, source = terms[-1]
-            total, is_own = add(total, features[source], weights[edge], in_place=is_own), True
-        else:
-            total, is_own = sum_terms(terms, features, weights, is_written=effect.is_written)
+        total = running.advance(terms, continued(terms, before), features, weights, effect)
         if vertex == last:
             return total, weights, raw
         before = terms
         output = features[vertex] = run_block(vertex, total)
-        if effect.is_written:
-            total = None
-        elif is_own and (effect.is_kept or share_memory(output, total)):
-            is_own = False
+        running.after_block(output, effect)
     return None, weights, raw

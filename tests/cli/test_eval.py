@@ -5,12 +5,12 @@ codes.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import ON_TWO_PROCESSES
 from PIL import Image
 from reference import randomise, randomise_routers
 from toy_data import Toy
@@ -88,17 +88,7 @@ def test_two_processes_find_what_one_finds(
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "dggraph",
-        "eval",
-    ]
+    command = [*ON_TWO_PROCESSES, "-m", "dggraph", "eval"]
     done = subprocess.run(
         [*command, *arguments],
         env=environment,

@@ -1,8 +1,15 @@
 """Commands as a user starts them, in this process."""
 
+import sys
+
 import pytest
 
 from dggraph.cli.main import main
+
+ON_TWO_PROCESSES = (
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+)  # fmt: skip
+"""What comes before a script, or before -m and a module."""
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

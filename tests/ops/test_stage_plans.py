@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kinds import converted
+from kinds import KINDS, converted
 from torch import Tensor, nn
 
 import dggraph
 from dggraph.network import execution
 from dggraph.ops.liveness import Topology, live_vertices, settle
-from dggraph.ops.stage_plans import Effects, StagePlans, run_plan, weights_for
+from dggraph.ops.running_sum import Effects
+from dggraph.ops.stage_plans import StagePlans, run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
 
 NUM_VERTICES = 6
@@ -106,9 +107,16 @@ def test_walks_compute_what_a_plain_loop_does(kind: str, effects: str) -> None:
         row, kept, asked = random_rows(seed, kind), [], []
         entry = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
 
-        def decide(vertex: int, output: Tensor | None, row: Any = row, asked: Any = asked) -> Any:
+        def decide(
+            vertex: int,
+            edges: list[int],
+            output: Tensor | None,
+            row: Any = row,
+            asked: Any = asked,
+        ) -> Any:
             asked.append((vertex, output is None))
-            return [float(row[e]) for e, (s, _) in enumerate(EDGES) if s == vertex]
+            assert edges == [e for e, (s, _) in enumerate(EDGES) if s == vertex]
+            return [float(row[e]) for e in edges]
 
         def run_block(vertex: int, x: Tensor, kept: Any = kept) -> Tensor:
             output = block(vertex, x)
@@ -262,3 +270,22 @@ def test_a_block_that_keeps_its_input_keeps_what_it_saw() -> None:
     assert len(inputs["auto"]) == 4
     for found, expected in zip(inputs["auto"], inputs["dense"], strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_stage_that_nothing_leads_through_runs_once_and_gives_zeros() -> None:
+    backbone = KINDS["kept"]().eval()
+    net = dggraph.convert(backbone, torch.rand(1, 3, 16, 16), wiring="chain", allow_static=True)
+    net.eval()
+    routing, calls = net.lowered.dg_layers, []
+    with torch.no_grad():
+        routing.router_0.bias.fill_(-20.0)
+        routing.router_0.register_forward_hook(lambda *_: calls.append(1))
+        x = torch.rand(1, 3, 16, 16)
+        found, gates = net(x, return_gates=True)
+        assert len(calls) == 1
+        net.executor = "dense"
+        expected, other = net(x, return_gates=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(found, net.head.bias.expand_as(found))
+    assert torch.equal(gates.weights["layers"], other.weights["layers"])
+    assert not gates.open["layers"].any()

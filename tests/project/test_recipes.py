@@ -6,13 +6,13 @@ import os
 import re
 import runpy
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import ON_TWO_PROCESSES
 from PIL import Image
 
 import dggraph
@@ -141,14 +141,7 @@ def test_timm_task() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["plain_loop.py", "accelerate_loop.py"])
 def test_on_two_processes(script: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    command = [*ON_TWO_PROCESSES]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

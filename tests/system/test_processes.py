@@ -4,10 +4,10 @@ torchrun starts.
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from command_line import ON_TWO_PROCESSES
 from distributed_run import Double, network
 
 from dggraph.evaluation.accuracy import evaluate
@@ -21,14 +21,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     alone = evaluate(network().eval(), Double(), batch_size=8)
     expected = f"{alone.top1},{alone.top5},{alone.num_images},{alone.num_paths}"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    command = [*ON_TWO_PROCESSES]
     environment = {
         **os.environ,
         "PYTHONPATH": str(HELPERS),
