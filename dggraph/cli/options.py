@@ -73,7 +73,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--wiring",
                 default="complete",
                 show_default=True,
-                help="complete, chain, window(k), watts_strogatz(k, p, seed), ...",
+                help="complete, chain, window(k)+entry, dilated(k, p), erdos_renyi(p, seed), ...",
             ),
             _of_routing(
                 "--residual",

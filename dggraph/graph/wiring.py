@@ -11,7 +11,7 @@ import networkx as nx
 
 from dggraph.errors import InputError, WiringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
-from dggraph.system.specs import read_spec, refuse_numbers
+from dggraph.system.specs import Spec, read_sum, refuse_numbers
 
 Wiring = Callable[[int], Iterable[tuple[int, int]]]
 """Maps the number of vertices of a stage (v0 .. vN, out) to its candidate edges.
@@ -35,6 +35,24 @@ def window(reach: int) -> Wiring:
     _require_whole("window", reach)
     _require(reach >= 1, f"window({reach}): the reach must be at least 1.")
     return lambda size: ((i, j) for j in range(size) for i in range(max(0, j - reach), j))
+
+
+def entry() -> Wiring:
+    """Return the wiring from v0 to every other vertex: the stage's input is always at hand."""
+    return lambda size: ((0, j) for j in range(1, size))
+
+
+def dilated(k: int, p: int) -> Wiring:
+    """Return wiring to all nodes with dilation `k` and period `p`: about 1 / (k p) of all pairs.
+
+    `out` and every `p`-th vertex before it read back in steps of `k`: the vertex just before them,
+    the one `k` earlier, and so on. The other vertices have their static edges alone. DenseFormer
+    (arXiv 2402.02622) calls this k x p; it counts periods from the entry, which is the same for
+    stages whose number of blocks is a multiple of `p`. `dilated(1, 1)` has all pairs.
+    """
+    _require_whole("dilated", k, p)
+    _require(k >= 1 and p >= 1, f"dilated({k}, {p}): needs k >= 1 and p >= 1.")
+    return lambda size: ((i, j) for j in range(size - 1, 0, -p) for i in range(j - 1, -1, -k))
 
 
 def watts_strogatz(k: int, p: float, seed: int = 0) -> Wiring:
@@ -67,10 +85,19 @@ def barabasi_albert(m: int, seed: int = 0) -> Wiring:
     return lambda size: _forward(nx.barabasi_albert_graph(size, min(m, size - 1), seed=seed))
 
 
+def unite(*wirings: Wiring) -> Wiring:
+    """Return the wiring that has the edges of each of `wirings`, for example window(4) + entry."""
+    if _complete in wirings:
+        return _complete
+    return lambda size: (edge for wiring in wirings for edge in wiring(size))
+
+
 WIRINGS: dict[str, Callable[..., Wiring]] = {
     "complete": complete,
     "chain": chain,
     "window": window,
+    "entry": entry,
+    "dilated": dilated,
     "watts_strogatz": watts_strogatz,
     "erdos_renyi": erdos_renyi,
     "barabasi_albert": barabasi_albert,
@@ -104,25 +131,18 @@ def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
 
 
 def parse_wiring(text: str) -> Wiring:
-    """Parse a wiring such as `complete`, `window(4)` or `watts_strogatz(4, 0.5, 0)`.
+    """Parse a wiring such as `complete`, `dilated(4, 2)` or the union `window(4)+entry`.
 
     Raises:
         WiringError: there is no wiring of that name, or it does not accept these arguments.
     """
     try:
-        spec = read_spec(text)
-        if spec.name not in WIRINGS:
-            close = difflib.get_close_matches(spec.name, WIRINGS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise WiringError(
-                f"there is no wiring {spec.name!r}; choose from {', '.join(WIRINGS)}.{hint}"
-            )
-        refuse_numbers(spec, WIRINGS[spec.name])
-        return WIRINGS[spec.name](*spec.numbers)
+        wirings = [_make(spec) for spec in read_sum(text)]
     except (InputError, TypeError, ValueError) as error:
         raise WiringError(
-            f"wiring: {error} Write for example complete, window(4) or watts_strogatz(4, 0.5, 0)."
+            f"wiring: {error} Write for example complete, window(4)+entry or dilated(4, 2)."
         ) from error
+    return wirings[0] if len(wirings) == 1 else unite(*wirings)
 
 
 def wire(
@@ -191,6 +211,17 @@ def _pairs(
                 " networkx.DiGraph, or a list of pairs of node names."
             )
     return [(source, target) for source, target in pairs]
+
+
+def _make(spec: Spec) -> Wiring:
+    if spec.name not in WIRINGS:
+        close = difflib.get_close_matches(spec.name, WIRINGS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise WiringError(
+            f"there is no wiring {spec.name!r}; choose from {', '.join(WIRINGS)}.{hint}"
+        )
+    refuse_numbers(spec, WIRINGS[spec.name])
+    return WIRINGS[spec.name](*spec.numbers)
 
 
 def _complete(size: int) -> Iterable[tuple[int, int]]:

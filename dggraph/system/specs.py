@@ -1,4 +1,4 @@
-"""Names with numbers in brackets in options and configurations: `window(4)`, `node(16)`."""
+"""Names with numbers in brackets in options and configurations: `window(4)+entry`, `node(16)`."""
 
 import inspect
 import re
@@ -27,6 +27,15 @@ def read_spec(text: str) -> Spec:
     inside = (match.group(2) or "").strip().removesuffix(",")
     parts = [part.strip() for part in inside.split(",")] if inside else []
     return Spec(match.group(1), tuple(_number(part, text) for part in parts))
+
+
+def read_sum(text: str) -> tuple[Spec, ...]:
+    """Parse names with numbers that are joined by `+`, such as `window(4)+entry`.
+
+    Raises:
+        InputError: A part has another form.
+    """
+    return tuple(read_spec(part) for part in re.split(r"\+(?![^(]*\))", text))
 
 
 def refuse_numbers(spec: Spec, make: Callable[..., Any], *, num_taken: int = 0) -> None:

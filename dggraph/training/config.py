@@ -71,7 +71,9 @@ class TrainConfig(BaseModel):
         ge=1,
         description="Longest side of a detector's input in pixels; by default 5/3 of input_size.",
     )
-    wiring: str = Field("complete", description="Candidate edges: complete, window(k), ...")
+    wiring: str = Field(
+        "complete", description="Candidate edges: complete, window(k)+entry, dilated(k, p), ..."
+    )
     residual: Literal["auto", "keep", "lift"] = Field(
         "auto",
         description="Keep identity residuals inside their blocks, or lift them to edges.",

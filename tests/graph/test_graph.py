@@ -21,7 +21,7 @@ from dggraph.graph.ir import (
     format_graph,
 )
 from dggraph.graph.schema import from_json, to_json
-from dggraph.graph.wiring import WIRINGS, parse_wiring, wire
+from dggraph.graph.wiring import WIRINGS, entry, is_complete, parse_wiring, unite, window, wire
 
 
 def static_chain(
@@ -78,6 +78,9 @@ def test_edges_are_ordered_by_target_then_source() -> None:
         "complete",
         "chain",
         "window(2)",
+        "entry",
+        "dilated(2, 2)",
+        "window(2)+entry",
         "watts_strogatz(4, 0.5, 1)",
         "erdos_renyi(0.3, 1)",
         "barabasi_albert(2)",
@@ -99,11 +102,47 @@ def test_every_wiring_keeps_the_static_edges_and_runs_forward(text: str, num_blo
         }
 
 
+@pytest.mark.parametrize(
+    ("text", "added"),
+    [
+        ("window(2)", ["02", "13", "24", "35", "46"]),
+        ("entry", ["02", "03", "04", "05", "06"]),
+        ("window(2)+entry", ["02", "03", "13", "04", "24", "05", "35", "06", "46"]),
+        ("dilated(2, 1)", ["03", "14", "05", "25", "16", "36"]),
+        ("dilated(1, 2)", ["02", "04", "14", "24", "06", "16", "26", "36", "46"]),
+        ("dilated(2, 2)", ["14", "16", "36"]),
+        ("dilated(3, 2)", ["04", "26"]),
+        ("dilated(2, 3)", ["03", "16", "36"]),
+        ("chain+entry", ["02", "03", "04", "05", "06"]),
+    ],
+)
+def test_sparse_wirings_by_hand(text: str, added: list[str]) -> None:
+    """Five blocks, so that v0 is 0 and `out` is 6. The chain 01, 12, ... is in every wiring."""
+    graph = wire(static_chain(5), text)
+    order = [node.name for node in graph.nodes("s")]
+    assert [
+        f"{order.index(e.source)}{order.index(e.target)}"
+        for e in graph.edges("s")
+        if not e.is_static
+    ] == added
+
+
+def test_wirings_united_by_name_and_in_python() -> None:
+    static = static_chain(5)
+    assert wire(static, "window(2)+entry") == wire(static, unite(window(2), entry()))
+    assert wire(static, " window( 2 ) +entry") == wire(static, "entry+window(2)+entry")
+    assert wire(static, "dilated(1, 1)") == wire(static, "complete")
+    assert is_complete("window(2)+complete")
+    assert not is_complete("window(2)+entry")
+
+
 def test_every_registered_wiring_is_tried_above() -> None:
     assert set(WIRINGS) == {
         "complete",
         "chain",
         "window",
+        "entry",
+        "dilated",
         "watts_strogatz",
         "erdos_renyi",
         "barabasi_albert",
@@ -128,6 +167,12 @@ def test_own_edges_as_list_and_as_networkx_graph() -> None:
         ("window(0)", "reach must be at least 1"),
         ("window('a')", "arguments must be numbers"),
         ("window(__import__('os'))", "window"),
+        ("window(2)+entri", "Did you mean 'entry'"),
+        ("window(2)+", "neither a name"),
+        ("window(2)+entry(1)", "'entry' takes no numbers"),
+        ("dilated(2)", "dilated(k, p)"),
+        ("dilated(0, 1)", "needs k >= 1 and p >= 1"),
+        ("dilated(2, 1.5)", "1.5 must be a whole number"),
         ("erdos_renyi(2)", "0 <= p <= 1"),
     ],
 )

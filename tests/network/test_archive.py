@@ -41,7 +41,7 @@ LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 def made(tmp_path_factory: Any) -> tuple[nn.Module, Path]:
     model = randomise(load_model("shufflenet_v2_x0_5").model)
     net = dggraph.convert(
-        model, torch.rand(1, 3, 64, 64), wiring="window(3)", router="stage", threshold=0.25
+        model, torch.rand(1, 3, 64, 64), wiring="window(2)+entry", router="stage", threshold=0.25
     )
     net.source = "shufflenet_v2_x0_5"
     randomise_routers(net)

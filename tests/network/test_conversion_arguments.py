@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError, LoweringError, WiringError
-from dggraph.graph.wiring import complete
+from dggraph.graph.wiring import complete, dilated, entry, unite, window
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,23 @@ def test_counts_are_whole_numbers(wiring: str) -> None:
 def test_wirings_of_the_wrong_kind(wiring: Any) -> None:
     with pytest.raises(WiringError, match="wiring"):
         dggraph.convert(Net(), X, wiring=wiring)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "num_edges"),
+    [
+        ("window(2)+entry", 15),
+        (unite(window(2), entry()), 15),
+        ("dilated(2, 2)", 9),
+        (dilated(2, 2), 9),
+    ],
+)
+def test_sparse_wirings_start_as_the_backbone(wiring: Any, num_edges: int) -> None:
+    model = Net(depth=5).eval()
+    net = dggraph.convert(model, X, wiring=wiring)
+    assert net.report.num_edges == num_edges
+    assert torch.equal(net(X), model(X))
+    assert dggraph.render(net.graph).source.count(" -> ") == num_edges
 
 
 @pytest.mark.parametrize(

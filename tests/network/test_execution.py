@@ -57,7 +57,13 @@ def converted(number: int) -> tuple[Any, str]:
     wiring = (
         "complete"
         if kind in ("lifted", "concat", "tokens")
-        else choose("complete", "window(2)", f"erdos_renyi(0.5, {number})")
+        else choose(
+            "complete",
+            "window(2)",
+            "window(1)+entry",
+            "dilated(2, 2)",
+            f"erdos_renyi(0.5, {number})",
+        )
     )
     example = torch.zeros(1, 3, SIDE, SIDE, dtype=dtype)
     return dggraph.convert(
