@@ -259,7 +259,7 @@ def _register() -> None:
     def backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, Tensor]:
         places_ER, weights_ER, *features = ctx.saved_tensors
         pairs = [
-            _edge_gradients(
+            edge_gradients(
                 feature, None if places_ER is None else places_ER[edge], weights_ER[edge], grad
             )
             for edge, feature in enumerate(features)
@@ -271,7 +271,7 @@ def _register() -> None:
     torch.library.register_autograd("dggraph::sum_rows", backward, setup_context=remember)
 
 
-def _edge_gradients(
+def edge_gradients(
     feature: Tensor, place_R: Tensor | None, weight_R: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of one edge: of its source (B, ...) and of its weight (R,).

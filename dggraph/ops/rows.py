@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dggraph.ops import kernels
+from dggraph.ops import device_kernels, kernels
 from dggraph.ops.kernels import empty_rows
 
 Places = npt.NDArray[np.int64]
@@ -70,9 +70,12 @@ def sum_rows(
         return like
     sources = [feature for _, feature in opened]
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
+    edges = [edge for edge, _ in opened]
+    if device_kernels.is_usable(sources):
+        places = None if places_RE is None else _on_device(places_RE[:, edges], like)
+        return device_kernels.sum_rows(sources, places, _on_device(weights_RE[:, edges], like))
     # 16-bit sums must round after each term, as the backbone's adds do; the kernels round once.
     if dtype.itemsize >= 4 and kernels.is_usable(sources):
-        edges = [edge for edge, _ in opened]
         return kernels.sum_rows(
             sources, None if places_RE is None else places_RE[:, edges], weights_RE[:, edges]
         )
@@ -93,17 +96,16 @@ def sum_rows(
         # the identity of IEEE addition: x + -0.0 is bitwise x, also for x = -0.0
         total.fill_(-0.0)
     for edge, feature in opened:
-        rows, places = np.flatnonzero(is_open_RE[:, edge]), columns[edge]
-        weights = torch.as_tensor(weights_RE[rows, edge], dtype=dtype, device=like.device).reshape(
-            -1, *[1] * (like.ndim - 1)
-        )
+        rows, column = np.flatnonzero(is_open_RE[:, edge]), columns[edge]
+        weights = _on_device(weights_RE[rows, edge], like).to(dtype)
+        weights = weights.reshape(-1, *[1] * (like.ndim - 1))
         if len(rows) < len(weights_RE):
-            taken = take_rows(feature, rows if places is None else places[rows])
-            total.index_add_(0, _index(rows, like), (taken * weights).to(dtype))
+            taken = take_rows(feature, rows if column is None else column[rows])
+            total.index_add_(0, _on_device(rows, like), (taken * weights).to(dtype))
         elif edge == first:
-            torch.mul(take_rows(feature, places), weights, out=total)
+            torch.mul(take_rows(feature, column), weights, out=total)
         else:
-            total.addcmul_(take_rows(feature, places).to(dtype), weights)
+            total.addcmul_(take_rows(feature, column).to(dtype), weights)
     return total
 
 
@@ -150,7 +152,7 @@ def take_rows(value: Tensor, places: Places | None) -> Tensor:
     return (
         value
         if places is None or _is_whole(value, places)
-        else value.index_select(0, _index(places, value))
+        else value.index_select(0, _on_device(places, value))
     )
 
 
@@ -207,5 +209,5 @@ def _is_whole(feature: Tensor, places: Places | None) -> bool:
     )
 
 
-def _index(places: Places, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(places)).to(like.device)
+def _on_device(values: npt.NDArray[Any], like: Tensor) -> Tensor:
+    return device_kernels.to_device(torch.from_numpy(np.ascontiguousarray(values)), like.device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dggraph.ops import kernels
+from dggraph.ops import device_kernels, kernels
 from dggraph.ops.rows import sum_rows
 
 LARGE_INSTANCE = 1 << 16
@@ -18,12 +18,14 @@ LARGE_INSTANCE = 1 << 16
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     """Return sum_e weights[:, e] * features[e], added from left to right, as a fresh tensor.
 
-    On the CPU closed edges cost nothing.
+    Where kernels are used, and on the CPU, closed edges cost nothing.
 
     Args:
         features: E tensors (B, ...) of one shape.
         weights_BE: 0 where an edge is inactive.
     """
+    if device_kernels.is_usable(features):
+        return device_kernels.sum_rows(features, None, weights_BE.detach())
     if features[0].device.type != "cpu":
         return masked_sum(features, weights_BE)
     known = weights_BE.detach()
@@ -60,6 +62,8 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     """
     if kernels.is_usable([*features, grad]):
         return kernels.inner_products(features, grad)
+    if device_kernels.is_usable([*features, grad]):
+        return device_kernels.inner_products(features, grad)
     wide = torch.promote_types(grad.dtype, torch.float32)
     products = torch.stack([_inner_product(feature, grad, wide) for feature in features], dim=1)
     if grad.device.type == "cpu" and bool(products.isfinite().all()):
