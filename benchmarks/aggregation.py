@@ -21,6 +21,7 @@ import torch
 from memory import peak_bytes
 from torch import Tensor
 
+import dggraph
 from dggraph.evaluation.timing import compare
 from dggraph.ops import kernels
 from dggraph.ops.aggregation import aggregate, plain_aggregation, share, stage_cache
@@ -97,6 +98,7 @@ def stage(num_blocks: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    dggraph.keep_freed_memory()  # for both sides
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

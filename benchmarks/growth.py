@@ -76,6 +76,7 @@ def measure(label: str, wiring: str, share: float, rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    dggraph.keep_freed_memory()  # for both sides
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

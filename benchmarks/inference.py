@@ -64,6 +64,7 @@ def main(rounds: int, batches: set[int], output: Path | None) -> None:
 
 
 if __name__ == "__main__":
+    dggraph.keep_freed_memory()  # for both sides
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -95,6 +95,7 @@ def measure(name: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    dggraph.keep_freed_memory()  # for both sides
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dggraph.network.norms import recalibrate_norms_ as recalibrate_norms_
     from dggraph.ops.gating import register_gate as register_gate
     from dggraph.ops.routing import register_router as register_router
+    from dggraph.system.allocator import keep_freed_memory as keep_freed_memory
     from dggraph.views.drawing import render as render
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "errors",
     "evaluation",
     "explain",
+    "keep_freed_memory",
     "load",
     "losses",
     "measure_macs",
@@ -91,6 +93,7 @@ _HOMES = {
     "errors": "dggraph.errors",
     "evaluation": "dggraph.evaluation",
     "explain": "dggraph.evaluation.explanation",
+    "keep_freed_memory": "dggraph.system.allocator",
     "load": "dggraph.network.archive",
     "losses": "dggraph.losses",
     "measure_macs": "dggraph.network.cost",

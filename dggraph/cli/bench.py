@@ -10,6 +10,7 @@ from dggraph.cli.networks import open_network, rebuild_backbone
 from dggraph.cli.options import as_json, device_option, model_options, working
 from dggraph.cli.parameters import Number, WholeNumber
 from dggraph.cli.sections import SectionedCommand
+from dggraph.system.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ def command(
 
     from dggraph.evaluation.timing import time_inference
 
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     net = open_network(model, **options).to(device)

@@ -26,6 +26,7 @@ from dggraph.cli.progress import counting
 from dggraph.cli.sections import SectionedCommand
 from dggraph.cli.tables import show
 from dggraph.errors import InputError
+from dggraph.system.allocator import keep_freed_memory
 from dggraph.training.config import configured, read_config
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def command(
         raise click.UsageError(
             "--save keeps the curve that --budget measures; give at least one --budget."
         )
+    keep_freed_memory()
     given = {key: options.pop(key) for key in (*DATA_KEYS, *BOX_KEYS)}
     if _is_detection(model, given["dataset"]):
         _refuse_for_boxes(

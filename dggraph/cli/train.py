@@ -13,6 +13,7 @@ from dggraph.cli.parameters import LocatedPath
 from dggraph.cli.progress import showing
 from dggraph.cli.sections import SectionedCommand
 from dggraph.errors import InputError
+from dggraph.system.allocator import keep_freed_memory
 from dggraph.training.config import read_config
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def command(
     The same call continues a run that was stopped or killed. On several processes: torchrun
     --nproc-per-node N -m dggraph train CONFIG.
     """
+    keep_freed_memory()
     keys = read_config(config, overrides)
     if ":" not in keys.model and Path(keys.model).is_dir():
         raise InputError(
