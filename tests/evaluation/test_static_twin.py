@@ -27,7 +27,8 @@ def test_it_has_the_weights_of_the_network_and_no_routed_block() -> None:
     own = net.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in static.state_dict().items())
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-    assert not static.training and not twin.graph.stages
+    assert not static.training
+    assert not twin.graph.stages
     with torch.inference_mode():
         expected = static(X)
         for _ in range(3):  # the second pass is inlined
