@@ -26,12 +26,13 @@ def is_usable(tensors: Sequence[Tensor]) -> bool:
     if first.device.type != "cuda" or first.dtype not in DTYPES:
         return False
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if is_traced or torch.compiler.is_compiling() or why_not(first.device):
+    if is_traced or torch.compiler.is_compiling():
         return False
-    return all(
+    is_uniform = all(
         type(one) is Tensor and one.dtype == first.dtype and one.device == first.device
         for one in tensors
     )
+    return is_uniform and not why_not(first.device)
 
 
 def sum_rows(features: Sequence[Tensor], places_RE: Tensor | None, weights_RE: Tensor) -> Tensor:
@@ -69,10 +70,3 @@ def why_not(device: torch.device) -> str:
     if found < CAPABILITY:
         return f"off: compute capability {found[0]}.{found[1]} is below 8.0"
     return ""
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to `device` without waiting for the copy."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)

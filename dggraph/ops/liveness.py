@@ -31,6 +31,14 @@ from torch import Tensor
 Array = TypeVar("Array", Tensor, npt.NDArray[Any])
 
 
+Column = Any
+"""One vertex or edge for all instances.
+
+This is a tensor (B,), or on the host an integer whose bit b is instance b: `&` and `|` of integers
+take 40 ns.
+"""
+
+
 class Topology(NamedTuple):
     """The candidate edges of one stage as pairs of vertex indices.
 
@@ -72,10 +80,12 @@ def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) 
     Returns:
         (B, E), 0 where an edge is inactive.
     """
-    live_BV = live_vertices(~(raw_BE <= threshold), topology)
-    weights_BE = _drop(raw_BE, live_BV[:, list(topology.sources)], threshold, training)
+    open_BE = ~(raw_BE <= threshold)
+    live = _live_columns(open_BE, topology)
+    live_BE = _unpack([live[source] for source in topology.sources], open_BE)
+    weights_BE = _drop(raw_BE, live_BE, threshold, training)
     last = topology.incoming(topology.num_vertices - 1)
-    before = [live_BV[:, source] for source in topology.sources[last]]
+    before = [live_BE[:, edge] for edge in range(last.start, last.stop)]
     output_BE = open_output(weights_BE[:, last], raw_BE[:, last], before, training)
     settled_BE: Array = _library(raw_BE).concatenate([weights_BE[:, : last.start], output_BE], 1)
     return settled_BE
@@ -154,12 +164,7 @@ def live_vertices(open_BE: Array, topology: Topology) -> Array:
             give probabilities.
         topology: the stage's edges.
     """
-    opened, always = _pack(open_BE), _always(open_BE)
-    live: list[Column] = [always]
-    for vertex in range(1, topology.num_vertices - 1):
-        place = topology.incoming(vertex)
-        live.append(_any_with(opened, place, [live[source] for source in topology.sources[place]]))
-    return _unpack([*live, always], open_BE)
+    return _unpack(_live_columns(open_BE, topology), open_BE)
 
 
 def leads_to_out(open_BE: Array, topology: Topology) -> Array:
@@ -179,6 +184,25 @@ def leads_to_out(open_BE: Array, topology: Topology) -> Array:
     return _unpack([leads[vertex] for vertex in range(topology.num_vertices)], open_BE)
 
 
+def of_vertices(values_BV: Tensor, vertices: Sequence[int]) -> Tensor:
+    """Return (B, E): for each edge, the value of its vertex in `vertices`.
+
+    Indexing with a list would copy it to the device and wait.
+    """
+    columns = values_BV.unbind(1)
+    return torch.stack([columns[vertex] for vertex in vertices], 1)
+
+
+def _live_columns(open_BE: Array, topology: Topology) -> list[Column]:
+    """Return the columns of `live_vertices`."""
+    opened, always = _pack(open_BE), _always(open_BE)
+    live: list[Column] = [always]
+    for vertex in range(1, topology.num_vertices - 1):
+        place = topology.incoming(vertex)
+        live.append(_any_with(opened, place, [live[source] for source in topology.sources[place]]))
+    return [*live, always]
+
+
 def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, training: bool) -> Array:
     library, active_BE = _library(raw_BE), ~(raw_BE <= threshold)
     if source_live_BE is not None:
@@ -192,14 +216,6 @@ def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, trainin
     return _straight_through(weights_BE, reachable_BE)
 
 
-Column = Any
-"""One vertex or edge for all instances.
-
-This is a tensor (B,), or on the host an integer whose bit b is instance b: `&` and `|` of integers
-take 40 ns.
-"""
-
-
 def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
     """Whether at least one of `edges` is open and its entry in `ends` is true.
 
@@ -208,7 +224,8 @@ def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
     if not isinstance(opened, Tensor):
         numbers = opened[edges] if isinstance(edges, slice) else [opened[edge] for edge in edges]
         return reduce(operator.or_, map(operator.and_, numbers, ends))
-    both_BE = opened[:, edges] * torch.stack(list(ends), 1)
+    open_BE = opened[:, edges] if isinstance(edges, slice) else of_vertices(opened, edges)
+    both_BE = open_BE * torch.stack(list(ends), 1)
     return both_BE.any(1) if both_BE.dtype == torch.bool else 1 - (1 - both_BE).prod(1)
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dggraph.ops.liveness import Topology, leads_to_out, live_vertices
+from dggraph.ops.device_copies import constant
+from dggraph.ops.liveness import Topology, leads_to_out, live_vertices, of_vertices
 
 TEMPERATURE = 0.2
 """Width of the step from closed to open, in units of edge weight.
@@ -74,14 +75,14 @@ def path_macs(opens: Mapping[str, Tensor], table: MacsTable) -> Tensor:
     for name, stage in table.stages.items():
         open_BE = opens[name].to(torch.float64)
         runs_BV = live_BV = live_vertices(open_BE, stage.topology)
-        used_BE = open_BE * live_BV[:, list(stage.topology.sources)]
+        used_BE = open_BE * of_vertices(live_BV, stage.topology.sources)
         if table.is_useful_only:
             leads_BV = leads_to_out(open_BE, stage.topology)
             # v0's router always runs, even if v0 is the only live node.
             runs_BV = torch.cat([live_BV[:, :1], live_BV[:, 1:] * leads_BV[:, 1:]], dim=1)
-            used_BE = used_BE * leads_BV[:, list(stage.topology.targets)]
-        vertices_V = open_BE.new_tensor(stage.vertices)
-        edges_E = open_BE.new_tensor(stage.edges)
+            used_BE = used_BE * of_vertices(leads_BV, stage.topology.targets)
+        vertices_V = constant(stage.vertices, open_BE)
+        edges_E = constant(stage.edges, open_BE)
         macs_B = runs_BV @ vertices_V + used_BE @ edges_E
         total_B = macs_B if total_B is None else total_B + macs_B
     if total_B is None:
@@ -131,7 +132,7 @@ def open_probabilities(
             weights[name].detach() != 0,
         )
         if not table.is_useful_only:
-            live_BE = live_vertices(open_BE, topology)[:, list(topology.sources)] > 0
+            live_BE = of_vertices(live_vertices(open_BE, topology), topology.sources) > 0
             raw_BE = torch.where(live_BE, raw_BE, -torch.inf)
         chance_BE = torch.sigmoid((raw_BE - threshold) / TEMPERATURE)
         by_rule_BE = open_BE & (raw_BE <= threshold)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dggraph.ops import device_kernels, kernels
+from dggraph.ops.device_copies import to_device
 from dggraph.ops.kernels import empty_rows
 
 Places = npt.NDArray[np.int64]
@@ -210,4 +211,4 @@ def _is_whole(feature: Tensor, places: Places | None) -> bool:
 
 
 def _on_device(values: npt.NDArray[Any], like: Tensor) -> Tensor:
-    return device_kernels.to_device(torch.from_numpy(np.ascontiguousarray(values)), like.device)
+    return to_device(torch.from_numpy(np.ascontiguousarray(values)), like.device)
