@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dggraph.compiler.frames import is_library_code
 from dggraph.compiler.witnesses import HooksGradients, Unanswered
 
 GRADIENT_HOOKS = ("register_hook", "retain_grad", "register_post_accumulate_grad_hook")
 """Methods of tensors that only affect the backward pass."""
+_LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 
 
 class Asked(fx.Proxy):
@@ -108,10 +109,20 @@ class Asked(fx.Proxy):
 
 
 def _class_of(asked: Any) -> type:
+    if _is_output_of_a_layer(asked):
+        return Tensor
     try:
         return type(asked.peek())
     except Unanswered:
         return type(asked)
+
+
+def _is_output_of_a_layer(asked: Any) -> bool:
+    """Whether a layer of torch returned the value, so that no witness need run up to there."""
+    if type(asked) is not AskedProxy or asked.node.op != "call_module":
+        return False
+    layer = asked.tracer.root.get_submodule(asked.node.target)
+    return type(layer) in _LAYERS and not layer._forward_hooks
 
 
 def _visible_class(asked: Any) -> type:

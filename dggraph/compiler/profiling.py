@@ -5,7 +5,6 @@ linear layers and matrix products, quantised ones included, as `torch.utils.flop
 (FLOPs = 2 x MACs).
 """
 
-import copy
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
@@ -133,7 +132,7 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     """
     attributes = {inner: dict(vars(inner)) for inner in module.modules()}
     contents = [
-        (held, copy.copy(held))
+        (held, held.copy())
         for named in attributes.values()
         for held in named.values()
         if type(held) in _CONTAINERS

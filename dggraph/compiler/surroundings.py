@@ -23,8 +23,9 @@ def ordinary_surroundings(device: torch.device) -> Iterator[None]:
         for kind in dict.fromkeys(("cpu", device.type)):
             if torch.amp.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(device)
-        stack.enter_context(_ProxiesPassBy())
+        if torch.get_default_device() != device:  # each call of torch costs more within
+            stack.enter_context(device)
+            stack.enter_context(_ProxiesPassBy())
         yield
 
 

@@ -1,8 +1,10 @@
 """A fake batch that runs through a graph while it is traced, up to the op that is asked about."""
 
+import builtins
 import copy
 import operator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from dggraph.ops.guards import hold
 from dggraph.system.torch_private import FakeTensorMode
+
+_ISINSTANCE, _LEN = isinstance, len
 
 
 class Unanswered(fx.proxy.TraceError):
@@ -81,7 +85,7 @@ class Witness:
     def _follow(self, graph: fx.Graph) -> None:
         self.is_running = True
         try:
-            with torch.no_grad(), self.mode or nullcontext():
+            with torch.no_grad(), _ordinary_builtins(), self.mode or nullcontext():
                 for fx_node in graph.nodes:
                     if fx_node not in self.values:
                         self.values[fx_node] = self._compute(fx_node)
@@ -117,6 +121,17 @@ class Witness:
             return None if target is hold else target(*args, **kwargs)
         except Exception as error:
             return _Unknown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+@contextmanager
+def _ordinary_builtins() -> Iterator[None]:
+    """Undo `answered_builtins`: fake tensors call `isinstance` thousands of times a layer."""
+    answered = builtins.isinstance, builtins.len
+    builtins.isinstance, builtins.len = _ISINSTANCE, _LEN
+    try:
+        yield
+    finally:
+        builtins.isinstance, builtins.len = answered
 
 
 def _plain(argument: Any) -> Any:

@@ -3,13 +3,11 @@
 All of them run after a conversion, and those of the forward pass after an archive was loaded.
 """
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.skipping_checks import check_skipping_
-from dggraph.network.static_checks import check_images, check_start, check_static
+from dggraph.network.static_checks import Init, check_forward
 from dggraph.network.training_checks import check_autocast, check_gradients
 
 
@@ -17,7 +15,7 @@ def check_converted_(
     net: DynamicNetwork,
     backbone: nn.Module,
     example: Tensor,
-    init: Literal["preserve", "scratch"],
+    init: Init,
 ) -> float:
     """Compare outputs, buffers, gradients, autocast and executors with those of the backbone.
 
@@ -35,11 +33,9 @@ def check_converted_(
         InputError: The backbone cannot run, or routers do not start as `init` requires.
     """
     backbone.eval()
-    difference, static = check_static(net, backbone, example)
-    check_start(net, example, init, static)
-    images = check_images(net, backbone, example)
+    difference, images = check_forward(net, backbone, example, init)
     check_gradients(net, backbone, images)
-    check_autocast(net, backbone, images)
+    check_autocast(net, backbone, images[:1])
     check_skipping_(net, images)
     return difference
 
@@ -55,6 +51,6 @@ def check_loaded_(net: DynamicNetwork, backbone: nn.Module, example: Tensor) -> 
         InputError: As for `check_converted_`.
     """
     backbone.eval()
-    difference, _ = check_static(net, backbone, example)
-    check_skipping_(net, check_images(net, backbone, example))
+    difference, images = check_forward(net, backbone, example)
+    check_skipping_(net, images)
     return difference

@@ -1,7 +1,7 @@
 """Self-checks of the forward pass: equality with the backbone, and the start of the routers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -16,41 +16,64 @@ from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import structure_of, tensors_in
 
+Init = Literal["preserve", "scratch"]
 CHECK_BATCH = 3
-SMALL_SIDE = 96
+SMALL_SIDES = (64, 96)
 LIFT_TOLERANCE = 1e-5
 
 
-def check_static(
-    net: DynamicNetwork, reference: nn.Module, example: Tensor
-) -> tuple[float, list[Tensor]]:
-    """Compare with the backbone at an untraced batch size, with every static edge at weight 1.
+def check_forward(
+    net: DynamicNetwork, reference: nn.Module, example: Tensor, init: Init | None = None
+) -> tuple[float, Tensor]:
+    """Compare with the backbone, in eval mode, at a batch size that was not traced.
 
-    Both are in eval mode.
+    A batch of small images and a single one of full size are compared. If the backbone needs its
+    own size, or differs on small images, it is a batch of full size.
+
+    Args:
+        net: A converted network.
+        reference: Its backbone.
+        example: (1 or more, C, H, W).
+        init: How untrained routers must start; None for routers that may be trained.
 
     Returns:
-        max |backbone - lowered|, and the lowered network's outputs.
+        max |backbone - lowered| with every static edge at weight 1, and images (B, C, H, W) for
+        further checks, small if possible.
 
     Raises:
         LoweringError: They differ (beyond 1e-5 max |y| if several residuals of a block were
             lifted), or equality was not proved.
         InputError: The backbone cannot run on a batch of 3, or returns no tensor; or a router or
-            gate has the wrong width.
+            gate has the wrong width, or does not start as `init` says.
     """
     x = check_input(example)
+    for side in SMALL_SIDES:
+        small = x[..., :side, :side]
+        if small.shape == x.shape:
+            break
+        # An error here has other reasons than the conversion, or comes again at full size.
+        with suppress(Exception):
+            difference = _check_static(net, reference, small, init)
+            _run_all_open(net, small[:1])
+            return max(difference, _check_static(net, reference, x[:1], init)), small
+    return _check_static(net, reference, x, init), x
+
+
+def _run_all_open(net: DynamicNetwork, x: Tensor) -> None:
+    """Run every block and edge; fails if blocks round up small maps, unlike the skips."""
+    open_edges = {
+        stage: torch.ones_like(static_E) for stage, static_E in static_weights(net.graph).items()
+    }
+    with unchanged(net.lowered), pinned_gates(net, open_edges):
+        _run(net, x)
+
+
+def _check_static(net: DynamicNetwork, reference: nn.Module, x: Tensor, init: Init | None) -> float:
     with unchanged(reference):
         returned = _run_reference(net, reference, x)
         buffers = {name: buffer.detach().clone() for name, buffer in reference.named_buffers()}
-    try:
-        with unchanged(net.lowered), _watched(net), pinned_gates(net, static_weights(net.graph)):
-            given = _run(net, x)
-            changed = [name for name, buffer in buffers.items() if _is_other(net, name, buffer)]
-    except DggraphError:
-        raise
-    except Exception as error:
-        raise LoweringError(
-            f"the lowered {net.graph.name} fails at batch {CHECK_BATCH} (traced at 2): {error}"
-        ) from error
+    started = _started(net, x, buffers) if init == "preserve" else None
+    given, changed = started or _pinned(net, x, buffers)
     expected, actual = tensors_in(returned), tensors_in(given)
     difference = largest_difference(expected, actual)
     scale = largest(expected)
@@ -63,7 +86,9 @@ def check_static(
                 " updates it differently, so it is not returned. Move the update into its own"
                 " module and pass the class of that in `leaves=`."
             )
-        return difference, actual
+        if init is not None and started is None:
+            _check_start(net, x, init, actual)
+        return difference
     with unchanged(reference):
         again = tensors_in(_run(reference, x))
     if not are_equal(expected, again):
@@ -75,7 +100,7 @@ def check_static(
     hooks = ", ".join(name or "the backbone itself" for name in net.report.hooks)
     raise LoweringError(
         f"the lowered {net.graph.name} differs from the backbone by {difference:.3g} at batch"
-        f" {CHECK_BATCH} (traced at 2), so it is "
+        f" {len(x)} (traced at 2), so it is "
         + (
             f"not returned. Hooks are not converted (on {hooks}): if one changes a value, move"
             " that into the forward."
@@ -102,22 +127,53 @@ def _is_other(net: DynamicNetwork, name: str, buffer: Tensor) -> bool:
     )
 
 
-def check_start(
-    net: DynamicNetwork,
-    example: Tensor,
-    init: Literal["preserve", "scratch"],
-    static: Sequence[Tensor],
-) -> None:
+def _started(
+    net: DynamicNetwork, x: Tensor, buffers: Mapping[str, Tensor]
+) -> tuple[Any, list[str]] | None:
+    """Run with the routers' own weights.
+
+    Returns:
+        The output and the names of buffers that the pass changes differently; or None if the
+        weights are not those of the backbone, or the pass fails.
+    """
+    try:
+        with unchanged(net.lowered), torch.no_grad():
+            given, gates = net(x.clone(), return_gates=True)
+            changed = [name for name, buffer in buffers.items() if _is_other(net, name, buffer)]
+    except Exception:  # `_pinned` or `_check_start` finds the reason
+        return None
+    static = static_weights(net.graph)
+    is_static = all(
+        torch.equal(raw_BE, static[stage].to(raw_BE).expand_as(raw_BE))
+        for stage, raw_BE in gates.raw.items()
+    )
+    return (given, changed) if is_static else None
+
+
+def _pinned(net: DynamicNetwork, x: Tensor, buffers: Mapping[str, Tensor]) -> tuple[Any, list[str]]:
+    """Run with the backbone's weights; returns what `_started` returns."""
+    try:
+        with unchanged(net.lowered), _watched(net), pinned_gates(net, static_weights(net.graph)):
+            given = _run(net, x)
+            return given, [name for name, old in buffers.items() if _is_other(net, name, old)]
+    except DggraphError:
+        raise
+    except Exception as error:
+        raise LoweringError(
+            f"the lowered {net.graph.name} fails at batch {len(x)} (traced at 2): {error}"
+        ) from error
+
+
+def _check_start(net: DynamicNetwork, x: Tensor, init: Init, static: Sequence[Tensor]) -> None:
     """Check in one forward pass that the untrained routers start as `init` requires.
 
-    `static` are the outputs returned by `check_static`.
+    `static` are the outputs with the backbone's weights.
 
     Raises:
         InputError: With `preserve` the outputs differ; with `scratch` a stage has no open edge.
     """
     if not net.graph.stages:
         return
-    x = check_input(example)
     with unchanged(net.lowered), torch.no_grad():
         started, gates = net(x.clone(), return_gates=True)
     made_by = f"router {net.blueprint.router!r} with gate {net.blueprint.gate!r}"
@@ -153,7 +209,14 @@ def are_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 
 def largest(tensors: Sequence[Tensor]) -> float:
     """Return max |a| over all tensors, also of booleans and integers."""
-    return max((float(_wide(a).abs().max()) for a in tensors if a.numel()), default=0.0)
+    return max(
+        (
+            float((a if a.is_floating_point() else _wide(a)).abs().max())
+            for a in tensors
+            if a.numel()
+        ),
+        default=0.0,
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -172,31 +235,6 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
         ),
         default=0.0,
     )
-
-
-def check_images(net: DynamicNetwork, reference: nn.Module, example: Tensor) -> Tensor:
-    """Return images for the checks that need many passes.
-
-    They are small if the backbone accepts small images and the network equals it on them.
-    """
-    x = check_input(example)
-    small = x[..., :SMALL_SIDE, :SMALL_SIDE]
-    if small.shape == x.shape:
-        return x
-    try:
-        with unchanged(reference):
-            expected = tensors_in(_run(reference, small))
-        with unchanged(net.lowered), pinned_gates(net, static_weights(net.graph)):
-            given = tensors_in(_run(net, small))
-        open_edges = {
-            stage: torch.ones_like(static_E)
-            for stage, static_E in static_weights(net.graph).items()
-        }
-        with unchanged(net.lowered), pinned_gates(net, open_edges):
-            _run(net, small)  # fails if blocks round up the size of small maps, unlike the skips
-        return small if are_equal(expected, given) else x
-    except Exception:  # the backbone needs one fixed size
-        return x
 
 
 def _run(module: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -222,7 +260,7 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
         if _runs(reference, x[:TRACED_BATCH]):
             reason = f"{reason}. It runs on {TRACED_BATCH}. {TIED_IMAGES}"
         raise InputError(
-            f"{net.graph.name} itself fails on a batch of {CHECK_BATCH}: {reason}"
+            f"{net.graph.name} itself fails on a batch of {len(x)}: {reason}"
         ) from error
     expected = tensors_in(output)
     if not expected:

@@ -5,7 +5,7 @@ starts are what `init` says.
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dggraph
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import InputError, LoweringError
-from dggraph.network import skipping_checks
+from dggraph.network import skipping_checks, training_checks
 from dggraph.network.outputs import join_outputs, tensors_in
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
@@ -215,3 +215,60 @@ def test_rounding_of_a_deep_network_is_no_mixing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(skipping_checks.TOLERANCE, torch.float32, 0.0)
     net = dggraph.convert(Net(depth=4), X)
     assert [stage.dense_because for stage in net.report.stages] == [""]
+
+
+class Seen(nn.Module):
+    """Notes the sizes of the batches that reach it with values."""
+
+    sizes: ClassVar[set[tuple[int, int]]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor:
+            self.sizes.add((x.shape[0], x.shape[-1]))
+        return x
+
+
+class OneSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(1, 1, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes"),
+    [
+        (nn.Identity(), {(3, 64), (1, 64), (1, 128)}),
+        (nn.AvgPool2d(80), {(3, 96), (1, 96), (1, 128)}),
+        (OneSize(), {(3, 128), (1, 128)}),
+    ],
+)
+def test_batches_of_small_images_and_one_of_full_size(
+    part: nn.Module, sizes: set[tuple[int, int]]
+) -> None:
+    Seen.sizes.clear()
+    model = Net().eval()
+    model.stem = nn.Sequential(Seen(), part, model.stem)
+    dggraph.convert(model, torch.rand(1, 3, 128, 128), leaves=[Seen])
+    failed = {(batch, side) for batch in (2, 3) for side in (64, 96)} - sizes
+    assert Seen.sizes - failed == sizes
+
+
+def test_a_head_whose_hook_returns_a_structure() -> None:
+    model = Net().eval()
+    model.head[2].register_forward_hook(lambda _module, _args, y: {"y": y})
+    net = dggraph.convert(model, X)
+    assert torch.equal(net(X)["y"], model(X)["y"])
+
+
+def test_gradients_that_are_not_finite_prove_nothing() -> None:
+    gradients = {
+        "a": torch.ones(2),
+        "b": None,
+        "c": torch.zeros(0),
+        "d": torch.ones(1, dtype=torch.cfloat),
+    }
+    assert training_checks._are_finite(gradients)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.cfloat):
+            wrong = torch.ones(3, dtype=dtype)
+            wrong[1] = value
+            assert not training_checks._are_finite(gradients | {"e": wrong})
