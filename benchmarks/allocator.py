@@ -1,6 +1,6 @@
 """What keeping freed memory is worth: passes with and without `dggraph.keep_freed_memory()`.
 
-    python benchmarks/allocator.py [--rounds 5] [--kind static dynamic] [--output FILE.jsonl]
+    python benchmarks/allocator.py [--rounds 5] [--kind static dynamic] [--side 128]
 
 The setting cannot be taken back, so every figure comes from a process of its own. Processes with
 and without it take turns. Page faults say what the times should show: each is a page of memory that
@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torchvision
@@ -26,11 +25,11 @@ from dggraph.network.gate_contexts import pinned_gates
 KEPT, PASSES = 0.75, 11
 
 
-def measure(kind: str, batch: int) -> dict[str, float]:
+def measure(kind: str, side: int, batch: int) -> dict[str, float]:
     """Return the seconds of CPU time and the page faults of a pass, and the peak memory in MB."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50().eval()
-    x = torch.randn(batch, 3, 128, 128)
+    x = torch.randn(batch, 3, side, side)
     if kind == "static":
         with torch.inference_mode():
             return run(model, x)
@@ -56,13 +55,13 @@ def run(model: torch.nn.Module, x: torch.Tensor) -> dict[str, float]:
     }
 
 
-def main(rounds: int, kinds: list[str], output: Path | None) -> None:
+def main(rounds: int, kinds: list[str], side: int, batches: list[int]) -> None:
     for kind in kinds:
-        for batch in (1, 16):
+        for batch in batches:
             found: dict[str, list[dict[str, float]]] = {"default": [], "keep": []}
             for number in range(rounds):
                 for setting in list(found) if number % 2 else list(found)[::-1]:
-                    call = [sys.executable, __file__, "--one", kind, setting, str(batch)]
+                    call = [sys.executable, __file__, "--one", kind, setting, str(side), str(batch)]
                     done = subprocess.run(call, capture_output=True, text=True, check=True)
                     found[setting].append(json.loads(done.stdout))
             ratios = [
@@ -70,7 +69,7 @@ def main(rounds: int, kinds: list[str], output: Path | None) -> None:
                 for keep, default in zip(found["keep"], found["default"], strict=True)
             ]
             row = {
-                "network": "resnet50 128 px",
+                "network": f"resnet50 {side} px",
                 "kind": kind,
                 "batch": batch,
                 "time": [round(one, 3) for one in statistics.quantiles(ratios, n=4)],
@@ -80,9 +79,6 @@ def main(rounds: int, kinds: list[str], output: Path | None) -> None:
                     median = statistics.median(one[fact] for one in rows)
                     row[f"{setting}_{fact}"] = round(median)
             print(json.dumps(row), flush=True)
-            if output:
-                with output.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
@@ -91,13 +87,14 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kind", nargs="+", default=["static", "dynamic"])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        what, chosen, size = arguments.one
+        what, chosen, *sizes = arguments.one
         if chosen == "keep":
             assert dggraph.keep_freed_memory(), "needs glibc, without its variables set"
-        print(json.dumps(measure(what, int(size))))
+        print(json.dumps(measure(what, *map(int, sizes))))
     else:
-        main(arguments.rounds, arguments.kind, arguments.output)
+        main(arguments.rounds, arguments.kind, arguments.side, arguments.batch)

@@ -19,6 +19,10 @@ from dggraph.ops.macs import path_share
 from dggraph.system.modes import keeping_modes
 
 MAX_SPREAD = 0.1
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Clocks by name. Other programs slow the first down; the second adds up the time of all threads
+and does not count a GPU's.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ def compare(
     contestants: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Time `contestants` against `baseline`, interleaved, after two rounds of warm-up.
 
@@ -50,6 +55,7 @@ def compare(
         baseline: the function to compare with.
         contestants: functions by name.
         rounds: number of counted rounds, at least 3.
+        clock: seconds, for example one of `CLOCKS`.
 
     Returns:
         The baseline first, then the contestants in order.
@@ -65,15 +71,21 @@ def compare(
     for number in range(-2, rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return [_timing(name, seconds[name], seconds["baseline"]) for name in names]
 
 
 def time_inference(
-    net: DynamicNetwork, backbone: nn.Module, x: Tensor, kept: float, *, rounds: int = 15
+    net: DynamicNetwork,
+    backbone: nn.Module,
+    x: Tensor,
+    kept: float,
+    *,
+    rounds: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, list[Timing]]:
     """Time both executors on random paths against the static backbone.
 
@@ -83,6 +95,7 @@ def time_inference(
         x: images (B, C, H, W).
         kept: fraction of the MACs that paths should keep, see `sample_paths`.
         rounds: number of counted rounds.
+        clock: seconds, for example one of `CLOCKS`.
 
     Returns:
         The actual MACs ratio, and the timings: baseline, `dense`, `sparse`, which is what `auto`
@@ -92,8 +105,7 @@ def time_inference(
     executor = net.executor
 
     def finished(output: object) -> object:
-        if x.is_cuda:  # a call returns before the GPU has done its work
-            torch.cuda.synchronize(x.device)
+        wait_for(x.device)
         return output
 
     def run(name: Executor) -> Callable[[], object]:
@@ -111,9 +123,18 @@ def time_inference(
                 lambda: finished(backbone(x)),
                 {name: run(name) for name in ("dense", "sparse")},
                 rounds=rounds,
+                clock=clock,
             )
     finally:
         net.executor = executor
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until `device` has done its work; a call returns before a GPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def sample_paths(
