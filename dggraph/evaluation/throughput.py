@@ -68,7 +68,7 @@ class Comparison:
     executor: str
     """What the dynamic network says about its last pass."""
     speeds: tuple[Speed, ...]
-    """Of the static network by modules, of the inlined one, and of the dynamic one."""
+    """Those of the static network by modules, the inlined one, and the dynamic one."""
     over_inlined: float
     """Median over rounds of the dynamic network's time over the inlined static one's."""
 
