@@ -1,4 +1,4 @@
-"""`dggraph bench`: rows that fit together, plain words at the end, and sets that cannot be timed."""
+"""`dggraph bench`: rows that fit together, plain words at the end, sets that cannot be timed."""
 
 import json
 from pathlib import Path
