@@ -1,15 +1,20 @@
 """A training step of the converted network, every edge open, over the static backbone's; peak
 memory; squeeze-and-excitation beside it.
 
-    python benchmarks/training.py [--rounds 20] [--compile] [--only NAME]
+    python benchmarks/training.py --form plain|kernels|compiled [--rounds 20] [--only NAME]
+        [--cpu-time] [--output FILE.jsonl]
 
 A step is forward, cross entropy, backward and SGD with momentum. All edges are held open at weights
 near 1 / (edges into the node), so that aggregation does its full work; routers and gates run. Peak
-memory counts the tensors a step allocates.
+memory counts the tensors a step allocates. `recompute` is the same with sums that are computed
+again. With --output, rows that the file has already are not measured again. Set OMP_NUM_THREADS for
+the number of threads.
 """
 
 import argparse
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from dggraph.evaluation.timing import compare
 from dggraph.models.small_resnet import SmallResNet
 from dggraph.network.gate_contexts import pinned_gates
 from dggraph.ops import kernels
+from dggraph.ops.recompute import checkpoint_aggregation
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "resnet50, 128 px, batch 8": (lambda: timm.create_model("resnet50"), 128, 8),
@@ -40,9 +46,9 @@ def opened(net: Any) -> dict[str, torch.Tensor]:
     weights = {}
     for name, stage in net.macs_table.stages.items():
         net.lowered.get_submodule(f"dg_{name}").get_buffer("threshold").zero_()
-        counts = torch.bincount(torch.tensor(stage.layout.targets))
+        counts = torch.bincount(torch.tensor(stage.topology.targets))
         weights[name] = torch.tensor(
-            [1.0 / float(counts[target]) for target in stage.layout.targets]
+            [1.0 / float(counts[target]) for target in stage.topology.targets]
         )
     return weights
 
@@ -63,35 +69,68 @@ def step(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
     return once
 
 
-def measure(name: str, rounds: int, is_compiled: bool) -> dict[str, Any]:
+def recomputing(once: Callable[[], object]) -> Callable[[], object]:
+    def again() -> object:
+        with checkpoint_aggregation():
+            return once()
+
+    return again
+
+
+def measure(name: str, form: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     build, side, batch = CASES[name]
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
     static = build().train()
     models: dict[str, nn.Module] = {}
     for router in ("node", "stage"):
         net = dggraph.convert(static, x[:1], router=router).train()
         pinned_gates(net, opened(net)).__enter__()
-        models[f"dggraph {router}"] = net
+        models[router] = net
+    is_compiled = form == "compiled"
     if name.startswith("resnet50") and not is_compiled:
         models["timm seresnet50"] = timm.create_model("seresnet50").train()
-    row: dict[str, Any] = {"case": name, "compiled": is_compiled, "kernels": kernels.load()}
+    wrap = torch.compile if is_compiled else (lambda model: model)
+    steps = {label: step(wrap(model), x) for label, model in models.items()}
+    row: dict[str, Any] = {}
     if not is_compiled:
+        steps["stage, recompute"] = recomputing(step(models["stage"], x))
         base = peak_bytes(step(static, x))
         row["peak memory"] = {
-            label: peak_bytes(step(model, x)) / base for label, model in models.items()
+            label: round(peak_bytes(one) / base, 3) for label, one in steps.items()
         }
-    wrap = torch.compile if is_compiled else (lambda model: model)
-    timings = compare(
-        step(wrap(static), x),
-        {label: step(wrap(model), x) for label, model in models.items()},
-        rounds=rounds,
-    )
-    row["seconds"] = timings[0].seconds
+    timings = compare(step(wrap(static), x), steps, rounds=rounds, clock=clock)
+    row["static seconds"] = round(timings[0].seconds, 4)
     row["time"] = {
-        t.name: {"ratio": t.ratio, "low": t.low, "high": t.high, "is_reliable": t.is_reliable}
+        t.name: [round(t.ratio, 3), round(t.low, 3), round(t.high, 3), t.is_reliable]
         for t in timings[1:]
     }
     return row
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.form == "plain":
+        os.environ["DGGRAPH_KERNELS"] = "0"
+    elif arguments.form == "kernels" and not kernels.load():
+        raise SystemExit(kernels.status())
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    output: Path | None = arguments.output
+    done = output.read_text().splitlines() if output and output.exists() else []
+    known = [json.loads(line) for line in done]
+    for case in CASES:
+        key = {
+            "case": case,
+            "form": arguments.form,
+            "clock": "CPU" if arguments.cpu_time else "wall",
+            "threads": torch.get_num_threads(),
+        }
+        if arguments.only not in case or any(key.items() <= row.items() for row in known):
+            continue
+        row = json.dumps(key | measure(case, arguments.form, arguments.rounds, clock))
+        print(row, flush=True)
+        if output:
+            with output.open("a") as stream:
+                stream.write(row + "\n")
 
 
 if __name__ == "__main__":
@@ -99,15 +138,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--form", choices=("plain", "kernels", "compiled"), required=True)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", default="")
-    parser.add_argument("--output", type=Path, help="Append each row to this .jsonl.")
-    arguments = parser.parse_args()
-    for case in CASES:
-        if arguments.only in case:
-            found = measure(case, arguments.rounds, arguments.compile)
-            print(json.dumps(found), flush=True)
-            if arguments.output:
-                with arguments.output.open("a") as stream:
-                    stream.write(json.dumps(found) + "\n")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time, not wall time")
+    parser.add_argument("--output", type=Path, help="append each row to this .jsonl")
+    main(parser.parse_args())
