@@ -24,8 +24,9 @@ from torch import Tensor
 import dggraph
 from dggraph.evaluation.timing import compare
 from dggraph.ops import kernels
-from dggraph.ops.aggregation import aggregate, plain_aggregation, share, stage_cache
+from dggraph.ops.aggregation import aggregate, plain_aggregation, share
 from dggraph.ops.rows import sum_rows
+from dggraph.ops.stage_cache import stage_cache
 
 SHAPE = (16, 1024, 14, 14)
 

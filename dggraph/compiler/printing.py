@@ -5,15 +5,17 @@
 
 from torch.fx.graph import CodeGen
 
-from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
+from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
+from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.gating import column
 from dggraph.ops.guards import hold
-from dggraph.ops.liveness import Topology, is_live, open_edges, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, open_output, settle
+from dggraph.ops.stage_cache import stage_cache
 from dggraph.system.torch_private import NamingCodeGen
 
 OPS = (
-    adapt, aggregate, column, concatenate, hold, is_live, open_edges, open_output, settle, share,
-    stage_cache, Topology,
+    adapt, aggregate, collect, column, concatenate, hold, is_live, open_output, settle, share,
+    stage_cache, Topology, weigh,
 )  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 In front of block j, the writer inserts, in this order:
 1. `share`, the value of node j-1 for later nodes; with `node` routers also its router and gate,
    which return its adjacency row;
-2. `column`, the weights of the edges into j; `open_edges`, these weights after the threshold and
-   without dead sources; `is_live`;
+2. `weigh`, this row after the threshold and without a dead node's edges; `column`, the weights of
+   the edges into j; `is_live`;
 3. `aggregate` (or `concatenate`), the block's new input.
 
 `out` is the same without a block, and `open_output` ensures that at least one edge reaches it. A
 `stage` router decides all edges at the stage's entry, so a single `settle` replaces step 2.
+
+Weights of edges that `aggregate` reads as they are get their gradients in `weigh` or `collect`.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +28,12 @@ from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.stages import FoundStage
 from dggraph.graph.ir import CandidateEdge, DynamicGraph
-from dggraph.ops.aggregation import adapt, aggregate, concatenate, share, stage_cache
+from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
+from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.gating import column
-from dggraph.ops.liveness import Topology, is_live, open_edges, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, open_output, settle
 from dggraph.ops.routing import Router
+from dggraph.ops.stage_cache import stage_cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,9 @@ class StageWriter:
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
         self.live: list[fx.Node | None] = [None]
-        self.raw: list[fx.Node] = []
+        self.collects = all(edge.kind == "add" for edge in graph.edges(name))
+        """Whether `weigh` or `collect` computes the gradients of all edge weights."""
+        self.decided: list[fx.Node] = []
         self.weights: list[fx.Node] = []
         self.blocks: list[BlockPlan] = []
         self.own: list[fx.Node] = []
@@ -142,7 +148,10 @@ class StageWriter:
             new_output = self._write_vertex(len(self.vertices) - 1)
             if self.deciders.scope == "node":
                 weights = self._call(torch.cat, (self.weights, 1), "weights")
-                raw = self._call(torch.cat, (self.raw, 1), "raw")
+                picks = [
+                    pick for index in range(1, len(self.vertices)) for pick in self._picks(index)
+                ]
+                raw = self._call(column, (self.rows, tuple(picks)), "raw")
             else:
                 weights, raw = self.settled, self.rows[0]
         self.lowered.erase_node(anchor)
@@ -194,37 +203,57 @@ class StageWriter:
             None if edge.kind == "adapter" else source
             for source, edge in zip(sources, incoming, strict=True)
         )
-        return self._call(aggregate, (features, weights, self.cache, marks, index), f"in{index}")
+        given: tuple[Any, ...] = (features, weights, self.cache, marks, index)
+        if self.collects and self.deciders.scope == "stage":
+            given = (*given, [self.settled])
+        elif self.collects:
+            given = (*given, [self.decided[source] for source in sources])
+        return self._call(aggregate, given, f"in{index}")
 
     def _write_weights(self, index: int, sources: Sequence[int]) -> fx.Node:
         """Write the row of the vertex before, then the column of this one (`node` routers)."""
-        self._write_row(index - 1, self.graph.outgoing(self.vertices[index - 1].name))
-        edges = self.graph.incoming(self.vertices[index].name)
-        picks = tuple(
-            (source, self.graph.outgoing(edge.source).index(edge))
-            for source, edge in zip(sources, edges, strict=True)
-        )
-        self.raw.append(self._call(column, (self.rows, picks), f"raw{index}"))
-        live = [self.live[source] for source in sources]
-        weights = self._call(
-            open_edges, (self.raw[-1], live, self.threshold, self.training), f"a{index}"
-        )
+        source = index - 1
+        outgoing = self.topology.outgoing()[source]
+        self._write_row(source, self.graph.outgoing(self.vertices[source].name))
+        targets = tuple(self.topology.targets[edge] for edge in outgoing)
+        how = (self.threshold, self.training, self.cache if self.collects else None)
+        row = (self.rows[-1], self.live[-1], *how, source, targets)
+        self.decided.append(self._call(weigh, row, f"w{source}"))
+        picks = self._picks(index)
+        weights = self._call(column, (self.decided, picks), f"a{index}")
         if index == len(self.vertices) - 1:
+            raw = self._call(column, (self.rows, picks), f"raw{index}")
+            live = [self.live[source] for source in sources]
             weights = self._call(
-                open_output, (weights, self.raw[-1], live, self.training), f"reached{index}"
+                open_output, (weights, raw, live, self.training), f"reached{index}"
             )
         else:
             self.live.append(self._call(is_live, (weights,), f"live{index}"))
         self.weights.append(weights)
         return weights
 
+    def _picks(self, index: int) -> tuple[tuple[int, int], ...]:
+        """Return, for each edge into vertex `index`, its source and its place in that row."""
+        outgoing = self.topology.outgoing()
+        place = self.topology.incoming(index)
+        edges = range(place.start, place.stop)
+        sources = [self.topology.sources[edge] for edge in edges]
+        return tuple(
+            (source, outgoing[source].index(edge))
+            for edge, source in zip(edges, sources, strict=True)
+        )
+
     def _take_weights(self, index: int) -> fx.Node:
         """Return this vertex' columns of the weights that a `stage` router decided at the entry."""
         if index == 1:
             self._write_row(0, self.graph.edges(self.name))
             self.settled = self._call(
-                settle, (self.rows[0], self.topology, self.threshold, self.training), "weights"
+                settle, (self.rows[0], self.topology, self.threshold, self.training), "settled"
             )
+            if self.collects:
+                self.settled = self._call(
+                    collect, (self.settled, self.cache, self.topology), "weights"
+                )
         place = self.topology.incoming(index)
         return self._call(
             torch.narrow,

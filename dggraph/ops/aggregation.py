@@ -7,10 +7,10 @@ first op of a block may overwrite it.
 The backward pass of a stage caches each adjacency column with the gradient of its node:
 
 1. `aggregate` of node j stores dz_j and its adjacency column in the stage's `Cache`. It returns
-   dA_ij = <dz_j, x_i> for the weights, and nothing for the features.
-2. Autograd reaches `share` of node i once all consumers of i are done. `share` then pulls dx_i =
-   sum_j A_ij dz_j: one weighted sum with the arithmetic of the forward pass, in place of one
-   gradient tensor per edge.
+   nothing for the features.
+2. Autograd reaches `weigh` (or `collect`) and `share` of node i once all consumers of i are done.
+   The first of them pulls dx_i = sum_j A_ij dz_j, a weighted sum like that of the forward pass, and
+   dA_ij = <x_i, dz_j> in the same pass over all dz_j. There is no gradient tensor per edge.
 
 Written here because torch's own sum, `einsum` of the stacked features, needs four times the memory.
 Compilers, exporters and functorch see a plain expression instead, which has the same gradient.
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from dggraph.errors import GradientError
 from dggraph.ops.recompute import remember
+from dggraph.ops.stage_cache import Cache, Reading
 from dggraph.ops.weighted_sum import expand_weight, inner_products, masked, weighted_sum
-from dggraph.system.torch_private import backward_pass, is_in_functorch, is_jit_traced
+from dggraph.system.torch_private import is_in_functorch, is_jit_traced
 
 _plain = ContextVar("plain_aggregation", default=False)
 
@@ -44,46 +45,6 @@ def plain_aggregation() -> Iterator[None]:
         _plain.reset(token)
 
 
-class Cache:
-    """The state of one stage's backward pass: each node's gradient and adjacency column."""
-
-    def __init__(self) -> None:
-        """Start without columns."""
-        self._task = -1
-        self._columns: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
-
-    def put(self, target: int, grad: Tensor, column: dict[int, Tensor]) -> None:
-        """Store dz of node `target` and its `column`, {source: weight (B,)}."""
-        self._enter()
-        self._columns[target] = (grad, column)
-
-    def pull(self, source: int) -> list[tuple[Tensor, Tensor]]:
-        """Return (dz, weight) of every target that reads `source`.
-
-        A target's entry is deleted once its last source has been pulled.
-        """
-        self._enter()
-        found: list[tuple[Tensor, Tensor]] = []
-        for target, (grad, column) in list(self._columns.items()):
-            if source in column:
-                found.append((grad, column.pop(source)))
-            if not column:
-                del self._columns[target]
-        return found
-
-    def _enter(self) -> None:
-        """Drop the entries of an earlier backward pass that covered only a part of the stage."""
-        task = backward_pass()
-        if task != self._task:
-            self._task = task
-            self._columns.clear()
-
-
-def stage_cache() -> Cache:
-    """Return an empty cache for one stage and one forward pass."""
-    return Cache()
-
-
 def share(features: Tensor, cache: Cache, index: int) -> Tensor:
     """Return `features` of node `index` for its consumers, and collect their gradients here.
 
@@ -91,6 +52,7 @@ def share(features: Tensor, cache: Cache, index: int) -> Tensor:
     """
     if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
         return features
+    cache.shared.add(index)
     return _Share.apply(features, cache, index)  # type: ignore[no-any-return]
 
 
@@ -100,6 +62,7 @@ def aggregate(
     cache: Cache | None = None,
     sources: Sequence[int | None] = (),
     target: int = 0,
+    through: Sequence[Tensor] = (),
 ) -> Tensor:
     """Sum `features` from left to right, each scaled per instance.
 
@@ -113,6 +76,8 @@ def aggregate(
         sources: for each feature, the index under which it was shared, or None if it was changed on
             its way (by an adapter).
         target: index of the node that reads the sum.
+        through: results of `weigh` or `collect` that the weights were taken from; these collect the
+            weights' gradients. Without them, `weights_BE` gets its gradient here.
 
     Returns:
         A fresh (B, ...) tensor. In the backward pass, x_i receives gradient through active edges
@@ -128,7 +93,11 @@ def aggregate(
         return total
     if not torch.is_grad_enabled():
         return weighted_sum(features, weights_BE)
-    summed: Tensor = _Aggregate.apply(cache, tuple(sources), target, weights_BE, *features)
+    if through:
+        weights_BE = weights_BE.detach()
+    summed: Tensor = _Aggregate.apply(
+        cache, tuple(sources), target, weights_BE, *features, *through
+    )
     remember(summed, features, weights_BE)
     return summed
 
@@ -172,7 +141,8 @@ def is_plain() -> bool:
     return torch.compiler.is_compiling() or _plain.get() or is_jit_traced() or is_in_functorch()
 
 
-def _refuse_double_backward() -> None:
+def refuse_double_backward() -> None:
+    """Raise if the current backward pass is to be differentiated itself."""
     if torch.is_grad_enabled():
         raise GradientError(
             "aggregation in pull form has no second derivative, and backward ran with"
@@ -190,14 +160,13 @@ class _Share(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
-        _refuse_double_backward()
-        pulled = ctx.cache.pull(ctx.index)
-        if not pulled:
+        refuse_double_backward()
+        flow = ctx.cache.flow(ctx.index)
+        if flow is None:
             return grad, None, None
-        grads, weights = [one for one, _ in pulled], [weight_B for _, weight_B in pulled]
         if grad is not None:
-            grads, weights = [*grads, grad], [*weights, torch.ones_like(weights[0])]
-        return weighted_sum(grads, torch.stack(weights, dim=1)).to(ctx.dtype), None, None
+            flow.add_(grad)
+        return flow.to(ctx.dtype), None, None
 
 
 class _Aggregate(torch.autograd.Function):
@@ -208,8 +177,9 @@ class _Aggregate(torch.autograd.Function):
         sources: tuple[int | None, ...],
         target: int,
         weights_BE: Tensor,
-        *features: Tensor,
+        *inputs: Tensor,
     ) -> Tensor:
+        features = inputs[: len(sources)]
         ctx.cache, ctx.sources, ctx.target = cache, sources, target
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weights_BE, *features)
@@ -217,21 +187,18 @@ class _Aggregate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         weights_BE, *features = ctx.saved_tensors
-        grads: list[Tensor | None] = [None] * len(features)
+        grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 4)
         if grad is None:
             return None, None, None, None, *grads
-        column: dict[int, Tensor] = {}
+        columns = weights_BE.unbind(1)
         for edge, (source, feature) in enumerate(zip(ctx.sources, features, strict=True)):
-            if not ctx.needs_input_grad[4 + edge]:
-                continue
+            needs_flow = ctx.needs_input_grad[4 + edge]
             if source is None:
-                grads[edge] = masked(grad, weights_BE[:, edge]).to(feature.dtype)
-            else:
-                column[source] = weights_BE[:, edge]
-        if column:
-            ctx.cache.put(ctx.target, grad, column)
+                grads[edge] = masked(grad, columns[edge]).to(feature.dtype) if needs_flow else None
+            elif needs_flow or source in ctx.cache.collected:
+                ctx.cache.put(source, ctx.target, Reading(grad, columns[edge], feature))
         grad_weights = (
             inner_products(features, grad).to(weights_BE.dtype) if ctx.needs_input_grad[3] else None
         )

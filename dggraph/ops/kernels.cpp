@@ -161,6 +161,84 @@ void dot_chunks(double* to, const T* const* rows, int64_t num_rows, const T* gra
   }
 }
 
+// What a node of the backward pass reads of one consumer, for one instance.
+template <typename T>
+struct Flow {
+  const T* row;
+  Wide<T> weight;
+};
+
+// to[i] = sum over the flows of weight * row[i], left to right, or what is there already plus that sum; products[n] = <feature, rows[n]>, non-finite
+// elements of the feature taken as 0. One pass over the rows does both. A weight of 0 leaves its row out of the sum.
+template <typename T, int N>
+void flow_chunk(T* to, double* products, bool is_first, const Flow<T>* flows, const T* feature, int64_t begin, int64_t end) {
+  using P = Pair<T>;
+  using Vector = typename P::Vector;
+  const Vector zero(0), nothing(-0.0);  // x + -0.0 is x to the bit
+  const auto finite = [&](const Vector& x) { return x & ((x - x) == zero); };
+  Vector low[N], high[N];
+  for (int n = 0; n < N; ++n) {
+    low[n] = high[n] = zero;
+  }
+  int64_t i = begin;
+  for (; i + P::width <= end; i += P::width) {
+    auto [x, y] = P::load(feature + i);
+    x = finite(x), y = finite(y);
+    Vector a = nothing, b = nothing;
+    if (!is_first) {
+      std::tie(a, b) = P::load(to + i);
+    }
+    for (int n = 0; n < N; ++n) {
+      const auto [p, q] = P::load(flows[n].row + i);
+      low[n] = at::vec::fmadd(x, p, low[n]);
+      high[n] = at::vec::fmadd(y, q, high[n]);
+      if (flows[n].weight != 0) {
+        const Vector weight(flows[n].weight);
+        a = at::vec::fmadd(p, weight, a), b = at::vec::fmadd(q, weight, b);
+      }
+    }
+    P::store(to + i, a, b);
+  }
+  for (int n = 0; n < N; ++n) {
+    Wide<T> lanes[Vector::size()];
+    (low[n] + high[n]).store(lanes);
+    Wide<T> total = 0;
+    for (const auto lane : lanes) {
+      total += lane;
+    }
+    for (int64_t j = i; j < end; ++j) {
+      const auto x = static_cast<Wide<T>>(feature[j]);
+      total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(flows[n].row[j]);
+    }
+    products[n] = total;
+  }
+  for (int64_t j = i; j < end; ++j) {
+    Wide<T> total = is_first ? static_cast<Wide<T>>(-0.0) : static_cast<Wide<T>>(to[j]);
+    for (int n = 0; n < N; ++n) {
+      if (flows[n].weight != 0) {
+        total = std::fma(static_cast<Wide<T>>(flows[n].row[j]), flows[n].weight, total);
+      }
+    }
+    to[j] = static_cast<T>(total);
+  }
+}
+
+template <typename T>
+void flow_chunks(T* to, double* products, const Flow<T>* flows, int64_t num_flows, const T* feature, int64_t begin, int64_t end) {
+  bool is_first = true;
+  for (; num_flows >= GROUP; num_flows -= GROUP, flows += GROUP, products += GROUP, is_first = false) {
+    flow_chunk<T, GROUP>(to, products, is_first, flows, feature, begin, end);
+  }
+  switch (num_flows) {
+    case 3:
+      return flow_chunk<T, 3>(to, products, is_first, flows, feature, begin, end);
+    case 2:
+      return flow_chunk<T, 2>(to, products, is_first, flows, feature, begin, end);
+    case 1:
+      return flow_chunk<T, 1>(to, products, is_first, flows, feature, begin, end);
+  }
+}
+
 // (num_rows, ...) laid out as `like` is: as `empty_rows` in kernels.py does.
 Tensor empty_rows(int64_t num_rows, const Tensor& like) {
   auto sizes = like.sizes().vec();
@@ -300,14 +378,65 @@ Tensor inner_products(at::TensorList features, const Tensor& grad) {
   return parts.sum(1).to(wide);
 }
 
+std::tuple<Tensor, Tensor> sum_and_products(at::TensorList grads, const Tensor& weights_BE, const Tensor& feature) {
+  const auto num_edges = static_cast<int64_t>(grads.size());
+  TORCH_CHECK(num_edges > 0 && feature.dim() > 0, "dggraph::sum_and_products: grads must be one tensor (B, ...) per edge");
+  check_features(grads, feature);
+  const int64_t num_rows = feature.size(0);
+  TORCH_CHECK(
+      weights_BE.dim() == 2 && weights_BE.size(0) == num_rows && weights_BE.size(1) == num_edges,
+      "dggraph::sum_and_products: weights must be (", num_rows, ", ", num_edges, "), got ", weights_BE.sizes());
+  const Tensor total = empty_rows(num_rows, feature);
+  if (total.numel() == 0) {
+    return {total, at::zeros({num_rows, num_edges}, feature.options())};
+  }
+  const int64_t size = total.numel() / num_rows, num_chunks = at::divup(size, CHUNK);
+  std::vector<Tensor> kept;
+  for (const auto& grad : grads) {
+    TORCH_CHECK(grad.size(0) == num_rows, "dggraph::sum_and_products: ", grad.sizes(), " beside a feature ", feature.sizes());
+    kept.push_back(laid_out(grad, total));
+  }
+  const Tensor read = laid_out(feature, total), weights = weights_BE.to(at::kCPU, at::kDouble);
+  const auto weight = weights.accessor<double, 2>();
+  // Chunks are added up in float64.
+  const Tensor parts = at::empty({num_rows, num_chunks, num_edges}, feature.options().dtype(at::kDouble));
+  auto* part = parts.data_ptr<double>();
+  AT_DISPATCH_FLOATING_TYPES(feature.scalar_type(), "dggraph::sum_and_products", [&] {
+    std::vector<Flow<scalar_t>> flows;  // [b][e]
+    std::vector<bool> is_open(num_rows, false);
+    for (int64_t b = 0; b < num_rows; ++b) {
+      for (int64_t e = 0; e < num_edges; ++e) {
+        flows.push_back({kept[e].const_data_ptr<scalar_t>() + b * kept[e].stride(0), static_cast<scalar_t>(weight[b][e])});
+        is_open[b] = is_open[b] || weight[b][e] != 0;
+      }
+    }
+    auto* to = total.data_ptr<scalar_t>();
+    const auto* from = read.const_data_ptr<scalar_t>();
+    const int64_t step = read.stride(0), cost = std::min(size, CHUNK) * num_edges;
+    at::parallel_for(0, num_rows * num_chunks, at::divup(GRAIN, cost), [&](int64_t first, int64_t until) {
+      for (int64_t task = first; task < until; ++task) {
+        const int64_t b = task / num_chunks, begin = task % num_chunks * CHUNK, end = std::min(begin + CHUNK, size);
+        flow_chunks(to + b * size, part + task * num_edges, flows.data() + b * num_edges, num_edges, from + b * step, begin, end);
+        if (!is_open[b]) {
+          std::memset(to + b * size + begin, 0, (end - begin) * sizeof(scalar_t));
+        }
+      }
+    });
+  });
+  return {total, parts.sum(1).to(feature.scalar_type())};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(dggraph, library) {
   library.def("sum_rows(Tensor[] features, Tensor? places_ER, Tensor weights_ER) -> Tensor", {at::Tag::pt2_compliant_tag});
+  library.def(
+      "sum_and_products(Tensor[] grads, Tensor weights_BE, Tensor feature) -> (Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
   library.def("inner_products(Tensor[] features, Tensor grad) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(dggraph, CPU, library) {
   library.impl("sum_rows", &sum_rows);
   library.impl("inner_products", &inner_products);
+  library.impl("sum_and_products", &sum_and_products);
 }

@@ -79,6 +79,14 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     return torch.ops.dggraph.inner_products.default(features, grad)  # type: ignore[no-any-return]
 
 
+def sum_and_products(
+    grads: Sequence[Tensor], weights_BE: Tensor, feature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `weighted_sum.sum_and_products` for usable tensors of at least 32 bits."""
+    with below_autograd():
+        return torch.ops.dggraph.sum_and_products.default(grads, weights_BE, feature)  # type: ignore[no-any-return]
+
+
 def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised (num_rows, ...) tensor with the memory layout of `like`."""
     if like.is_contiguous():
@@ -250,6 +258,12 @@ def _register() -> None:
             (grad.shape[0], len(features)), dtype=torch.promote_types(grad.dtype, torch.float32)
         )
 
+    def fake_sum_and_products(
+        grads: Sequence[Tensor], weights_BE: Tensor, feature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total = empty_rows(feature.shape[0], feature, feature.dtype)
+        return total, feature.new_empty((feature.shape[0], len(grads)))
+
     def remember(
         ctx: Any, inputs: tuple[Sequence[Tensor], Tensor | None, Tensor], output: Tensor
     ) -> None:
@@ -268,6 +282,7 @@ def _register() -> None:
 
     torch.library.register_fake("dggraph::sum_rows", fake_sum_rows)
     torch.library.register_fake("dggraph::inner_products", fake_inner_products)
+    torch.library.register_fake("dggraph::sum_and_products", fake_sum_and_products)
     torch.library.register_autograd("dggraph::sum_rows", backward, setup_context=remember)
 
 

@@ -83,7 +83,7 @@ def settle(raw_BE: Array, topology: Topology, threshold: Array, training: bool) 
     open_BE = ~(raw_BE <= threshold)
     live = _live_columns(open_BE, topology)
     live_BE = _unpack([live[source] for source in topology.sources], open_BE)
-    weights_BE = _drop(raw_BE, live_BE, threshold, training)
+    weights_BE = drop_edges(raw_BE, live_BE, threshold, training)
     last = topology.incoming(topology.num_vertices - 1)
     before = [live_BE[:, edge] for edge in range(last.start, last.stop)]
     output_BE = open_output(weights_BE[:, last], raw_BE[:, last], before, training)
@@ -107,9 +107,9 @@ def open_edges(
         (B, E), 0 where an edge is inactive.
     """
     if all(one is None for one in live):
-        return _drop(raw_BE, None, threshold, training)
+        return drop_edges(raw_BE, None, threshold, training)
     always = _library(raw_BE).ones_like(raw_BE[:, 0] == 0)
-    return _drop(
+    return drop_edges(
         raw_BE, _stack([always if one is None else one for one in live]), threshold, training
     )
 
@@ -203,7 +203,10 @@ def _live_columns(open_BE: Array, topology: Topology) -> list[Column]:
     return [*live, always]
 
 
-def _drop(raw_BE: Array, source_live_BE: Array | None, threshold: Array, training: bool) -> Array:
+def drop_edges(
+    raw_BE: Array, source_live_BE: Array | None, threshold: Array, training: bool
+) -> Array:
+    """Compute `open_edges`, with the liveness of all sources in one array (B, E) or (B, 1)."""
     library, active_BE = _library(raw_BE), ~(raw_BE <= threshold)
     if source_live_BE is not None:
         active_BE = active_BE & source_live_BE

@@ -8,15 +8,45 @@ not the paper's.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
+from dggraph.ops.aggregation import is_plain
 from dggraph.system.specs import read_spec, refuse_numbers
+
+
+def pool(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the mean of `features` over `axes`, in `dtype`.
+
+    In eager mode the gradient is an expanded view of a small tensor, while that of `Tensor.mean`
+    would be as large as the features.
+    """
+    if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
+        return features.mean(dim=list(axes), dtype=dtype)
+    return _Pool.apply(features, tuple(axes), dtype)  # type: ignore[no-any-return]
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(features: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return features.mean(dim=axes, dtype=dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any, Any], output: Tensor) -> None:
+        features, ctx.axes, _ = inputs
+        ctx.shape, ctx.dtype = features.shape, features.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        kept = [1 if axis in ctx.axes else size for axis, size in enumerate(ctx.shape)]
+        num_pooled = prod(ctx.shape[axis] for axis in ctx.axes)
+        return (grad / num_pooled).to(ctx.dtype).reshape(kept).expand(ctx.shape), None, None
 
 
 class LinearRouter(nn.Module):
@@ -60,7 +90,7 @@ class LinearRouter(nn.Module):
                 for axis in range(1, features.ndim)
                 if axis != self.channel_axis % features.ndim
             ]
-            pooled_BC = features.mean(dim=axes, dtype=dtype) if axes else features.to(dtype)
+            pooled_BC = pool(features, axes, dtype) if axes else features.to(dtype)
             if self.hidden is not None:
                 pooled_BC = nn.functional.linear(
                     pooled_BC, self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)

@@ -5,14 +5,13 @@ contributes exactly nothing, even where its source holds inf or NaN.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from dggraph.ops import device_kernels, kernels
 from dggraph.ops.rows import sum_rows
-
-LARGE_INSTANCE = 1 << 16
 
 
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
@@ -64,14 +63,30 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
         return kernels.inner_products(features, grad)
     if device_kernels.is_usable([*features, grad]):
         return device_kernels.inner_products(features, grad)
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    products = torch.stack([_inner_product(feature, grad, wide) for feature in features], dim=1)
-    if grad.device.type == "cpu" and bool(products.isfinite().all()):
-        return products
-    finite = [torch.where(torch.isfinite(feature), feature, 0.0) for feature in features]
-    return torch.stack(
-        [(feature.to(wide) * grad.to(wide)).flatten(1).sum(1) for feature in finite], dim=1
-    )
+    return _products([(feature, grad) for feature in features])
+
+
+def products_with(grads: Sequence[Tensor], feature: Tensor) -> Tensor:
+    """Return <feature, grads[e]> of each instance, (B, E), in float32 or wider.
+
+    Non-finite elements of the feature are taken as 0.
+    """
+    if feature.device.type != "cpu":
+        return torch.cat([inner_products([feature], grad) for grad in grads], dim=1)
+    return _products([(feature, grad) for grad in grads])
+
+
+def sum_and_products(
+    grads: Sequence[Tensor], weights_BE: Tensor, feature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `weighted_sum(grads, weights_BE)` and `products_with(grads, feature)`.
+
+    The C++ kernels need one pass over the gradients for both.
+    """
+    # 16-bit sums must round after each term; the kernels round once
+    if feature.dtype.itemsize >= 4 and kernels.is_usable([*grads, feature]):
+        return kernels.sum_and_products(grads, weights_BE, feature)
+    return weighted_sum(grads, weights_BE), products_with(grads, feature)
 
 
 def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
@@ -79,14 +94,35 @@ def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
     return weight_B.to(feature.dtype).reshape(-1, *[1] * (feature.ndim - 1))
 
 
-def _inner_product(feature: Tensor, grad: Tensor, wide: torch.dtype) -> Tensor:
-    size = feature[:1].numel()
-    if (
-        feature.device.type == "cpu"
-        and feature.dtype == grad.dtype == wide
-        and size >= LARGE_INSTANCE
-    ):
-        # One instance at a time stays in the cache, and `dot` stores no product.
-        pairs = zip(feature.reshape(-1, size), grad.reshape(-1, size), strict=True)
-        return torch.stack([torch.dot(one, other) for one, other in pairs])
+def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return <feature, grad> of each instance for each pair, (B, pairs), non-finite ones as 0."""
+    products = torch.stack([_inner_product(feature, grad) for feature, grad in pairs], dim=1)
+    if products.device.type == "cpu" and bool(products.isfinite().all()):
+        return products
+    finite = [(torch.where(torch.isfinite(feature), feature, 0.0), grad) for feature, grad in pairs]
+    return torch.stack([_inner_product(feature, grad) for feature, grad in finite], dim=1)
+
+
+def _inner_product(feature: Tensor, grad: Tensor) -> Tensor:
+    """Return <feature, grad> of each instance, (B,)."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    if feature.device.type == "cpu" and feature.dtype == grad.dtype == wide and feature.numel():
+        # stores no product, unlike `(feature * grad).sum()`
+        rows, others = (_in_memory_order(one).reshape(len(one), 1, -1) for one in (feature, grad))
+        with _autocast_off():
+            return torch.bmm(rows, others.transpose(1, 2)).reshape(-1)
     return (feature.to(wide) * grad.to(wide)).flatten(1).sum(1)
+
+
+def _in_memory_order(value: Tensor) -> Tensor:
+    """Return `value` with its axes in memory order, if it is in channels-last layout."""
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value.permute(0, 2, 3, 1)
+    return value
+
+
+def _autocast_off() -> AbstractContextManager[object]:
+    """Return a context in which `bmm` does not round to 16 bits."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()

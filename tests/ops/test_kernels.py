@@ -220,8 +220,65 @@ def test_inner_products_equal_float64(
     ).all()
 
 
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 10_000),
+    num_edges=st.integers(1, 9),
+    num_rows=st.integers(0, 4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    shape=st.sampled_from([*SHAPES, (20_001,)]),
+    layout=st.sampled_from(list(LAYOUTS)),
+    grad_layout=st.sampled_from(list(LAYOUTS)),
+)
+def test_one_pass_equals_a_sum_and_the_products(
+    loaded: None,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    num_edges: int,
+    num_rows: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: str,
+    grad_layout: str,
+) -> None:
+    """The sum to the bit, also beside closed NaN; the products with non-finite features as 0."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(form: str) -> Tensor:
+        return LAYOUTS[form](torch.randn((num_rows, *shape), generator=generator).to(dtype))
+
+    feature, grads = random(layout), [random(grad_layout) for _ in range(num_edges)]
+    feature = torch.where(feature > 2, torch.nan, feature)
+    weights = torch.randn(num_rows, num_edges, generator=generator).to(dtype)
+    weights[torch.rand(weights.shape, generator=generator) < 0.4] = 0
+    summed, products = weighted_sum.sum_and_products(grads, weights, feature)
+    assert torch.equal(summed, weighted_sum.weighted_sum(grads, weights))
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "is_usable", lambda tensors: False)
+        expected = weighted_sum.products_with(grads, feature)
+    scale = torch.nan_to_num(feature).double().square().flatten(1).sum(1, keepdim=True) + 1
+    assert products.shape == (num_rows, num_edges)
+    assert products.dtype == expected.dtype
+    bound = (1e-13 if dtype == torch.float64 else 1e-5) * (scale * 4)
+    assert ((products.double() - expected.double()).abs() <= bound).all()
+
+
 @pytest.mark.usefixtures("loaded")
 class TestLoaded:
+    @pytest.mark.parametrize("size", [5, 70, 9001])
+    @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+    def test_one_pass_leaves_closed_gradients_out(self, size: int, bad: float) -> None:
+        good, broken = torch.randn(2, size), torch.full((2, size), bad)
+        weights = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        summed, products = weighted_sum.sum_and_products(
+            [good, broken], weights, torch.ones_like(good)
+        )
+        assert torch.equal(summed, torch.stack([2 * good[0], torch.zeros(size)]))
+        assert products[:, 0].isfinite().all()
+        assert not products[:, 1].isfinite().any()
+
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     @pytest.mark.parametrize("size", [1, 63, 64, 8192, 20_001])
     def test_closed_edges_are_never_read_and_nan_weights_show(

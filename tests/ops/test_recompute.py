@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GradientError
-from dggraph.ops.aggregation import aggregate, share, stage_cache
+from dggraph.ops.aggregation import aggregate, share
 from dggraph.ops.recompute import checkpoint_aggregation
+from dggraph.ops.stage_cache import stage_cache
 
 
 @pytest.mark.parametrize("kind", ["kept", "lifted", "adapter"])
