@@ -108,17 +108,17 @@ def _inner_product(feature: Tensor, grad: Tensor) -> Tensor:
     wide = torch.promote_types(grad.dtype, torch.float32)
     if feature.device.type == "cpu" and feature.dtype == grad.dtype == wide and feature.numel():
         # stores no product, unlike `(feature * grad).sum()`
-        rows, others = (_in_memory_order(one).reshape(len(one), 1, -1) for one in (feature, grad))
+        pair = (feature, grad)
+        if all(_is_channels_last(one) for one in pair):
+            pair = (feature.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1))  # no copies
+        rows, others = (one.reshape(len(one), 1, -1) for one in pair)
         with _autocast_off():
             return torch.bmm(rows, others.transpose(1, 2)).reshape(-1)
     return (feature.to(wide) * grad.to(wide)).flatten(1).sum(1)
 
 
-def _in_memory_order(value: Tensor) -> Tensor:
-    """Return `value` with its axes in memory order, if it is in channels-last layout."""
-    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return value.permute(0, 2, 3, 1)
-    return value
+def _is_channels_last(value: Tensor) -> bool:
+    return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def _autocast_off() -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.gating import column
 from dggraph.ops.liveness import Topology
 from dggraph.ops.stage_cache import Cache, Reading, stage_cache
-from dggraph.ops.weighted_sum import inner_products, masked_sum, weighted_sum
+from dggraph.ops.weighted_sum import inner_products, masked_sum, products_with, weighted_sum
 
 Edges = list[tuple[int, int]]
 
@@ -362,3 +362,15 @@ def test_layouts_are_kept() -> None:
 def test_an_empty_batch() -> None:
     assert weighted_sum([torch.ones(0, 3), torch.ones(0, 3)], torch.ones(0, 2)).shape == (0, 3)
     assert inner_products([torch.ones(0, 3)], torch.ones(0, 3)).shape == (0, 1)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_products_of_other_layouts_and_under_autocast(swapped: bool) -> None:
+    x, grad = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    expected = (x.double() * grad.double()).flatten(1).sum(1, keepdim=True)
+    last = [one.contiguous(memory_format=torch.channels_last) for one in (x, grad)]
+    pairs = [(x, grad), (last[0], grad), (x, last[1]), (last[0], last[1])]
+    with torch.autocast("cpu", torch.bfloat16):
+        for feature, flow in pairs:
+            found = products_with([flow], feature) if swapped else inner_products([feature], flow)
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
