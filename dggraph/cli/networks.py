@@ -26,15 +26,17 @@ KINDS = (
 
 def kind_of(model: str) -> Kind:
     """What `model` is, by what lies in the folder of that name; a name where there is none."""
+    if not (model and Path(model).is_dir()):
+        return "name"
     from dggraph.network.manifest import MANIFEST
     from dggraph.training.classifier_runs import is_classifier_run
     from dggraph.training.detector_runs import is_detector_run
 
-    if model and (Path(model) / MANIFEST).is_file():
+    if (Path(model) / MANIFEST).is_file():
         return "archive"
-    if model and is_classifier_run(model):
+    if is_classifier_run(model):
         return "classifier run"
-    return "detector run" if model and is_detector_run(model) else "name"
+    return "detector run" if is_detector_run(model) else "name"
 
 
 def open_network(model: str, *, backbone: str | None = None, **options: Any) -> "DynamicNetwork":

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from dggraph.detection.box_data import READERS
 from dggraph.detection.readers import BoxSet
@@ -87,10 +88,11 @@ def detector(num_classes: int) -> nn.Module:
     few = {
         f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")
     }
-    trunk = pyramid_on(mobilenet_v2(), out_channels=16, is_frozen=False)
+    trunk = pyramid_on(mobilenet_v2(width_mult=0.25), out_channels=16, is_frozen=False)
     return FasterRCNN(
         trunk,
-        num_classes + 1,
+        box_head=TwoMLPHead(16 * 7 * 7, 64),
+        box_predictor=FastRCNNPredictor(64, num_classes + 1),
         **few,
         rpn_batch_size_per_image=16,
         box_batch_size_per_image=8,
