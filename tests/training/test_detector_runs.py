@@ -415,7 +415,7 @@ def test_what_is_left_out_is_told(data: Path, tmp_path: Path) -> None:
     assert told[0] == {"bad entries left out": 1}
 
 
-def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_path: Path) -> None:
+def test_norms_are_frozen_where_what_was_trained_had_them_so(tmp_path: Path) -> None:
     """By torchvision's own rule: a trained backbone is frozen, a random one is not; and a run's
     detector is built as it was trained.
     """
@@ -427,6 +427,7 @@ def test_norms_are_frozen_where_what_was_trained_had_them_so(data: Path, tmp_pat
             if "BatchNorm2d" in type(module).__name__
         }
 
+    data = write_coco(tmp_path / "few", num_train=2, num_val=2)
     torch.manual_seed(0)
     classifier = torchvision.models.regnet_y_400mf()
     torch.save(classifier.state_dict(), tmp_path / "regnet.pth")
