@@ -18,6 +18,44 @@ if (
     torch.set_num_threads(num_threads)
 
 
+ON_DEVICE = ("ops", "network", "test_losses.py")
+"""Rooms and files of tests whose arithmetic runs on the device that `--device` names."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="where tensors of the numeric tests live; tests about the CPU are skipped elsewhere",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """From here on tensors and networks are made on the device, those of test modules too."""
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device}: torch finds no GPU on this machine")
+    torch.set_default_device(device)
+    # TensorFloat-32 keeps 10 bits, and other algorithms for other batches would hide behind it
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] not in ON_DEVICE:
+            item.add_marker(pytest.mark.skip(reason=f"no arithmetic for --device {device}"))
+        elif item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason="about the CPU"))
+
+
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
     """Every test starts from the same seeds and leaves torch's settings as they were, so that none

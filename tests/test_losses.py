@@ -146,7 +146,7 @@ def test_expected_macs_by_enumeration(is_useful_only: bool) -> None:
     """Exact where no two sources of a node share an uncertain edge; elsewhere never too low, and
     not far off.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     for topology, is_exact in [
         (complete(2), True),
         (caterpillar(4), True),
@@ -239,7 +239,7 @@ def test_under_autocast_and_compiled() -> None:
     compiled = gradients(torch.compile(net, backend="aot_eager", fullgraph=True))
     assert compiled[0] == loss
     torch.testing.assert_close(compiled[1], expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         _, gates = net(x, return_gates=True)
         values = dggraph.losses.kept(gates).detach()
     open_edges = {stage: weights != 0 for stage, weights in gates.weights.items()}
@@ -263,6 +263,7 @@ def _run_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.cpu
 def test_ddp_averages_what_each_process_sees(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_run_rank, (str(tmp_path),), nprocs=2)
     net = randomise_routers(convert("kept", "node")[1], 2).train()

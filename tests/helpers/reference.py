@@ -15,7 +15,7 @@ from torch import nn
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and norm statistics, scaled so that activations neither die nor explode."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     buffers = dict(model.named_buffers())
     named = [*_routing_last(model.named_parameters()), *_routing_last(model.named_buffers())]
     for name, tensor in named:
@@ -43,7 +43,7 @@ def _routing_last(named: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, 
 
 def randomise_routers(net: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.Module:
     """Seeded random routers whose decisions depend on the image."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for name, parameter in net.lowered.named_parameters():
         if name.startswith("dg_"):
             width = parameter.shape[-1] if parameter.ndim > 1 else 4

@@ -20,7 +20,7 @@ def convert(
 
 def images(count: int, seed: int) -> Tensor:
     """Noise of many colours: routers see colour."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     noise = torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64)
     return noise + 2 * torch.randn(count, 3, 1, 1, generator=generator, dtype=torch.float64)
 

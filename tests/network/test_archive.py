@@ -34,6 +34,8 @@ from dggraph.network.conversion import note_source_
 from dggraph.network.manifest import Manifest, seal
 from dggraph.system import files
 
+pytestmark = pytest.mark.cpu
+
 LABELS = ["<b>", "[/b]", *(f"class {number}" for number in range(2, 1000))]
 
 

@@ -203,6 +203,7 @@ def test_dtype_moves(dtype: torch.dtype) -> None:
     assert torch.equal(net(x), model.to(dtype)(x))
 
 
+@pytest.mark.cpu
 def test_return_gates_and_training_step_through_ddp(tmp_path: Any) -> None:
     """Plain DDP, one process on gloo: forward, gates with gradient, backward, step."""
     net = dggraph.convert(build("googlenet", aux_logits=False), torch.rand(1, 3, 64, 64)).train()

@@ -11,6 +11,8 @@ import dggraph
 from dggraph.errors import InputError, LoweringError, WiringError
 from dggraph.graph.wiring import complete, dilated, entry, unite, window
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.mark.parametrize(
     ("model", "message"),

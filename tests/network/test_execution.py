@@ -88,14 +88,14 @@ def build(number: int) -> tuple[Any, Tensor, str]:
         SIDE,
         SIDE,
         dtype=dtype,
-        generator=torch.Generator().manual_seed(number),
+        generator=torch.Generator(torch.get_default_device()).manual_seed(number),
     )
     return net, x, f"{kind}, bias {bias:g}, batch {len(x)}"
 
 
 def chooser(number: int) -> Any:
     """A function that picks one of its arguments, seeded."""
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(number)
     return lambda *options: options[int(torch.randint(len(options), (), generator=generator))]
 
 

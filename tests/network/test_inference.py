@@ -23,7 +23,7 @@ from dggraph.errors import InputError
 from dggraph.ops.routing import LinearRouter
 
 LAST = torch.channels_last
-X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+X = torch.randn(6, 3, 16, 16, generator=torch.Generator(torch.get_default_device()).manual_seed(3))
 
 
 def gates_of(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,9 @@ def test_channels_last_and_bfloat16(kind: str, router: str) -> None:
         last.executor = executor
         for is_bfloat16 in (False, True):
             with (
-                torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16),
+                torch.autocast(
+                    torch.get_default_device().type, torch.bfloat16, enabled=is_bfloat16
+                ),
                 seen_by(last, nn.Conv2d) as inputs,
                 seen_by(last, LinearRouter, outputs=True) as logits,
             ):
@@ -190,7 +192,10 @@ def test_channels_last_and_bfloat16(kind: str, router: str) -> None:
 def test_training_in_channels_last_and_bfloat16(kind: str) -> None:
     net = converted(kind).train()
     last = copy.deepcopy(net).to(memory_format=LAST)
-    with seen_by(last, nn.Conv2d) as inputs, torch.autocast("cpu", torch.bfloat16):
+    with (
+        seen_by(last, nn.Conv2d) as inputs,
+        torch.autocast(torch.get_default_device().type, torch.bfloat16),
+    ):
         output = last(X.to(memory_format=LAST))
         output.float().square().mean().backward()
     assert all(features.is_contiguous(memory_format=LAST) for features in inputs)
@@ -256,7 +261,9 @@ def test_a_trained_mobilenet_answers_in_every_form(
             for executor in ("dense", "sparse"):
                 one.executor = executor
                 for is_bfloat16 in (False, True):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+                    with torch.autocast(
+                        torch.get_default_device().type, torch.bfloat16, enabled=is_bfloat16
+                    ):
                         assert answers(one(photos)) == ANSWERS
 
 

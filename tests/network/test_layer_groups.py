@@ -12,6 +12,8 @@ from torch import nn
 
 import dggraph
 
+pytestmark = pytest.mark.cpu
+
 optim = pytest.importorskip("timm.optim", reason="layer-wise learning rates are timm's")
 
 BLOCKS = (r"^blocks\.(\d+)", None)

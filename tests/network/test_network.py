@@ -20,6 +20,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.ops.routing import LinearRouter
 
 pytestmark = [
+    pytest.mark.cpu,
     pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]

@@ -17,6 +17,8 @@ import dggraph
 from dggraph.errors import BackboneOnlyError
 from dggraph.network.network import DynamicNetwork
 
+pytestmark = pytest.mark.cpu
+
 
 def converted(backbone: nn.Module) -> DynamicNetwork:
     return dggraph.convert(backbone, X[:1])

@@ -17,6 +17,8 @@ from dggraph.errors import BackboneOnlyError, InputError, LoweringError
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.routing import LinearRouter
 
+pytestmark = pytest.mark.cpu
+
 
 def converted(backbone: nn.Module | None = None) -> DynamicNetwork:
     """With routers that decide something."""

@@ -16,6 +16,8 @@ import dggraph
 from dggraph.errors import StructureError
 from dggraph.network.network import DynamicNetwork
 
+pytestmark = pytest.mark.cpu
+
 
 class Other(Block):
     """A block with another forward."""

@@ -22,6 +22,8 @@ import dggraph
 from dggraph.errors import InputError, StructureError
 from dggraph.network.outputs import structure_of, tensors_in
 
+pytestmark = pytest.mark.cpu
+
 
 class Inner(Block):
     def inner(self, x: Tensor) -> Tensor:

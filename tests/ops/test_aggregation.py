@@ -71,7 +71,7 @@ def run_stage(
 
 
 def make(depth: int, seed: int, keep: float = 1.0) -> tuple[Tensor, nn.ModuleList, Tensor, Edges]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     torch.manual_seed(seed)
     blocks = nn.ModuleList(
         nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()) for _ in range(depth)

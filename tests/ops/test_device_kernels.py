@@ -7,6 +7,8 @@ import torch
 
 from dggraph.ops import device_kernels
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:

@@ -161,7 +161,7 @@ def test_router_pools_everything_but_channels(
 
 def test_router_stays_float32_under_autocast_and_in_half() -> None:
     router = LinearRouter(3, 2, 1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert router(torch.randn(1, 3, 2, 2)).dtype == torch.float32
     assert router.bfloat16()(torch.randn(1, 3, 2, 2).bfloat16()).dtype == torch.float32
     assert router.double()(torch.randn(1, 3, 2, 2).double()).dtype == torch.float64

@@ -23,6 +23,8 @@ from dggraph.cli.main import main
 from dggraph.errors import KernelError
 from dggraph.ops import kernels, rows, weighted_sum
 
+pytestmark = pytest.mark.cpu
+
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SHAPES = [(3,), (5, 4, 3), (3, 50, 61), (130, 8, 8)]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

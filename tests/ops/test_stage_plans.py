@@ -74,7 +74,13 @@ def test_plans_compute_what_a_plain_loop_does(kind: str, num_images: int, effect
         row = random_rows(seed, kind)
         varies = row > (0.5 if kind != "varied in part" else np.where(VARIED, 0.5, np.inf))
         raw_BE = np.stack([row * (1 + 0.01 * b * varies) for b in range(num_images)])
-        entry = torch.randn(num_images, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        entry = torch.randn(
+            num_images,
+            3,
+            4,
+            4,
+            generator=torch.Generator(torch.get_default_device()).manual_seed(seed),
+        )
         entry = entry.double()
 
         def run_block(vertex: int, x: Tensor) -> Tensor:
@@ -105,7 +111,9 @@ def test_plans_compute_what_a_plain_loop_does(kind: str, num_images: int, effect
 def test_walks_compute_what_a_plain_loop_does(kind: str, effects: str) -> None:
     for seed in range(40):
         row, kept, asked = random_rows(seed, kind), [], []
-        entry = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+        entry = torch.randn(
+            1, 3, 4, 4, generator=torch.Generator(torch.get_default_device()).manual_seed(seed)
+        ).double()
 
         def decide(
             vertex: int,

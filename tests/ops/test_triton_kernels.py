@@ -18,6 +18,8 @@ from triton.compiler import ASTSource
 from dggraph.ops import triton_kernels
 from dggraph.ops.triton_kernels import BLOCK, NUM_WARPS, product_kernel, sum_kernel
 
+pytestmark = pytest.mark.cpu
+
 CARDS = {80: "sm_80", 90: "sm_90a"}
 MAX_REGISTERS = 64
 """Of a thread; with more, fewer than 1,024 threads of a multiprocessor could run at once."""
