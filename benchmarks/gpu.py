@@ -67,11 +67,11 @@ class Scale:
     batches: tuple[int, ...]
     rounds: int
     shape: tuple[int, ...]
-    """Of the features that aggregation sums."""
+    """The shape of the features that aggregation sums."""
     copied: int
     """Bytes that the plain copy copies."""
     backend: str
-    """Of torch.compile."""
+    """The backend of torch.compile."""
     tests: tuple[str, ...]
     """Options of pytest."""
     seconds: Mapping[str, float] = field(

@@ -42,7 +42,9 @@ def page_of(found: dict[str, Any] | None) -> str:
     if found is None:
         return HEAD + NOT_RUN + TAIL
     if found["is_smoke"]:
-        raise ValueError("a smoke run on the CPU is no measurement; run benchmarks/gpu.py on a GPU")
+        raise ValueError(
+            "times of a smoke run on the CPU mean nothing; run benchmarks/gpu.py on a GPU"
+        )
     return HEAD + tables(found) + TAIL
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cpu
 
 CARDS = {80: "sm_80", 90: "sm_90a"}
 MAX_REGISTERS = 64
-"""Of a thread; with more, fewer than 1,024 threads of a multiprocessor could run at once."""
+"""The most for a thread; above, fewer than 1,024 threads of a multiprocessor can run at once."""
 
 
 def test_values_in_the_interpreter() -> None:
