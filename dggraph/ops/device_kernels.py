@@ -57,6 +57,17 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     return products
 
 
+def sum_and_products(
+    grads: Sequence[Tensor], weights_BE: Tensor, feature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `weighted_sum.sum_and_products` for usable tensors."""
+    from dggraph.ops import triton_ops
+
+    with torch.cuda.device(feature.device):
+        total, products = triton_ops.sum_and_products(grads, weights_BE, feature)
+    return total, products
+
+
 @cache
 def why_not(device: torch.device) -> str:
     """Return an empty string if `device` is a GPU that runs the kernels, else the reason."""

@@ -1,4 +1,4 @@
-"""Triton kernels for the GPU: weighted row sums and inner products in one pass over memory.
+"""Triton kernels for the GPU: weighted row sums, inner products, and both in one pass over memory.
 
 A row is one instance of a feature map, taken as a flat run of elements in memory order, so that
 contiguous and channels-last maps are alike. A program of the grid handles one block of one row: it
@@ -28,6 +28,20 @@ BLOCK = 1024
 """Elements of a row that one program handles: 8 a thread, which are two 16-byte loads at most."""
 
 NUM_WARPS = 4
+
+
+@triton.jit
+def added(summed, element, weight, dtype: tl.constexpr):
+    """Return summed + element * weight, rounded as the backbone's operations on `dtype` are."""
+    term = (element.to(tl.float32) * weight).to(dtype).to(tl.float32)
+    return (summed + term).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def finite(element):
+    """Return `element` in float32, 0 where it is not finite."""
+    element = element.to(tl.float32)
+    return tl.where(tl.abs(element) < float("inf"), element, 0.0)
 
 
 @triton.jit(do_not_specialize=["num_edges", "weight_row", "weight_edge", "place_row", "place_edge"])
@@ -90,8 +104,7 @@ def sum_kernel(
         else:
             place = tl.load(places + row * place_row + edge * place_edge, mask=weight != 0, other=0)
         element = tl.load(sources[edge] + place * size + column, mask=column < reach, other=0.0)
-        term = (element.to(tl.float32) * weight).to(dtype).to(tl.float32)
-        summed = tl.where(column < reach, (summed + term).to(dtype).to(tl.float32), summed)
+        summed = tl.where(column < reach, added(summed, element, weight, dtype), summed)
     tl.store(total + row * size + column, summed.to(dtype), mask=column < size)
 
 
@@ -135,6 +148,64 @@ def product_kernel(
     for edge in tl.static_range(NUM_SOURCES):
         reach = tl.where(edge < num_edges, size, 0)
         element = tl.load(sources[edge] + row * size + column, mask=column < reach, other=0.0)
-        element = element.to(tl.float32)
-        element = tl.where(tl.abs(element) < float("inf"), element, 0.0)
-        tl.store(part + edge, tl.sum(element * flow, axis=0), mask=edge < num_edges)
+        tl.store(part + edge, tl.sum(finite(element) * flow, axis=0), mask=edge < num_edges)
+
+
+@triton.jit(do_not_specialize=["first_edge", "num_edges", "all_edges", "weight_row", "weight_edge"])
+def flow_kernel(
+    total,
+    parts,
+    x0,
+    x1,
+    x2,
+    x3,
+    x4,
+    x5,
+    x6,
+    x7,
+    x8,
+    x9,
+    x10,
+    x11,
+    x12,
+    x13,
+    x14,
+    x15,
+    feature,
+    weights,
+    size,
+    first_edge,
+    num_edges,
+    all_edges,
+    weight_row,
+    weight_edge,
+    NUM_SOURCES: tl.constexpr,
+    CONTINUES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Do both in one pass: `sum_kernel` over gradients, and their products with one feature.
+
+    A gradient whose weight is 0 is left out of the sum, but has a product: a closed edge may open.
+    """
+    sources = (x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15)
+    dtype: tl.constexpr = total.dtype.element_ty
+    num_blocks = tl.cdiv(size, BLOCK)
+    row = (tl.program_id(0) // num_blocks).to(tl.int64)
+    column = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
+    if CONTINUES:
+        summed = tl.load(total + row * size + column, mask=column < size, other=0.0)
+        summed = summed.to(tl.float32)
+    else:
+        summed = tl.full((BLOCK,), -(1 << 31), tl.int32).to(tl.float32, bitcast=True)
+    read = finite(tl.load(feature + row * size + column, mask=column < size, other=0.0))
+    part = parts + tl.program_id(0).to(tl.int64) * all_edges + first_edge
+    for edge in tl.static_range(NUM_SOURCES):
+        is_edge = edge < num_edges
+        weight = tl.load(weights + row * weight_row + edge * weight_edge, mask=is_edge, other=0.0)
+        weight = weight.to(dtype).to(tl.float32)
+        reach = tl.where(is_edge, size, 0)
+        element = tl.load(sources[edge] + row * size + column, mask=column < reach, other=0.0)
+        open_reach = tl.where(weight != 0, size, 0)
+        summed = tl.where(column < open_reach, added(summed, element, weight, dtype), summed)
+        tl.store(part + edge, tl.sum(element.to(tl.float32) * read, axis=0), mask=is_edge)
+    tl.store(total + row * size + column, summed.to(dtype), mask=column < size)

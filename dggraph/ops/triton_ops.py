@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from dggraph.ops.kernels import edge_gradients, empty_rows
-from dggraph.ops.triton_kernels import BLOCK, GROUP, NUM_WARPS, product_kernel, sum_kernel
+from dggraph.ops.triton_kernels import (
+    BLOCK,
+    GROUP,
+    NUM_WARPS,
+    flow_kernel,
+    product_kernel,
+    sum_kernel,
+)
 
 
 @triton_op("dggraph::triton_sum_rows", mutates_args={})
@@ -105,6 +112,42 @@ def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
             num_warps=NUM_WARPS,
         )
     return parts_RCE.sum(1)
+
+
+@triton_op("dggraph::triton_sum_and_products", mutates_args={})
+def sum_and_products(
+    grads: Sequence[Tensor], weights_BE: Tensor, feature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute `weighted_sum.sum_and_products` on the device, in one pass over the gradients."""
+    num_rows, num_edges = feature.shape[0], len(grads)
+    total = empty_rows(num_rows, feature, feature.dtype)
+    if total.numel() == 0:
+        return total, feature.new_zeros((num_rows, num_edges), dtype=torch.float32)
+    size = total.numel() // num_rows
+    num_blocks = triton.cdiv(size, BLOCK)
+    rows, read = [_laid_out(grad, total) for grad in grads], _laid_out(feature, total)
+    parts_RCE = feature.new_empty((num_rows, num_blocks, num_edges), dtype=torch.float32)
+    for first in range(0, num_edges, GROUP):
+        sources = rows[first : first + GROUP]
+        weights = weights_BE[:, first:]
+        wrap_triton(flow_kernel)[(num_rows * num_blocks,)](
+            total,
+            parts_RCE,
+            *_padded(sources),
+            read,
+            weights,
+            size,
+            first,
+            len(sources),
+            num_edges,
+            weights.stride(0),
+            weights.stride(1),
+            NUM_SOURCES=triton.next_power_of_2(len(sources)),
+            CONTINUES=first > 0,
+            BLOCK=BLOCK,
+            num_warps=NUM_WARPS,
+        )
+    return total, parts_RCE.sum(1)
 
 
 def _laid_out(value: Tensor, layout: Tensor) -> Tensor:

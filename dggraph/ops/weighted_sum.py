@@ -81,11 +81,13 @@ def sum_and_products(
 ) -> tuple[Tensor, Tensor]:
     """Return `weighted_sum(grads, weights_BE)` and `products_with(grads, feature)`.
 
-    The C++ kernels need one pass over the gradients for both.
+    Kernels need one pass over the gradients for both.
     """
     # 16-bit sums must round after each term; the kernels round once
     if feature.dtype.itemsize >= 4 and kernels.is_usable([*grads, feature]):
         return kernels.sum_and_products(grads, weights_BE, feature)
+    if device_kernels.is_usable([*grads, feature]):
+        return device_kernels.sum_and_products(grads, weights_BE, feature)
     return weighted_sum(grads, weights_BE), products_with(grads, feature)
 
 

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dggraph.ops import triton_kernels
-from dggraph.ops.triton_kernels import BLOCK, NUM_WARPS, product_kernel, sum_kernel
+from dggraph.ops.triton_kernels import BLOCK, NUM_WARPS, flow_kernel, product_kernel, sum_kernel
 
 pytestmark = pytest.mark.cpu
 
@@ -46,7 +46,7 @@ def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
     """Compile one variant as the launch in `triton_ops` would, with all pointers aligned.
 
     Args:
-        kernel: One of the two kernels.
+        kernel: One of the three kernels.
         card: Compute capability times ten.
         constants: dtype of the features, whether there are `places`, whether `size` is a multiple
             of 16, and the kernel's own constants.
@@ -55,7 +55,7 @@ def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
     is_even = constants.pop("is_even", True)
     constants |= {"BLOCK": BLOCK} if has_places else {"BLOCK": BLOCK, "places": None}
     types = {"weights": "*fp32", "parts": "*fp32", "places": "*i64"}
-    types |= dict.fromkeys(["total", "grad", *[f"x{i}" for i in range(16)]], f"*{dtype}")
+    types |= dict.fromkeys(["total", "grad", "feature", *[f"x{i}" for i in range(16)]], f"*{dtype}")
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
@@ -102,7 +102,7 @@ def check(kernel: Any, card: int, folder: Path, **constants: Any) -> None:
     if constants.get("is_even", True):
         loads = BLOCK // (32 * NUM_WARPS) * {"fp32": 4, "bf16": 2, "fp16": 2}[constants["dtype"]]
         assert len(wide) >= constants["NUM_SOURCES"] * loads // 16
-    if constants["dtype"] == "bf16" and kernel is sum_kernel:
+    if constants["dtype"] == "bf16" and kernel is not product_kernel:
         assert "cvt.rn.bf16" in ptx, "sums must be rounded to nearest"
 
 
@@ -147,6 +147,6 @@ def test_every_variant_compiles(
 
 
 def test_the_largest_group_is_what_the_kernels_take() -> None:
-    for kernel in (sum_kernel, product_kernel):
+    for kernel in (sum_kernel, product_kernel, flow_kernel):
         sources = [name for name in kernel.arg_names if re.fullmatch(r"x\d+", name)]
         assert len(sources) == triton_kernels.GROUP

@@ -18,7 +18,9 @@ if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 from dggraph.ops import device_kernels, rows, triton_ops
-from dggraph.ops.aggregation import aggregate, share, stage_cache
+from dggraph.ops.aggregation import aggregate, share
+from dggraph.ops.collecting import weigh
+from dggraph.ops.stage_cache import stage_cache
 from dggraph.ops.triton_kernels import BLOCK
 from dggraph.ops.weighted_sum import masked_sum
 
@@ -209,12 +211,39 @@ def test_elements_that_are_not_finite_are_taken_as_0(
     assert not triton_ops.inner_products([x], grad)[1].isfinite().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_edges", [1, 3, 16, 21])
+def test_sums_and_products_in_one_pass(
+    device: torch.device, dtype: torch.dtype, layout: torch.memory_format, num_edges: int
+) -> None:
+    """Each is what its own kernel gives; closed edges have products, broken features count 0."""
+    grads = [
+        torch.randn(3, 5, 13, 17).to(device, dtype).contiguous(memory_format=layout)
+        for _ in range(num_edges)
+    ]
+    feature = torch.randn(3, 5, 13, 17).to(device, dtype)
+    feature[0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf], device=device)
+    weights = random_weights(3, num_edges, device)
+    weights[1] = 0
+    total, products = triton_ops.sum_and_products(grads, weights, feature)
+    assert same(total, triton_ops.sum_rows(grads, None, weights))
+    each = [triton_ops.inner_products([feature], grad) for grad in grads]
+    assert torch.equal(products, torch.cat(each, 1))
+    assert products.isfinite().all()
+    assert (products[1] != 0).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 3)])
 def test_tensors_without_elements(device: torch.device, shape: tuple[int, ...]) -> None:
     x = torch.ones(shape, device=device)
     weights = torch.ones(shape[0], 2, device=device)
     assert triton_ops.sum_rows([x, x], None, weights).shape == shape
-    assert torch.equal(triton_ops.inner_products([x, x], x), torch.zeros(shape[0], 2).to(device))
+    nothing = torch.zeros(shape[0], 2).to(device)
+    assert torch.equal(triton_ops.inner_products([x, x], x), nothing)
+    total, products = triton_ops.sum_and_products([x, x], weights, x)
+    assert total.shape == shape
+    assert torch.equal(products, nothing)
 
 
 def test_the_gradient_of_sums(device: torch.device) -> None:
@@ -244,20 +273,28 @@ def calls(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         operation = getattr(triton_ops, name)
         return lambda *arguments: names.append(name) or operation(*arguments)
 
-    for name in ("sum_rows", "inner_products"):
+    for name in ("sum_rows", "inner_products", "sum_and_products"):
         monkeypatch.setattr(device_kernels, name, called(name))
     monkeypatch.setattr(device_kernels, "is_usable", lambda tensors: "off" not in names)
     return names
 
 
 def run_stage(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """Three blocks and `out`, each of which reads all nodes before it; pull-form gradient."""
-    cache = stage_cache()
-    shared = [share(x, cache, 0)]
-    for target, weights_BE in enumerate(weights, start=1):
-        z = aggregate(shared, weights_BE, cache, tuple(range(len(shared))), target)
-        shared.append(share(torch.tanh(z), cache, target))
-    return shared[-1]
+    """Three blocks and `out`, each of which reads all nodes before it; pull-form gradient.
+
+    Node i has (B, 4 - i) weights, of the edges to all nodes after it.
+    """
+    cache, value = stage_cache(), x
+    shared, rows = [], []
+    everywhere = torch.tensor(-torch.inf, device=x.device)
+    for index, row_BE in enumerate(weights):
+        shared.append(share(value, cache, index))
+        ends = tuple(range(index + 1, len(weights) + 1))
+        rows.append(weigh(row_BE, None, everywhere, True, cache, index, ends))
+        column = torch.stack([row[:, index - place] for place, row in enumerate(rows)], 1)
+        sources = tuple(range(index + 1))
+        value = torch.tanh(aggregate(shared, column, cache, sources, index + 1, rows))
+    return value
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -266,7 +303,7 @@ def test_a_stage_trains_through_the_kernels(
 ) -> None:
     """Forward sums, pulled gradients and those of weights, as plain torch has them."""
     x = torch.randn(2, 6, 5, 3).to(device, dtype).requires_grad_()
-    weights = [random_weights(2, n, device).to(dtype).requires_grad_() for n in (1, 2, 3, 4)]
+    weights = [random_weights(2, n, device).to(dtype).requires_grad_() for n in (4, 3, 2, 1)]
     grad = torch.randn(2, 6, 5, 3).to(device, dtype)
     found = []
     for _ in range(2):
@@ -276,7 +313,7 @@ def test_a_stage_trains_through_the_kernels(
         for one in (x, *weights):
             one.grad = None
         if "off" not in calls:
-            assert calls == ["sum_rows"] * 4 + ["inner_products", "sum_rows"] * 4
+            assert calls == ["sum_rows"] * 4 + ["sum_and_products"] * 4
             calls.append("off")
     bound = {torch.float32: 1e-5, torch.float16: 2e-2}[dtype]
     for ours, plain in zip(*found, strict=True):
