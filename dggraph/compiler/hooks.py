@@ -40,8 +40,11 @@ FORWARD_KINDS = (_PRE, _FORWARD)
 class HookTable(OrderedDict[int, Any]):
     """The hooks of one kind on one module.
 
-    A new hook is reported to the graph or refused. A copy is a plain dictionary.
+    A new hook is reported to the graph or refused. A copy is a plain dictionary. Two empty tables
+    differ, as modules do.
     """
+
+    __eq__, __ne__ = object.__eq__, object.__ne__
 
     def __init__(
         self, graph_module: fx.GraphModule, path: str, *, refusal: str, warning: str

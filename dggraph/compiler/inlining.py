@@ -1,16 +1,17 @@
 """A program with its module calls inlined as bound functions on bound weights.
 
 A call of a module takes about ten Python calls before the first kernel runs. On one small image
-that is most of the time. Inlining makes these look-ups once. Each assumption becomes a check of 40
-ns: `Inlined.is_valid` reports whether the modules still have the same weights, settings and
-methods, and no hooks. Weights may change in place.
+that is most of the time. Inlining makes these look-ups once: it writes a function whose default
+arguments are the weights. `Inlined.is_valid` then compares pointers: whether the modules still have
+the same weights, settings and methods, and no hooks. Weights may change in place.
 
-Only modules of exactly the classes in `RULES` are inlined. All others stay calls.
+Only modules of exactly the classes in `RULES` are inlined. All others stay calls. That modules stay
+where they are is checked elsewhere (`network/structure`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,11 +19,22 @@ from torch import fx, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from dggraph.compiler.hooks import FORWARD_KINDS, has_hooks
-from dggraph.compiler.identities import Identities
-from dggraph.compiler.partition import Piece, Program, StageProgram, effects_of, function_of
+from dggraph.compiler.hooks import FORWARD_KINDS, HookTable, has_hooks, is_hooked
+from dggraph.compiler.identities import Identities, is_literal
+from dggraph.compiler.lowered import routing_of
+from dggraph.compiler.partition import (
+    BoundRouting,
+    Piece,
+    Program,
+    StageProgram,
+    effects_of,
+    function_of,
+)
 from dggraph.compiler.planning import uses_batch_statistics
-from dggraph.system.torch_private import has_global_hooks
+from dggraph.ops.decisions import Decide, bound_decision, called_decision
+from dggraph.ops.gating import AnchoredGate, SigmoidGate
+from dggraph.ops.routing import LinearRouter
+from dggraph.system.torch_private import activations, has_global_hooks
 
 Read = Callable[[str], Any]
 """Takes the name of a parameter, buffer or setting of a module, and returns its value."""
@@ -37,12 +49,19 @@ _CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def _norm(x: fx.Node, read: Read) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    tensors = [read(name) for name in ("running_mean", "running_var", "weight", "bias")]
-    return functional.batch_norm, (x, *tensors, False, 0.0, read("eps"))
+    tensors = map(read, ("weight", "bias", "running_mean", "running_var"))
+    args = (x, *tensors, False, 0.0, read("eps"), torch.backends.cudnn.enabled)
+    return torch.batch_norm, args
 
 
 def _function(function: Callable[..., Any], *names: str) -> Rule:
     return lambda x, read: (function, (x, *map(read, names)))
+
+
+def _activation(name: str, *settings: str) -> Rule:
+    """Return a rule for an activation that has a form in place."""
+    plain, in_place = activations(name)
+    return lambda x, read: (in_place if read("inplace") else plain, (x, *map(read, settings)))
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -52,12 +71,14 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
     nn.BatchNorm3d: _norm,
+    nn.LayerNorm: _function(functional.layer_norm, "normalized_shape", "weight", "bias", "eps"),
+    nn.GroupNorm: _function(functional.group_norm, "num_groups", "weight", "bias", "eps"),
     nn.Linear: _function(functional.linear, "weight", "bias"),
-    nn.ReLU: _function(functional.relu, "inplace"),
-    nn.ReLU6: _function(functional.hardtanh, "min_val", "max_val", "inplace"),
-    nn.SiLU: _function(functional.silu, "inplace"),
-    nn.Hardswish: _function(functional.hardswish, "inplace"),
-    nn.Hardsigmoid: _function(functional.hardsigmoid, "inplace"),
+    nn.ReLU: _activation("relu"),
+    nn.ReLU6: _activation("hardtanh", "min_val", "max_val"),
+    nn.SiLU: _activation("silu"),
+    nn.Hardswish: _activation("hardswish"),
+    nn.Hardsigmoid: _activation("hardsigmoid"),
     nn.Sigmoid: _function(torch.sigmoid),
     nn.AdaptiveAvgPool2d: _function(functional.adaptive_avg_pool2d, "output_size"),
     nn.Dropout: _function(functional.dropout, "p", "training"),
@@ -69,11 +90,13 @@ RULES: dict[type[nn.Module], Rule] = {
 
 METHODS = [
     (cls, name, getattr(cls, name))
-    for cls in (nn.Module, *RULES)
+    for cls in (nn.Module, *RULES, LinearRouter, AnchoredGate, SigmoidGate)
     for name in ("forward", "_conv_forward", "__call__")
-    if name in vars(cls) or (cls in RULES and name == "forward")
+    if name in vars(cls) or (cls is not nn.Module and name == "forward")
 ]
-"""Class, name and function of each method that `RULES` replace."""
+"""Class, name and function of each method that inlining replaces."""
+CALL = "__call__"
+"""The method by which an inlined function calls a module that has no rule."""
 MAX_PATIENCE = 1024
 """Largest number of passes until an `Inliner` inlines again."""
 
@@ -87,10 +110,17 @@ class Inlined:
     """Parameters, buffers, settings and classes; an attribute set later may hide a method."""
     hooks: tuple[Mapping[int, Any], ...]
     """Hook tables that were empty when inlining."""
+    unwatched: tuple[Mapping[int, Any], ...]
+    """Those among them that do not report a new hook: the tables of modules put in later."""
 
-    def is_valid(self) -> bool:
-        """Whether the modules are as they were when inlining."""
-        return self.same.hold() and not any(self.hooks)
+    def is_valid(self, *, is_hooked: bool) -> bool:
+        """Whether the modules are as they were when inlining.
+
+        Args:
+            is_hooked: Whether a table that reports new hooks has one.
+        """
+        hooks = self.hooks if is_hooked else self.unwatched
+        return self.same.hold() and not any(hooks)
 
 
 def is_patched() -> bool:
@@ -119,7 +149,7 @@ class Inliner:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Inliner":
         return Inliner(self.source)
 
-    def program(self, lowered: nn.Module) -> Program:
+    def program(self, lowered: fx.GraphModule) -> Program:
         """Return the program to run now.
 
         It is the source if a norm in it uses statistics of the batch.
@@ -127,7 +157,7 @@ class Inliner:
         if has_global_hooks() or is_patched():
             return self.source
         inlined = self.inlined  # another thread may drop it
-        if inlined is not None and inlined.is_valid():
+        if inlined is not None and inlined.is_valid(is_hooked=is_hooked(lowered)):
             return inlined.program
         if inlined is not None:
             self.inlined, self.patience = None, min(2 * self.patience, MAX_PATIENCE)
@@ -155,20 +185,18 @@ def inline(program: Program, lowered: nn.Module) -> Inlined:
             blocks = tuple(
                 block._replace(piece=writer.inline(block.piece)) for block in step.blocks
             )
-            effects = effects_of(step.plan, blocks)
-            steps.append((replace(step, blocks=blocks, effects=effects), spent))
+            effects, routing = effects_of(step.plan, blocks), writer.bind_routing(step.plan.name)
+            steps.append((replace(step, blocks=blocks, effects=effects, routing=routing), spent))
     for path in program.norms:
         norm = writer.find(path)
-        if norm is not None:
+        if norm is not None and id(norm) not in writer.modules:
             writer.check(vars(norm), "training")
             writer.check(norm._buffers, "running_mean")
-    modules = writer.modules.values()
-    same = Identities(
-        list(writer.checks.values()),
-        [(module, type(module)) for module in modules],
-        [(vars(module), len(vars(module))) for module in modules],
-    )
-    return Inlined(replace(program, steps=tuple(steps)), same, writer.hooks)
+    modules = list(writer.modules.values())
+    same = Identities(writer.checks.values(), modules, map(vars, modules))
+    hooks = tuple(vars(module)[kind] for module in modules for kind in FORWARD_KINDS)
+    unwatched = tuple(table for table in hooks if type(table) is not HookTable)
+    return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched)
 
 
 class _Writer:
@@ -177,17 +205,20 @@ class _Writer:
     def __init__(self, lowered: nn.Module) -> None:
         self.lowered = lowered
         self.checks: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
-        self.hooks: tuple[Mapping[int, Any], ...] = ()
         self.modules: dict[int, nn.Module] = {}
 
     def inline(self, piece: Piece) -> Piece:
         """Return `piece` as a function that no longer uses the LoweredModule."""
-        graph, bound, twins = fx.Graph(), SimpleNamespace(), dict[fx.Node, Any]()
+        graph, twins, bound = fx.Graph(), dict[fx.Node, Any](), dict[int, tuple[Any, fx.Node]]()
 
-        def bind(value: Any) -> Any:
-            name = f"c{len(vars(bound))}"
-            setattr(bound, name, value)
-            return graph.get_attr(name)
+        def bind(value: Any) -> fx.Node:
+            """Return the argument whose default is `value`."""
+            if id(value) not in bound:
+                first = next((one for one in graph.nodes if one.op != "placeholder"), None)
+                with nullcontext() if first is None else graph.inserting_before(first):
+                    argument = graph.placeholder(f"c{len(bound)}", default_value=None)
+                bound[id(value)] = value, argument
+            return bound[id(value)][1]
 
         for fx_node in piece.graph.nodes:
             args = fx.map_arg(fx_node.args, twins.__getitem__)
@@ -209,23 +240,29 @@ class _Writer:
             module = self.module_at(str(fx_node.target).split("."))
             rule = self.rule_for(module) if len(args) == 1 and not kwargs else None
             if rule is None:
-                callee = bind(module)
-                twins[fx_node] = graph.call_module(str(callee.target), args, kwargs)
-                graph.erase_node(callee)
+                twins[fx_node] = graph.call_method(CALL, (bind(module), *args), kwargs)
                 continue
 
             def read(name: str, module: nn.Module = module) -> Any:
                 value = self.value(module, name)
-                return value if _is_literal(value) else bind(value)
+                return value if is_literal(value) else bind(value)
 
             called = rule(args[0], read)
             twins[fx_node] = args[0] if called is None else graph.call_function(*called)
         run = function_of(graph)
-        return replace(
-            piece,
-            run=lambda _lowered, *inputs: run(bound, *inputs),
-            keeps_nothing=all(_keeps_nothing(fx_node) for fx_node in graph.nodes),
-        )
+        run.__defaults__ = tuple(value for value, _ in bound.values())
+        return replace(piece, run=run, keeps_nothing=all(map(_keeps_nothing, graph.nodes)))
+
+    def bind_routing(self, stage: str) -> BoundRouting:
+        """Return the routing of `stage` as functions, and check from now on that it stays so."""
+        routing, decide = routing_of(self.lowered, stage), dict[int, Decide]()
+        for name in routing._modules:
+            self.check(routing._modules, name)
+        for vertex, router, gate in routing.deciders():
+            is_known = self.is_untouched(router) and self.is_untouched(gate)
+            bound = bound_decision(router, gate) if is_known else None
+            decide[vertex] = bound or called_decision(router, gate)
+        return BoundRouting(decide, self.value(routing, "threshold"))
 
     def rule_for(self, module: nn.Module) -> Rule | None:
         """Return the rule that inlines `module`, or None if it stays a call."""
@@ -234,19 +271,30 @@ class _Writer:
         is_batch_norm = rule is _norm and module.running_mean is None
         if rule is None or is_padded_by_hand or is_batch_norm or module.training:
             return None
-        if has_hooks(module) or any(hasattr(type(module), name) for name in vars(module)):
-            return None  # the latter hides a method
-        for name in ("training", "forward", "padding_mode", *FORWARD_KINDS):
+        if not self.is_untouched(module):
+            return None
+        for name in ("training", "padding_mode"):
             self.check(vars(module), name)
-        self.hooks += tuple(vars(module)[kind] for kind in FORWARD_KINDS)
-        self.modules[id(module)] = module
         return rule
 
+    def is_untouched(self, module: nn.Module) -> bool:
+        """Whether `module` computes what its class does.
+
+        If so, check from now on that it has the same weights, no hooks and no methods of its own.
+        """
+        if has_hooks(module) or any(hasattr(type(module), name) for name in vars(module)):
+            return False  # the latter hides a method
+        for kind in FORWARD_KINDS:
+            self.check(vars(module), kind)
+        for table in (module._parameters, module._buffers):
+            for name in table:
+                self.check(table, name)
+        self.modules[id(module)] = module
+        return True
+
     def module_at(self, path: Sequence[str]) -> nn.Module:
-        """Return the module at `path`, and check from now on that it stays there."""
-        module = self.find(path)
-        assert module is not None
-        return module
+        """Return the module at `path`, which is known to stay there."""
+        return self.lowered.get_submodule(".".join(path))
 
     def find(self, path: Sequence[str]) -> nn.Module | None:
         """Return the module at `path`, or None, and check from now on that this stays so."""
@@ -277,16 +325,9 @@ def _held_by(module: nn.Module) -> tuple[Mapping[str, Any], ...]:
     return module._parameters, module._buffers, module._modules, vars(module)
 
 
-def _is_literal(value: Any) -> bool:
-    """Whether generated code can print `value`, which must be immutable."""
-    if type(value) is tuple:
-        return all(map(_is_literal, value))
-    return value is None or type(value) in (bool, int, float, str)
-
-
 def _keeps_nothing(fx_node: fx.Node) -> bool:
     """Whether `fx_node` certainly keeps no reference to its inputs; the code of a module might."""
     if fx_node.op == "call_function":
         module = getattr(fx_node.target, "__module__", None) or "torch"
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins")
-    return fx_node.op != "call_module"
+    return fx_node.target != CALL

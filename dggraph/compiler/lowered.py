@@ -4,6 +4,7 @@ It runs the lowered graph and owns the backbone's module tree, under the backbon
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ class StageRouting(nn.Module):
         gate = self._modules[f"gate_{index}"]
         assert gate is not None
         return gate
+
+    def deciders(self) -> Iterator[tuple[int, nn.Module, nn.Module]]:
+        """Yield each vertex with a router, its router and its gate."""
+        for name, router in self.named_children():
+            if name.startswith("router_"):
+                vertex = int(name.removeprefix("router_"))
+                yield vertex, router, self.gate(vertex)
 
     def forward(self, *_inputs: Any) -> Any:
         """Raise `BackboneOnlyError`: a container of routers cannot be called."""

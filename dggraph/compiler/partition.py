@@ -5,15 +5,15 @@ weights take effect, and nothing is registered twice. Steps are ordered so that 
 computed before it is read.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.contexts import CONTEXTS
-from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.lowered import LoweredModule, StageRouting
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import (
     NEEDED,
@@ -25,6 +25,7 @@ from dggraph.compiler.planning import (
 )
 from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
+from dggraph.ops.decisions import Decide, called_decision
 from dggraph.ops.liveness import Topology
 from dggraph.ops.running_sum import Effects
 from dggraph.ops.stage_plans import StagePlans
@@ -67,6 +68,16 @@ class StageProgram:
     """
     effects: tuple[Effects, ...]
     """One for each vertex from 1."""
+    routing: "BoundRouting | None" = None
+    """The routers, gates and threshold where the program is inlined."""
+
+
+class BoundRouting(NamedTuple):
+    """The routing of one stage as functions and tensors instead of modules."""
+
+    decide: Mapping[int, Decide]
+    """For each vertex with a router."""
+    threshold: Tensor
 
 
 class BlockProgram(NamedTuple):
@@ -253,6 +264,12 @@ def _stage_program(
         sums_only=sums_only,
         plans=StagePlans(topology) if sums_only and stage.scope == "stage" else None,
     )
+
+
+def called_routing(routing: StageRouting) -> BoundRouting:
+    """Return `routing` with its modules called, whatever they are."""
+    decide = {vertex: called_decision(router, gate) for vertex, router, gate in routing.deciders()}
+    return BoundRouting(decide, routing.threshold)
 
 
 def effects_of(plan: StagePlan, blocks: Iterable[BlockProgram]) -> tuple[Effects, ...]:

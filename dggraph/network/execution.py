@@ -16,26 +16,37 @@ Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices o
 `instances` is None for all images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dggraph.compiler.lowered import StageRouting, routing_of
-from dggraph.compiler.partition import Piece, Program, StageProgram
+from dggraph.compiler.lowered import routing_of
+from dggraph.compiler.partition import (
+    BoundRouting,
+    Piece,
+    Program,
+    StageProgram,
+    called_routing,
+)
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.decisions import NodeDecisions, StageDecisions, refuse_nan, to_numpy
 from dggraph.ops.aggregation import adapt
+from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
-from dggraph.ops.stage_plans import run_plan, weights_for
+from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
 
 
 def run_sparse(
-    program: Program, lowered: nn.Module, graph: DynamicGraph, x: Tensor
-) -> tuple[Any, dict[str, Any]]:
+    program: Program,
+    lowered: nn.Module,
+    graph: DynamicGraph,
+    x: Tensor,
+    gates: dict[str, Any] | None = None,
+) -> Any:
     """Run `program` on `x`, (B, C, H, W), without gradients.
 
     Args:
@@ -43,54 +54,185 @@ def run_sparse(
         lowered: The module that owns all weights.
         graph: The wired graph, for names in errors.
         x: Images, (B, C, H, W).
+        gates: If given, it gets {stage: (weights, raw)}, each (B, E).
 
     Returns:
-        The output of the lowered module: the backbone's output and {stage: (weights, raw)}, each
-        (B, E).
+        The backbone's output.
 
     Raises:
         GateError: An edge weight is NaN; the error names the edge.
     """
     values: dict[str, Any] = {program.input: x}
-    gates: dict[str, Any] = {}
     for step, spent in program.steps:
         if isinstance(step, Piece):
             results = step.run(lowered, *[values[name] for name in step.inputs])
             values.update(zip(step.outputs, results, strict=True))
         else:
-            values[step.plan.output], weights_BE, raw_BE = _run_stage(step, lowered, graph, values)
-            gates[step.plan.name] = (weights_BE, raw_BE)
+            values[step.plan.output] = _run_stage(step, lowered, graph, values, gates)
         for name in spent:
             del values[name]
-    gates |= {
-        stage: (values[weights], values[raw])
-        for stage, (weights, raw) in program.dense_gates.items()
-    }
-    return program.output.run(lowered, *[values[name] for name in program.output.inputs]), gates
+    if gates is not None:
+        for stage, (weights, raw) in program.dense_gates.items():
+            gates[stage] = (values[weights], values[raw])
+    return program.output.run(lowered, *[values[name] for name in program.output.inputs])
 
 
 def _run_stage(
-    step: StageProgram, lowered: nn.Module, graph: DynamicGraph, values: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
+    step: StageProgram,
+    lowered: nn.Module,
+    graph: DynamicGraph,
+    values: dict[str, Any],
+    gates: dict[str, Any] | None,
+) -> Tensor:
     entry, name = values[step.plan.entry], step.plan.name
-    routing = routing_of(lowered, name)
-    decisions: StageDecisions | NodeDecisions
+    routing = step.routing or called_routing(routing_of(lowered, name))
     if step.plan.scope == "stage":
-        raw_BE = routing.gate(0)(routing.router(0)(entry))
+        raw_BE = routing.decide[0](entry)
+        if step.plans is not None:
+            output = _run_plans(step, lowered, graph, values, raw_BE, routing, gates)
+            if output is not None:
+                return output
         known_BE = to_numpy(raw_BE)
         if np.isnan(known_BE).any():
             refuse_nan(graph, name, raw_BE)
-        found = _run_plan(step, lowered, values, routing, known_BE)
-        if found is not None:
-            new_output, weights_BE = found
-            return new_output, torch.from_numpy(weights_BE).to(raw_BE), raw_BE
-        decisions = StageDecisions(
-            step.topology, known_BE, to_numpy(routing.threshold), raw_BE.dtype
+        threshold = to_numpy(routing.threshold)
+        decisions: StageDecisions | NodeDecisions = StageDecisions(
+            step.topology, known_BE, threshold, raw_BE.dtype
         )
+    elif step.sums_only and len(entry) == 1:
+        return _walk(step, lowered, graph, values, routing, gates)
     else:
-        if len(entry) == 1 and (walked := _walk(step, lowered, values, routing, graph)) is not None:
-            return walked
-        decisions = NodeDecisions(step.topology, routing, entry, graph, name)
+        decisions = NodeDecisions(step.topology, routing_of(lowered, name), entry, graph, name)
+    output = _run_rows(step, lowered, values, decisions)
+    if gates is not None:
+        gates[name] = tuple(
+            torch.from_numpy(array).to(entry.device, decisions.dtype)
+            for array in (decisions.weights_BE, decisions.raw_BE)
+        )
+    return output
+
+
+def _run_plans(
+    step: StageProgram,
+    lowered: nn.Module,
+    graph: DynamicGraph,
+    values: dict[str, Any],
+    raw_BE: Tensor,
+    routing: BoundRouting,
+    gates: dict[str, Any] | None,
+) -> Tensor | None:
+    """Run the images of each pattern of open edges as one batch, and return the stage's output.
+
+    The result is None if it is cheaper to run each block on its rows, and where no edges lead to
+    `out`.
+    """
+    assert step.plans is not None
+    rows, threshold = raw_BE.tolist(), routing.threshold.item()
+    plans: list[PatternPlan] = []
+    instances_of: dict[PatternPlan, list[int]] = {}
+    for instance, row in enumerate(rows):
+        if sum(row) != sum(row):
+            refuse_nan(graph, step.plan.name, raw_BE)
+        plan = step.plans.find(row, threshold)
+        if plan is None:
+            return None
+        plans.append(plan)
+        instances_of.setdefault(plan, []).append(instance)
+    if not 0 < len(instances_of) <= max(1, len(plans) // 2):
+        return None
+    if len(instances_of) == 1:
+        output = _run_plan(step, lowered, values, plans[0], rows, None)
+    else:
+        output = _run_groups(step, lowered, values, instances_of, rows)
+    if gates is not None:
+        weights = [plan.weights(row) for plan, row in zip(plans, rows, strict=True)]
+        gates[step.plan.name] = raw_BE.new_tensor(weights), raw_BE
+    return output
+
+
+def _run_groups(
+    step: StageProgram,
+    lowered: nn.Module,
+    values: dict[str, Any],
+    instances_of: Mapping[PatternPlan, list[int]],
+    rows: Sequence[Sequence[float]],
+) -> Tensor:
+    """Run the images of each pattern as a batch of their own."""
+    output: Tensor | None = None
+    for plan, instances in instances_of.items():
+        part = _run_plan(
+            step, lowered, values, plan, [rows[b] for b in instances], np.asarray(instances)
+        )
+        if output is None:
+            output = empty_rows(len(rows), part, part.dtype)
+        output.index_copy_(0, torch.tensor(instances, device=part.device), part)
+    assert output is not None
+    return output
+
+
+def _run_plan(
+    step: StageProgram,
+    lowered: nn.Module,
+    values: dict[str, Any],
+    plan: PatternPlan,
+    rows: Sequence[Sequence[float]],
+    instances: Places | None,
+) -> Tensor:
+    """Run `plan` on `instances`, with the weights in `rows`."""
+    entry = take_rows(values[step.plan.entry], instances)
+    run_block = _block_runner(step, lowered, values, instances)
+    return run_plan(plan, entry, weights_for(plan, rows, entry), run_block, step.effects)
+
+
+def _walk(
+    step: StageProgram,
+    lowered: nn.Module,
+    graph: DynamicGraph,
+    values: dict[str, Any],
+    routing: BoundRouting,
+    gates: dict[str, Any] | None,
+) -> Tensor:
+    """Run one image through a stage of `node` routers whose edges all add."""
+    entry, name = values[step.plan.entry], step.plan.name
+    raw_1E = torch.zeros(0)
+
+    def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
+        nonlocal raw_1E
+        if output is None:  # a dead node: logit 0
+            gate = routing_of(lowered, name).gate(vertex)
+            raw_1E = gate(raw_1E.new_zeros(1, len(edges)))
+        else:
+            raw_1E = routing.decide[vertex](output)
+        row: list[float] = raw_1E.tolist()[0]
+        if sum(row) != sum(row):
+            known_1E = torch.zeros(1, len(step.topology.sources))
+            known_1E[:, edges] = raw_1E.float().cpu()
+            refuse_nan(graph, name, known_1E)
+        return row
+
+    output, weights, raw = walk_stage(
+        entry,
+        step.topology,
+        routing.threshold.item(),
+        decide,
+        _block_runner(step, lowered, values, None),
+        step.effects,
+    )
+    if output is None:
+        output = _no_features(step, len(step.blocks) + 1, entry, 1)
+    if gates is not None:
+        gates[name] = raw_1E.new_tensor([weights]), raw_1E.new_tensor([raw])
+    return output
+
+
+def _run_rows(
+    step: StageProgram,
+    lowered: nn.Module,
+    values: dict[str, Any],
+    decisions: StageDecisions | NodeDecisions,
+) -> Tensor:
+    """Run each block on the rows of the images that reach it."""
+    entry = values[step.plan.entry]
     features: list[Tensor | None] = [entry]
     row_of_BV = np.empty((len(entry), step.topology.num_vertices), dtype=np.int64)
     row_of_BV[:, 0] = np.arange(len(entry))
@@ -115,7 +257,7 @@ def _run_stage(
             (output,) = piece.run(lowered, new_input, *around)
         features.append(output)
         decisions.ran(vertex, output, instances)
-    new_output = _gather(
+    return _gather(
         step,
         len(features),
         features,
@@ -124,76 +266,6 @@ def _run_stage(
         None,
         may_alias=not step.plan.writes_output,
     )
-    raw_BE = torch.from_numpy(decisions.raw_BE).to(entry.device, decisions.dtype)
-    return (
-        new_output,
-        torch.from_numpy(decisions.weights_BE).to(entry.device, decisions.dtype),
-        raw_BE,
-    )
-
-
-def _run_plan(
-    step: StageProgram,
-    lowered: nn.Module,
-    values: dict[str, Any],
-    routing: StageRouting,
-    raw_BE: Weights,
-) -> tuple[Tensor, Weights] | None:
-    """Return output and weights (B, E) of a stage if all images share a pattern of open edges.
-
-    The result is None if they do not, and for 16-bit features, whose sums are rounded term by term.
-    """
-    entry = values[step.plan.entry]
-    if step.plans is None or not _is_wide(entry):
-        return None
-    plan = step.plans.find(raw_BE, to_numpy(routing.threshold))
-    if plan is None:
-        return None
-    weights = weights_for(plan, raw_BE, entry)
-    run_block = _block_runner(step, lowered, values)
-    output = run_plan(plan, entry, weights, run_block, step.effects)
-    weights_BE = np.where(plan.is_open_E, raw_BE, np.zeros((), raw_BE.dtype))
-    if plan.forced is not None:
-        weights_BE[:, plan.forced] = 1
-    return output, weights_BE
-
-
-def _walk(
-    step: StageProgram,
-    lowered: nn.Module,
-    values: dict[str, Any],
-    routing: StageRouting,
-    graph: DynamicGraph,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Run one image through a stage of `node` routers: its output, weights and raw weights (1, E).
-
-    The result is None if aggregation is not a plain sum, and for 16-bit features.
-    """
-    entry, name = values[step.plan.entry], step.plan.name
-    if not (step.sums_only and _is_wide(entry)):
-        return None
-    rows: list[Tensor] = []
-
-    def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
-        logits_BE = (
-            rows[0].new_zeros(1, len(edges)) if output is None else routing.router(vertex)(output)
-        )
-        rows.append(routing.gate(vertex)(logits_BE))
-        row: list[float] = rows[-1].tolist()[0]
-        if any(weight != weight for weight in row):
-            raw_BE = torch.zeros(1, len(step.topology.sources))
-            raw_BE[:, edges] = rows[-1].float().cpu()
-            refuse_nan(graph, name, raw_BE)
-        return row
-
-    threshold = float(routing.threshold)
-    run_block = _block_runner(step, lowered, values)
-    output, weights, raw = walk_stage(
-        entry, step.topology, threshold, decide, run_block, step.effects
-    )
-    if output is None:
-        output = _no_features(step, len(step.blocks) + 1, entry, 1)
-    return output, rows[0].new_tensor([weights]), rows[0].new_tensor([raw])
 
 
 def _no_features(step: StageProgram, vertex: int, entry: Tensor, num_rows: int) -> Tensor:
@@ -203,20 +275,15 @@ def _no_features(step: StageProgram, vertex: int, entry: Tensor, num_rows: int) 
     return zeros(shape, entry)
 
 
-def _is_wide(entry: Tensor) -> bool:
-    """Whether partial sums can be reused; 16-bit sums are rounded term by term."""
-    return entry.dtype.itemsize >= 4 and not torch.is_autocast_enabled(entry.device.type)
-
-
 def _block_runner(
-    step: StageProgram, lowered: nn.Module, values: dict[str, Any]
+    step: StageProgram, lowered: nn.Module, values: dict[str, Any], instances: Places | None
 ) -> Callable[[int, Tensor], Tensor]:
-    """Return a function of vertex and input that runs a block on the full batch."""
+    """Return a function of vertex and input that runs a block on the rows of `instances`."""
     num_instances = len(values[step.plan.entry])
 
     def run_block(vertex: int, x: Tensor) -> Tensor:
         piece, _, reads = step.blocks[vertex - 1]
-        around = [_read(values, name, kind, None, num_instances) for name, kind in reads]
+        around = [_read(values, name, kind, instances, num_instances) for name, kind in reads]
         output: Tensor = piece.run(lowered, x, *around)[0]
         return output
 

@@ -281,7 +281,8 @@ class DynamicNetwork(StandIn):
         if x.ndim != 4:
             raise InputError(wrong_shape)
         try:
-            output, gates = self.lowered(x) if is_plain() else self._run(x)
+            wanted = return_gates or self._collected is not None
+            output, gates = self.lowered(x) if is_plain() else self._run(x, {} if wanted else None)
         except RuntimeError as error:
             if "forward mode AD" in str(error):
                 raise BackboneOnlyError(
@@ -300,7 +301,7 @@ class DynamicNetwork(StandIn):
                 f"{self.graph.name} takes {dtype}, got {x.dtype}: {error}. Convert the images with"
                 f" x.to({dtype})."
             ) from error
-        if not return_gates and self._collected is None:
+        if not wanted:
             return output
         thresholds = {stage: routing_of(self.lowered, stage).threshold for stage in gates}
         found = Gates(
@@ -320,7 +321,11 @@ class DynamicNetwork(StandIn):
             " dggraph.export, or torch.jit.trace(net.eval(), x)."
         )
 
-    def _run(self, x: Tensor) -> tuple[Any, dict[str, Any]]:
+    def _run(self, x: Tensor, gates: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Return the backbone's output and the gates of the pass.
+
+        Skipping writes them to `gates`, and leaves them out if that is None.
+        """
         self.refuse_changes()
         if self._executor == "dense":
             return self._run_dense(x)
@@ -344,7 +349,8 @@ class DynamicNetwork(StandIn):
         if program is inliner.source and uses_batch_statistics(self.lowered, program.norms):
             return self._run_dense(x, "a norm takes the statistics of the batch")
         self._last_run = "sparse"
-        return run_sparse(program, self.lowered, self.graph, x)
+        output = run_sparse(program, self.lowered, self.graph, x, gates)
+        return output, gates or {}
 
     def _run_dense(self, x: Tensor, reason: str = "") -> tuple[Any, dict[str, Any]]:
         self._last_run = f"dense: {reason}" if reason else "dense"

@@ -6,7 +6,7 @@ another class, the graph would still run the old forward.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -107,7 +107,9 @@ class Structure:
 
     def _walk(self, lowered: LoweredModule) -> "_Seen":
         modules: list[nn.Module] = [lowered]
-        seen = _Seen(Identities(), {})
+        values: list[tuple[Mapping[str, Any], str, Any]] = []
+        opened: list[nn.Module] = []  # the graph runs their parts
+        containers: list[Mapping[str, Any]] = []
         for owner, name, path, forward, is_patched, children in self.places:
             module = modules[owner]._modules.get(name)
             if module is None:
@@ -133,16 +135,18 @@ class Structure:
                     " otherwise change the backbone and convert it again."
                 )
             modules.append(module)
-            seen.same.values.append((modules[owner]._modules, name, module))
+            values.append((modules[owner]._modules, name, module))
             if "inplace" in vars(module):
-                seen.same.values.append((vars(module), "inplace", module.inplace))
+                values.append((vars(module), "inplace", module.inplace))
             if forward is not None:
-                seen.same.values.append((vars(module), "forward", vars(module).get("forward")))
-                seen.same.classes.append((module, type(module)))
-                seen.forwards[type(module)] = forward
+                values.append((vars(module), "forward", vars(module).get("forward")))
+                opened.append(module)
             if children is not None:
-                seen.same.sizes.append((module._modules, len(module._modules)))
-        return seen
+                containers.append(module._modules)
+        return _Seen(
+            Identities(values, opened, containers),
+            {type(module): type(module).forward for module in opened},
+        )
 
 
 def _replaced(path: str, module: nn.Module, forward: Callable[..., Any]) -> str:

@@ -4,7 +4,8 @@ Which edges are open follows from one comparison with the threshold. That patter
 `PatternPlan`: which nodes run, what each sums, which sum goes on from the one before, and which
 features are no longer needed afterwards. Weights, threshold and temperature are read at every pass.
 
-Where all images of a batch share a pattern, one plan serves the batch; a batch of one always does.
+The images of a batch that share a pattern run as one. Decisions are Python floats: a numpy call
+costs a microsecond whatever its size, and a stage of ten edges would need twenty of them.
 
 Shape suffixes: B instances, E edges.
 """
@@ -42,14 +43,26 @@ class Sum:
     """Sources that nothing reads afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PatternPlan:
     """What to run for one pattern. The last sum is the stage's output."""
 
     sums: tuple[Sum, ...]
-    is_open_E: Weights
+    is_open: tuple[bool, ...]
+    """For each edge."""
     forced: int | None
     """The edge into `out` that opens at weight 1 because nothing else reaches it."""
+    candidates: tuple[int, ...]
+    """The edges among which the largest weight decides which one that is."""
+
+    def weights(self, row: Sequence[float]) -> list[float]:
+        """Return the weights (E,) that apply to an image whose gate gave `row`: 0 where closed."""
+        weights = [
+            weight if is_open else 0.0 for weight, is_open in zip(row, self.is_open, strict=True)
+        ]
+        if self.forced is not None:
+            weights[self.forced] = 1.0
+        return weights
 
 
 class StagePlans:
@@ -57,31 +70,42 @@ class StagePlans:
 
     def __init__(self, topology: Topology) -> None:
         self.topology, self.lock = topology, threading.Lock()
+        self.into_out = topology.incoming(topology.num_vertices - 1)
         self.plans: OrderedDict[bytes, PatternPlan] = OrderedDict()
         num_edges, num_vertices = len(topology.sources), topology.num_vertices
         self.capacity = max(16, MAX_BYTES // (200 * num_vertices + 150 * num_edges))
 
-    def find(self, raw_BE: Weights, threshold: Weights) -> PatternPlan | None:
-        """The plan for weights that a gate gave; None where images have different patterns."""
-        closed_BE = raw_BE <= threshold
-        if not len(closed_BE) or not (closed_BE == closed_BE[:1]).all():
-            return None
-        key = closed_BE[0].tobytes()
+    def find(self, row: Sequence[float], threshold: float) -> PatternPlan | None:
+        """Return the plan for the weights that a gate gave one image, (E,).
+
+        The result is None if no live node has an edge to `out`.
+        """
+        closed = bytes([weight <= threshold for weight in row])
+        plan = self._plan(closed, closed, row, threshold)
+        if plan is None or plan.forced is None:
+            return plan
+        best = max(plan.candidates, key=lambda edge: (row[edge], edge))  # ties: the later node
+        if best == plan.forced:
+            return plan
+        return self._plan(closed + best.to_bytes(4, "little"), closed, row, threshold)
+
+    def _plan(
+        self, key: bytes, closed: bytes, row: Sequence[float], threshold: float
+    ) -> PatternPlan | None:
+        """Return the plan that is kept at `key`, or a new one."""
         with self.lock:
             plan = self.plans.get(key)
             if plan is not None:
                 self.plans.move_to_end(key)
                 return plan
-        is_open_BE = settle(raw_BE, self.topology, threshold, False) != 0
-        is_reached = is_open_BE[0, self.topology.incoming(self.topology.num_vertices - 1)].any()
-        if not is_reached or not (is_open_BE == is_open_BE[:1]).all():
+        is_open_BE = settle(np.asarray([row]), self.topology, np.asarray(threshold), False) != 0
+        if not is_open_BE[0, self.into_out].any():
             return None
-        plan = plan_pattern(is_open_BE[0], closed_BE[0], self.topology)
-        if plan.forced is None:  # else the edge that opens depends on the weights
-            with self.lock:
-                self.plans[key] = plan
-                if len(self.plans) > self.capacity:
-                    self.plans.popitem(last=False)
+        plan = plan_pattern(is_open_BE[0], np.frombuffer(closed, np.bool_), self.topology)
+        with self.lock:
+            self.plans[key] = plan
+            if len(self.plans) > self.capacity:
+                self.plans.popitem(last=False)
         return plan
 
 
@@ -113,25 +137,30 @@ def plan_pattern(is_open_E: Weights, closed_E: Weights, topology: Topology) -> P
         dead = tuple(source for _, source in own if source and last_reader[source] == vertex)
         sums.append(Sum(vertex, tuple(own), continued(own, before), dead))
         before = own
-    forced = np.flatnonzero(is_open_E & closed_E)
-    return PatternPlan(tuple(sums), is_open_E, int(forced[0]) if len(forced) else None)
+    forced = np.flatnonzero(is_open_E & closed_E).tolist()
+    into_out = range(*topology.incoming(topology.num_vertices - 1).indices(len(is_open_E)))
+    live_V = live_vertices(is_open_E[None], topology)[0]
+    return PatternPlan(
+        sums=tuple(sums),
+        is_open=tuple(is_open_E.tolist()),
+        forced=forced[0] if forced else None,
+        candidates=tuple(edge for edge in into_out if forced and live_V[topology.sources[edge]]),
+    )
 
 
-def weights_for(plan: PatternPlan, raw_BE: Weights, like: Tensor) -> list[Weight]:
+def weights_for(
+    plan: PatternPlan, rows: Sequence[Sequence[float]], like: Tensor
+) -> Sequence[Weight]:
     """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1)."""
-    if len(raw_BE) == 1:
-        weights: list[Weight] = raw_BE[0].tolist()
-    else:
-        is_shared_E = (raw_BE == raw_BE[:1]).all(0)
+    weights: list[Weight] = list(rows[0])
+    if len(rows) > 1:
         shape = (-1, *[1] * (like.ndim - 1))
-        weights = [
-            float(raw_BE[0, edge])
-            if is_shared_E[edge]
-            else torch.as_tensor(raw_BE[:, edge], dtype=like.dtype, device=like.device).reshape(
-                shape
-            )
-            for edge in range(raw_BE.shape[1])
-        ]
+        for edge, is_open in enumerate(plan.is_open):
+            column = [row[edge] for row in rows] if is_open else []
+            if any(weight != weights[edge] for weight in column):
+                weights[edge] = torch.tensor(column, dtype=like.dtype, device=like.device).view(
+                    shape
+                )
     if plan.forced is not None:
         weights[plan.forced] = 1.0
     return weights

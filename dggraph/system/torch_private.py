@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = [
     "FakeTensorMode",
     "NamingCodeGen",
+    "activations",
     "backward_pass",
     "below_autograd",
     "has_forward_hooks",
@@ -25,6 +26,16 @@ __all__ = [
 ]
 # FakeTensorMode: shapes without memory. The public interface, torch.export, also traces the model.
 # tree_leaves: walks the containers that torch itself supports. No public function does.
+
+
+def activations(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the activation `name` and its form in place, without their Python wrappers.
+
+    The public functions check their arguments anew at each call.
+    """
+    if name == "relu":
+        return torch.relu, torch.relu_
+    return getattr(torch._C._nn, name), getattr(torch._C._nn, f"{name}_")
 
 
 def below_autograd() -> Any:
