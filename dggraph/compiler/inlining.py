@@ -31,7 +31,14 @@ from dggraph.compiler.partition import (
     function_of,
 )
 from dggraph.compiler.planning import uses_batch_statistics
-from dggraph.ops.decisions import Decide, bound_decision, called_decision
+from dggraph.ops.decisions import (
+    EXACT,
+    PREPARED,
+    Decide,
+    DecideOne,
+    Forms,
+    called_decision,
+)
 from dggraph.ops.gating import AnchoredGate, SigmoidGate
 from dggraph.ops.routing import LinearRouter
 from dggraph.system.torch_private import activations, has_global_hooks
@@ -111,7 +118,9 @@ class Inlined:
     hooks: tuple[Mapping[int, Any], ...]
     """Hook tables that were empty when inlining."""
     unwatched: tuple[Mapping[int, Any], ...]
-    """Those among them that do not report a new hook: the tables of modules put in later."""
+    """Those among them that do not report a new hook: those of routing, and of later modules."""
+    hooked: tuple[Mapping[int, Any], ...]
+    """Hook tables of routers and gates that were not empty."""
 
     def is_valid(self, *, is_hooked: bool) -> bool:
         """Whether the modules are as they were when inlining.
@@ -147,7 +156,7 @@ class Inliner:
         self.patience = self.wait = 1
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Inliner":
-        return Inliner(self.source)
+        return type(self)(self.source)
 
     def program(self, lowered: fx.GraphModule) -> Program:
         """Return the program to run now.
@@ -171,12 +180,28 @@ class Inliner:
         return inlined.program
 
 
-def inline(program: Program, lowered: nn.Module) -> Inlined:
+class FrozenInliner(Inliner):
+    """Inlines a network that is prepared for inference, at the first pass and once.
+
+    It sees hooks, and weights that change in place. Whoever changes modules makes a new one.
+    """
+
+    def program(self, lowered: fx.GraphModule) -> Program:
+        """Return the program to run now."""
+        inlined = self.inlined
+        if inlined is None or any(inlined.unwatched) or not all(inlined.hooked):
+            self.inlined = inlined = inline(self.source, lowered, PREPARED)
+        if is_hooked(lowered) or has_global_hooks():
+            return self.source
+        return inlined.program
+
+
+def inline(program: Program, lowered: nn.Module, forms: Forms = EXACT) -> Inlined:
     """Inline every piece of `program`, whose modules `lowered` owns.
 
-    No batch norm may be in training mode.
+    No batch norm may be in training mode. Routers and gates take one of the `forms`.
     """
-    writer = _Writer(lowered)
+    writer = _Writer(lowered, forms)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
     for step, spent in program.steps:
         if isinstance(step, Piece):
@@ -196,14 +221,16 @@ def inline(program: Program, lowered: nn.Module) -> Inlined:
     same = Identities(writer.checks.values(), modules, map(vars, modules))
     hooks = tuple(vars(module)[kind] for module in modules for kind in FORWARD_KINDS)
     unwatched = tuple(table for table in hooks if type(table) is not HookTable)
-    return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched)
+    hooked = tuple(writer.hooked)
+    return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched, hooked)
 
 
 class _Writer:
     """Rewrites pieces and records the state that they rely on."""
 
-    def __init__(self, lowered: nn.Module) -> None:
-        self.lowered = lowered
+    def __init__(self, lowered: nn.Module, forms: Forms) -> None:
+        self.lowered, self.forms = lowered, forms
+        self.hooked: list[Mapping[int, Any]] = []
         self.checks: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
         self.modules: dict[int, nn.Module] = {}
 
@@ -255,14 +282,20 @@ class _Writer:
 
     def bind_routing(self, stage: str) -> BoundRouting:
         """Return the routing of `stage` as functions, and check from now on that it stays so."""
-        routing, decide = routing_of(self.lowered, stage), dict[int, Decide]()
+        routing = routing_of(self.lowered, stage)
+        decide, decide_one = dict[int, Decide](), dict[int, DecideOne]()
         for name in routing._modules:
             self.check(routing._modules, name)
         for vertex, router, gate in routing.deciders():
             is_known = self.is_untouched(router) and self.is_untouched(gate)
-            bound = bound_decision(router, gate) if is_known else None
+            bound = self.forms.for_batches(router, gate) if is_known else None
+            one = self.forms.for_one(router, gate) if is_known else None
             decide[vertex] = bound or called_decision(router, gate)
-        return BoundRouting(decide, self.value(routing, "threshold"))
+            if one is not None:
+                decide_one[vertex] = one
+            tables = [vars(module)[kind] for module in (router, gate) for kind in FORWARD_KINDS]
+            self.hooked += filter(None, tables)
+        return BoundRouting(decide, decide_one, self.value(routing, "threshold"))
 
     def rule_for(self, module: nn.Module) -> Rule | None:
         """Return the rule that inlines `module`, or None if it stays a call."""

@@ -25,7 +25,7 @@ from dggraph.compiler.planning import (
 )
 from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
-from dggraph.ops.decisions import Decide, called_decision
+from dggraph.ops.decisions import Decide, DecideOne, called_decision
 from dggraph.ops.liveness import Topology
 from dggraph.ops.running_sum import Effects
 from dggraph.ops.stage_plans import StagePlans
@@ -77,6 +77,8 @@ class BoundRouting(NamedTuple):
 
     decide: Mapping[int, Decide]
     """For each vertex with a router."""
+    decide_one: Mapping[int, DecideOne]
+    """For vertices whose router decides about a single image in a faster form."""
     threshold: Tensor
 
 
@@ -269,7 +271,7 @@ def _stage_program(
 def called_routing(routing: StageRouting) -> BoundRouting:
     """Return `routing` with its modules called, whatever they are."""
     decide = {vertex: called_decision(router, gate) for vertex, router, gate in routing.deciders()}
-    return BoundRouting(decide, routing.threshold)
+    return BoundRouting(decide, {}, routing.threshold)
 
 
 def effects_of(plan: StagePlan, blocks: Iterable[BlockProgram]) -> tuple[Effects, ...]:

@@ -3,14 +3,18 @@
 Shape suffixes: B instances, E edges, V vertices of a stage, R rows of one node.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dggraph.compiler.lowered import StageRouting
+from dggraph.compiler.partition import BoundRouting
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.device_copies import to_lists
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -23,14 +27,33 @@ from dggraph.ops.liveness import (
 from dggraph.ops.rows import Places, Weights
 
 
+class Decided(NamedTuple):
+    """What a `stage` router gave, on the host."""
+
+    rows: list[list[float]]
+    """The raw weights of each image, (B, E)."""
+    threshold: float
+    dtype: torch.dtype
+    """The type of the weights as a tensor."""
+
+
+def decide_stage(routing: BoundRouting, entry: Tensor) -> Decided:
+    """Ask the `stage` router of `routing` about the features of v0, (B, ...)."""
+    if len(entry) == 1 and 0 in routing.decide_one:
+        return Decided([routing.decide_one[0](entry)], routing.threshold.item(), torch.float32)
+    raw_BE = routing.decide[0](entry)
+    rows, threshold = to_lists(raw_BE, routing.threshold)
+    return Decided(rows, threshold, raw_BE.dtype)
+
+
 class StageDecisions:
     """Decisions of a `stage` router, all made at the entry."""
 
-    def __init__(
-        self, topology: Topology, raw_BE: Weights, threshold: Weights, dtype: torch.dtype
-    ) -> None:
-        self.dtype, self.raw_BE = dtype, raw_BE
-        self.weights_BE = settle(raw_BE, topology, threshold, False)
+    def __init__(self, topology: Topology, decided: Decided) -> None:
+        wide = np.float64 if decided.dtype == torch.float64 else np.float32
+        self.dtype = decided.dtype
+        self.raw_BE = np.asarray(decided.rows, wide).reshape(-1, len(topology.sources))
+        self.weights_BE = settle(self.raw_BE, topology, np.asarray(decided.threshold, wide), False)
         open_BE = self.weights_BE != 0
         self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():

@@ -32,7 +32,13 @@ from dggraph.compiler.partition import (
     called_routing,
 )
 from dggraph.graph.ir import DynamicGraph
-from dggraph.network.decisions import NodeDecisions, StageDecisions, refuse_nan, to_numpy
+from dggraph.network.decisions import (
+    Decided,
+    NodeDecisions,
+    StageDecisions,
+    decide_stage,
+    refuse_nan,
+)
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
@@ -87,18 +93,13 @@ def _run_stage(
     entry, name = values[step.plan.entry], step.plan.name
     routing = step.routing or called_routing(routing_of(lowered, name))
     if step.plan.scope == "stage":
-        raw_BE = routing.decide[0](entry)
-        if step.plans is not None:
-            output = _run_plans(step, lowered, graph, values, raw_BE, routing, gates)
-            if output is not None:
-                return output
-        known_BE = to_numpy(raw_BE)
-        if np.isnan(known_BE).any():
-            refuse_nan(graph, name, raw_BE)
-        threshold = to_numpy(routing.threshold)
-        decisions: StageDecisions | NodeDecisions = StageDecisions(
-            step.topology, known_BE, threshold, raw_BE.dtype
-        )
+        decided = decide_stage(routing, entry)
+        if any(sum(row) != sum(row) for row in decided.rows):
+            refuse_nan(graph, name, torch.tensor(decided.rows))
+        plans = _plans_of(step, decided)
+        if plans is not None:
+            return _run_plans(step, lowered, values, decided, plans, gates)
+        decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
     elif step.sums_only and len(entry) == 1:
         return _walk(step, lowered, graph, values, routing, gates)
     else:
@@ -112,41 +113,45 @@ def _run_stage(
     return output
 
 
+def _plans_of(step: StageProgram, decided: Decided) -> list[PatternPlan] | None:
+    """Return the plan of each image, or None if blocks should run on rows instead.
+
+    That is so where images share few patterns, where no edges lead to `out`, and where a block may
+    see how often it is called, such as one with hooks.
+    """
+    if step.plans is None or not decided.rows:
+        return None
+    found = [step.plans.find(row, decided.threshold) for row in decided.rows]
+    plans = [plan for plan in found if plan is not None]
+    num_patterns = len(set(plans))
+    may_split = not any(effect.is_kept for effect in step.effects[:-1])
+    if len(plans) < len(found) or num_patterns > (max(1, len(plans) // 2) if may_split else 1):
+        return None
+    return plans
+
+
 def _run_plans(
     step: StageProgram,
     lowered: nn.Module,
-    graph: DynamicGraph,
     values: dict[str, Any],
-    raw_BE: Tensor,
-    routing: BoundRouting,
+    decided: Decided,
+    plans: Sequence[PatternPlan],
     gates: dict[str, Any] | None,
-) -> Tensor | None:
-    """Run the images of each pattern of open edges as one batch, and return the stage's output.
-
-    The result is None if it is cheaper to run each block on its rows, and where no edges lead to
-    `out`.
-    """
-    assert step.plans is not None
-    rows, threshold = raw_BE.tolist(), routing.threshold.item()
-    plans: list[PatternPlan] = []
+) -> Tensor:
+    """Run the images of each pattern of open edges as one batch."""
     instances_of: dict[PatternPlan, list[int]] = {}
-    for instance, row in enumerate(rows):
-        if sum(row) != sum(row):
-            refuse_nan(graph, step.plan.name, raw_BE)
-        plan = step.plans.find(row, threshold)
-        if plan is None:
-            return None
-        plans.append(plan)
+    for instance, plan in enumerate(plans):
         instances_of.setdefault(plan, []).append(instance)
-    if not 0 < len(instances_of) <= max(1, len(plans) // 2):
-        return None
     if len(instances_of) == 1:
-        output = _run_plan(step, lowered, values, plans[0], rows, None)
+        output = _run_plan(step, lowered, values, plans[0], decided.rows, None)
     else:
-        output = _run_groups(step, lowered, values, instances_of, rows)
+        output = _run_groups(step, lowered, values, instances_of, decided.rows)
     if gates is not None:
-        weights = [plan.weights(row) for plan, row in zip(plans, rows, strict=True)]
-        gates[step.plan.name] = raw_BE.new_tensor(weights), raw_BE
+        weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
+        gates[step.plan.name] = tuple(
+            torch.tensor(one, dtype=decided.dtype, device=output.device)
+            for one in (weights, decided.rows)
+        )
     return output
 
 
@@ -194,19 +199,22 @@ def _walk(
 ) -> Tensor:
     """Run one image through a stage of `node` routers whose edges all add."""
     entry, name = values[step.plan.entry], step.plan.name
-    raw_1E = torch.zeros(0)
+    dtype = torch.float32
 
     def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
-        nonlocal raw_1E
-        if output is None:  # a dead node: logit 0
-            gate = routing_of(lowered, name).gate(vertex)
-            raw_1E = gate(raw_1E.new_zeros(1, len(edges)))
+        nonlocal dtype
+        if output is not None and vertex in routing.decide_one:
+            row = routing.decide_one[vertex](output)
         else:
-            raw_1E = routing.decide[vertex](output)
-        row: list[float] = raw_1E.tolist()[0]
+            if output is None:  # a dead node: logit 0
+                gate = routing_of(lowered, name).gate(vertex)
+                raw_1E = gate(torch.zeros(1, len(edges), dtype=dtype, device=entry.device))
+            else:
+                raw_1E = routing.decide[vertex](output)
+            (row,), dtype = raw_1E.tolist(), raw_1E.dtype
         if sum(row) != sum(row):
             known_1E = torch.zeros(1, len(step.topology.sources))
-            known_1E[:, edges] = raw_1E.float().cpu()
+            known_1E[:, edges] = torch.tensor(row)
             refuse_nan(graph, name, known_1E)
         return row
 
@@ -221,7 +229,9 @@ def _walk(
     if output is None:
         output = _no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
-        gates[name] = raw_1E.new_tensor([weights]), raw_1E.new_tensor([raw])
+        gates[name] = tuple(
+            torch.tensor([one], dtype=dtype, device=entry.device) for one in (weights, raw)
+        )
     return output
 
 

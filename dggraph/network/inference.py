@@ -10,14 +10,17 @@ tokens.
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dggraph.compiler.inlining import FrozenInliner, Inliner
 from dggraph.compiler.lowered import LoweredModule
+from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork, note_weights_
@@ -32,8 +35,30 @@ _TIMM_NORM = "timm.layers.norm_act.BatchNormAct2d"
 class InferenceNetwork(DynamicNetwork):
     """The result of `optimize_for_inference`: it runs, records and exports like any network.
 
-    It can be neither trained nor saved.
+    It can be neither trained nor saved. Its weights are bound at the first pass. They may change in
+    place, be loaded or moved, and hooks may come and go; a module put in the place of another one
+    inside it is not seen.
     """
+
+    def _inliner_of(self, program: Program) -> Inliner:
+        return FrozenInliner(program)
+
+    def refuse_changes(self) -> None:
+        """Do nothing: the network runs what it was prepared for."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module | Tensor):
+            self._inliner = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InferenceNetwork":
+        super()._apply(fn, recurse)
+        self._inliner = None
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._inliner = None
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
         """Stay in eval mode.

@@ -11,7 +11,7 @@ from dggraph.compiler.hooked_plan import hooked_blocks, hooked_layers
 from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
 from dggraph.compiler.inlining import Inliner
 from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
-from dggraph.compiler.partition import cut
+from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan, uses_batch_statistics
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
@@ -344,13 +344,16 @@ class DynamicNetwork(StandIn):
             or inliner.seen is not self._structure.seen
         ):
             program = cut(self.lowered, self.graph, plan)
-            inliner = self._inliner = Inliner(program, self._structure.seen)
+            inliner = self._inliner = self._inliner_of(program)
         program = inliner.program(self.lowered)
         if program is inliner.source and uses_batch_statistics(self.lowered, program.norms):
             return self._run_dense(x, "a norm takes the statistics of the batch")
         self._last_run = "sparse"
         output = run_sparse(program, self.lowered, self.graph, x, gates)
         return output, gates or {}
+
+    def _inliner_of(self, program: Program) -> Inliner:
+        return Inliner(program, self._structure.seen)
 
     def _run_dense(self, x: Tensor, reason: str = "") -> tuple[Any, dict[str, Any]]:
         self._last_run = f"dense: {reason}" if reason else "dense"

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import cache
 from inspect import get_annotations
 from typing import Any, TypeVar
 
@@ -112,7 +113,7 @@ class StandIn(nn.Module):
         return self if found is self._shell else found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _declared(type(self)) or hasattr(type(self), name):
+        if name in _declared(type(self)) or hasattr(type(self), name):  # type: ignore[arg-type]
             if isinstance(value, nn.Module):
                 raise BackboneOnlyError(
                     f"every converted network has an attribute {name!r} that is not a module. If"
@@ -266,6 +267,7 @@ def load_full_state_dict_(model: nn.Module, state: Mapping[str, Tensor]) -> None
     )
 
 
+@cache
 def _declared(kind: type[nn.Module]) -> frozenset[str]:
     """Return the attributes that `kind` declares, even if the backbone has the same names."""
     ours = kind.__mro__[: kind.__mro__.index(nn.Module)]

@@ -36,6 +36,11 @@ def to_host(*tensors: Tensor) -> list[Array]:
     return split(pinned.numpy(), [tuple(one.shape) for one in values])
 
 
+def to_lists(*tensors: Tensor) -> list[Any]:
+    """Return tensors as lists of numbers, as `tolist` does; from a GPU in one copy."""
+    return [one.tolist() for one in (to_host(*tensors) if tensors[0].is_cuda else tensors)]
+
+
 def join(values: Sequence[Tensor]) -> Tensor:
     """Return the elements of `values`, one after the other."""
     rows = [one.reshape(-1) for one in values]

@@ -150,11 +150,12 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def take_rows(value: Tensor, places: Places | None) -> Tensor:
     """Return rows `places` of `value`, or `value` itself if these are all its rows in order."""
-    return (
-        value
-        if places is None or _is_whole(value, places)
-        else value.index_select(0, _on_device(places, value))
-    )
+    if places is None or _is_whole(value, places):
+        return value
+    index = _on_device(places, value)
+    if value.is_contiguous():
+        return value.index_select(0, index)
+    return value[index]  # which keeps channels-last layout, at twice the time
 
 
 def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -> None:
