@@ -23,7 +23,7 @@ def command(build_kernels: bool, as_json: bool) -> None:
     """Check this installation."""
     import torch
 
-    from dggraph.ops import kernels
+    from dggraph.ops import device_kernels, kernels
     from dggraph.views.drawing import dot_command
 
     if build_kernels:
@@ -41,6 +41,8 @@ def command(build_kernels: bool, as_json: bool) -> None:
     facts["kernels"] = kernels.status()
     facts["threads"] = str(torch.get_num_threads())
     facts["accelerator"] = "cuda" if torch.cuda.is_available() else "none"
+    if torch.cuda.is_available():
+        facts["GPU kernels"] = device_kernels.why_not(torch.device("cuda", 0)) or "used"
     if as_json:
         click.echo(json.dumps(facts))
     else:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip(
@@ -17,6 +17,8 @@ if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     )
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
+import dggraph
+from dggraph.models.small_resnet import SmallResNet
 from dggraph.ops import device_kernels, rows, triton_ops
 from dggraph.ops.aggregation import aggregate, share
 from dggraph.ops.collecting import weigh
@@ -275,7 +277,11 @@ def calls(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("sum_rows", "inner_products", "sum_and_products"):
         monkeypatch.setattr(device_kernels, name, called(name))
-    monkeypatch.setattr(device_kernels, "is_usable", lambda tensors: "off" not in names)
+
+    def is_usable(tensors: list[Tensor]) -> bool:
+        return "off" not in names and len({one.dtype for one in tensors}) == 1
+
+    monkeypatch.setattr(device_kernels, "is_usable", is_usable)
     return names
 
 
@@ -334,3 +340,34 @@ def test_the_sparse_executor_sums_rows_through_the_kernels(
     kept = [0, 2, 3]
     expected = loop(features, places[:, kept].to(device), weights[:, kept].to(device))
     assert same(found, expected, bound=1e-5)
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_network_computes_the_same_through_the_kernels(
+    device: torch.device, calls: list[str], router: str, is_training: bool
+) -> None:
+    """Images on paths of their own, in both executors; in training the gradients too."""
+    net = dggraph.convert(SmallResNet(14, 4), torch.zeros(1, 3, 8, 8), router=router).to(device)
+    for name, parameter in net.named_parameters():
+        if name.startswith("dg_"):
+            nn.init.normal_(parameter, std=2.0)
+    # images of many colours, which routers see
+    x = (torch.randn(5, 3, 8, 8) + 3 * torch.randn(5, 3, 1, 1)).to(device)
+    net.train(is_training)
+    found = []
+    for _ in range(2):
+        with torch.set_grad_enabled(is_training):
+            output, gates = net(x, return_gates=True)
+        found.append([one.detach() for one in (output, *gates.weights.values())])
+        if is_training:
+            net.zero_grad()
+            output.square().sum().backward()
+            found[-1] += [one.grad for one in net.parameters() if one.grad is not None]
+        calls.append("off")
+    paths = torch.cat([weights != 0 for weights in found[0][1 : len(gates.weights) + 1]], 1)
+    assert len({tuple(path) for path in paths.tolist()}) > 1
+    expected = {"sum_rows", "sum_and_products"} if is_training else {"sum_rows"}
+    assert expected <= set(calls)
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
