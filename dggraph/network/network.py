@@ -1,6 +1,7 @@
 """The converted network: a module that runs the lowered graph, with a description of its parts."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ from dggraph.network.standin import StandIn
 from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
+from dggraph.ops.recompute import checkpoint_aggregation
 from dggraph.system.torch_private import is_jit_traced
 
 Executor = Literal["auto", "sparse", "dense"]
@@ -51,6 +53,9 @@ class DynamicNetwork(StandIn):
             under an explicit `sparse`; `last_run` and the network's repr report this and why.
             Otherwise `auto` and `sparse` run the same, with one exception: hooks on single layers
             see full batches under `auto`, and only the rows that run under `sparse`.
+        recompute: Whether the backward pass computes the sums in front of blocks again instead of
+            keeping them, False by default. Gradients are the same to the bit. Compilers plan their
+            own recomputation and ignore it.
 
     Example:
         >>> import dggraph, torch
@@ -81,6 +86,7 @@ class DynamicNetwork(StandIn):
     """Class names, if known."""
     budgets: BudgetCurve | None
     """The curve that `calibrate` measured, or None."""
+    recompute: bool
     _origin: Origin
     _executor: Executor
     _last_run: str
@@ -107,6 +113,7 @@ class DynamicNetwork(StandIn):
         self._origin = Origin(GIVEN, None)
         self._executor, self._inliner, self._collected = "auto", None, None
         self._last_run = ""
+        self.recompute = False
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay.
@@ -357,7 +364,9 @@ class DynamicNetwork(StandIn):
 
     def _run_dense(self, x: Tensor, reason: str = "") -> tuple[Any, dict[str, Any]]:
         self._last_run = f"dense: {reason}" if reason else "dense"
-        result: tuple[Any, dict[str, Any]] = self.lowered(x)
+        recomputing = self.recompute and torch.is_grad_enabled()
+        with checkpoint_aggregation() if recomputing else nullcontext():
+            result: tuple[Any, dict[str, Any]] = self.lowered(x)
         return result
 
     def _plan_around_hooks(self) -> tuple[StagePlan, ...]:

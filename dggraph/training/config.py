@@ -237,6 +237,11 @@ class TrainConfig(BaseModel):
     )
     channels_last: bool = Field(False, description="Memory format of images and weights.")
     torchcompile: bool = Field(False, description="Compile the training step's forward pass.")
+    recompute: bool = Field(
+        False,
+        description="Compute the sums in front of blocks again instead of keeping them: less"
+        " memory, a little more time.",
+    )
 
     threshold: float = Field(
         0.5,
@@ -360,6 +365,7 @@ class TrainConfig(BaseModel):
             "checkpoint_steps",
             "workers",
             "parallel",
+            "recompute",
         }
         passing |= set() if self.task == "detection" else {"validation_batch_size"}
         passing |= set() if self.pretrained else {"pretrained"}  # runs from before it go on

@@ -45,7 +45,7 @@ from dggraph.training.runs import (
     run_folder,
     save_run,
 )
-from dggraph.training.steps import take_step
+from dggraph.training.steps import refuse_unread, take_step
 from dggraph.training.tasks import Evaluation, Task
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -290,6 +290,7 @@ def _loop(
     ):
         while run.num_evaluated < config.epochs:
             if run.step == (run.num_evaluated + 1) * per_epoch:
+                refuse_unread(run, config)
                 with evaluated_model(run) as model:
                     evaluation = task.evaluate(model)
                 run.num_evaluated += 1
@@ -310,6 +311,7 @@ def _loop(
                 if run.step % config.log_interval == 0 or run.step == total:
                     write(row())
                 if processes.any_rank(bool(stopped)):
+                    refuse_unread(run, config)
                     save_run(run, config, folder)
                     return TrainResult(folder, run.step, False, evaluation)
                 if (
@@ -317,6 +319,7 @@ def _loop(
                     and run.step % config.checkpoint_steps == 0
                     and run.step % per_epoch
                 ):
+                    refuse_unread(run, config)
                     save_run(run, config, folder)
             if processes.rank() == 0:
                 seconds = time.perf_counter() - start

@@ -77,7 +77,12 @@ def prepare(config: TrainConfig) -> Prepared:
         InputError: keys do not fit each other, the data or the model.
     """
     _refuse(config)
-    return _prepare_detector(config) if config.task == "detection" else _prepare_classifier(config)
+    how = _prepare_detector if config.task == "detection" else _prepare_classifier
+    prepared = how(config)
+    net = dynamic_part(prepared.model)
+    if net is not None:
+        net.recompute = config.recompute
+    return prepared
 
 
 def _prepare_detector(config: TrainConfig) -> Prepared:
@@ -224,7 +229,7 @@ def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
 
 
 def _refuse(config: TrainConfig) -> None:
-    given = _given(config, ("objective", "tune", "decide", "pin_divergence"))
+    given = _given(config, ("objective", "tune", "decide", "pin_divergence", "recompute"))
     if config.router == "none" and given:
         raise InputError(
             f"router = 'none' trains the static backbone, for which {given} means nothing. Remove"
@@ -246,6 +251,11 @@ def _refuse(config: TrainConfig) -> None:
             f"objective = 'distill' learns from the outputs of {config.model}, whose weights would"
             " be random: set pretrained, give trained ones as checkpoint, or a"
             " package.module:function that loads them."
+        )
+    if config.recompute and config.torchcompile:
+        raise InputError(
+            "recompute has no effect with torchcompile, which plans its own recomputation. Leave"
+            " one of them out."
         )
     if config.objective == "distill" and config.smoothing:
         raise InputError(

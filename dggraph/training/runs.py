@@ -52,6 +52,7 @@ from dggraph.training.checkpoint import (
     save_checkpoint,
 )
 from dggraph.training.config import TrainConfig
+from dggraph.training.finite_checks import Unread
 from dggraph.training.identity import Identity, describe_differences, write_names
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 
@@ -84,6 +85,8 @@ class Run:
     num_evaluated: int
     """Number of epochs that were evaluated."""
     best: dict[str, Any]
+    unread: Unread | None = None
+    """The numbers of the last step that nobody has looked at yet."""
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -8,14 +8,12 @@ import torch
 from torch import nn
 
 from dggraph.data.sampler import seed_of
-from dggraph.errors import TrainingError
 from dggraph.losses import budget_of, kept
 from dggraph.system import processes
 from dggraph.system.sharding import full_tensor, gradient_sync
 from dggraph.training.config import TrainConfig
-from dggraph.training.runs import (
-    Run,
-)
+from dggraph.training.finite_checks import guard_, reads_later, refuse_loss, refuse_norm
+from dggraph.training.runs import Run
 from dggraph.training.schedules import temperature_at, threshold_at
 from dggraph.training.tasks import Task
 
@@ -25,7 +23,8 @@ def take_step(
 ) -> Callable[[], dict[str, Any]]:
     """Take one optimiser step, and return a function for the row of metrics.
 
-    Only that function waits for the device.
+    Only that function waits for the device, and `finite_checks` says how no step is taken with what
+    is not finite.
     """
     done, device = run.step / total, processes.device()
     torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
@@ -34,6 +33,8 @@ def take_step(
         run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
         if config.temperature != 1:
             run.net.set_temperature(temperature_at(done, config.temperature))
+    # a gradient scaler reads its own flag in every step
+    is_late = reads_later(device) and not run.scaler.is_enabled()
     loss_sum, kept_sum = torch.zeros((), device=device), None
     parts = task.parts(batch, run.step)
     for number, part in enumerate(parts, start=1):
@@ -49,8 +50,8 @@ def take_step(
                         kept_B, gates.table, config.budget
                     ).to(loss.dtype)
             loss = loss / len(parts)
-            if not bool(torch.isfinite(loss)):
-                raise _not_finite(config, f"the loss of step {run.step} is {float(loss.detach())}")
+            if not is_late:
+                refuse_loss(float(loss.detach()), run.step, config)
             run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
     learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
@@ -59,36 +60,42 @@ def take_step(
         [parameter.grad for parameter in learning if parameter.grad is not None]
     )
     # with a gradient scaler, such steps are skipped and its factor falls
-    if not (run.scaler.is_enabled() or bool(torch.isfinite(full_tensor(norm)))):
-        raise _not_finite(config, f"a gradient of step {run.step} is not finite")
+    if not (is_late or run.scaler.is_enabled()):
+        refuse_norm(float(full_tensor(norm)), run.step, config)
     if config.clip_grad is not None:
         nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
+    before, run.unread = run.unread, None
+    if is_late:
+        gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+        run.unread = guard_(gradients, loss_sum, full_tensor(norm), run.step)
     run.scaler.step(run.optimiser)
     run.scaler.update()
     run.optimiser.zero_grad()
     if run.average is not None:
         run.average.update_parameters(run.model)
+    if before is not None:
+        before.refuse(config)
     run.step += 1
     rate = run.optimiser.param_groups[0]["lr"]
     step = run.step
 
     def row() -> dict[str, Any]:
+        refuse_unread(run, config)
         values = {"step": step, "loss": float(loss_sum), "lr": rate}
         return values if kept_sum is None else values | {"kept": float(kept_sum)}
 
     return row
 
 
-def _not_finite(config: TrainConfig, what: str) -> TrainingError:
-    other = {
-        "none": "",
-        "float16": ", or use amp = 'bfloat16' instead of float16",
-        "bfloat16": ", or leave amp out",
-    }[config.amp]
-    return TrainingError(
-        f"{what}, so no step was taken with it. Lower lr, clip gradients (clip_grad){other}; the"
-        " last checkpoint is still valid."
-    )
+def refuse_unread(run: Run, config: TrainConfig) -> None:
+    """Wait for the last step, before anything is made of it.
+
+    Raises:
+        TrainingError: its loss or a gradient was not finite.
+    """
+    if run.unread is not None:
+        unread, run.unread = run.unread, None
+        unread.refuse(config)
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> Any:

@@ -1,5 +1,8 @@
 """Recomputed sums: the same gradients to the bit, fewer tensors kept."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from random_nets import SIDE, Net
@@ -8,9 +11,11 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import GradientError
+from dggraph.ops import recompute
 from dggraph.ops.aggregation import aggregate, share
 from dggraph.ops.recompute import checkpoint_aggregation
 from dggraph.ops.stage_cache import stage_cache
+from dggraph.ops.weighted_sum import weighted_sum
 
 
 @pytest.mark.parametrize("kind", ["kept", "lifted", "adapter"])
@@ -27,8 +32,30 @@ def test_gradients_are_the_same_to_the_bit(kind: str) -> None:
     plain = gradients()
     with checkpoint_aggregation():
         recomputed = gradients()
-    assert len(plain) == len(recomputed) > 10
+    net.recompute = True
+    as_asked = gradients()
+    assert len(plain) == len(recomputed) == len(as_asked) > 10
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, as_asked, strict=True))
+
+
+def test_a_network_computes_sums_again_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = dggraph.convert(randomise(Net("kept", 4)), torch.zeros(1, 3, SIDE, SIDE)).train()
+    calls: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return weighted_sum(*args)
+
+    monkeypatch.setattr(recompute, "weighted_sum", counted)
+    x = torch.randn(3, 3, SIDE, SIDE)
+    net(x).sum().backward()
+    assert not calls
+    net.recompute = True
+    copied = copy.deepcopy(net)
+    copied(x).sum().backward()
+    num_sums = sum(len(net.graph.nodes(stage)) - 1 for stage in net.graph.stages)
+    assert len(calls) == num_sums, "once per block, and once for the layer after the stage"
 
 
 def saved_sizes(is_checkpointed: bool) -> list[int]:

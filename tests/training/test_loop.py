@@ -18,7 +18,7 @@ from toy_runs import FILES, contents, keys
 
 import dggraph
 from dggraph.errors import CheckpointError, InputError, TrainingError
-from dggraph.training import loop
+from dggraph.training import loop, steps
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.loop import train
 
@@ -75,7 +75,7 @@ import torch
 from torch import nn
 torch.set_num_threads(int(sys.argv[3]))
 from dggraph.system import files
-from dggraph.training import loop
+from dggraph.training import loop, steps
 from dggraph.training.config import TrainConfig
 
 left = [int(sys.argv[2])]
@@ -164,6 +164,59 @@ def test_a_loss_that_is_not_finite_changes_nothing(
         torch.equal(one, other) for one, other in zip(run.model.parameters(), before, strict=True)
     )
     assert [int(entry.name) for entry in list_checkpoints(tmp_path / "run" / "checkpoints")] == [4]
+
+
+@pytest.mark.parametrize("step", [3, 5, 8, 17])
+def test_a_loss_read_a_step_late_never_reaches_weights_or_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """As on a GPU: before a checkpoint (3), an evaluation (8, 17), and in between (5)."""
+    runs: list[Any] = []
+    real = loop.take_step
+
+    def broken(run: Any, config: Any, task: Any, batch: Any, total: int) -> Any:
+        runs.append(run)
+        if run.step == step:
+            batch = [batch[0] * torch.inf, batch[1]]
+        return real(run, config, task, batch, total)
+
+    monkeypatch.setattr(steps, "reads_later", lambda device: True)
+    monkeypatch.setattr(loop, "take_step", broken)
+    with pytest.raises(TrainingError, match=f"the loss of step {step} is nan"):
+        train(keys(tmp_path, log_interval=100, clip_grad=0.5))
+    assert all(parameter.isfinite().all() for parameter in runs[-1].model.parameters())
+    saved = [int(entry.name) for entry in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert all(one <= step for one in saved)
+    assert bool(saved) == (step > 3)
+    monkeypatch.setattr(loop, "take_step", real)
+    assert train(keys(tmp_path, log_interval=100, clip_grad=0.5)).is_finished
+
+
+def test_steps_read_late_are_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(keys(tmp_path / "now", epochs=1))
+    monkeypatch.setattr(steps, "reads_later", lambda device: True)
+    train(keys(tmp_path / "late", epochs=1))
+    name = "checkpoints/00000009/model.safetensors"
+    now, late = ((tmp_path / one / "run" / name).read_bytes() for one in ("now", "late"))
+    assert now == late
+
+
+def test_sums_computed_again_give_the_same_steps(tmp_path: Path) -> None:
+    """And a run may go on with or without."""
+    train(keys(tmp_path / "kept", epochs=1))
+    result = train(keys(tmp_path / "again", epochs=1, recompute=True))
+    name = "checkpoints/00000009/model.safetensors"
+    kept, again = ((tmp_path / one / "run" / name).read_bytes() for one in ("kept", "again"))
+    assert kept == again
+    assert train(keys(tmp_path / "again", epochs=1)).step == result.step
+    for others, match in (
+        ({"router": "none", "budget": None}, "recompute = True"),
+        ({"torchcompile": True}, "plans its own"),
+    ):
+        with pytest.raises(InputError, match=match):
+            train(keys(tmp_path / "no", recompute=True, **others))
 
 
 def test_the_static_backbone_trains_by_the_same_recipe(tmp_path: Path) -> None:
