@@ -8,12 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from toy_runs import FILES, contents, keys
 
 import dggraph
@@ -217,6 +219,44 @@ def test_sums_computed_again_give_the_same_steps(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=match):
             train(keys(tmp_path / "no", recompute=True, **others))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_run_stops_resumes_and_evaluates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """With an average, a budget and a rising threshold: one graph, never compiled again."""
+    monkeypatch.setattr(loop.torch, "compile", partial(torch.compile, backend=backend))
+    real, stops = loop.take_step, {5}
+
+    def step(run: Any, *args: Any) -> Any:
+        row = real(run, *args)
+        if run.step in stops:
+            stops.remove(run.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    def count(name: str) -> int:
+        return sum(counters[name].values())
+
+    torch.compiler.reset()
+    counters.clear()
+    eager: list[Any] = []
+    compiled: list[Any] = []
+    train(keys(tmp_path / "eager", epochs=1), eager.append)
+    whole = train(keys(tmp_path / "whole", epochs=1, torchcompile=True), compiled.append)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not count("graph_break")
+    assert not count("recompile_limit")
+    monkeypatch.setattr(loop, "take_step", step)
+    parts = keys(tmp_path / "parts", epochs=1, torchcompile=True)
+    assert not train(parts).is_finished
+    result = train(parts)
+    files = tuple(name.replace("18", "09") for name in FILES)
+    assert contents(result.folder, files) == contents(whole.folder, files)
+    losses = [[row["loss"] for row in rows if "loss" in row][:4] for rows in (eager, compiled)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert dggraph.load(result.folder / "archive").graph is not None
 
 
 def test_the_static_backbone_trains_by_the_same_recipe(tmp_path: Path) -> None:
