@@ -284,18 +284,22 @@ class _Writer:
         """Return the routing of `stage` as functions, and check from now on that it stays so."""
         routing = routing_of(self.lowered, stage)
         decide, decide_one = dict[int, Decide](), dict[int, DecideOne]()
+        constant = dict[int, list[float]]()
         for name in routing._modules:
             self.check(routing._modules, name)
         for vertex, router, gate in routing.deciders():
             is_known = self.is_untouched(router) and self.is_untouched(gate)
             bound = self.forms.for_batches(router, gate) if is_known else None
             one = self.forms.for_one(router, gate) if is_known else None
+            row = self.forms.constant(router, gate) if is_known else None
             decide[vertex] = bound or called_decision(router, gate)
             if one is not None:
                 decide_one[vertex] = one
+            if row is not None:
+                constant[vertex] = row
             tables = [vars(module)[kind] for module in (router, gate) for kind in FORWARD_KINDS]
             self.hooked += filter(None, tables)
-        return BoundRouting(decide, decide_one, self.value(routing, "threshold"))
+        return BoundRouting(decide, decide_one, constant, self.value(routing, "threshold"))
 
     def rule_for(self, module: nn.Module) -> Rule | None:
         """Return the rule that inlines `module`, or None if it stays a call."""

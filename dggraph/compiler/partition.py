@@ -79,6 +79,8 @@ class BoundRouting(NamedTuple):
     """For each vertex with a router."""
     decide_one: Mapping[int, DecideOne]
     """For vertices whose router decides about a single image in a faster form."""
+    constant: Mapping[int, list[float]]
+    """For vertices whose router gives every image the same raw weights."""
     threshold: Tensor
 
 
@@ -271,7 +273,7 @@ def _stage_program(
 def called_routing(routing: StageRouting) -> BoundRouting:
     """Return `routing` with its modules called, whatever they are."""
     decide = {vertex: called_decision(router, gate) for vertex, router, gate in routing.deciders()}
-    return BoundRouting(decide, {}, routing.threshold)
+    return BoundRouting(decide, {}, {}, routing.threshold)
 
 
 def effects_of(plan: StagePlan, blocks: Iterable[BlockProgram]) -> tuple[Effects, ...]:

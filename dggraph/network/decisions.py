@@ -14,7 +14,7 @@ from dggraph.compiler.lowered import StageRouting
 from dggraph.compiler.partition import BoundRouting
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.ops.device_copies import to_lists
+from dggraph.ops.device_copies import number, to_device, to_host, to_lists
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -39,8 +39,11 @@ class Decided(NamedTuple):
 
 def decide_stage(routing: BoundRouting, entry: Tensor) -> Decided:
     """Ask the `stage` router of `routing` about the features of v0, (B, ...)."""
+    if 0 in routing.constant:
+        rows = [routing.constant[0]] * len(entry)
+        return Decided(rows, number(routing.threshold), torch.float32)
     if len(entry) == 1 and 0 in routing.decide_one:
-        return Decided([routing.decide_one[0](entry)], routing.threshold.item(), torch.float32)
+        return Decided([routing.decide_one[0](entry)], number(routing.threshold), torch.float32)
     raw_BE = routing.decide[0](entry)
     rows, threshold = to_lists(raw_BE, routing.threshold)
     return Decided(rows, threshold, raw_BE.dtype)
@@ -91,15 +94,17 @@ class NodeDecisions:
         stage: str,
     ) -> None:
         self.topology, self.routing, self.graph, self.stage = topology, routing, graph, stage
-        self.threshold = to_numpy(routing.threshold)
+        wide = np.float64 if routing.threshold.dtype == torch.float64 else np.float32
+        self.threshold = np.asarray(number(routing.threshold), wide)
         self.outgoing, self.num_instances = topology.outgoing(), len(entry)
         self.live: list[npt.NDArray[np.bool_] | None] = [None]
         self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
         row_BE = self._row(0, entry, None)
         self.dtype = row_BE.dtype
-        self.raw_BE = np.zeros((len(entry), len(topology.sources)), dtype=to_numpy(row_BE).dtype)
+        row_array = to_numpy(row_BE)
+        self.raw_BE = np.zeros((len(entry), len(topology.sources)), dtype=row_array.dtype)
         self.weights_BE = np.zeros_like(self.raw_BE)
-        self._decide(0, row_BE)
+        self._decide(0, row_array)
 
     def runs(self, vertex: int) -> npt.NDArray[np.bool_]:
         """Whether `vertex` runs, for each image, (B,)."""
@@ -113,14 +118,16 @@ class NodeDecisions:
 
     def ran(self, vertex: int, output: Tensor | None, instances: Places | None) -> None:
         """Let the router of `vertex` decide on its output."""
-        self._decide(vertex, self._row(vertex, output, instances))
+        self._decide(vertex, to_numpy(self._row(vertex, output, instances)))
 
     def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
         """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
         logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
         if output is not None:
             logits_RE = self.routing.router(vertex)(output)
-            index = None if instances is None else torch.from_numpy(instances).to(output.device)
+            index = (
+                None if instances is None else to_device(torch.from_numpy(instances), output.device)
+            )
             logits_BE = (
                 logits_RE
                 if index is None
@@ -129,12 +136,12 @@ class NodeDecisions:
         row_BE: Tensor = self.routing.gate(vertex)(logits_BE)
         return row_BE
 
-    def _decide(self, vertex: int, row_BE: Tensor) -> None:
+    def _decide(self, vertex: int, row_BE: Weights) -> None:
         """Fill the row of `vertex`, then settle the column of the next vertex.
 
         All sources of the next vertex have decided by then.
         """
-        self.raw_BE[:, self.outgoing[vertex]] = to_numpy(row_BE)
+        self.raw_BE[:, self.outgoing[vertex]] = row_BE
         if np.isnan(self.raw_BE).any():
             refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
         place = self.topology.incoming(vertex + 1)
@@ -162,6 +169,5 @@ def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:
 
 def to_numpy(values: Tensor) -> Weights:
     """Copy to the host; bfloat16 becomes float32, since numpy has no bfloat16."""
-    values = values.detach().float() if values.dtype == torch.bfloat16 else values.detach()
-    array: Weights = values.numpy(force=True)
+    (array,) = to_host(values)
     return array

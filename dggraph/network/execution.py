@@ -40,6 +40,7 @@ from dggraph.network.decisions import (
     refuse_nan,
 )
 from dggraph.ops.aggregation import adapt
+from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
@@ -96,7 +97,7 @@ def _run_stage(
         decided = decide_stage(routing, entry)
         if any(sum(row) != sum(row) for row in decided.rows):
             refuse_nan(graph, name, torch.tensor(decided.rows))
-        plans = _plans_of(step, decided)
+        plans = _plans_of(step, decided, entry.device)
         if plans is not None:
             return _run_plans(step, lowered, values, decided, plans, gates)
         decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
@@ -107,24 +108,27 @@ def _run_stage(
     output = _run_rows(step, lowered, values, decisions)
     if gates is not None:
         gates[name] = tuple(
-            torch.from_numpy(array).to(entry.device, decisions.dtype)
+            to_device(torch.from_numpy(array).to(decisions.dtype), entry.device)
             for array in (decisions.weights_BE, decisions.raw_BE)
         )
     return output
 
 
-def _plans_of(step: StageProgram, decided: Decided) -> list[PatternPlan] | None:
+def _plans_of(
+    step: StageProgram, decided: Decided, device: torch.device
+) -> list[PatternPlan] | None:
     """Return the plan of each image, or None if blocks should run on rows instead.
 
     That is so where images share few patterns, where no edges lead to `out`, and where a block may
-    see how often it is called, such as one with hooks.
+    see how often it is called, such as one with hooks. On a GPU each call costs as much as many
+    rows, so blocks run once.
     """
     if step.plans is None or not decided.rows:
         return None
     found = [step.plans.find(row, decided.threshold) for row in decided.rows]
     plans = [plan for plan in found if plan is not None]
     num_patterns = len(set(plans))
-    may_split = not any(effect.is_kept for effect in step.effects[:-1])
+    may_split = device.type == "cpu" and not any(one.is_kept for one in step.effects[:-1])
     if len(plans) < len(found) or num_patterns > (max(1, len(plans) // 2) if may_split else 1):
         return None
     return plans
@@ -149,7 +153,7 @@ def _run_plans(
     if gates is not None:
         weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
         gates[step.plan.name] = tuple(
-            torch.tensor(one, dtype=decided.dtype, device=output.device)
+            to_device(torch.tensor(one, dtype=decided.dtype), output.device)
             for one in (weights, decided.rows)
         )
     return output
@@ -170,7 +174,7 @@ def _run_groups(
         )
         if output is None:
             output = empty_rows(len(rows), part, part.dtype)
-        output.index_copy_(0, torch.tensor(instances, device=part.device), part)
+        output.index_copy_(0, to_device(torch.tensor(instances), part.device), part)
     assert output is not None
     return output
 
@@ -203,7 +207,9 @@ def _walk(
 
     def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
         nonlocal dtype
-        if output is not None and vertex in routing.decide_one:
+        if output is not None and vertex in routing.constant:
+            row = routing.constant[vertex]
+        elif output is not None and vertex in routing.decide_one:
             row = routing.decide_one[vertex](output)
         else:
             if output is None:  # a dead node: logit 0
@@ -211,7 +217,7 @@ def _walk(
                 raw_1E = gate(torch.zeros(1, len(edges), dtype=dtype, device=entry.device))
             else:
                 raw_1E = routing.decide[vertex](output)
-            (row,), dtype = raw_1E.tolist(), raw_1E.dtype
+            ((row,),), dtype = to_lists(raw_1E), raw_1E.dtype
         if sum(row) != sum(row):
             known_1E = torch.zeros(1, len(step.topology.sources))
             known_1E[:, edges] = torch.tensor(row)
@@ -221,7 +227,7 @@ def _walk(
     output, weights, raw = walk_stage(
         entry,
         step.topology,
-        routing.threshold.item(),
+        number(routing.threshold),
         decide,
         _block_runner(step, lowered, values, None),
         step.effects,
@@ -230,7 +236,7 @@ def _walk(
         output = _no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
         gates[name] = tuple(
-            torch.tensor([one], dtype=dtype, device=entry.device) for one in (weights, raw)
+            to_device(torch.tensor([one], dtype=dtype), entry.device) for one in (weights, raw)
         )
     return output
 

@@ -29,6 +29,8 @@ class Forms(NamedTuple):
 
     for_batches: Callable[[nn.Module, nn.Module], Decide | None]
     for_one: Callable[[nn.Module, nn.Module], DecideOne | None]
+    constant: Callable[[nn.Module, nn.Module], list[float] | None]
+    """What every image gets, if it is the same."""
 
 
 def called_decision(router: nn.Module, gate: nn.Module) -> Decide:
@@ -58,25 +60,31 @@ def bound_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
 
 
 def constant_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
-    """Return what the gate gives every image, or `bound_decision` if that depends on the image.
-
-    A router that was never trained has no weights but its bias.
-    """
-    finish = _finish(gate)
-    if not _is_plain(router) or finish is None or router.weight.any():
+    """Return what the gate gives every image, or `bound_decision` if that depends on the image."""
+    constant_1E = _constant(router, gate)
+    if constant_1E is None:
         return bound_decision(router, gate)
-    constant_1E = finish(router.bias.detach()[None].clone())
     return lambda features: constant_1E.expand(len(features), -1)
 
 
+def constant_row(router: nn.Module, gate: nn.Module) -> list[float] | None:
+    """Return what the gate gives every image as floats, (E,), or None if that depends on it."""
+    constant_1E = _constant(router, gate)
+    if constant_1E is None:
+        return None
+    row: list[float] = constant_1E.tolist()[0]
+    return row
+
+
 def decision_for_one(router: nn.Module, gate: nn.Module) -> DecideOne | None:
-    """Return `gate(router(features))` for one image as floats, or None for other modules."""
-    finish, decide = _finish_float(gate), constant_decision(router, gate)
-    if not _is_plain(router) or finish is None or decide is None:
+    """Return `gate(router(features))` for one image as floats, or None for other modules.
+
+    It is for the CPU alone: a GPU would be waited for at each number.
+    """
+    finish, decide = _finish_float(gate), bound_decision(router, gate)
+    if not _is_plain(router) or router.weight.is_cuda or finish is None or decide is None:
         return None
     weight, bias, is_first = router.weight, router.bias, router.channel_axis == 1
-    if not weight.any():
-        return lambda features: decide(features).tolist()[0]
     averages: dict[int, Tensor] = {}
 
     def decide_one(features: Tensor) -> list[float]:
@@ -91,6 +99,17 @@ def decision_for_one(router: nn.Module, gate: nn.Module) -> DecideOne | None:
         return finish(logits_E.tolist())
 
     return decide_one
+
+
+def _constant(router: nn.Module, gate: nn.Module) -> Tensor | None:
+    """Return what the gate gives every image, (1, E), or None if that depends on the image.
+
+    A router that was never trained has no weights but its bias.
+    """
+    finish = _finish(gate)
+    if not _is_plain(router) or finish is None or router.weight.any():
+        return None
+    return finish(router.bias.detach()[None].clone())
 
 
 def _pixels(features: Tensor, num_channels: int, is_first: bool) -> Tensor | None:
@@ -158,7 +177,7 @@ def _finish_float(gate: nn.Module) -> Callable[[list[float]], list[float]] | Non
     return None
 
 
-EXACT = Forms(bound_decision, lambda _router, _gate: None)
+EXACT = Forms(bound_decision, lambda _router, _gate: None, lambda _router, _gate: None)
 """Equal to the modules to the bit; weights may change in place."""
-PREPARED = Forms(constant_decision, decision_for_one)
+PREPARED = Forms(constant_decision, decision_for_one, constant_row)
 """Equal to about 1e-6, for weights that stay as they are."""

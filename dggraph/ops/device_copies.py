@@ -8,15 +8,19 @@ is less than the time of one of the kernels that packing bits on the device woul
 decides from the same numbers, by the same code, as on the CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Array = npt.NDArray[Any]
+
+_numbers: MutableMapping[Tensor, tuple[tuple[int, int], float]] = WeakTensorKeyDictionary()
+"""What `number` has read: for each tensor, its version and address, and its value."""
 
 
 def to_host(*tensors: Tensor) -> list[Array]:
@@ -41,6 +45,21 @@ def to_lists(*tensors: Tensor) -> list[Any]:
     return [one.tolist() for one in (to_host(*tensors) if tensors[0].is_cuda else tensors)]
 
 
+def number(value: Tensor) -> float:
+    """Return the value of a 0-d tensor.
+
+    On a GPU it is read again once the tensor has changed in place (not through its `.data`).
+    """
+    if not value.is_cuda or value.is_inference():
+        found: float = value.item()
+        return found
+    state = value._version, value.data_ptr()
+    known = _numbers.get(value)
+    if known is None or known[0] != state:
+        _numbers[value] = known = (state, float(to_host(value)[0]))
+    return known[1]
+
+
 def join(values: Sequence[Tensor]) -> Tensor:
     """Return the elements of `values`, one after the other."""
     rows = [one.reshape(-1) for one in values]
@@ -60,7 +79,7 @@ def split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to `device` without waiting for the copy."""
     is_real = type(values) is Tensor and not torch.compiler.is_compiling()
-    if device.type == "cuda" and is_real and torch.cuda.is_available():
+    if device.type == "cuda" != values.device.type and is_real and torch.cuda.is_available():
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 

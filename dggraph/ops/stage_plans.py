@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dggraph.ops.device_copies import to_device
 from dggraph.ops.liveness import Topology, leads_to_out, live_vertices, settle
 from dggraph.ops.rows import Weights
 from dggraph.ops.running_sum import Effects, RunningSum, Weight, continued
@@ -154,13 +155,17 @@ def weights_for(
     """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1)."""
     weights: list[Weight] = list(rows[0])
     if len(rows) > 1:
-        shape = (-1, *[1] * (like.ndim - 1))
+        columns: dict[int, list[float]] = {}
         for edge, is_open in enumerate(plan.is_open):
             column = [row[edge] for row in rows] if is_open else []
             if any(weight != weights[edge] for weight in column):
-                weights[edge] = torch.tensor(column, dtype=like.dtype, device=like.device).view(
-                    shape
-                )
+                columns[edge] = column
+        if columns:
+            values = torch.tensor(list(columns.values()), dtype=like.dtype)
+            shape = (len(columns), len(rows), *[1] * (like.ndim - 1))
+            each = to_device(values, like.device).view(shape).unbind(0)
+            for edge, weight_B in zip(columns, each, strict=True):
+                weights[edge] = weight_B
     if plan.forced is not None:
         weights[plan.forced] = 1.0
     return weights

@@ -1,4 +1,4 @@
-"""Nothing on the dense path makes the host wait for the GPU.
+"""Nothing on the dense path makes the host wait for the GPU; the sparse path waits once a stage.
 
 Without a GPU, tensors that only claim to be on one show every copy between devices and every value
 that Python reads. On a GPU, torch itself raises an error where it would wait.
@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 import dggraph
 from dggraph.models.small_resnet import SmallResNet
+from dggraph.network import decisions, execution
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops import device_copies
 
 READS = ("_local_scalar_dense", "nonzero", "item", "masked_select")
 
@@ -90,6 +92,104 @@ def test_what_would_wait_is_seen() -> None:
             with Crossings() as crossings:
                 statement()
             assert crossings.found
+
+
+class Reads:
+    """Counts copies to the host, and collects what Python reads from tensors besides."""
+
+    METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.copies, self.others, self.is_copying = 0, list[str](), False
+        for method in self.METHODS:
+            monkeypatch.setattr(torch.Tensor, method, self.watched(getattr(torch.Tensor, method)))
+        for module in (execution, decisions):
+            monkeypatch.setattr(module, "to_lists", self.counted(device_copies.to_lists))
+            monkeypatch.setattr(module, "number", self.allowed(device_copies.number))
+        monkeypatch.setattr(decisions, "to_host", self.counted(device_copies.to_host))
+
+    def watched(self, method: Any) -> Any:
+        def read(*arguments: Any, **options: Any) -> Any:
+            if not self.is_copying:
+                self.others.append(method.__name__)
+            return method(*arguments, **options)
+
+        return read
+
+    def allowed(self, function: Any) -> Any:
+        def call(*tensors: Tensor) -> Any:
+            self.is_copying = True
+            try:
+                return function(*tensors)
+            finally:
+                self.is_copying = False
+
+        return call
+
+    def counted(self, function: Any) -> Any:
+        def copy(*tensors: Tensor) -> Any:
+            self.copies += 1
+            return self.allowed(function)(*tensors)
+
+        return copy
+
+
+def with_paths_of_its_own(router: str) -> tuple[DynamicNetwork, Tensor]:
+    """A network in eval mode whose images take several paths, and such images."""
+    net = converted(router)
+    for name, parameter in net.named_parameters():
+        if name.startswith("dg_"):
+            nn.init.normal_(parameter, std=2.0)
+    return net.eval(), torch.randn(5, 3, 16, 16) + 3 * torch.randn(5, 3, 1, 1)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_stage_routers_are_read_once_a_stage(
+    num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = with_paths_of_its_own("stage")
+    with torch.no_grad():
+        for _ in range(3):  # until it is inlined
+            net(x)
+        reads = Reads(monkeypatch)
+        net(x[:num_images])
+    assert net.last_run == "sparse"
+    assert reads.copies == len(net.graph.stages)
+    assert reads.others == []
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_node_routers_are_read_once_a_node(
+    num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = with_paths_of_its_own("node")
+    num_nodes = sum(len(net.graph.nodes(stage)) - 1 for stage in net.graph.stages)
+    with torch.no_grad():
+        for _ in range(3):
+            net(x)
+        reads = Reads(monkeypatch)
+        net(x[:num_images])
+    assert reads.copies <= num_nodes
+    assert reads.others == []
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_untrained_routers_of_a_prepared_network_are_not_read(
+    router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They give every image the same, which is known beforehand."""
+    net = dggraph.optimize_for_inference(converted(router))
+    x = torch.randn(1 if router == "node" else 3, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(x)
+        reads = Reads(monkeypatch)
+        found = net(x)
+    assert reads.copies == 0
+    assert reads.others == []
+    assert torch.equal(found, expected)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dggraph.ops.device_copies import constant, join, split, to_device, to_host
+from dggraph.ops.device_copies import constant, join, number, split, to_device, to_host, to_lists
 
 
 def test_tensors_come_to_the_host_as_they_are() -> None:
@@ -19,6 +19,31 @@ def test_bfloat16_comes_as_float32() -> None:
     (array,) = to_host(torch.tensor([[1.5, torch.nan]], dtype=torch.bfloat16))
     assert array.dtype == np.float32
     assert np.array_equal(array, [[1.5, np.nan]], equal_nan=True)
+
+
+def test_numbers_follow_changes_in_place() -> None:
+    threshold = torch.tensor(0.5)
+    assert number(threshold) == 0.5
+    threshold.fill_(0.25)
+    assert number(threshold) == 0.25
+    threshold.data.fill_(0.75)
+    assert number(threshold) == 0.75
+
+
+@pytest.mark.gpu
+def test_numbers_on_a_gpu_are_read_again_after_changes_alone() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here to read from")
+    threshold = torch.tensor(0.5, device="cuda")
+    assert number(threshold) == 0.5
+    threshold.fill_(0.25)
+    assert number(threshold) == 0.25
+
+
+def test_lists_are_those_of_tensors() -> None:
+    rows, bound = to_lists(torch.tensor([[0.5, 1.0]]), torch.tensor(0.25))
+    assert rows == [[0.5, 1.0]]
+    assert bound == 0.25
 
 
 def test_gradients_do_not_hinder() -> None:
