@@ -1,10 +1,12 @@
 """Optional C++ kernels for the CPU: weighted row sums and inner products in one pass over memory.
 
 `dggraph doctor --build-kernels` compiles `kernels.cpp` into the user's cache, in a folder named
-after the versions of torch and Python, the CPU's instruction set and the source. The first
-aggregation loads the library from there. Import and installation never compile anything. Without
-the kernels, or with DGGRAPH_KERNELS=0, plain torch computes the same values more slowly: it has no
-weighted sum of rows and reads memory once per source.
+after the versions of torch and Python, the CPU's instruction set and the source. An installation
+with DGGRAPH_BUILD_KERNELS=1 compiles it into the package, in a folder of the same name. The first
+aggregation loads the library from there. Import never compiles anything, and neither does an
+installation that was not asked to. Without the kernels, or with DGGRAPH_KERNELS=0, plain torch
+computes the same values more slowly: it has no weighted sum of rows and reads memory once per
+source.
 
 Shape suffixes: R rows of the result, B instances, E edges; `_ER` is [edge][row].
 """
@@ -31,6 +33,8 @@ from dggraph.errors import KernelError
 from dggraph.system.torch_private import below_autograd
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+INSTALLED = Path(__file__).with_name("kernel_builds")
+"""The folder of builds that came with the package; normally there are none."""
 HOW = "dggraph doctor --build-kernels"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -110,15 +114,28 @@ def load() -> bool:
 
 def status() -> str:
     """Return one line for users: where the kernels are, or why they are off and what to do."""
-    return _load() or f"built: {location()}"
+    folder = location()
+    when = " with the package" if folder.parent == INSTALLED else ""
+    return _load() or f"built{when}: {folder}"
 
 
 def location() -> Path:
-    """The cache folder of the library for this source, torch, Python and CPU."""
+    """The folder of the library for this source, torch, Python and CPU.
+
+    It is in the package, if the installation built an intact one, else in the user's cache.
+    """
+    name = build_name()
+    if _is_intact(INSTALLED / name):
+        return INSTALLED / name
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "dggraph" / "kernels" / name
+
+
+def build_name() -> str:
+    """The name of the library's folder, for this source, torch, Python and CPU."""
     python = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
     key = hashlib.sha256(SOURCE.read_bytes() + json.dumps(_flags()).encode()).hexdigest()[:16]
-    return home / "dggraph" / "kernels" / f"torch-{torch.__version__}-{python}-{key}"
+    return f"torch-{torch.__version__}-{python}-{key}"
 
 
 def build() -> Path:
@@ -134,7 +151,7 @@ def build() -> Path:
     folder = location()
     try:
         if not (load() and _is_intact(folder)):
-            _build_into(folder)
+            build_into(folder)
     except OSError as error:
         raise KernelError(
             f"the C++ kernels could not be built into {folder}: {error}. Set XDG_CACHE_HOME to a"
@@ -144,8 +161,13 @@ def build() -> Path:
     return folder
 
 
-def _build_into(folder: Path) -> None:
-    """Compile in a scratch folder and rename it, so that `folder` is complete or absent."""
+def build_into(folder: Path) -> None:
+    """Compile in a scratch folder and rename it, so that `folder` is complete or absent.
+
+    Raises:
+        KernelError: there is no compiler or no ninja, or the compiler failed.
+        OSError: the folder cannot be written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
         work, ready = Path(scratch, "work"), Path(scratch, "ready")

@@ -377,6 +377,10 @@ class TestLoaded:
         for op, arguments in (
             (torch.ops.dggraph.sum_rows, (features, places, weights.requires_grad_())),
             (torch.ops.dggraph.inner_products, (plain_features, plain_features[0])),
+            (
+                torch.ops.dggraph.sum_and_products,
+                (plain_features, torch.randn(3, 2), plain_features[0]),
+            ),
         ):
             found = torch.library.opcheck(op.default, arguments)
             assert set(found.values()) == {"SUCCESS"}, found

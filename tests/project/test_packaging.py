@@ -5,6 +5,7 @@ what these tests run on.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -75,3 +76,49 @@ def test_the_wheel_works_away_from_the_source(wheel: zipfile.ZipFile, tmp_path: 
     done = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "<svg" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def build_with_kernels(folder: Path, **environment: str) -> tuple[zipfile.ZipFile, str]:
+    """A wheel whose build was asked for kernels, and what the build said."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    asked = {**os.environ, "DGGRAPH_BUILD_KERNELS": "1", **environment}
+    done = subprocess.run(build, cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
+    return zipfile.ZipFile(next(folder.glob("*.whl"))), done.stdout + done.stderr
+
+
+def test_a_wheel_without_a_compiler_is_built_without_kernels(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    """With a word on why, and for every platform as always."""
+    found, said = build_with_kernels(tmp_path, CXX="/no/compiler")
+    assert "the C++ kernels are left out: KernelError: " in said
+    assert "--no-build-isolation" in said
+    assert found.filename is not None
+    assert found.filename.endswith("-py3-none-any.whl")
+    assert sorted(found.namelist()) == sorted(wheel.namelist())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_a_wheel_with_kernels_uses_them_wherever_it_is_installed(tmp_path: Path) -> None:
+    found, _ = build_with_kernels(tmp_path / "wheel")
+    assert found.filename is not None
+    assert "any" not in found.filename
+    site, cache = tmp_path / "site", tmp_path / "cache"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--target", str(site), found.filename], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(cache)}
+    environment.pop("DGGRAPH_KERNELS", None)
+
+    def doctor() -> str:
+        ask = [sys.executable, "-m", "dggraph", "doctor", "--json"]
+        done = subprocess.run(
+            ask, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return str(json.loads(done.stdout)["kernels"])
+
+    assert doctor().startswith(f"built with the package: {site}")
+    (library,) = site.rglob("*.so")
+    library.write_bytes(library.read_bytes()[:1000])
+    assert doctor() == "not built (dggraph doctor --build-kernels)"
+    assert not cache.exists()
