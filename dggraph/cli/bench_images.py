@@ -66,6 +66,7 @@ def measure_on_images(
     from dggraph.data.image_sets import open_image_set
     from dggraph.evaluation.throughput import Contestants, path_facts
     from dggraph.evaluation.timing import CLOCKS
+    from dggraph.ops.stage_costs import WAYS
     from dggraph.views.escaping import plural
 
     images = open_image_set(folder, net.labels)
@@ -85,6 +86,11 @@ def measure_on_images(
     facts = path_facts(net, [one[None] for one in inputs])
     with working("Preparing the static network"):
         contestants = Contestants(net, backbone)
+    is_chosen = (  # one router a stage, and images that differ
+        inputs[0].device.type == "cpu"
+        and net.macs_table.is_useful_only
+        and min(facts.shared.values()) < 1
+    )
     rows = []
     for size in usable:
         batches = [
@@ -93,7 +99,11 @@ def measure_on_images(
         ]
         with counting(f"batch {size}") as progress:
             rows += contestants.compare(
-                batches, rounds=rounds, clock=CLOCKS[clock], progress=progress
+                batches,
+                ways=WAYS if is_chosen and size > 1 else (),
+                rounds=rounds,
+                clock=CLOCKS[clock],
+                progress=progress,
             )
     document: dict[str, Any] = {
         "images": {"name": images.name, "num_images": images.num_images, "num_timed": len(inputs)},
@@ -109,7 +119,7 @@ def _row(row: "Comparison") -> dict[str, Any]:
     speeds = {
         speed.name: asdict(speed) | {"is_reliable": speed.is_reliable} for speed in row.speeds
     }
-    return asdict(row) | {"speeds": speeds}
+    return asdict(row) | {"speeds": speeds, "regret": row.regret}
 
 
 def _read(
@@ -203,6 +213,13 @@ def show_on_images(console: "Console", document: Mapping[str, Any]) -> None:
     console.print(table)
     console.print()
     say(LEGEND)
+    for row in rows:
+        if row["ways"]:
+            forced = ", ".join(f"by {way} {ratio:.2f}" for way, ratio in row["ways"].items())
+            say(
+                f"batch {row['batch_size']}, {row['form']}: time with every stage {forced} of that"
+                f" with the ways which the cost model chose; its regret is {row['regret']:.0%}"
+            )
     executors = dict.fromkeys(row["executor"] for row in rows)
     say(f"executor of the dynamic network: {'; '.join(executors)}")
     if not all(speed["is_reliable"] for row in rows for speed in row["speeds"].values()):

@@ -7,6 +7,7 @@ computed before it is read.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -28,6 +29,7 @@ from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.decisions import Decide, DecideOne, called_decision
 from dggraph.ops.liveness import Topology
 from dggraph.ops.running_sum import Effects
+from dggraph.ops.stage_costs import BlockSize
 from dggraph.ops.stage_plans import StagePlans
 
 
@@ -59,6 +61,8 @@ class StageProgram:
     num_channels: tuple[int, ...]
     """For each vertex, the channels of the features aggregated into it; 0 for v0."""
     blocks: tuple["BlockProgram", ...]
+    sizes: tuple[BlockSize, ...]
+    """One for each block."""
     sums_only: bool
     """Whether every edge adds its source: no concatenations, no adapters."""
     plans: StagePlans | None
@@ -256,6 +260,10 @@ def _stage_program(
     topology = stage_topology(graph, stage.name)
     kinds = tuple(edge.kind for edge in graph.edges(stage.name))
     blocks = tuple(_block(by_name, block) for block in stage.blocks)
+    sizes = tuple(
+        BlockSize(_num_calls(block.piece.graph), node.macs / _positions(node.shape, position) / 1e3)
+        for block, node in zip(blocks, graph.nodes(stage.name)[1:-1], strict=True)
+    )
     sums_only = set(kinds) == {"add"}
     return StageProgram(
         plan=stage,
@@ -264,10 +272,21 @@ def _stage_program(
         channel_axis=graph.stages[stage.name].channel_axis,
         num_channels=(0, *(shape[position] for shape in shapes[:-1])),
         blocks=blocks,
+        sizes=sizes,
         effects=effects_of(stage, blocks),
         sums_only=sums_only,
         plans=StagePlans(topology) if sums_only and stage.scope == "stage" else None,
     )
+
+
+def _num_calls(graph: fx.Graph) -> int:
+    """Return the number of calls in `graph`."""
+    return sum(fx_node.op.startswith("call_") for fx_node in graph.nodes)
+
+
+def _positions(shape: Sequence[int], channel_position: int) -> int:
+    """Return the number of elements of one channel."""
+    return prod(shape) // shape[channel_position]
 
 
 def called_routing(routing: StageRouting) -> BoundRouting:

@@ -4,6 +4,10 @@ Both run in two forms, as they are (`plain`) and prepared for inference by the s
 (`optimised`). In each form the static network runs twice: module by module, as its users run it,
 and inlined by the executor of the dynamic one, which shows how much of a gain is inlining.
 
+The executor chooses how a batch of several patterns runs, by a model of costs (`ops/stage_costs`).
+The dynamic network can therefore also be timed with each way forced: regret is what a perfect
+choice between them would save.
+
 A round runs every batch through every network, and its ratios are of summed times, so that each
 image counts by the time it takes. The order of the networks rotates from batch to batch.
 
@@ -15,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +29,7 @@ from dggraph.evaluation.static_twin import static_twin, with_weights_of
 from dggraph.evaluation.timing import MAX_SPREAD, wait_for
 from dggraph.network.inference import optimize_for_inference
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.stage_costs import Way, forced_way
 from dggraph.system.modes import evaluating
 
 Form = Literal["plain", "optimised"]
@@ -71,6 +76,13 @@ class Comparison:
     """Those of the static network by modules, the inlined one, and the dynamic one."""
     over_inlined: float
     """Median over rounds of the dynamic network's time over the inlined static one's."""
+    ways: Mapping[Way, float]
+    """For each forced way, the median over rounds of its time over the chosen ways'."""
+
+    @property
+    def regret(self) -> float:
+        """The share of its time by which the best forced way is faster than the chosen ways."""
+        return max(0.0, 1 - min(self.ways.values(), default=1.0))
 
     def speed(self, name: Name) -> Speed:
         """Return the speed of one of the three networks."""
@@ -113,6 +125,7 @@ class Contestants:
         self,
         batches: Sequence[Tensor],
         *,
+        ways: Sequence[Way] = (),
         rounds: int = 7,
         clock: Callable[[], float] = time.perf_counter,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -121,6 +134,7 @@ class Contestants:
 
         Args:
             batches: images (B, C, H, W), all batches of one size.
+            ways: how to run batches of several patterns, each forced in turn.
             rounds: number of counted rounds, at least 3.
             clock: seconds, for example one of `timing.CLOCKS`.
             progress: called with the number of rounds done and the total.
@@ -138,14 +152,16 @@ class Contestants:
         found, total = [], len(self.forms) * (rounds + WARM_UP)
         with evaluating(self.dynamic["plain"]), torch.inference_mode():
             for place, (form, models) in enumerate(self.forms.items()):
-                seconds: list[dict[Name, list[float]]] = []
-                for number, timed in enumerate(_rounds(models, batches, clock)):
+                seconds: list[dict[str, list[float]]] = []
+                runs = {str(name): _run(model, None) for name, model in models.items()}
+                runs |= {way: _run(models["dynamic"], way) for way in ways}
+                for number, timed in enumerate(_rounds(runs, batches, clock)):
                     seconds.append(timed)
                     progress(place * (rounds + WARM_UP) + number + 1, total)
                     if number + 1 == rounds + WARM_UP:
                         break
                 executor = self.dynamic[form].last_run
-                found.append(_comparison(form, size, executor, seconds[WARM_UP:]))
+                found.append(_comparison(form, size, executor, ways, seconds[WARM_UP:]))
         return found
 
 
@@ -175,29 +191,44 @@ def path_facts(net: DynamicNetwork, batches: Sequence[Tensor]) -> PathFacts:
     )
 
 
+def _run(model: nn.Module, way: Way | None) -> Callable[[Tensor], Any]:
+    def run(batch: Tensor) -> Any:
+        with forced_way(way):
+            return model(batch)
+
+    return run
+
+
 def _rounds(
-    models: Mapping[Name, nn.Module], batches: Sequence[Tensor], clock: Callable[[], float]
-) -> Iterator[dict[Name, list[float]]]:
-    """Yield, round after round, the seconds of each network on each batch."""
-    turn, names = 0, list(models)
+    runs: Mapping[str, Callable[[Tensor], Any]],
+    batches: Sequence[Tensor],
+    clock: Callable[[], float],
+) -> Iterator[dict[str, list[float]]]:
+    """Yield, round after round, the seconds of each run on each batch."""
+    turn, names = 0, list(runs)
     while True:
-        seconds: dict[Name, list[float]] = {name: [] for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         for batch in batches:
             turn = (turn + 1) % len(names)
             for name in names[turn:] + names[:turn]:
                 start = clock()
-                models[name](batch)
+                runs[name](batch)
                 wait_for(batch.device)
                 seconds[name].append(clock() - start)
         yield seconds
 
 
 def _comparison(
-    form: Form, batch_size: int, executor: str, rounds: Sequence[Mapping[Name, list[float]]]
+    form: Form,
+    batch_size: int,
+    executor: str,
+    ways: Sequence[Way],
+    rounds: Sequence[Mapping[str, list[float]]],
 ) -> Comparison:
-    sums = {name: [sum(timed[name]) for timed in rounds] for name in NAMES}
+    names: list[str] = [*NAMES, *ways]
+    sums = {name: [sum(timed[name]) for timed in rounds] for name in names}
 
-    def ratios(name: Name, baseline: Name) -> list[float]:
+    def ratios(name: str, baseline: Name) -> list[float]:
         pairs = zip(sums[name], sums[baseline], strict=True)
         return statistics.quantiles([one / other for one, other in pairs], n=4)
 
@@ -225,4 +256,5 @@ def _comparison(
         executor=executor,
         speeds=tuple(speeds),
         over_inlined=ratios("dynamic", "inlined")[1],
+        ways={way: ratios(way, "dynamic")[1] for way in ways},
     )

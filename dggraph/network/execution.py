@@ -16,6 +16,7 @@ Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices o
 `instances` is None for all images.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ from dggraph.ops.aggregation import adapt
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
+from dggraph.ops.stage_costs import choose_way
 from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
 
@@ -75,7 +77,7 @@ def run_sparse(
             results = step.run(lowered, *[values[name] for name in step.inputs])
             values.update(zip(step.outputs, results, strict=True))
         else:
-            values[step.plan.output] = _run_stage(step, lowered, graph, values, gates)
+            values[step.plan.output] = run_stage(step, lowered, graph, values, gates)
         for name in spent:
             del values[name]
     if gates is not None:
@@ -84,20 +86,21 @@ def run_sparse(
     return program.output.run(lowered, *[values[name] for name in program.output.inputs])
 
 
-def _run_stage(
+def run_stage(
     step: StageProgram,
     lowered: nn.Module,
     graph: DynamicGraph,
     values: dict[str, Any],
     gates: dict[str, Any] | None,
 ) -> Tensor:
+    """Run one stage on `values`, and return its output; see `run_sparse` for the arguments."""
     entry, name = values[step.plan.entry], step.plan.name
     routing = step.routing or called_routing(routing_of(lowered, name))
     if step.plan.scope == "stage":
         decided = decide_stage(routing, entry)
         if any(sum(row) != sum(row) for row in decided.rows):
             refuse_nan(graph, name, torch.tensor(decided.rows))
-        plans = _plans_of(step, decided, entry.device)
+        plans = _plans_of(step, decided, entry)
         if plans is not None:
             return _run_plans(step, lowered, values, decided, plans, gates)
         decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
@@ -114,23 +117,24 @@ def _run_stage(
     return output
 
 
-def _plans_of(
-    step: StageProgram, decided: Decided, device: torch.device
-) -> list[PatternPlan] | None:
+def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[PatternPlan] | None:
     """Return the plan of each image, or None if blocks should run on rows instead.
 
-    That is so where images share few patterns, where no edges lead to `out`, and where a block may
-    see how often it is called, such as one with hooks. On a GPU each call costs as much as many
-    rows, so blocks run once.
+    That is so where no edges lead to `out`, and, if images have several patterns, where rows are
+    cheaper and where a block may see how often it is called, such as one with hooks. On a GPU each
+    call costs as much as many rows, so blocks run once.
     """
     if step.plans is None or not decided.rows:
         return None
     found = [step.plans.find(row, decided.threshold) for row in decided.rows]
     plans = [plan for plan in found if plan is not None]
-    num_patterns = len(set(plans))
-    may_split = device.type == "cpu" and not any(one.is_kept for one in step.effects[:-1])
-    if len(plans) < len(found) or num_patterns > (max(1, len(plans) // 2) if may_split else 1):
+    if len(plans) < len(found):
         return None
+    patterns = Counter(plans)
+    if len(patterns) > 1:
+        may_split = entry.device.type == "cpu" and not any(one.is_kept for one in step.effects[:-1])
+        if not may_split or choose_way(step.sizes, patterns, entry[0].numel()) == "rows":
+            return None
     return plans
 
 

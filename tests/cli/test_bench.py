@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import run
 from PIL import Image
 
+import dggraph
 from dggraph.cli.bench_images import verdict
+from dggraph.compiler.lowered import routing_of
+from dggraph.ops.stage_costs import WAYS
 
 NAME = "dggraph:resnet8_4"
 
@@ -61,6 +65,29 @@ def test_what_is_printed_fits_a_narrow_terminal(place: Path, capsys: Any) -> Non
     ]
     assert "No image skips work" in out
     assert out.splitlines()[-1].startswith("A single image ")
+
+
+def test_the_choice_of_ways_is_judged(
+    place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a router a stage and images of several paths, each way is forced once."""
+    net = dggraph.convert("dggraph:resnet20_8", router="stage")
+    with torch.no_grad():
+        for stage in net.graph.stages:
+            for parameter in routing_of(net.lowered, stage).parameters():
+                parameter.normal_(std=2.0)
+    monkeypatch.setattr("dggraph.cli.bench.open_network", lambda *_, **__: net)
+    code, out, _ = bench(capsys, "--images", "photos", "--batch", "1", "--batch", "5", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["paths"]["num_paths"] > 1
+    assert [list(row["ways"]) for row in found["rows"]] == [[], [], [*WAYS], [*WAYS]]
+    for row in found["rows"]:
+        assert row["regret"] == max(0.0, 1 - min(row["ways"].values(), default=1.0))
+    code, out, _ = bench(capsys, "--images", "photos", "--batch", "5")
+    assert code == 0
+    assert "time with every stage by groups " in out
+    assert "its regret is " in out
 
 
 def test_without_images_paths_are_random(place: Path, capsys: Any) -> None:

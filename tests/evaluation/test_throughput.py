@@ -9,6 +9,8 @@ import dggraph
 from dggraph.errors import InputError
 from dggraph.evaluation.throughput import NAMES, Contestants, path_facts
 from dggraph.network.gate_contexts import pinned_gates
+from dggraph.ops import stage_costs
+from dggraph.ops.stage_costs import WAYS
 
 SECONDS = {"static": 4.0, "inlined": 2.0, "dynamic": 3.0}
 """What a pass takes on the first batch; on the others it takes one second more."""
@@ -32,7 +34,8 @@ class Ticking(nn.Module):
         self.clock, self.seconds = clock, seconds
 
     def forward(self, x: torch.Tensor) -> None:
-        self.clock.now += self.seconds + float(x.any())
+        half = 0.5 if stage_costs._FORCED.get() == "groups" else 1.0
+        self.clock.now += half * self.seconds + float(x.any())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def test_ratios_are_of_summed_times(net: dggraph.DynamicNetwork) -> None:
     done: list[tuple[int, int]] = []
     batches = [torch.zeros_like(X), torch.ones_like(X), torch.ones_like(X)]
     plain, prepared = made.compare(
-        batches, rounds=3, clock=clock, progress=lambda *now: done.append(now)
+        batches, ways=WAYS, rounds=3, clock=clock, progress=lambda *now: done.append(now)
     )
     assert (plain.form, prepared.form) == ("plain", "optimised")
     assert done == [(number, 10) for number in range(1, 11)]
@@ -75,6 +78,8 @@ def test_ratios_are_of_summed_times(net: dggraph.DynamicNetwork) -> None:
             assert speed.p50 == speed.p99 == SECONDS[name] + 1
             assert speed.is_reliable
         assert found.over_inlined == pytest.approx(11 / 8)
+        assert found.ways == {"groups": pytest.approx(6.5 / 11), "rows": pytest.approx(1)}
+        assert found.regret == pytest.approx(1 - 6.5 / 11)
 
 
 @pytest.mark.parametrize(

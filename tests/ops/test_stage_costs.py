@@ -1,0 +1,100 @@
+"""The model that chooses how a batch of several patterns runs, against counts by hand."""
+
+import pytest
+import torch
+from kinds import converted
+
+from dggraph.network import execution
+from dggraph.ops.liveness import Topology
+from dggraph.ops.stage_costs import (
+    RATES,
+    WAYS,
+    BlockSize,
+    Overheads,
+    choose_way,
+    forced_way,
+    overheads,
+    predict,
+)
+from dggraph.ops.stage_plans import PatternPlan, StagePlans
+
+TOPOLOGY = Topology((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
+"""v0, two blocks, out, and every edge."""
+BLOCKS = (BlockSize(3, 10.0), BlockSize(5, 20.0))
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, PatternPlan]:
+    found = StagePlans(TOPOLOGY)
+    rows = {"both": [1, 0, 1, 0, 0, 1], "first": [1, 0, 0, 0, 1, 0], "none": [0, 0, 0, 1, 0, 0]}
+    return {name: found.find(row, 0.5) for name, row in rows.items()}
+
+
+def test_groups_call_blocks_for_each_pattern(plans: dict[str, PatternPlan]) -> None:
+    patterns = {plans["both"]: 3, plans["first"]: 2, plans["none"]: 1}
+    assert overheads(BLOCKS, patterns, 500, "groups") == Overheads(
+        ops=3 + 5 + 3, weights=10 + 20 + 10, copied=2 * 6 * 0.5, sums=0, gathered=0
+    )
+
+
+def test_rows_call_blocks_once_and_gather(plans: dict[str, PatternPlan]) -> None:
+    patterns = {plans["both"]: 3, plans["first"]: 2, plans["none"]: 1}
+    assert overheads(BLOCKS, patterns, 500, "rows") == Overheads(
+        ops=3 + 5, weights=10 + 20, copied=0, sums=3, gathered=(3 * 3 + 2 * 2 + 1) * 0.5
+    )
+    patterns = {plans["first"]: 2, plans["none"]: 1}
+    assert overheads(BLOCKS, patterns, 500, "rows") == Overheads(
+        ops=3, weights=10, copied=0, sums=2, gathered=(2 * 2 + 1) * 0.5
+    )
+
+
+def test_the_prediction_weighs_each_count() -> None:
+    assert predict(Overheads(1, 0, 0, 0, 0)) == RATES.ops
+    assert predict(Overheads(1, 2, 3, 4, 5)) == pytest.approx(
+        RATES.ops + 2 * RATES.weights + 3 * RATES.copied + 4 * RATES.sums + 5 * RATES.gathered
+    )
+    assert min(RATES) >= 0
+
+
+def test_the_cheaper_way_is_chosen(plans: dict[str, PatternPlan]) -> None:
+    """Large blocks are called once; small ones as often as spares the gathering."""
+    patterns = {plans["both"]: 2, plans["first"]: 2}
+    large = (BlockSize(8, 1e4), BlockSize(8, 1e4))
+    assert choose_way(BLOCKS, patterns, 500) == "groups"
+    assert choose_way(large, patterns, 500) == "rows"
+
+
+def test_a_forced_way_ends_with_its_context(plans: dict[str, PatternPlan]) -> None:
+    patterns = {plans["both"]: 2, plans["first"]: 2}
+    chosen = choose_way(BLOCKS, patterns, 500)
+    for way in WAYS:
+        with forced_way(way):
+            assert choose_way(BLOCKS, patterns, 500) == way
+        with pytest.raises(KeyError), forced_way(way):
+            raise KeyError
+        assert choose_way(BLOCKS, patterns, 500) == chosen
+
+
+@pytest.mark.parametrize("kind", ["kept", "lifted", "tokens"])
+def test_a_batch_is_the_same_function_in_every_way(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = converted(kind, "stage")
+    with torch.no_grad():
+        for parameter in net.lowered.dg_layers.parameters():
+            parameter.normal_(std=2.0)
+    x = torch.randn(6, 3, 16, 16) * torch.logspace(-1, 1, 6)[:, None, None, None]
+    grouped = []
+    run_groups = execution._run_groups
+    monkeypatch.setattr(
+        execution, "_run_groups", lambda *given: grouped.append(given) or run_groups(*given)
+    )
+    with torch.inference_mode():
+        expected = torch.cat([net(image[None]) for image in x])
+        for way, is_grouped in (("groups", True), ("rows", False)):
+            grouped.clear()
+            with forced_way(way):
+                y, gates = net(x, return_gates=True)
+            assert bool(grouped) == is_grouped
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    assert len({tuple(row) for row in gates.open["layers"].tolist()}) > 1
