@@ -3,7 +3,8 @@
     python benchmarks/cost_model.py [--only NAME] [--rounds 5] [--batch 4 16] [--rows FILE.jsonl]
 
 Each stage of some networks, plain and prepared for inference, runs batches of random paths in both
-ways (`dggraph/ops/stage_costs.py`), interleaved. Rows go to FILE and stay: a later call adds to
+ways (`dggraph/ops/stage_costs.py`), interleaved; C++ kernels are used where they are built, and
+DGGRAPH_KERNELS=0 turns them off. Rows go to FILE and stay: a later call adds to
 them. The fit is of the difference between the ways, over the time of the faster one, by least
 squares. Regret is the time of the chosen way over that of the faster one, less 1: with the numbers
 in the package, with fitted ones, and with numbers fitted to the other networks alone.
@@ -29,6 +30,7 @@ from dggraph.compiler.partition import Piece, StageProgram
 from dggraph.models.small_resnet import SmallResNet
 from dggraph.network.execution import run_stage
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops import kernels
 from dggraph.ops.stage_costs import RATES, WAYS, Overheads, forced_way, overheads
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -139,7 +141,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     }
     for way, found in fixed.items():
         print(f"regret of {way} always: {np.mean(found):.3f} (90 %: {np.quantile(found, 0.9):.3f})")
-    for what, rates in (("the package", RATES), ("the fit", fitted)):
+    own_rates = RATES["kernels" if rows[-1]["kernels"] else "torch"]
+    for what, rates in (("the package", own_rates), ("the fit", fitted)):
         mean, most = regret(rows, rates)
         print(f"regret with the numbers of {what}: {mean:.3f} (90 %: {most:.3f}), {len(rows)} rows")
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -161,7 +164,7 @@ def main(only: str, rounds: int, batches: list[int], file: Path) -> None:
                 x = torch.randn(batch, 3, side, side)
                 with torch.inference_mode(), file.open("a") as stream:
                     for row in measure(one, x, rounds):
-                        row |= {"case": case, "form": form, "threads": torch.get_num_threads()}
+                        row |= {"case": case, "form": form, "kernels": kernels.load()}
                         stream.write(json.dumps(row) + "\n")
         print(case, "measured", flush=True)
     report([json.loads(line) for line in file.read_text().splitlines()])

@@ -133,7 +133,7 @@ def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[Patte
     patterns = Counter(plans)
     if len(patterns) > 1:
         may_split = entry.device.type == "cpu" and not any(one.is_kept for one in step.effects[:-1])
-        if not may_split or choose_way(step.sizes, patterns, entry[0].numel()) == "rows":
+        if not may_split or choose_way(step.sizes, patterns, entry) == "rows":
             return None
     return plans
 

@@ -9,7 +9,7 @@ Both run every block on the same images and compute the same function. They diff
 top: groups call blocks more often and copy images into groups and out of them, and rows are found
 and gathered for every sum. The model adds these costs up, and the cheaper way is chosen. Its five
 numbers are fitted to measured times by `benchmarks/cost_model.py`, which also prints the regret:
-the time of the chosen way over that of the faster one.
+the time of the chosen way over that of the faster one, less 1.
 
 A third way, running each block on the whole batch and weighting closed edges 0, was measured too.
 It was hardly ever the fastest, and then by little, so there is none.
@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
+from dggraph.ops import kernels
 from dggraph.ops.stage_plans import PatternPlan
 
 Way = Literal["groups", "rows"]
@@ -50,24 +53,29 @@ class Overheads(NamedTuple):
     """Elements of these sums, in thousands."""
 
 
-RATES = Overheads(ops=19.0, weights=0.76, copied=1.9, sums=280.0, gathered=1.2)
-"""Measured on a CPU with one thread."""
+RATES = {
+    "torch": Overheads(ops=19.0, weights=0.76, copied=1.9, sums=280.0, gathered=1.2),
+    "kernels": Overheads(ops=11.0, weights=0.33, copied=1.1, sums=57.0, gathered=0.6),
+}
+"""Measured on a CPU with one thread, by what sums over rows: torch's ops or the C++ kernels."""
 
 
 def choose_way(
-    blocks: Sequence[BlockSize], patterns: Mapping[PatternPlan, int], num_elements: int
+    blocks: Sequence[BlockSize], patterns: Mapping[PatternPlan, int], entry: Tensor
 ) -> Way:
     """Return the cheaper way to run a batch.
 
     Args:
         blocks: one for each vertex from 1, without `out`.
         patterns: for each plan, the number of images that take it.
-        num_elements: elements of the features of one image.
+        entry: features of v0, (B, ...), on the CPU.
     """
     forced = _FORCED.get()
     if forced is not None:
         return forced
-    costs = {way: predict(overheads(blocks, patterns, num_elements, way)) for way in WAYS}
+    rates = RATES["kernels" if kernels.is_usable([entry]) else "torch"]
+    num_elements = entry[0].numel()
+    costs = {way: predict(overheads(blocks, patterns, num_elements, way), rates) for way in WAYS}
     return min(WAYS, key=costs.__getitem__)
 
 
@@ -84,9 +92,9 @@ def forced_way(way: Way | None) -> Iterator[None]:
         _FORCED.reset(token)
 
 
-def predict(counts: Overheads) -> float:
-    """Return the microseconds that `counts` take."""
-    return sum(number * rate for number, rate in zip(counts, RATES, strict=True))
+def predict(counts: Overheads, rates: Overheads) -> float:
+    """Return the microseconds that `counts` take at `rates`."""
+    return sum(number * rate for number, rate in zip(counts, rates, strict=True))
 
 
 def overheads(

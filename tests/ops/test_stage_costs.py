@@ -5,6 +5,7 @@ import torch
 from kinds import converted
 
 from dggraph.network import execution
+from dggraph.ops import kernels
 from dggraph.ops.liveness import Topology
 from dggraph.ops.stage_costs import (
     RATES,
@@ -48,31 +49,40 @@ def test_rows_call_blocks_once_and_gather(plans: dict[str, PatternPlan]) -> None
     )
 
 
-def test_the_prediction_weighs_each_count() -> None:
-    assert predict(Overheads(1, 0, 0, 0, 0)) == RATES.ops
-    assert predict(Overheads(1, 2, 3, 4, 5)) == pytest.approx(
-        RATES.ops + 2 * RATES.weights + 3 * RATES.copied + 4 * RATES.sums + 5 * RATES.gathered
+@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+def test_the_prediction_weighs_each_count(rates: Overheads) -> None:
+    assert predict(Overheads(1, 0, 0, 0, 0), rates) == rates.ops
+    assert predict(Overheads(1, 2, 3, 4, 5), rates) == pytest.approx(
+        rates.ops + 2 * rates.weights + 3 * rates.copied + 4 * rates.sums + 5 * rates.gathered
     )
-    assert min(RATES) >= 0
+    assert min(rates) >= 0
 
 
-def test_the_cheaper_way_is_chosen(plans: dict[str, PatternPlan]) -> None:
-    """Large blocks are called once; small ones as often as spares the gathering."""
-    patterns = {plans["both"]: 2, plans["first"]: 2}
-    large = (BlockSize(8, 1e4), BlockSize(8, 1e4))
-    assert choose_way(BLOCKS, patterns, 500) == "groups"
-    assert choose_way(large, patterns, 500) == "rows"
+def test_the_cheaper_way_is_chosen(
+    plans: dict[str, PatternPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of many ops are called once; small ones as often as spares the gathering."""
+    patterns, entry = {plans["both"]: 2, plans["first"]: 2}, torch.zeros(4, 500)
+    for is_usable in (False, True):
+        monkeypatch.setattr(kernels, "is_usable", lambda _, is_usable=is_usable: is_usable)
+        large = (BlockSize(100, 1e4), BlockSize(100, 1e4))
+        assert choose_way((BlockSize(1, 1.0), BlockSize(1, 1.0)), patterns, entry) == "groups"
+        assert choose_way(large, patterns, entry) == "rows"
+    between = (BlockSize(30, 1.0), BlockSize(30, 1.0))  # kernels gather faster
+    assert choose_way(between, patterns, entry) == "rows"
+    monkeypatch.setattr(kernels, "is_usable", lambda _: False)
+    assert choose_way(between, patterns, entry) == "groups"
 
 
 def test_a_forced_way_ends_with_its_context(plans: dict[str, PatternPlan]) -> None:
-    patterns = {plans["both"]: 2, plans["first"]: 2}
-    chosen = choose_way(BLOCKS, patterns, 500)
+    patterns, entry = {plans["both"]: 2, plans["first"]: 2}, torch.zeros(4, 500)
+    chosen = choose_way(BLOCKS, patterns, entry)
     for way in WAYS:
         with forced_way(way):
-            assert choose_way(BLOCKS, patterns, 500) == way
+            assert choose_way(BLOCKS, patterns, entry) == way
         with pytest.raises(KeyError), forced_way(way):
             raise KeyError
-        assert choose_way(BLOCKS, patterns, 500) == chosen
+        assert choose_way(BLOCKS, patterns, entry) == chosen
 
 
 @pytest.mark.parametrize("kind", ["kept", "lifted", "tokens"])
