@@ -12,12 +12,16 @@ from collections.abc import MutableMapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Array = npt.NDArray[Any]
+
+ALIGNMENT = 16
+"""Bytes; the kernels load as many at once."""
 
 _numbers: MutableMapping[Tensor, tuple[tuple[int, int], float]] = WeakTensorKeyDictionary()
 """What `number` has read: for each tensor, its version and address, and its value."""
@@ -82,6 +86,36 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" != values.device.type and is_real and torch.cuda.is_available():
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def upload(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
+    """Return arrays as tensors on `device`; to a GPU all go in one copy, which is not waited for.
+
+    On the CPU the tensors share the arrays' memory.
+    """
+    values = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    if device.type == "cpu":
+        return values
+    buffer = to_device(pack(values), device)
+    return unpack(buffer, values)
+
+
+def pack(values: Sequence[Tensor]) -> Tensor:
+    """Return the bytes of `values`, one after the other, each from a multiple of ALIGNMENT on."""
+    parts: list[Tensor] = []
+    for one in values:
+        parts.append(one.reshape(-1).view(torch.uint8))
+        parts.append(torch.zeros(-one.nbytes % ALIGNMENT, dtype=torch.uint8, device="cpu"))
+    return torch.cat(parts)
+
+
+def unpack(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of `buffer` with the types and shapes of `like`, the inverse of `pack`."""
+    found, start = list[Tensor](), 0
+    for one in like:
+        found.append(buffer[start : start + one.nbytes].view(one.dtype).view(one.shape))
+        start += one.nbytes + -one.nbytes % ALIGNMENT
+    return found
 
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dggraph.ops import device_kernels, kernels
-from dggraph.ops.device_copies import to_device
+from dggraph.ops.device_copies import to_device, upload
 from dggraph.ops.kernels import empty_rows
 
 Places = npt.NDArray[np.int64]
@@ -73,8 +73,9 @@ def sum_rows(
     dtype = reduce(torch.promote_types, (source.dtype for source in sources))
     edges = [edge for edge, _ in opened]
     if device_kernels.is_usable(sources):
-        places = None if places_RE is None else _on_device(places_RE[:, edges], like)
-        return device_kernels.sum_rows(sources, places, _on_device(weights_RE[:, edges], like))
+        known = [weights_RE[:, edges]] + ([] if places_RE is None else [places_RE[:, edges]])
+        weights, *places = upload(known, like.device)
+        return device_kernels.sum_rows(sources, places[0] if places else None, weights)
     # 16-bit sums must round after each term, as the backbone's adds do; the kernels round once.
     if dtype.itemsize >= 4 and kernels.is_usable(sources):
         return kernels.sum_rows(

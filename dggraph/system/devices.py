@@ -16,3 +16,8 @@ def first_weight(model: nn.Module) -> Tensor:
     return next(
         (tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros((), device="cpu")
     )
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of a batch to `device`; the host waits for a GPU only if it is not pinned."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

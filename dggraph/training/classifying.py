@@ -15,6 +15,7 @@ from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.divergence import divergence
 from dggraph.system import processes
+from dggraph.system.devices import on_device
 from dggraph.system.loaders import num_samples
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of
@@ -57,7 +58,7 @@ class Classifying:
     def parts(self, batch: Any, step: int) -> list[Part]:
         """Return the batch on the device, mixed and split into `grad_accum_steps` parts."""
         config = self.config
-        images, labels = (tensor.to(processes.device()) for tensor in batch)
+        images, labels = (on_device(tensor, processes.device()) for tensor in batch)
         if config.channels_last:
             images = images.to(memory_format=torch.channels_last)
         num_classes = config.num_classes or len(self.data.classes)

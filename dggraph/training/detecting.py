@@ -14,6 +14,7 @@ from dggraph.network.gate_contexts import collecting_gates
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.system import processes
+from dggraph.system.devices import on_device
 from dggraph.training.config import TrainConfig
 from dggraph.training.identity import Identity, names_of_boxes
 
@@ -66,9 +67,10 @@ class Detecting:
     def parts(self, batch: Part, step: int) -> list[Part]:
         """Return the batch on the device, split into `grad_accum_steps` parts."""
         device, (images, targets) = processes.device(), batch
-        images = [image.to(device) for image in images]
+        images = [on_device(image, device) for image in images]
         targets = [
-            {name: tensor.to(device) for name, tensor in target.items()} for target in targets
+            {name: on_device(tensor, device) for name, tensor in target.items()}
+            for target in targets
         ]
         size = len(images) // self.config.grad_accum_steps
         return [

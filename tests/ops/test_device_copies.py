@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from dggraph.ops.device_copies import constant, join, number, split, to_device, to_host, to_lists
+from dggraph.ops.device_copies import (
+    constant,
+    join,
+    number,
+    pack,
+    split,
+    to_device,
+    to_host,
+    to_lists,
+    unpack,
+    upload,
+)
 
 
 def test_tensors_come_to_the_host_as_they_are() -> None:
@@ -60,6 +71,29 @@ def test_split_is_the_inverse_of_join(shapes: list[tuple[int, ...]]) -> None:
         assert np.array_equal(array, tensor.numpy())
 
 
+def test_unpack_is_the_inverse_of_pack() -> None:
+    values = [
+        torch.randn(3, 5),
+        torch.arange(7),
+        torch.zeros(0, 4),
+        torch.tensor([True, False, True]),
+        torch.randn(2, 1, dtype=torch.float64),
+    ]
+    values = [one.cpu() for one in values]
+    buffer = pack(values)
+    assert buffer.dtype == torch.uint8
+    for found, expected in zip(unpack(buffer, values), values, strict=True):
+        assert torch.equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert (found.data_ptr() - buffer.data_ptr()) % 16 == 0
+
+
+def test_uploads_are_the_arrays() -> None:
+    places, weights = np.arange(12).reshape(3, 4)[:, ::2], np.ones((3, 2), np.float32)
+    found = upload([places, weights], torch.device("cpu"))
+    assert [one.tolist() for one in found] == [places.tolist(), weights.tolist()]
+
+
 def test_constants_have_type_and_device_of_their_model() -> None:
     found = constant([1.0, 2.5], torch.zeros(1, dtype=torch.float64))
     assert found.dtype == torch.float64
@@ -78,9 +112,12 @@ def test_copies_do_not_wait_for_the_gpu() -> None:
     try:
         weights, bound = to_host(raw, threshold)
         back = to_device(torch.from_numpy(weights.copy()), device)
+        places, again = upload([np.arange(3), weights], device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert np.array_equal(weights, expected)
     assert bound.shape == ()
     assert float(bound) == 0.5
     assert torch.equal(back, raw)
+    assert torch.equal(again, raw)
+    assert places.tolist() == [0, 1, 2]
