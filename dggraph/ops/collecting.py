@@ -83,7 +83,7 @@ class _Weigh(torch.autograd.Function):
     def backward(ctx: Any, grad_BE: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         (passes,) = ctx.saved_tensors
-        total_BE = _with_products(grad_BE, ctx.cache.products(ctx.source, ctx.targets))
+        total_BE = _sum(grad_BE, ctx.cache.products(ctx.source, ctx.targets))
         if total_BE is not None and passes is not None:
             total_BE = torch.where(passes, total_BE, 0.0)
         return total_BE, None, None, None, None, None, None
@@ -99,16 +99,23 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BE: Tensor | None) -> tuple[Tensor | None, None, None]:
         refuse_double_backward()
-        edges = zip(ctx.topology.sources, ctx.topology.targets, strict=True)
-        products = [ctx.cache.products(source, (target,))[0] for source, target in edges]
-        return _with_products(grad_BE, products), None, None
+        topology = ctx.topology
+        columns: list[Tensor | None] = [None] * len(topology.targets)
+        for source, edges in enumerate(topology.outgoing()[:-1]):
+            targets = tuple(topology.targets[edge] for edge in edges)
+            products_BE = ctx.cache.products(source, targets)
+            if products_BE is not None:
+                for edge, product_B in zip(edges, products_BE.unbind(1), strict=True):
+                    columns[edge] = product_B
+        found = [column_B for column_B in columns if column_B is not None]
+        if not found:
+            return grad_BE, None, None
+        nothing = torch.zeros_like(found[0])
+        products_BE = torch.stack([nothing if one is None else one for one in columns], dim=1)
+        return _sum(grad_BE, products_BE), None, None
 
 
-def _with_products(grad_BE: Tensor | None, products: list[Tensor | None]) -> Tensor | None:
-    """Return `grad_BE` and one product (B,) per edge, added; None if there is neither."""
-    found = [product_B for product_B in products if product_B is not None]
-    if not found:
-        return grad_BE
-    columns = [torch.zeros_like(found[0]) if one is None else one for one in products]
-    total_BE = torch.stack(columns, dim=1)
-    return total_BE if grad_BE is None else grad_BE + total_BE
+def _sum(grad_BE: Tensor | None, products_BE: Tensor | None) -> Tensor | None:
+    if grad_BE is None or products_BE is None:
+        return products_BE if grad_BE is None else grad_BE
+    return grad_BE + products_BE

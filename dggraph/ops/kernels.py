@@ -78,6 +78,12 @@ def sum_rows(
         return torch.ops.dggraph.sum_rows.default(features, places, torch.from_numpy(weights_RE.T))  # type: ignore[no-any-return]
 
 
+def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
+    """Compute `weighted_sum.weighted_sum` for usable tensors of at least 32 bits."""
+    with below_autograd():
+        return torch.ops.dggraph.sum_rows.default(features, None, weights_BE.T)  # type: ignore[no-any-return]
+
+
 def inner_products(features: Sequence[Tensor], grad: Tensor) -> Tensor:
     """Compute `weighted_sum.inner_products` for usable tensors."""
     return torch.ops.dggraph.inner_products.default(features, grad)  # type: ignore[no-any-return]

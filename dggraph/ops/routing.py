@@ -33,14 +33,11 @@ def pool(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class _Pool(torch.autograd.Function):
+    # `forward` takes the context: with `setup_context`, each call inspects the signature (85 us).
     @staticmethod
-    def forward(features: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, features: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        ctx.axes, ctx.shape, ctx.dtype = axes, features.shape, features.dtype
         return features.mean(dim=axes, dtype=dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Any, Any], output: Tensor) -> None:
-        features, ctx.axes, _ = inputs
-        ctx.shape, ctx.dtype = features.shape, features.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

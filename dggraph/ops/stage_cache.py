@@ -38,7 +38,7 @@ class Cache:
         self._task = -1
         self._readings: dict[int, dict[int, Reading]] = {}
         self._flows: dict[int, Tensor] = {}
-        self._products: dict[tuple[int, int], Tensor] = {}
+        self._products: dict[int, tuple[tuple[int, ...], Tensor]] = {}
 
     def put(self, source: int, target: int, reading: Reading) -> None:
         """Store how node `target` read node `source`, until `source` is visited."""
@@ -50,13 +50,18 @@ class Cache:
         self._visit(source)
         return self._flows.pop(source, None)
 
-    def products(self, source: int, targets: tuple[int, ...]) -> list[Tensor | None]:
-        """Return dA (B,) of the edges from `source` to `targets`, and forget it.
+    def products(self, source: int, targets: tuple[int, ...]) -> Tensor | None:
+        """Return dA (B, E) of the edges from `source` to `targets`, and forget it.
 
-        None stands for a target that left nothing.
+        It is 0 for a target that left nothing, and None if none left anything.
         """
         self._visit(source)
-        return [self._products.pop((source, target), None) for target in targets]
+        found, products_BE = self._products.pop(source, ((), None))
+        if products_BE is None or found == targets:
+            return products_BE
+        columns = dict(zip(found, products_BE.unbind(1), strict=True))
+        nothing = torch.zeros_like(products_BE[:, 0])
+        return torch.stack([columns.get(target, nothing) for target in targets], dim=1)
 
     def _visit(self, source: int) -> None:
         """Turn the readings of node `source` into its gradients, in one pass over its consumers'.
@@ -79,8 +84,7 @@ class Cache:
             self._flows[source], products_BE = sum_and_products(grads, weights_BE, feature)
         else:
             products_BE = products_with(grads, feature)
-        for target, product_B in zip(targets, products_BE.unbind(1), strict=True):
-            self._products[source, target] = product_B
+        self._products[source] = tuple(targets), products_BE
 
     def _enter(self) -> None:
         """Drop what an earlier backward pass left that covered only a part of the stage."""

@@ -28,6 +28,9 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     if features[0].device.type != "cpu":
         return masked_sum(features, weights_BE)
     known = weights_BE.detach()
+    # 16-bit sums must round after each term; the kernels round once
+    if features[0].dtype.itemsize >= 4 and kernels.is_usable(features):
+        return kernels.weighted_sum(features, known)
     return sum_rows(
         features,
         None,
