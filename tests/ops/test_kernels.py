@@ -313,13 +313,16 @@ class TestLoaded:
         assert not weighted_sum.inner_products([x], grad)[1].isfinite().any()
 
     def test_the_kernels_are_what_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        calls = []
-        monkeypatch.setattr(kernels, "sum_rows", lambda *_: calls.append("sum"))
-        monkeypatch.setattr(kernels, "inner_products", lambda *_: calls.append("product"))
-        x = torch.ones(2, 3)
-        weighted_sum.weighted_sum([x], torch.ones(2, 1))
+        calls: list[str] = []
+        names = ("sum_rows", "weighted_sum", "inner_products", "sum_and_products")
+        for name in names:
+            monkeypatch.setattr(kernels, name, lambda *_, name=name: calls.append(name))
+        x, weights = torch.ones(2, 3), torch.ones(2, 1)
+        rows.sum_rows([x], None, weights.numpy(), may_alias=False)
+        weighted_sum.weighted_sum([x], weights)
         weighted_sum.inner_products([x], x)
-        assert calls == ["sum", "product"]
+        weighted_sum.sum_and_products([x], weights, x)
+        assert calls == list(names)
 
     def test_other_tensors_stay_in_plain_torch(self) -> None:
         x = torch.ones(1, 2)
