@@ -39,12 +39,12 @@ ROUNDS, ROUNDS_OF_IMAGES, LIMIT = 15, 7, 32
     "--limit",
     type=WholeNumber(min=1),
     metavar="N",
-    help=f"Of --images: at most N, evenly spread over the set.  [default: {LIMIT}]",
+    help=f"With --images: at most N, evenly spread over the set.  [default: {LIMIT}]",
 )
 @click.option(
     "--on-bad-image",
     type=click.Choice(["error", "skip"]),
-    help="Of --images: stop at one that cannot be read (default), or leave it out.",
+    help="With --images: stop at one that cannot be read (default), or leave it out.",
 )
 @click.option(
     "--kept",
