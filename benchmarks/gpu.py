@@ -378,7 +378,10 @@ def one_inference(
                 },
                 scale,
             )
-        row[str(kept)] = {"MACs ratio": realised} | {n: found[n] for n in ("masked", "sparse")}
+            executed("auto")()
+        row[str(kept)] = {"MACs ratio": realised, "ran": net.last_run} | {
+            n: found[n] for n in ("masked", "sparse")
+        }
     return row
 
 

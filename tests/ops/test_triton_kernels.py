@@ -43,16 +43,16 @@ def test_values_in_the_interpreter() -> None:
 
 
 def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
-    """Compile one variant as the launch in `triton_ops` would, with all pointers aligned.
+    """Compile one variant as the launch in `triton_ops` would.
 
     Args:
         kernel: One of the three kernels.
         card: Compute capability times ten.
-        constants: dtype of the features, whether there are `places`, whether `size` is a multiple
-            of 16, and the kernel's own constants.
+        constants: dtype of the features, whether there are `places`, whether `size` and pointers
+            are multiples of 16, as they are unless given, and the kernel's own constants.
     """
     dtype, has_places = constants.pop("dtype"), constants.pop("has_places", True)
-    is_even = constants.pop("is_even", True)
+    is_even, is_aligned = constants.pop("is_even", True), constants.pop("is_aligned", True)
     constants |= {"BLOCK": BLOCK} if has_places else {"BLOCK": BLOCK, "places": None}
     types = {"weights": "*fp32", "parts": "*fp32", "places": "*i64"}
     types |= dict.fromkeys(["total", "grad", "feature", *[f"x{i}" for i in range(16)]], f"*{dtype}")
@@ -61,7 +61,7 @@ def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
     aligned = [
         (place,)
         for place, (name, of_type) in enumerate(signature.items())
-        if of_type.startswith("*") or (name == "size" and is_even)
+        if (of_type.startswith("*") and is_aligned) or (name == "size" and is_even)
     ]
     source = ASTSource(
         kernel,
@@ -99,7 +99,7 @@ def check(kernel: Any, card: int, folder: Path, **constants: Any) -> None:
     assert "atom." not in ptx
     assert "red.global" not in ptx
     wide = re.findall(r"ld\.global[.\w:]*\.v4\.b32", ptx)
-    if constants.get("is_even", True):
+    if constants.get("is_even", True) and constants.get("is_aligned", True):
         loads = BLOCK // (32 * NUM_WARPS) * {"fp32": 4, "bf16": 2, "fp16": 2}[constants["dtype"]]
         assert len(wide) >= constants["NUM_SOURCES"] * loads // 16
     if constants["dtype"] == "bf16" and kernel is not product_kernel:
@@ -129,6 +129,22 @@ def test_kernels_compile_for_cards(card: int, dtype: str, num_sources: int, tmp_
         CONTINUES=num_sources == 16,
     )
     check(product_kernel, card, tmp_path, dtype=dtype, is_even=not is_odd, NUM_SOURCES=num_sources)
+
+
+@pytest.mark.parametrize("kernel", [sum_kernel, product_kernel, flow_kernel])
+def test_kernels_compile_for_pointers_into_the_middle(kernel: Any, tmp_path: Path) -> None:
+    """As slices of tensors give them; then elements are loaded one by one."""
+    constants = {} if kernel is product_kernel else {"CONTINUES": False}
+    check(
+        kernel,
+        90,
+        tmp_path,
+        dtype="bf16",
+        is_aligned=False,
+        is_even=False,
+        NUM_SOURCES=4,
+        **constants,
+    )
 
 
 @pytest.mark.slow

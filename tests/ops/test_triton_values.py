@@ -158,6 +158,7 @@ def test_weights_are_read_in_any_layout_and_type(device: torch.device) -> None:
 @pytest.mark.parametrize(
     "view",
     [
+        lambda x: x[3:7],
         lambda x: x[::2],
         lambda x: x[:4, :, :, ::2],
         lambda x: x[:4].transpose(2, 3),

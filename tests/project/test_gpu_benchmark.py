@@ -67,6 +67,7 @@ def test_ratios_are_over_the_static_network(found: dict[str, Any]) -> None:
     for row in found["inference"]:
         assert row["0.5"]["MACs ratio"] < row["0.75"]["MACs ratio"] < row["1.0"]["MACs ratio"]
         assert {"masked", "sparse"} < set(row["0.5"])
+        assert row["0.5"]["ran"] == "sparse"
 
 
 def test_a_smoke_run_is_no_measurement(found: dict[str, Any], page_of: Any) -> None:
