@@ -151,11 +151,11 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say in plain words whether the dynamic network is faster, for each batch size."""
     sentences = []
     for size in dict.fromkeys(row["batch_size"] for row in rows):
-        subject = "A single image" if size == 1 else f"A batch of {size}"
+        subject = "a single image" if size == 1 else f"a batch of {size}"
         plain, prepared = (row["speeds"]["dynamic"] for row in rows if row["batch_size"] == size)
         same = _pays(plain) == _pays(prepared)
         sentences.append(
-            f"{subject} {_pays(plain)}: {plain['ratio']:.2f} of the static time"
+            f"It {_pays(plain)} for {subject}: {plain['ratio']:.2f} of the static time"
             + (
                 f", and {prepared['ratio']:.2f} with both prepared for inference."
                 if same

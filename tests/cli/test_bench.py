@@ -64,7 +64,7 @@ def test_what_is_printed_fits_a_narrow_terminal(place: Path, capsys: Any) -> Non
         *("batch", "static", "static,", "dynamic") * 2
     ]
     assert "No image skips work" in out
-    assert out.splitlines()[-1].startswith("A single image ")
+    assert out.splitlines()[-1].startswith("It ")
 
 
 def test_the_choice_of_ways_is_judged(
@@ -150,15 +150,15 @@ def rows(size: int, *speeds: tuple[float, float, float]) -> list[dict[str, Any]]
 def test_the_verdict_in_plain_words() -> None:
     pays, loses, unclear = (0.8, 0.82, 0.85), (1.04, 1.06, 1.1), (0.95, 0.99, 1.03)
     assert verdict([*rows(1, pays, pays), *rows(16, loses, loses)]) == (
-        "A single image pays: 0.82 of the static time, and 0.82 with both prepared for inference."
-        " A batch of 16 does not pay: 1.06 of the static time, and 1.06 with both prepared for"
-        " inference."
+        "It pays for a single image: 0.82 of the static time, and 0.82 with both prepared for inference."
+        " It does not pay for a batch of 16: 1.06 of the static time, and 1.06 with both prepared"
+        " for inference."
     )
     assert verdict(rows(4, pays, loses)) == (
-        "A batch of 4 pays: 0.82 of the static time. With both prepared for inference it does not"
+        "It pays for a batch of 4: 0.82 of the static time. With both prepared for inference it does not"
         " pay: 1.06."
     )
     assert verdict(rows(1, unclear, pays)) == (
-        "A single image makes no clear difference: 0.99 of the static time. With both prepared for"
-        " inference it pays: 0.82."
+        "It makes no clear difference for a single image: 0.99 of the static time. With both"
+        " prepared for inference it pays: 0.82."
     )
