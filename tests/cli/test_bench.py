@@ -150,13 +150,14 @@ def rows(size: int, *speeds: tuple[float, float, float]) -> list[dict[str, Any]]
 def test_the_verdict_in_plain_words() -> None:
     pays, loses, unclear = (0.8, 0.82, 0.85), (1.04, 1.06, 1.1), (0.95, 0.99, 1.03)
     assert verdict([*rows(1, pays, pays), *rows(16, loses, loses)]) == (
-        "It pays for a single image: 0.82 of the static time, and 0.82 with both prepared for inference."
+        "It pays for a single image: 0.82 of the static time, and 0.82 with both prepared for"
+        " inference."
         " It does not pay for a batch of 16: 1.06 of the static time, and 1.06 with both prepared"
         " for inference."
     )
     assert verdict(rows(4, pays, loses)) == (
-        "It pays for a batch of 4: 0.82 of the static time. With both prepared for inference it does not"
-        " pay: 1.06."
+        "It pays for a batch of 4: 0.82 of the static time. With both prepared for inference it"
+        " does not pay: 1.06."
     )
     assert verdict(rows(1, unclear, pays)) == (
         "It makes no clear difference for a single image: 0.99 of the static time. With both"
