@@ -5,6 +5,7 @@ Processes are forked from one that has imported everything, so that a launch tak
 launched.py FOLDER
 """
 
+import importlib
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from toy_boxes import write_coco
+from toy_boxes import detector, write_coco
+from toy_data import plain_net
 
 import dggraph
 import dggraph.training.loop  # forked processes have it
@@ -134,7 +136,19 @@ def launch(name: str, arguments: list[str], num_processes: int = 2) -> None:
     )
 
 
+def warm_up() -> None:
+    """Let this process import and cache what conversions and runs need, so that its forks have it.
+
+    No backward pass: autograd's threads do not survive a fork.
+    """
+    for model, side in ((plain_net(), 16), (detector(2).backbone, 64)):
+        dggraph.convert(model.requires_grad_(False), torch.zeros(1, 3, side, side))
+    for package in ("timm.optim", "torch.distributed.fsdp", "torchvision.transforms.v2"):
+        importlib.import_module(package)
+
+
 if __name__ == "__main__":
+    warm_up()
     launch("same", command("toy_data:make", batch_size=50))
     launch("json", [*command("toy_data:make", batch_size=50), "--json"])
     for kind in ("unreadable", "infinite", "killed", "uneven", "missing"):

@@ -88,7 +88,10 @@ def detector(num_classes: int) -> nn.Module:
     few = {
         f"rpn_{when}_nms_top_n_{mode}": 50 for when in ("pre", "post") for mode in ("train", "test")
     }
-    trunk = pyramid_on(mobilenet_v2(width_mult=0.25), out_channels=16, is_frozen=False)
+    # Expansion, channels, blocks and stride of each group.
+    groups = [[1, 32, 1, 1], *([6, channels, 2, 2] for channels in (32, 64, 96, 128))]
+    classifier = mobilenet_v2(width_mult=0.25, inverted_residual_setting=groups)
+    trunk = pyramid_on(classifier, out_channels=16, is_frozen=False)
     return FasterRCNN(
         trunk,
         box_head=TwoMLPHead(16 * 7 * 7, 64),
