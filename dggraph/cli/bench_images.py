@@ -215,10 +215,13 @@ def show_on_images(console: "Console", document: Mapping[str, Any]) -> None:
     say(LEGEND)
     for row in rows:
         if row["ways"]:
-            forced = ", ".join(f"by {way} {ratio:.2f}" for way, ratio in row["ways"].items())
+            chosen = ", ".join(
+                f"{way} {row['chosen'].get(way, 0)} times (always {way}: {ratio:.2f} of the time)"
+                for way, ratio in row["ways"].items()
+            )
             say(
-                f"batch {row['batch_size']}, {row['form']}: time with every stage {forced} of that"
-                f" with the ways which the cost model chose; its regret is {row['regret']:.0%}"
+                f"batch {row['batch_size']}, {row['form']}: for stages in which images differ, the"
+                f" cost model chose {chosen}; regret {row['regret']:.0%}"
             )
     executors = dict.fromkeys(row["executor"] for row in rows)
     say(f"executor of the dynamic network: {'; '.join(executors)}")

@@ -29,7 +29,7 @@ from dggraph.evaluation.static_twin import static_twin, with_weights_of
 from dggraph.evaluation.timing import MAX_SPREAD, wait_for
 from dggraph.network.inference import optimize_for_inference
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.stage_costs import Way, forced_way
+from dggraph.ops.stage_costs import Way, forced_way, noted_ways
 from dggraph.system.modes import evaluating
 
 Form = Literal["plain", "optimised"]
@@ -76,6 +76,8 @@ class Comparison:
     """Those of the static network by modules, the inlined one, and the dynamic one."""
     over_inlined: float
     """Median over rounds of the dynamic network's time over the inlined static one's."""
+    chosen: Mapping[Way, int]
+    """How often each way was chosen: once for each stage and batch of several patterns."""
     ways: Mapping[Way, float]
     """For each forced way, the median over rounds of its time over the chosen ways'."""
 
@@ -160,8 +162,11 @@ class Contestants:
                     progress(place * (rounds + WARM_UP) + number + 1, total)
                     if number + 1 == rounds + WARM_UP:
                         break
+                with noted_ways() as chosen:
+                    for batch in batches:
+                        models["dynamic"](batch)
                 executor = self.dynamic[form].last_run
-                found.append(_comparison(form, size, executor, ways, seconds[WARM_UP:]))
+                found.append(_comparison(form, size, executor, chosen, ways, seconds[WARM_UP:]))
         return found
 
 
@@ -222,6 +227,7 @@ def _comparison(
     form: Form,
     batch_size: int,
     executor: str,
+    chosen: Mapping[Way, int],
     ways: Sequence[Way],
     rounds: Sequence[Mapping[str, list[float]]],
 ) -> Comparison:
@@ -256,5 +262,6 @@ def _comparison(
         executor=executor,
         speeds=tuple(speeds),
         over_inlined=ratios("dynamic", "inlined")[1],
+        chosen=dict(chosen),
         ways={way: ratios(way, "dynamic")[1] for way in ways},
     )

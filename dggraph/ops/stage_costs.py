@@ -15,6 +15,7 @@ A third way, running each block on the whole batch and weighting closed edges 0,
 It was hardly ever the fastest, and then by little, so there is none.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ from dggraph.ops.stage_plans import PatternPlan
 Way = Literal["groups", "rows"]
 WAYS: tuple[Way, ...] = ("groups", "rows")
 _FORCED: ContextVar[Way | None] = ContextVar("forced_way", default=None)
+_NOTED: ContextVar[Counter[Way] | None] = ContextVar("noted_ways", default=None)
 
 
 class BlockSize(NamedTuple):
@@ -76,7 +78,11 @@ def choose_way(
     rates = RATES["kernels" if kernels.is_usable([entry]) else "torch"]
     num_elements = entry[0].numel()
     costs = {way: predict(overheads(blocks, patterns, num_elements, way), rates) for way in WAYS}
-    return min(WAYS, key=costs.__getitem__)
+    chosen = min(WAYS, key=costs.__getitem__)
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[chosen] += 1
+    return chosen
 
 
 @contextmanager
@@ -90,6 +96,21 @@ def forced_way(way: Way | None) -> Iterator[None]:
         yield
     finally:
         _FORCED.reset(token)
+
+
+@contextmanager
+def noted_ways() -> Iterator[Counter[Way]]:
+    """Within this context, count how often each way is chosen.
+
+    Yields:
+        The counts so far, one for each batch of several patterns in each stage.
+    """
+    noted = Counter[Way]()
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
 
 
 def predict(counts: Overheads, rates: Overheads) -> float:

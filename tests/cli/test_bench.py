@@ -83,11 +83,12 @@ def test_the_choice_of_ways_is_judged(
     assert found["paths"]["num_paths"] > 1
     assert [list(row["ways"]) for row in found["rows"]] == [[], [], [*WAYS], [*WAYS]]
     for row in found["rows"]:
+        assert bool(row["chosen"]) == (row["batch_size"] > 1)
         assert row["regret"] == max(0.0, 1 - min(row["ways"].values(), default=1.0))
     code, out, _ = bench(capsys, "--images", "photos", "--batch", "5")
     assert code == 0
-    assert "time with every stage by groups " in out
-    assert "its regret is " in out
+    assert "for stages in which images differ, the cost model chose groups " in out
+    assert "; regret " in out
 
 
 def test_without_images_paths_are_random(place: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from dggraph.ops.stage_costs import (
     Overheads,
     choose_way,
     forced_way,
+    noted_ways,
     overheads,
     predict,
 )
@@ -74,12 +75,21 @@ def test_the_cheaper_way_is_chosen(
     assert choose_way(between, patterns, entry) == "groups"
 
 
+def test_choices_are_counted_within_a_context(plans: dict[str, PatternPlan]) -> None:
+    patterns, entry = {plans["both"]: 2, plans["first"]: 2}, torch.zeros(4, 500)
+    with noted_ways() as noted:
+        chosen = [choose_way(BLOCKS, patterns, entry) for _ in range(3)]
+    choose_way(BLOCKS, patterns, entry)
+    assert noted == {chosen[0]: 3}
+
+
 def test_a_forced_way_ends_with_its_context(plans: dict[str, PatternPlan]) -> None:
     patterns, entry = {plans["both"]: 2, plans["first"]: 2}, torch.zeros(4, 500)
     chosen = choose_way(BLOCKS, patterns, entry)
     for way in WAYS:
-        with forced_way(way):
+        with noted_ways() as noted, forced_way(way):
             assert choose_way(BLOCKS, patterns, entry) == way
+        assert not noted  # it was not chosen
         with pytest.raises(KeyError), forced_way(way):
             raise KeyError
         assert choose_way(BLOCKS, patterns, entry) == chosen
