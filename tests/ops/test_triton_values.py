@@ -76,7 +76,7 @@ def random_weights(num_rows: int, num_edges: int, device: torch.device) -> Tenso
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("num_edges", [1, 2, 3, 7, 16, 17, 33, 64])
+@pytest.mark.parametrize("num_edges", [1, 3, 17, 64])
 def test_sums_of_any_number_of_sources(
     device: torch.device, dtype: torch.dtype, layout: torch.memory_format, num_edges: int
 ) -> None:
@@ -97,10 +97,8 @@ def test_sums_of_any_number_of_sources(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "shape", [(), (1,), (3, 1, 1), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (7, 13, 29)]
-)
-@pytest.mark.parametrize("num_rows", [0, 1, 4])
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (BLOCK,), (BLOCK + 1,), (7, 13, 29)])
+@pytest.mark.parametrize("num_rows", [0, 4])
 def test_row_maps_with_gaps(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], num_rows: int
 ) -> None:
@@ -182,7 +180,7 @@ def test_sources_in_another_layout_are_copied(device: torch.device, view: object
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("num_edges", [1, 3, 16, 21, 64])
+@pytest.mark.parametrize("num_edges", [1, 3, 21])
 def test_inner_products(
     device: torch.device, dtype: torch.dtype, layout: torch.memory_format, num_edges: int
 ) -> None:
@@ -216,7 +214,7 @@ def test_elements_that_are_not_finite_are_taken_as_0(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("num_edges", [1, 3, 16, 21])
+@pytest.mark.parametrize("num_edges", [3, 21])
 def test_sums_and_products_in_one_pass(
     device: torch.device, dtype: torch.dtype, layout: torch.memory_format, num_edges: int
 ) -> None:
