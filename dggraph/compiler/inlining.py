@@ -278,7 +278,12 @@ class _Writer:
             twins[fx_node] = args[0] if called is None else graph.call_function(*called)
         run = function_of(graph)
         run.__defaults__ = tuple(value for value, _ in bound.values())
-        return replace(piece, run=run, keeps_nothing=all(map(_keeps_nothing, graph.nodes)))
+        return replace(
+            piece,
+            run=run,
+            keeps_nothing=all(map(_keeps_nothing, graph.nodes)),
+            is_fresh=_is_fresh(graph),
+        )
 
     def bind_routing(self, stage: str) -> BoundRouting:
         """Return the routing of `stage` as functions, and check from now on that it stays so."""
@@ -368,3 +373,19 @@ def _keeps_nothing(fx_node: fx.Node) -> bool:
         module = getattr(fx_node.target, "__module__", None) or "torch"
         return module.partition(".")[0] in ("torch", "_operator", "math", "builtins")
     return fx_node.target != CALL
+
+
+_FRESH = (torch.conv1d, torch.conv2d, torch.conv3d, torch.batch_norm, functional.linear)
+"""Functions that return a tensor of their own."""
+_IN_PLACE = tuple(activations(name)[1] for name in ("relu", "hardtanh", "silu", "hardswish"))
+"""Functions that return the input that they write into."""
+
+
+def _is_fresh(graph: fx.Graph) -> bool:
+    """Whether the only output of `graph` is certainly no view of an input."""
+    (output_node,) = graph.find_nodes(op="output")
+    last = output_node.args[0]
+    last = last[0] if isinstance(last, tuple) and len(last) == 1 else None
+    while isinstance(last, fx.Node) and last.target in _IN_PLACE:
+        last = last.args[0]
+    return isinstance(last, fx.Node) and last.target in _FRESH

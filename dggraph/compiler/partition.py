@@ -47,6 +47,8 @@ class Piece:
     """The graph that `run` executes."""
     keeps_nothing: bool = False
     """Whether it certainly keeps no reference to its inputs."""
+    is_fresh: bool = False
+    """Whether its output is certainly no view of an input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +299,14 @@ def called_routing(routing: StageRouting) -> BoundRouting:
 
 def effects_of(plan: StagePlan, blocks: Iterable[BlockProgram]) -> tuple[Effects, ...]:
     """Return, for each vertex from 1, what may happen to its input."""
-    inside = [Effects(block.writes_input, not block.piece.keeps_nothing) for block in blocks]
+    inside = [
+        Effects(
+            is_written=block.writes_input,
+            is_kept=not block.piece.keeps_nothing,
+            may_return=not block.piece.is_fresh,
+        )
+        for block in blocks
+    ]
     return (*inside, Effects(plan.writes_output, True))
 
 

@@ -17,7 +17,7 @@ Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices o
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,9 @@ def run_stage(
     routing = step.routing or called_routing(routing_of(lowered, name))
     if step.plan.scope == "stage":
         decided = decide_stage(routing, entry)
-        if any(sum(row) != sum(row) for row in decided.rows):
-            refuse_nan(graph, name, torch.tensor(decided.rows))
+        for row in decided.rows:
+            if sum(row) != sum(row):
+                refuse_nan(graph, name, torch.tensor(decided.rows))
         plans = _plans_of(step, decided, entry)
         if plans is not None:
             return _run_plans(step, lowered, values, decided, plans, gates)
@@ -126,12 +127,13 @@ def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[Patte
     """
     if step.plans is None or not decided.rows:
         return None
-    found = [step.plans.find(row, decided.threshold) for row in decided.rows]
-    plans = [plan for plan in found if plan is not None]
-    if len(plans) < len(found):
-        return None
-    patterns = Counter(plans)
-    if len(patterns) > 1:
+    plans = []
+    for row in decided.rows:
+        plan = step.plans.find(row, decided.threshold)
+        if plan is None:
+            return None
+        plans.append(plan)
+    if len(plans) > 1 and len(patterns := Counter(plans)) > 1:
         may_split = entry.device.type == "cpu" and not any(one.is_kept for one in step.effects[:-1])
         if not may_split or choose_way(step.sizes, patterns, entry) == "rows":
             return None
@@ -147,13 +149,10 @@ def _run_plans(
     gates: dict[str, Any] | None,
 ) -> Tensor:
     """Run the images of each pattern of open edges as one batch."""
-    instances_of: dict[PatternPlan, list[int]] = {}
-    for instance, plan in enumerate(plans):
-        instances_of.setdefault(plan, []).append(instance)
-    if len(instances_of) == 1:
+    if len(plans) == 1 or len(set(plans)) == 1:
         output = _run_plan(step, lowered, values, plans[0], decided.rows, None)
     else:
-        output = _run_groups(step, lowered, values, instances_of, decided.rows)
+        output = _run_groups(step, lowered, values, plans, decided.rows)
     if gates is not None:
         weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
         gates[step.plan.name] = tuple(
@@ -167,10 +166,13 @@ def _run_groups(
     step: StageProgram,
     lowered: nn.Module,
     values: dict[str, Any],
-    instances_of: Mapping[PatternPlan, list[int]],
+    plans: Sequence[PatternPlan],
     rows: Sequence[Sequence[float]],
 ) -> Tensor:
     """Run the images of each pattern as a batch of their own."""
+    instances_of: dict[PatternPlan, list[int]] = {}
+    for instance, plan in enumerate(plans):
+        instances_of.setdefault(plan, []).append(instance)
     output: Tensor | None = None
     for plan, instances in instances_of.items():
         part = _run_plan(

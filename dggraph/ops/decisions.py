@@ -85,18 +85,26 @@ def decision_for_one(router: nn.Module, gate: nn.Module) -> DecideOne | None:
     if not _is_plain(router) or router.weight.is_cuda or finish is None or decide is None:
         return None
     weight, bias, is_first = router.weight, router.bias, router.channel_axis == 1
+    num_channels = weight.shape[1]
     averages: dict[int, Tensor] = {}
+    """For each number of pixels, the vector that takes their mean."""
 
     def decide_one(features: Tensor) -> list[float]:
-        pixels = _pixels(features, weight.shape[1], is_first) if _is_map(features) else None
-        if pixels is None:
+        is_contiguous = features.is_contiguous()
+        if not _is_map(features) or not (
+            is_contiguous
+            or (is_first and features.is_contiguous(memory_format=torch.channels_last))
+        ):
             row: list[float] = decide(features).tolist()[0]
             return row
-        count = pixels.shape[1]
+        count = features[0].numel() // num_channels
+        if is_first and is_contiguous:
+            pixels = features.view(num_channels, count)
+        else:  # channels are last in memory
+            pixels = features.as_strided((num_channels, count), (1, num_channels))
         if count not in averages:
             averages[count] = pixels.new_full((count,), 1 / count)
-        logits_E = torch.addmv(bias, weight, torch.mv(pixels, averages[count]))
-        return finish(logits_E.tolist())
+        return finish(torch.addmv(bias, weight, torch.mv(pixels, averages[count])).tolist())
 
     return decide_one
 
@@ -110,16 +118,6 @@ def _constant(router: nn.Module, gate: nn.Module) -> Tensor | None:
     if not _is_plain(router) or finish is None or router.weight.any():
         return None
     return finish(router.bias.detach()[None].clone())
-
-
-def _pixels(features: Tensor, num_channels: int, is_first: bool) -> Tensor | None:
-    """Return one feature map as (C, H * W) without a copy, or None in an unusual layout."""
-    if features.is_contiguous():
-        flat = features.view(num_channels, -1) if is_first else features.view(-1, num_channels).t()
-        return flat
-    if is_first and features.is_contiguous(memory_format=torch.channels_last):
-        return features.as_strided((num_channels, features[0, 0].numel()), (1, num_channels))
-    return None
 
 
 def _is_plain(router: nn.Module) -> TypeGuard[LinearRouter]:

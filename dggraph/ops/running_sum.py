@@ -26,6 +26,8 @@ class Effects:
     """Its block writes into it; for `out`, the code after the stage."""
     is_kept: bool
     """Its block may keep a reference to it."""
+    may_return: bool = True
+    """Its block may return it, or a view of it."""
 
 
 class RunningSum:
@@ -53,14 +55,28 @@ class RunningSum:
             weights: One for each edge.
             effects: Those of the vertex that gets the sum.
         """
-        if self.total is not None and same and _are_equal(weights, same):
-            edge, source = terms[-1]
-            total = _add(self.total, features[source], weights[edge], in_place=self.is_own)
-            self.is_own = True
+        total = self.total
+        if same and total is not None and _are_equal(weights, same):
+            others = terms[-1:]
         else:
-            total = self._sum(terms, features, weights)
-            if effects.is_written and not self.is_own:
+            edge, source = terms[0]
+            total, weight, others = features[source], weights[edge], terms[1:]
+            self.is_own = weight.__class__ is not float or weight != 1.0
+            if self.is_own:
+                total = total * weight
+            elif effects.is_written and not others:
                 total, self.is_own = total.clone(), True
+        for edge, source in others:
+            feature, weight = features[source], weights[edge]
+            is_in_place = self.is_own and total.dtype is feature.dtype
+            if weight.__class__ is not float:
+                add = total.addcmul_ if is_in_place else total.addcmul
+                total = add(feature, weight)
+            elif is_in_place:
+                total.add_(feature, alpha=weight)
+            else:
+                total = torch.add(total, feature, alpha=weight)
+            self.is_own = True
         self.total = total
         return total
 
@@ -68,20 +84,10 @@ class RunningSum:
         """Note what the block of the last sum may have done to it."""
         if effects.is_written:
             self.total = None
-        elif self.is_own and (effects.is_kept or _share_memory(output, self.total)):
+        elif self.is_own and (
+            effects.is_kept or (effects.may_return and _share_memory(output, self.total))
+        ):
             self.is_own = False
-
-    def _sum(self, terms: Terms, features: Sequence[Any], weights: Sequence[Weight]) -> Tensor:
-        (edge, source), *others = terms
-        total: Tensor = features[source]
-        weight = weights[edge]
-        self.is_own = weight.__class__ is not float or weight != 1.0
-        if self.is_own:
-            total = total * weight
-        for edge, source in others:
-            total = _add(total, features[source], weights[edge], in_place=self.is_own)
-            self.is_own = True
-        return total
 
 
 def continued(terms: Terms, before: Terms) -> tuple[tuple[int, int], ...]:
@@ -101,17 +107,6 @@ def _are_equal(weights: Sequence[Weight], pairs: Terms) -> bool:
         if ours.__class__ is not float or theirs.__class__ is not float or ours != theirs:
             return False
     return True
-
-
-def _add(total: Tensor, feature: Tensor, weight: Weight, *, in_place: bool) -> Tensor:
-    """Return `total + weight * feature`."""
-    if weight.__class__ is float:
-        if in_place and total.dtype is feature.dtype:
-            return total.add_(feature, alpha=weight)
-        return torch.add(total, feature, alpha=weight)
-    if in_place and total.dtype is feature.dtype:
-        return total.addcmul_(feature, weight)
-    return torch.addcmul(total, feature, weight)
 
 
 def _share_memory(one: Tensor, other: Tensor | None) -> bool:

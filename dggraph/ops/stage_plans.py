@@ -153,6 +153,8 @@ def weights_for(
     plan: PatternPlan, rows: Sequence[Sequence[float]], like: Tensor
 ) -> Sequence[Weight]:
     """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1)."""
+    if len(rows) == 1 and plan.forced is None:
+        return rows[0]
     weights: list[Weight] = list(rows[0])
     if len(rows) > 1:
         columns: dict[int, list[float]] = {}
