@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dggraph.ops import kernels
 from dggraph.ops.gating import SCRATCH_OFFSET, AnchoredGate, SigmoidGate
 from dggraph.ops.routing import LinearRouter
 
@@ -97,6 +98,8 @@ def decision_for_one(router: nn.Module, gate: nn.Module) -> DecideOne | None:
         ):
             row: list[float] = decide(features).tolist()[0]
             return row
+        if kernels.load():
+            return finish(kernels.pooled_logits(features, weight, bias, axis=1 if is_first else 3))
         count = features[0].numel() // num_channels
         if is_first and is_contiguous:
             pixels = features.view(num_channels, count)

@@ -426,17 +426,89 @@ std::tuple<Tensor, Tensor> sum_and_products(at::TensorList grads, const Tensor& 
   return {total, parts.sum(1).to(feature.scalar_type())};
 }
 
+// weight @ (mean over positions of one image's features) + bias, as numbers: what a linear router gives before its gate. `axis` is that of
+// the channels, 1 or 3.
+std::vector<double> pooled_logits(const Tensor& features, const Tensor& weight, const Tensor& bias, int64_t axis) {
+  const int64_t channels = weight.size(1), positions = features.numel() / channels;
+  TORCH_CHECK(features.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && bias.scalar_type() == at::kFloat,
+              "pooled_logits takes float32.");
+  TORCH_CHECK(features.dim() == 4 && features.size(0) == 1, "pooled_logits takes one feature map.");
+  const bool is_first = axis == 1 && features.is_contiguous();
+  const bool is_last = axis == 1 ? features.is_contiguous(at::MemoryFormat::ChannelsLast) : features.is_contiguous();
+  TORCH_CHECK((is_first || is_last) && features.size(axis) == channels, "pooled_logits takes dense features of ", channels, " channels.");
+  using Vector = Vectorized<float>;
+  const Tensor matrix = weight.contiguous();
+  const float* from = features.const_data_ptr<float>();
+  const float* rows = matrix.const_data_ptr<float>();
+  const float* offsets = bias.const_data_ptr<float>();
+  std::vector<float> sums(channels, 0.f);
+  const auto total_of = [](const Vector& vector) {
+    float lanes[Vector::size()];
+    vector.store(lanes);
+    float total = 0;
+    for (const float lane : lanes) {
+      total += lane;
+    }
+    return total;
+  };
+  if (is_first) {
+    at::parallel_for(0, channels, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, positions)), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const float* row = from + c * positions;
+        Vector total(0.f);
+        int64_t i = 0;
+        for (; i + Vector::size() <= positions; i += Vector::size()) {
+          total = total + Vector::loadu(row + i);
+        }
+        float sum = total_of(total);
+        for (; i < positions; ++i) {
+          sum += row[i];
+        }
+        sums[c] = sum;
+      }
+    });
+  } else {
+    for (int64_t i = 0; i < positions; ++i) {
+      const float* row = from + i * channels;
+      int64_t c = 0;
+      for (; c + Vector::size() <= channels; c += Vector::size()) {
+        (Vector::loadu(sums.data() + c) + Vector::loadu(row + c)).store(sums.data() + c);
+      }
+      for (; c < channels; ++c) {
+        sums[c] += row[c];
+      }
+    }
+  }
+  std::vector<double> logits(weight.size(0));
+  for (size_t e = 0; e < logits.size(); ++e) {
+    const float* row = rows + e * channels;
+    Vector total(0.f);
+    int64_t c = 0;
+    for (; c + Vector::size() <= channels; c += Vector::size()) {
+      total = at::vec::fmadd(Vector::loadu(row + c), Vector::loadu(sums.data() + c), total);
+    }
+    float sum = total_of(total);
+    for (; c < channels; ++c) {
+      sum += row[c] * sums[c];
+    }
+    logits[e] = offsets[e] + sum / static_cast<float>(positions);
+  }
+  return logits;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(dggraph, library) {
   library.def("sum_rows(Tensor[] features, Tensor? places_ER, Tensor weights_ER) -> Tensor", {at::Tag::pt2_compliant_tag});
   library.def(
       "sum_and_products(Tensor[] grads, Tensor weights_BE, Tensor feature) -> (Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
+  library.def("pooled_logits(Tensor features, Tensor weight, Tensor bias, int axis) -> float[]");
   library.def("inner_products(Tensor[] features, Tensor grad) -> Tensor", {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(dggraph, CPU, library) {
   library.impl("sum_rows", &sum_rows);
+  library.impl("pooled_logits", &pooled_logits);
   library.impl("inner_products", &inner_products);
   library.impl("sum_and_products", &sum_and_products);
 }

@@ -97,6 +97,14 @@ def sum_and_products(
         return torch.ops.dggraph.sum_and_products.default(grads, weights_BE, feature)  # type: ignore[no-any-return]
 
 
+def pooled_logits(features: Tensor, weight: Tensor, bias: Tensor, *, axis: int) -> list[float]:
+    """Return `linear(mean over positions)` of one dense feature map, (1, ...) with 4 axes, float32.
+
+    Channels are at `axis`, 1 or 3. `weight` is (E, C) and `bias` (E,), both in float32.
+    """
+    return torch.ops.dggraph.pooled_logits.default(features, weight, bias, axis)  # type: ignore[no-any-return]
+
+
 def empty_rows(num_rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised (num_rows, ...) tensor with the memory layout of `like`."""
     if like.is_contiguous():

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 from dggraph.ops.routing import LinearRouter
 
 LAST = torch.channels_last
@@ -278,3 +280,61 @@ def test_a_trained_mobilenet_answers_compiled(
         for one in (net, dggraph.optimize_for_inference(net)):
             assert answers(torch.compile(one, fullgraph=True, dynamic=False)(photos)) == ANSWERS
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_what_a_prepared_network_sees(router: str) -> None:
+    """Weights bound at the first pass may still change in place, be loaded or moved."""
+    net = converted("kept", router)
+    randomise_routers(net)
+    twin, x = dggraph.optimize_for_inference(net), X[:1]
+    routing = twin.lowered.dg_layers
+
+    def check(tolerance: float = 1e-5) -> Tensor:
+        for _ in range(3):
+            y, edges = gates_of(twin, x.to(next(twin.parameters()).dtype))
+        twin.executor = "dense"
+        expected, others = gates_of(twin, x.to(next(twin.parameters()).dtype))
+        twin.executor = "auto"
+        assert torch.equal(edges, others)
+        torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+        return y
+
+    with torch.no_grad():
+        before = check()
+        routing.router_0.weight.mul_(-1)
+        assert not torch.equal(check(), before)
+        twin.set_temperature(0.5)
+        check()
+        twin.set_threshold(0.3)
+        check()
+        before = check()
+        twin.load_state_dict({key: 0.9 * value for key, value in twin.state_dict().items()})
+        assert not torch.equal(check(), before)
+        twin.head = nn.Linear(twin.head.in_features, twin.head.out_features)
+        after = check()
+        with pinned_gates(twin, static_weights(twin.graph)):
+            pinned = check()
+        assert not torch.equal(pinned, after)
+        assert torch.equal(check(), after)
+        handle = twin.head.register_forward_hook(lambda _module, _args, y: y * 2)
+        assert is_close(check(), after * 2, 1e-5)
+        handle.remove()
+        twin.double()
+        assert check().dtype == torch.float64
+
+
+def test_a_prepared_network_that_was_never_trained_asks_no_router() -> None:
+    net = converted("kept", "stage")
+    with torch.no_grad():
+        for parameter in net.lowered.dg_layers.parameters():
+            parameter.zero_()
+    twin = dggraph.optimize_for_inference(net)
+    with torch.no_grad():
+        twin(X)
+    (step,) = (step for step, _ in twin._inliner.inlined.program.steps if hasattr(step, "topology"))
+    assert step.routing.constant[0] == [float(edge.is_static) for edge in net.graph.edges("layers")]
+    with torch.no_grad():
+        y, gates = twin(X, return_gates=True)
+        assert is_close(y, net(X), 1e-5)
+        assert torch.equal(gates.raw["layers"], net(X, return_gates=True)[1].raw["layers"])

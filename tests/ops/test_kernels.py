@@ -269,6 +269,30 @@ def test_one_pass_equals_a_sum_and_the_products(
 
 @pytest.mark.usefixtures("loaded")
 class TestLoaded:
+    @pytest.mark.parametrize("axis", [1, 3])
+    @pytest.mark.parametrize("num_channels", [1, 7, 24, 130])
+    @pytest.mark.parametrize("size", [(1, 1), (3, 5), (24, 24), (40, 61)])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+    def test_pooled_logits(
+        self, axis: int, num_channels: int, size: tuple[int, int], layout: str
+    ) -> None:
+        shape = [1, *size]
+        shape.insert(axis, num_channels)
+        x, weight, bias = torch.randn(shape), torch.randn(9, num_channels), torch.randn(9)
+        if axis == 1:
+            x = LAYOUTS[layout](x)
+        means = x.double().mean([a for a in (1, 2, 3) if a != axis])
+        expected = (means @ weight.double().t() + bias)[0]
+        found = torch.tensor(kernels.pooled_logits(x, weight, bias, axis=axis))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+    @pytest.mark.parametrize(
+        "x", [torch.randn(2, 4, 3, 3), torch.randn(1, 5, 3, 3), torch.randn(1, 4, 3, 3).double()]
+    )
+    def test_pooled_logits_of_other_features_are_refused(self, x: Tensor) -> None:
+        with pytest.raises(RuntimeError, match="pooled_logits takes"):
+            kernels.pooled_logits(x, torch.randn(9, 4), torch.randn(9), axis=1)
+
     @pytest.mark.parametrize("size", [5, 70, 9001])
     @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
     def test_one_pass_leaves_closed_gradients_out(self, size: int, bad: float) -> None:
