@@ -59,6 +59,8 @@ class Cache:
         found, products_BE = self._products.pop(source, ((), None))
         if products_BE is None or found == targets:
             return products_BE
+        if found == targets[::-1]:
+            return products_BE.flip(1)
         columns = dict(zip(found, products_BE.unbind(1), strict=True))
         nothing = torch.zeros_like(products_BE[:, 0])
         return torch.stack([columns.get(target, nothing) for target in targets], dim=1)
@@ -72,9 +74,9 @@ class Cache:
         readings = self._readings.pop(source, {})
         if not readings:
             return
-        # as edges are ordered, although the last node was the first to leave its gradient
-        targets = sorted(readings)
-        found = [readings[target] for target in targets]
+        # The last node leaves its gradient first. Autograd adds in that order too, so a lifted
+        # skip has the backbone's gradient to the bit.
+        targets, found = tuple(readings), list(readings.values())
         grads, feature = [one.grad for one in found], found[0].feature
         weights_BE = torch.stack([one.weight_B for one in found], dim=1)
         if source not in self.collected:
@@ -84,7 +86,7 @@ class Cache:
             self._flows[source], products_BE = sum_and_products(grads, weights_BE, feature)
         else:
             products_BE = products_with(grads, feature)
-        self._products[source] = tuple(targets), products_BE
+        self._products[source] = targets, products_BE
 
     def _enter(self) -> None:
         """Drop what an earlier backward pass left that covered only a part of the stage."""
