@@ -49,6 +49,7 @@ from dggraph.ops.weighted_sum import inner_products, masked_sum, weighted_sum
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [
     "tests/ops/test_triton_values.py",
+    "tests/ops/test_triton_ops.py",
     "tests/ops/test_device_copies.py",
     "tests/network/test_synchronisations.py",
 ]

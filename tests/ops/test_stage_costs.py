@@ -90,8 +90,8 @@ def test_a_forced_way_ends_with_its_context(plans: dict[str, PatternPlan]) -> No
         with noted_ways() as noted, forced_way(way):
             assert choose_way(BLOCKS, patterns, entry) == way
         assert not noted  # it was not chosen
-        with pytest.raises(KeyError), forced_way(way):
-            raise KeyError
+        with pytest.raises(KeyError, match="within"), forced_way(way):
+            raise KeyError("within")
         assert choose_way(BLOCKS, patterns, entry) == chosen
 
 
