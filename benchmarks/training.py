@@ -9,7 +9,9 @@ open at weights near 1 / (edges into the node), so that aggregation does its ful
 edges` is the freshly converted network, in which only the backbone's own edges are open. Peak
 memory counts the tensors a step allocates. `recompute` is the same with sums that are computed
 again. With --output, rows that the file has already are not measured again. Set OMP_NUM_THREADS for
-the number of threads.
+the number of threads. The page's table comes from such a file:
+
+    python benchmarks/training.py --table docs/benchmarks/training.jsonl
 """
 
 import argparse
@@ -146,14 +148,35 @@ def main(arguments: argparse.Namespace) -> None:
                 stream.write(row + "\n")
 
 
+def table(file: Path) -> str:
+    lines = [
+        "| network | form | compared with static | time | peak memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in map(json.loads, file.read_text().splitlines()):
+        for label, (ratio, low, high, is_reliable) in row["time"].items():
+            cells = [row["case"], row["form"], label]
+            cells.append(f"{ratio:.2f}{'' if is_reliable else '?'} ({low:.2f} to {high:.2f})")
+            peak = row.get("peak memory", {}).get(label)
+            cells.append("" if peak is None else f"{peak:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     dggraph.keep_freed_memory()  # for both sides
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--form", choices=("plain", "kernels", "compiled"), required=True)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--form", choices=("plain", "kernels", "compiled"))
+    how.add_argument("--table", type=Path, help="print this .jsonl as a table, measure nothing")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time, not wall time")
     parser.add_argument("--output", type=Path, help="append each row to this .jsonl")
-    main(parser.parse_args())
+    options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+    else:
+        main(options)
