@@ -45,6 +45,9 @@ from dggraph.system.torch_private import activations, has_global_hooks
 
 Read = Callable[[str], Any]
 """Takes the name of a parameter, buffer or setting of a module, and returns its value."""
+Run = Callable[..., Any]
+"""Takes the LoweredModule, which it does not use, and the inputs of a piece."""
+Wrap = Callable[[Run], Run]
 Rule = Callable[[fx.Node, Read], tuple[Callable[..., Any], tuple[Any, ...]] | None]
 """Takes the input of a module call and a reader of the module.
 
@@ -184,24 +187,44 @@ class FrozenInliner(Inliner):
     """Inlines a network that is prepared for inference, at the first pass and once.
 
     It sees hooks, and weights that change in place. Whoever changes modules makes a new one.
+
+    Args:
+        source: the program.
+        wrap: as for `inline`, for example `compiled`.
     """
+
+    def __init__(self, source: Program, wrap: Wrap | None = None) -> None:
+        super().__init__(source)
+        self.wrap = wrap
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenInliner":
+        return FrozenInliner(self.source, self.wrap)
 
     def program(self, lowered: fx.GraphModule) -> Program:
         """Return the program to run now."""
         inlined = self.inlined
         if inlined is None or any(inlined.unwatched) or not all(inlined.hooked):
-            self.inlined = inlined = inline(self.source, lowered, PREPARED)
+            self.inlined = inlined = inline(self.source, lowered, PREPARED, self.wrap)
         if is_hooked(lowered) or has_global_hooks():
             return self.source
         return inlined.program
 
 
-def inline(program: Program, lowered: nn.Module, forms: Forms = EXACT) -> Inlined:
+def compiled(run: Run) -> Run:
+    """Return `run`, an inlined function, compiled by Inductor at its first call."""
+    fast = torch.compile(run)
+    return lambda _lowered, *inputs: fast(None, *inputs)
+
+
+def inline(
+    program: Program, lowered: nn.Module, forms: Forms = EXACT, wrap: Wrap | None = None
+) -> Inlined:
     """Inline every piece of `program`, whose modules `lowered` owns.
 
-    No batch norm may be in training mode. Routers and gates take one of the `forms`.
+    No batch norm may be in training mode. Routers and gates take one of the `forms`. `wrap` takes
+    each inlined function and returns the one to run.
     """
-    writer = _Writer(lowered, forms)
+    writer = _Writer(lowered, forms, wrap)
     steps: list[tuple[Piece | StageProgram, tuple[str, ...]]] = []
     for step, spent in program.steps:
         if isinstance(step, Piece):
@@ -228,8 +251,8 @@ def inline(program: Program, lowered: nn.Module, forms: Forms = EXACT) -> Inline
 class _Writer:
     """Rewrites pieces and records the state that they rely on."""
 
-    def __init__(self, lowered: nn.Module, forms: Forms) -> None:
-        self.lowered, self.forms = lowered, forms
+    def __init__(self, lowered: nn.Module, forms: Forms, wrap: Wrap | None) -> None:
+        self.lowered, self.forms, self.wrap = lowered, forms, wrap
         self.hooked: list[Mapping[int, Any]] = []
         self.checks: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
         self.modules: dict[int, nn.Module] = {}
@@ -280,7 +303,7 @@ class _Writer:
         run.__defaults__ = tuple(value for value, _ in bound.values())
         return replace(
             piece,
-            run=run,
+            run=run if self.wrap is None else self.wrap(run),
             keeps_nothing=all(map(_keeps_nothing, graph.nodes)),
             is_fresh=_is_fresh(graph),
         )

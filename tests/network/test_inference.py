@@ -338,3 +338,46 @@ def test_a_prepared_network_that_was_never_trained_asks_no_router() -> None:
         y, gates = twin(X, return_gates=True)
         assert is_close(y, net(X), 1e-5)
         assert torch.equal(gates.raw["layers"], net(X, return_gates=True)[1].raw["layers"])
+
+
+def test_bfloat16_on_request() -> None:
+    net = converted("kept", "stage")
+    randomise_routers(net)
+    twin = dggraph.optimize_for_inference(net, dtype=torch.bfloat16)
+    assert twin.layers[0].conv1.weight.dtype == torch.bfloat16
+    assert twin.lowered.dg_layers.router_0.weight.dtype == torch.float32
+    with torch.inference_mode():
+        y, gates = twin(X, return_gates=True)
+        expected, wanted = net(X, return_gates=True)
+    assert y.dtype == torch.bfloat16
+    assert gates.weights["layers"].dtype == torch.float32
+    same = (gates.open["layers"] == wanted.open["layers"]).all(1)
+    assert same.sum() >= 4
+    assert is_close(y[same], expected[same], 0.03)
+    with pytest.raises(InputError, match="int8 is not a floating-point type"):
+        dggraph.optimize_for_inference(net, dtype=torch.int8)
+
+
+def test_images_make_their_plans_known() -> None:
+    net = converted("kept", "stage")
+    randomise_routers(net)
+    twin = dggraph.optimize_for_inference(net, images=X)
+    (step,) = (step for step, _ in twin._inliner.inlined.program.steps if hasattr(step, "topology"))
+    known = len(step.plans.plans)
+    assert known >= len({tuple(row) for row in gates_of(twin, X)[1].tolist()}) > 1
+    with torch.no_grad():
+        for image in X:
+            twin(image[None])
+    assert len(step.plans.plans) == known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_compiled_blocks(router: str) -> None:
+    net = converted("kept", router)
+    randomise_routers(net)
+    twin, plain = (dggraph.optimize_for_inference(net, compile=one) for one in (True, False))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            for x in (X, X[:1], X[1:4]):
+                assert is_close(twin(x), plain(x), 1e-4)
