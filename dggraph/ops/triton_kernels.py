@@ -29,6 +29,9 @@ BLOCK = 1024
 
 NUM_WARPS = 4
 
+FLOW_WARPS = 8
+"""Warps of `flow_kernel`, which with 4 would spill registers."""
+
 
 @triton.jit
 def added(summed, element, weight, dtype: tl.constexpr):

@@ -16,6 +16,7 @@ from torch.library import triton_op, wrap_triton
 from dggraph.ops.kernels import edge_gradients, empty_rows
 from dggraph.ops.triton_kernels import (
     BLOCK,
+    FLOW_WARPS,
     GROUP,
     NUM_WARPS,
     flow_kernel,
@@ -145,7 +146,7 @@ def sum_and_products(
             NUM_SOURCES=triton.next_power_of_2(len(sources)),
             CONTINUES=first > 0,
             BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
+            num_warps=FLOW_WARPS,
         )
     return total, parts_RCE.sum(1)
 

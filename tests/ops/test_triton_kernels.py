@@ -16,7 +16,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dggraph.ops import triton_kernels
-from dggraph.ops.triton_kernels import BLOCK, NUM_WARPS, flow_kernel, product_kernel, sum_kernel
+from dggraph.ops.triton_kernels import (
+    BLOCK,
+    FLOW_WARPS,
+    NUM_WARPS,
+    flow_kernel,
+    product_kernel,
+    sum_kernel,
+)
 
 pytestmark = pytest.mark.cpu
 
@@ -40,6 +47,10 @@ def test_values_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b\d+ passed", done.stdout), done.stdout
     assert "skipped" not in done.stdout, done.stdout
+
+
+def warps_of(kernel: Any) -> int:
+    return FLOW_WARPS if kernel is flow_kernel else NUM_WARPS
 
 
 def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
@@ -70,7 +81,7 @@ def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
         {place: [["tt.divisibility", 16]] for place in aligned},
     )
     target = GPUTarget("cuda", card, 32)
-    return dict(triton.compile(source, target=target, options={"num_warps": NUM_WARPS}).asm)
+    return dict(triton.compile(source, target=target, options={"num_warps": warps_of(kernel)}).asm)
 
 
 def usage(ptx: str, card: int, folder: Path) -> tuple[int, int]:
@@ -100,8 +111,9 @@ def check(kernel: Any, card: int, folder: Path, **constants: Any) -> None:
     assert "red.global" not in ptx
     wide = re.findall(r"ld\.global[.\w:]*\.v4\.b32", ptx)
     if constants.get("is_even", True) and constants.get("is_aligned", True):
-        loads = BLOCK // (32 * NUM_WARPS) * {"fp32": 4, "bf16": 2, "fp16": 2}[constants["dtype"]]
-        assert len(wide) >= constants["NUM_SOURCES"] * loads // 16
+        size = {"fp32": 4, "bf16": 2, "fp16": 2}[constants["dtype"]]
+        loads = BLOCK // (32 * warps_of(kernel)) * size // 16
+        assert len(wide) >= constants["NUM_SOURCES"] * loads
     if constants["dtype"] == "bf16" and kernel is not product_kernel:
         assert "cvt.rn.bf16" in ptx, "sums must be rounded to nearest"
 
@@ -128,7 +140,10 @@ def test_kernels_compile_for_cards(card: int, dtype: str, num_sources: int, tmp_
         NUM_SOURCES=num_sources,
         CONTINUES=num_sources == 16,
     )
-    check(product_kernel, card, tmp_path, dtype=dtype, is_even=not is_odd, NUM_SOURCES=num_sources)
+    facts = {"dtype": dtype, "is_even": not is_odd}
+    check(product_kernel, card, tmp_path, **facts, NUM_SOURCES=num_sources)
+    continues = num_sources == 16
+    check(flow_kernel, card, tmp_path, **facts, NUM_SOURCES=num_sources, CONTINUES=continues)
 
 
 @pytest.mark.parametrize("kernel", [sum_kernel, product_kernel, flow_kernel])
@@ -157,6 +172,8 @@ def test_every_variant_compiles(
 ) -> None:
     variant = {"dtype": dtype, "NUM_SOURCES": num_sources, "is_even": is_even}
     check(product_kernel, card, tmp_path, **variant)
+    for continues in (False, True):
+        check(flow_kernel, card, tmp_path, **variant, CONTINUES=continues)
     for has_places in (False, True):
         for continues in (False, True):
             check(sum_kernel, card, tmp_path, **variant, has_places=has_places, CONTINUES=continues)
