@@ -19,7 +19,7 @@ backbone. Both sides are channels last. Paths are random: 16 of them, repeated o
 """
 NOT_RUN = """
 **It has not run on a GPU yet.** The kernels compile ahead of time for compute capability 8.0 and
-9.0 without spilling registers, and their values are checked in Triton's interpreter. How fast they
+9.0 and spill one register at most. Their values are checked in Triton's interpreter. How fast they
 are is not known, and there is no table until `benchmarks/gpu.py` has run.
 """
 
