@@ -65,6 +65,28 @@ class Identities:
         )
 
 
+class Contents:
+    """Tensors that were read, to notice whether they were written since.
+
+    Args:
+        tensors: No inference tensors, which do not count how often they are written.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.marks = self._marks()
+
+    def hold(self) -> bool:
+        """Whether nothing was written. Writes to `tensor.data` in place are not counted."""
+        return self._marks() == self.marks
+
+    def _marks(self) -> tuple[list[int], list[int]]:
+        return list(map(_version, self.tensors)), list(map(Tensor.data_ptr, self.tensors))
+
+
+_version = operator.attrgetter("_version")
+
+
 def _differs_from_others(value: Any) -> bool:
     """Whether `==` tells `value` from every other object that may stand in its place.
 

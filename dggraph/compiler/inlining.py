@@ -5,8 +5,8 @@ that is most of the time. Inlining makes these look-ups once: it writes a functi
 arguments are the weights. `Inlined.is_valid` then compares pointers: whether the modules still have
 the same weights, settings and methods, and no hooks. Weights may change in place.
 
-Only modules of exactly the classes in `RULES` are inlined. All others stay calls. That modules stay
-where they are is checked elsewhere (`network/structure`).
+Only modules of exactly the classes in `inlining_rules` are inlined. All others stay calls. That
+modules stay where they are is checked elsewhere (`network/structure`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
-from torchvision.ops import StochasticDepth
 
 from dggraph.compiler.hooks import FORWARD_KINDS, HookTable, has_hooks, is_hooked
-from dggraph.compiler.identities import Identities, is_literal
+from dggraph.compiler.identities import Contents, Identities, is_literal
+from dggraph.compiler.inlining_rules import RULES, Rule, is_norm, is_patched
 from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.partition import (
     BoundRouting,
@@ -39,72 +39,11 @@ from dggraph.ops.decisions import (
     Forms,
     called_decision,
 )
-from dggraph.ops.gating import AnchoredGate, SigmoidGate
-from dggraph.ops.routing import LinearRouter
 from dggraph.system.torch_private import activations, has_global_hooks
 
-Read = Callable[[str], Any]
-"""Takes the name of a parameter, buffer or setting of a module, and returns its value."""
 Run = Callable[..., Any]
 """Takes the LoweredModule, which it does not use, and the inputs of a piece."""
 Wrap = Callable[[Run], Run]
-Rule = Callable[[fx.Node, Read], tuple[Callable[..., Any], tuple[Any, ...]] | None]
-"""Takes the input of a module call and a reader of the module.
-
-Returns a function and its arguments, or None for a module that returns its input.
-"""
-
-
-_CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
-
-
-def _norm(x: fx.Node, read: Read) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    tensors = map(read, ("weight", "bias", "running_mean", "running_var"))
-    args = (x, *tensors, False, 0.0, read("eps"), torch.backends.cudnn.enabled)
-    return torch.batch_norm, args
-
-
-def _function(function: Callable[..., Any], *names: str) -> Rule:
-    return lambda x, read: (function, (x, *map(read, names)))
-
-
-def _activation(name: str, *settings: str) -> Rule:
-    """Return a rule for an activation that has a form in place."""
-    plain, in_place = activations(name)
-    return lambda x, read: (in_place if read("inplace") else plain, (x, *map(read, settings)))
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Conv1d: _function(torch.conv1d, *_CONVOLUTION),
-    nn.Conv2d: _function(torch.conv2d, *_CONVOLUTION),
-    nn.Conv3d: _function(torch.conv3d, *_CONVOLUTION),
-    nn.BatchNorm1d: _norm,
-    nn.BatchNorm2d: _norm,
-    nn.BatchNorm3d: _norm,
-    nn.LayerNorm: _function(functional.layer_norm, "normalized_shape", "weight", "bias", "eps"),
-    nn.GroupNorm: _function(functional.group_norm, "num_groups", "weight", "bias", "eps"),
-    nn.Linear: _function(functional.linear, "weight", "bias"),
-    nn.ReLU: _activation("relu"),
-    nn.ReLU6: _activation("hardtanh", "min_val", "max_val"),
-    nn.SiLU: _activation("silu"),
-    nn.Hardswish: _activation("hardswish"),
-    nn.Hardsigmoid: _activation("hardsigmoid"),
-    nn.Sigmoid: _function(torch.sigmoid),
-    nn.AdaptiveAvgPool2d: _function(functional.adaptive_avg_pool2d, "output_size"),
-    nn.Dropout: _function(functional.dropout, "p", "training"),
-    nn.Identity: lambda x, read: None,
-    StochasticDepth: lambda x, read: None,
-}
-"""For each exact class, the function that a module of it computes in eval mode."""
-
-
-METHODS = [
-    (cls, name, getattr(cls, name))
-    for cls in (nn.Module, *RULES, LinearRouter, AnchoredGate, SigmoidGate)
-    for name in ("forward", "_conv_forward", "__call__")
-    if name in vars(cls) or (cls is not nn.Module and name == "forward")
-]
-"""Class, name and function of each method that inlining replaces."""
 CALL = "__call__"
 """The method by which an inlined function calls a module that has no rule."""
 MAX_PATIENCE = 1024
@@ -124,6 +63,8 @@ class Inlined:
     """Those among them that do not report a new hook: those of routing, and of later modules."""
     hooked: tuple[Mapping[int, Any], ...]
     """Hook tables of routers and gates that were not empty."""
+    contents: Contents
+    """Weights of routers and gates whose values are part of the program."""
 
     def is_valid(self, *, is_hooked: bool) -> bool:
         """Whether the modules are as they were when inlining.
@@ -132,13 +73,7 @@ class Inlined:
             is_hooked: Whether a table that reports new hooks has one.
         """
         hooks = self.hooks if is_hooked else self.unwatched
-        return self.same.hold() and not any(hooks)
-
-
-def is_patched() -> bool:
-    """Whether a class of `RULES` has other methods than torch's, as under some profilers."""
-    patched = [getattr(cls, name) is not function for cls, name, function in METHODS]
-    return any(patched)
+        return not any(hooks) and self.same.hold() and self.contents.hold()
 
 
 class Inliner:
@@ -179,35 +114,42 @@ class Inliner:
             return self.source
         if uses_batch_statistics(lowered, self.source.norms):
             return self.source
-        self.inlined = inlined = inline(self.source, lowered)
+        self.inlined = inlined = self._inline(lowered)
         return inlined.program
 
+    def _inline(self, lowered: fx.GraphModule) -> Inlined:
+        return inline(self.source, lowered)
 
-class FrozenInliner(Inliner):
-    """Inlines a network that is prepared for inference, at the first pass and once.
 
-    It sees hooks, and weights that change in place. Whoever changes modules makes a new one.
+class PreparedInliner(Inliner):
+    """Inlines a network that is prepared for inference, from the first pass on.
+
+    Routers and gates take faster forms, which also rely on the values of weights.
 
     Args:
         source: the program.
+        seen: as for `Inliner`.
         wrap: as for `inline`, for example `compiled`.
     """
 
-    def __init__(self, source: Program, wrap: Wrap | None = None) -> None:
-        super().__init__(source)
-        self.wrap = wrap
+    def __init__(self, source: Program, seen: object = None, wrap: Wrap | None = None) -> None:
+        super().__init__(source, seen)
+        self.wait, self.wrap = 0, wrap
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenInliner":
-        return FrozenInliner(self.source, self.wrap)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedInliner":
+        return PreparedInliner(self.source, wrap=self.wrap)
 
     def program(self, lowered: fx.GraphModule) -> Program:
         """Return the program to run now."""
-        inlined = self.inlined
-        if inlined is None or any(inlined.unwatched) or not all(inlined.hooked):
-            self.inlined = inlined = inline(self.source, lowered, PREPARED, self.wrap)
-        if is_hooked(lowered) or has_global_hooks():
+        if is_hooked(lowered):
             return self.source
-        return inlined.program
+        inlined = self.inlined
+        if inlined is not None and not all(inlined.hooked):
+            self.inlined, self.wait = None, 0  # hooks on routers and gates have gone
+        return super().program(lowered)
+
+    def _inline(self, lowered: fx.GraphModule) -> Inlined:
+        return inline(self.source, lowered, PREPARED, self.wrap)
 
 
 def compiled(run: Run) -> Run:
@@ -245,7 +187,8 @@ def inline(
     hooks = tuple(vars(module)[kind] for module in modules for kind in FORWARD_KINDS)
     unwatched = tuple(table for table in hooks if type(table) is not HookTable)
     hooked = tuple(writer.hooked)
-    return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched, hooked)
+    contents = Contents(writer.read)
+    return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched, hooked, contents)
 
 
 class _Writer:
@@ -256,6 +199,7 @@ class _Writer:
         self.hooked: list[Mapping[int, Any]] = []
         self.checks: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
         self.modules: dict[int, nn.Module] = {}
+        self.read: list[Tensor] = []
 
     def inline(self, piece: Piece) -> Piece:
         """Return `piece` as a function that no longer uses the LoweredModule."""
@@ -317,9 +261,14 @@ class _Writer:
             self.check(routing._modules, name)
         for vertex, router, gate in routing.deciders():
             is_known = self.is_untouched(router) and self.is_untouched(gate)
-            bound = self.forms.for_batches(router, gate) if is_known else None
-            one = self.forms.for_one(router, gate) if is_known else None
-            row = self.forms.constant(router, gate) if is_known else None
+            weights = [*_tensors_of(router), *_tensors_of(gate)]
+            is_counted = not any(weight.is_inference() for weight in weights)
+            forms = self.forms if is_counted else EXACT
+            bound = forms.for_batches(router, gate) if is_known else None
+            one = forms.for_one(router, gate) if is_known else None
+            row = forms.constant(router, gate) if is_known else None
+            if one is not None or row is not None:
+                self.read += weights
             decide[vertex] = bound or called_decision(router, gate)
             if one is not None:
                 decide_one[vertex] = one
@@ -333,7 +282,7 @@ class _Writer:
         """Return the rule that inlines `module`, or None if it stays a call."""
         rule = RULES.get(type(module))
         is_padded_by_hand = getattr(module, "padding_mode", "zeros") != "zeros"
-        is_batch_norm = rule is _norm and module.running_mean is None
+        is_batch_norm = is_norm(rule) and module.running_mean is None
         if rule is None or is_padded_by_hand or is_batch_norm or module.training:
             return None
         if not self.is_untouched(module):
@@ -379,6 +328,10 @@ class _Writer:
     def check(self, owner: Mapping[str, Any], name: str) -> None:
         """Record the object that `owner` has at `name`, or None."""
         self.checks[id(owner), name] = (owner, name, owner.get(name))
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _is_held(module: nn.Module, name: str) -> bool:

@@ -180,7 +180,9 @@ def _run_groups(
         )
         if output is None:
             output = empty_rows(len(rows), part, part.dtype)
-        output.index_copy_(0, to_device(torch.tensor(instances), part.device), part)
+        dtype = torch.promote_types(output.dtype, part.dtype)  # under autocast they may differ
+        output = output.to(dtype)
+        output.index_copy_(0, to_device(torch.tensor(instances), part.device), part.to(dtype))
     assert output is not None
     return output
 

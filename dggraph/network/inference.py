@@ -10,7 +10,7 @@ tokens.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dggraph.compiler.inlining import FrozenInliner, Inliner, compiled
+from dggraph.compiler.calls import stand_in
+from dggraph.compiler.inlining import Inliner, PreparedInliner, compiled
 from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
@@ -35,9 +36,9 @@ _TIMM_NORM = "timm.layers.norm_act.BatchNormAct2d"
 class InferenceNetwork(DynamicNetwork):
     """The result of `optimize_for_inference`: it runs, records and exports like any network.
 
-    It can be neither trained nor saved. Its weights are bound at the first pass. They may change in
-    place, be loaded or moved, and hooks may come and go; a module put in the place of another one
-    inside it is not seen.
+    It can be neither trained nor saved. Its weights are bound at the first pass. A later change of
+    modules, weights or hooks counts at once, and what changed is bound anew. The one exception is
+    what `tensor.data` writes in place in a router or gate.
     """
 
     _dtype: torch.dtype | None = None
@@ -51,24 +52,9 @@ class InferenceNetwork(DynamicNetwork):
         return super().forward(x, return_gates=return_gates, **named)
 
     def _inliner_of(self, program: Program) -> Inliner:
-        return FrozenInliner(program, compiled if self._is_compiled else None)
-
-    def refuse_changes(self) -> None:
-        """Do nothing: the network runs what it was prepared for."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if isinstance(value, nn.Module | Tensor):
-            self._inliner = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InferenceNetwork":
-        super()._apply(fn, recurse)
-        self._inliner = None
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._inliner = None
+        return PreparedInliner(
+            program, self._structure.seen, compiled if self._is_compiled else None
+        )
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
         """Stay in eval mode.
@@ -176,6 +162,7 @@ def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str,
         if type(norm) not in _NORMS:
             lowered.set_submodule(str(norm_node.target), norm.get_submodule("act"))
             continue
+        stand_in(conv_node, norm_node)
         norm_node.replace_all_uses_with(conv_node)
         lowered.graph.erase_node(norm_node)
         lowered.delete_submodule(str(norm_node.target))

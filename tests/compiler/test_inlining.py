@@ -158,9 +158,24 @@ def run(net: Any, num_passes: int) -> None:
         net(X)
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_count_at_once(name: str) -> None:
-    net = inlined_net()
+def prepared_net() -> Any:
+    net = dggraph.optimize_for_inference(inlined_net())
+    with torch.no_grad():
+        run(net, 3)
+    return net
+
+
+ON_NORMS = ("new buffer", "setting", "setting of numpy", "another layer")
+"""Those that change a norm, which a prepared network has folded."""
+CASES = [
+    *((name, inlined_net) for name in CHANGES),
+    *((name, prepared_net) for name in CHANGES if name not in ON_NORMS),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), CASES)
+def test_changes_count_at_once(name: str, make: Callable[[], Any]) -> None:
+    net = make()
     with torch.no_grad():
         before = net(X)
         CHANGES[name](net)

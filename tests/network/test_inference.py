@@ -340,6 +340,73 @@ def test_a_prepared_network_that_was_never_trained_asks_no_router() -> None:
         assert torch.equal(gates.raw["layers"], net(X, return_gates=True)[1].raw["layers"])
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "temperature", "anchor_E", "loaded"])
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_a_decision_that_was_worked_out_beforehand_follows_its_weights(
+    name: str, router: str
+) -> None:
+    net = converted("kept", router)
+    with torch.no_grad():
+        for key, parameter in net.lowered.dg_layers.named_parameters():
+            parameter.fill_(0.0 if key.endswith("weight") else 0.3)
+        twin = dggraph.optimize_for_inference(net)
+        before = twin(X[:1])
+        state = twin.lowered.dg_layers.state_dict(keep_vars=True)
+        state |= dict(twin.lowered.dg_layers.named_buffers())
+        if name == "loaded":
+            twin.lowered.dg_layers.load_state_dict(
+                {key: value - 0.2 for key, value in state.items() if "anchor" not in key}
+            )
+        for tensor in (tensor for key, tensor in state.items() if key.endswith(name)):
+            tensor.add_(torch.linspace(-0.3, 0.4, tensor.numel()).view(tensor.shape))
+        for _ in range(4):
+            after = twin(X[:1])
+            twin.executor = "dense"
+            assert is_close(after, twin(X[:1]), 1e-5)
+            twin.executor = "auto"
+    assert not is_close(after, before, 1e-4)
+
+
+def test_dropout_in_training_mode_acts_in_a_prepared_network() -> None:
+    """As for Monte Carlo dropout."""
+    backbone = nn.Sequential(*(Kept() for _ in range(3)), nn.Dropout(0.5)).eval()
+    twin = dggraph.optimize_for_inference(dggraph.convert(backbone, torch.rand(1, 8, 8, 8)))
+    x = torch.rand(2, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(twin(x), twin(x))
+        twin.lowered.get_submodule("3").train()
+        assert not torch.equal(twin(x), twin(x))
+
+
+def test_other_weights_for_one_call_of_a_prepared_network() -> None:
+    net = converted("kept", "stage")
+    twin = dggraph.optimize_for_inference(net)
+    other = {key: 0.5 * value for key, value in twin.named_parameters()}
+    with torch.no_grad():
+        before = twin(X)
+        found = torch.func.functional_call(twin, other, (X,))
+        assert torch.equal(twin(X), before)
+        for key, value in twin.named_parameters():
+            value.copy_(other[key])
+        assert is_close(found, twin(X), 1e-5)
+        assert not is_close(found, before, 1e-2)
+
+
+def test_hooks_on_a_lifted_block_of_a_prepared_network() -> None:
+    """They see x + F(x), though the last norm of the block is gone."""
+    net = converted("lifted", "stage")
+    block = next(node.module_path for node in net.graph.nodes("layers") if node.kind == "block")
+    seen: list[Tensor] = []
+    for one in (net, dggraph.optimize_for_inference(net)):
+        with pytest.warns(dggraph.errors.DggraphWarning, match="is lifted"):
+            one.lowered.get_submodule(block).register_forward_hook(
+                lambda _module, _args, output: seen.append(output)
+            )
+        with torch.no_grad():
+            one(X)
+    assert is_close(seen[1], seen[0], 1e-4)
+
+
 def test_bfloat16_on_request() -> None:
     net = converted("kept", "stage")
     randomise_routers(net)

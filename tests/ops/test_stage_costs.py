@@ -3,8 +3,11 @@
 import pytest
 import torch
 from kinds import converted
+from torch import Tensor, nn
 
+import dggraph
 from dggraph.network import execution
+from dggraph.network.gate_contexts import pinned_gates
 from dggraph.ops import kernels
 from dggraph.ops.liveness import Topology
 from dggraph.ops.stage_costs import (
@@ -118,3 +121,37 @@ def test_a_batch_is_the_same_function_in_every_way(
             assert bool(grouped) == is_grouped
             torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     assert len({tuple(row) for row in gates.open["layers"].tolist()}) > 1
+
+
+class Wide(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("order", [[0, 1, 0, 1], [1, 0, 1, 0]])
+def test_groups_whose_features_differ_in_type(order: list[int], way: str) -> None:
+    """Under autocast, this entry stays in float32, and blocks give bfloat16."""
+    stem = nn.Sequential(nn.Conv2d(3, 6, 3), Wide())
+    blocks = [nn.Sequential(nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)) for _ in range(3)]
+    x = torch.rand(4, 3, 8, 8)
+    net = dggraph.convert(nn.Sequential(stem, *blocks), x, router="stage").eval()
+    (stage,) = net.graph.stages
+    entry, out = (net.graph.nodes(stage)[place].name for place in (0, -1))
+    edges = net.graph.edges(stage)
+    paths = torch.tensor(
+        [
+            [float(edge.is_static) for edge in edges],
+            [float((edge.source, edge.target) == (entry, out)) for edge in edges],
+        ]
+    )
+    with (
+        torch.no_grad(),
+        torch.autocast(x.device.type, torch.bfloat16),
+        pinned_gates(net, {stage: paths[order]}),
+    ):
+        with forced_way(way):
+            y = net(x)
+        assert net.last_run == "sparse"
+        net.executor = "dense"
+        assert torch.equal(y, net(x))
