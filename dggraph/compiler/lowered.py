@@ -139,6 +139,18 @@ def routing_of(lowered: nn.Module, stage: str) -> StageRouting:
     return found
 
 
+def weight_dtype(lowered: nn.Module) -> torch.dtype | None:
+    """Return the type of the backbone's weights, or None if it has none.
+
+    That of routers may differ.
+    """
+    named = lowered.named_parameters()
+    return next(
+        (p.dtype for name, p in named if p.is_floating_point() and not name.startswith(ROUTING)),
+        None,
+    )
+
+
 def adopt_(owner: nn.Module, module: nn.Module) -> None:
     """Make `owner` own the children, parameters and buffers of `module`.
 

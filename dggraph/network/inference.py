@@ -10,7 +10,7 @@ tokens.
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dggraph.compiler.calls import stand_in
 from dggraph.compiler.inlining import Inliner, PreparedInliner, compiled
-from dggraph.compiler.lowered import LoweredModule, routing_of
+from dggraph.compiler.lowered import LoweredModule, routing_of, weight_dtype
 from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
@@ -47,9 +47,15 @@ class InferenceNetwork(DynamicNetwork):
     def forward(self, x: Tensor | None = None, *, return_gates: bool = False, **named: Any) -> Any:
         """Run as `DynamicNetwork.forward` does, on images converted to the type of the weights."""
         if self._dtype is not None:
-            x = x.to(self._dtype) if isinstance(x, Tensor) else x
-            named = {name: value.to(self._dtype) for name, value in named.items()}
+            x = _converted(x, self._dtype)
+            named = {name: _converted(value, self._dtype) for name, value in named.items()}
         return super().forward(x, return_gates=return_gates, **named)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InferenceNetwork":
+        super()._apply(fn, recurse)
+        if self._dtype is not None:
+            self._dtype = weight_dtype(self.lowered)
+        return self
 
     def _inliner_of(self, program: Program) -> Inliner:
         return PreparedInliner(
@@ -138,6 +144,8 @@ def optimize_for_inference(
         twin.to(dtype)
         for stage in twin.graph.stages:
             routing_of(lowered, stage).float()
+    if dtype is None and isinstance(net, InferenceNetwork):
+        dtype = net._dtype
     vars(twin).update(_dtype=dtype, _is_compiled=compile)
     note_weights_(twin, net.weights_origin)  # folded weights differ from the probe
     twin.eval()
@@ -147,6 +155,12 @@ def optimize_for_inference(
                 twin(image[None])
             twin(images)
     return twin
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """Return images in `dtype`; what is no tensor of floats is left to be refused."""
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
 
 
 def _fold_norms_(lowered: LoweredModule, plan: Sequence[StagePlan]) -> dict[str, str]:

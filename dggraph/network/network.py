@@ -11,7 +11,7 @@ import dggraph.views.drawing  # noqa: F401  notebooks draw the graph of every ne
 from dggraph.compiler.hooked_plan import hooked_blocks, hooked_layers
 from dggraph.compiler.hooks import drop_idle_calls_, is_hooked
 from dggraph.compiler.inlining import Inliner
-from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of
+from dggraph.compiler.lowered import LoweredModule, routing_name, routing_of, weight_dtype
 from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan, uses_batch_statistics
 from dggraph.errors import BackboneOnlyError, InputError
@@ -299,9 +299,7 @@ class DynamicNetwork(StandIn):
                 ) from error
             if x.shape[1] != channels:  # unless the first layer was replaced by one that takes them
                 raise InputError(wrong_shape) from error
-            dtype = next(
-                (p.dtype for p in self.lowered.parameters() if p.is_floating_point()), x.dtype
-            )
+            dtype = weight_dtype(self.lowered) or x.dtype
             if x.dtype == dtype:
                 raise
             raise InputError(

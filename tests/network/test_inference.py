@@ -425,6 +425,19 @@ def test_bfloat16_on_request() -> None:
         dggraph.optimize_for_inference(net, dtype=torch.int8)
 
 
+def test_images_take_the_type_of_the_weights() -> None:
+    twin = dggraph.optimize_for_inference(converted("kept", "stage"), dtype=torch.bfloat16)
+    with torch.inference_mode():
+        again = dggraph.optimize_for_inference(twin)
+        assert torch.equal(again(X), twin(X))
+        with pytest.raises(InputError, match=r"takes torch.bfloat16, got torch.uint8"):
+            twin(X.byte())
+        with pytest.raises(InputError, match="must be a tensor of images"):
+            twin(x="images")
+        assert copy.deepcopy(twin).float()(X).dtype == torch.float32
+        assert twin.double()(X).dtype == torch.float64
+
+
 def test_images_make_their_plans_known() -> None:
     net = converted("kept", "stage")
     randomise_routers(net)
