@@ -1,62 +1,157 @@
-"""Inference of both executors over the static backbone, at MACs ratios of about .5, .75 and 1.0.
+"""Inference over the static backbone: a single image and a batch, plain and prepared.
 
-    python benchmarks/inference.py [--rounds 15] [--batch 1 16] [--output FILE.jsonl]
+    python benchmarks/inference.py [--rounds 15] [--batch 1 16] [--threads 1] [--only NAME]
+        [--output FILE.jsonl]
 
-Paths are random per instance (`dggraph.evaluation.timing.sample_paths`), every edge between the
-nodes that are kept is open. `dense` is masked execution; `sparse` skips, and is what `auto` runs
-here, so that the column `auto` of older rows differs from it by noise alone. C++ kernels are used
-where they are built; DGGRAPH_KERNELS=0 turns them off.
+Rows of a network that was never trained (`fresh`), and of random paths with about .5, .75 and 1.0
+of all MACs (`dggraph.evaluation.timing.sample_paths`): every edge between the nodes kept is
+open, at a weight of its own. Routers always run. A single image gets its path from their biases;
+images of a batch get one each, through hooks on the gates.
+
+Each row has medians and quartiles of paired ratios, in CPU time:
+
+- `modules`: over the static backbone, called module by module
+- `inlined`: over the static backbone, run by the same executor and inlined in the same way
+- `prepared`: the result of `optimize_for_inference` over the static network by the same steps,
+  called module by module
+- `prepared, inlined`: the same, over the static network inlined
+- `dense`: masked execution over modules
+
+C++ kernels are used where they are built; DGGRAPH_KERNELS=0 turns them off.
 """
 
 import argparse
 import json
+import statistics
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import dggraph
-from dggraph.evaluation.timing import time_inference
+from dggraph.compiler.lowered import routing_of
+from dggraph.evaluation.static_twin import static_twin
+from dggraph.evaluation.timing import interleaved, sample_paths
 from dggraph.models.small_resnet import SmallResNet
+from dggraph.network.gate_contexts import decided_edges, pinned_gates
 from dggraph.ops import kernels
 
 CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
-    ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "stage"),
+    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "stage"),
+    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "node"),
+    ("mobilenet_v2 160 px", torchvision.models.mobilenet_v2, 160, 1, "stage"),
+    ("mobilenet_v2 224 px", torchvision.models.mobilenet_v2, 224, 1, "stage"),
     ("resnet50 128 px", torchvision.models.resnet50, 128, 1, "stage"),
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 1, "node"),
+    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 16, "stage"),
+    ("mobilenet_v2 160 px", torchvision.models.mobilenet_v2, 160, 16, "stage"),
+    ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "stage"),
     ("cifar resnet56", lambda: SmallResNet(56, 16), 32, 16, "stage"),
     ("resnet50 128 px", torchvision.models.resnet50, 128, 16, "node"),
     ("cifar resnet56", lambda: SmallResNet(56, 16), 32, 16, "node"),
-    ("mobilenet_v2 160 px", torchvision.models.mobilenet_v2, 160, 16, "stage"),
-    ("resnet50 128 px", torchvision.models.resnet50, 128, 1, "node"),
-    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "stage"),
-    ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "node"),
-    ("mobilenet_v2 224 px", torchvision.models.mobilenet_v2, 224, 1, "stage"),
 ]
+PAIRS = {
+    "modules": ("net", "static"),
+    "inlined": ("net", "inlined static"),
+    "prepared": ("prepared", "prepared static"),
+    "prepared, inlined": ("prepared", "prepared, inlined static"),
+    "dense": ("dense", "static"),
+}
 
 
-def main(rounds: int, batches: set[int], output: Path | None) -> None:
-    for name, build, side, batch, router in CASES:
-        if batch not in batches:
+def impose_(net: Any, weights: dict[str, Tensor]) -> None:
+    """Let the routers of `net` give these weights, (1, E) per stage, to every image. In place.
+
+    Their weights are tiny but not 0, so that no decision is constant.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for stage, weights_1E in weights.items():
+        routing = routing_of(net.lowered, stage)
+        edges = decided_edges(net, stage)
+        for vertex, router, gate in routing.deciders():
+            logits_E = torch.atanh(
+                (weights_1E[0, edges[vertex]] - gate.anchor_E).clamp(-0.999, 0.999)
+            )
+            with torch.no_grad():
+                router.bias.copy_(logits_E)
+                router.weight.copy_(1e-9 * torch.randn(router.weight.shape, generator=generator))
+
+
+def nets_of(net: Any, backbone: nn.Module) -> dict[str, Any]:
+    """The network and the static one in all forms."""
+    inlined = static_twin(net, backbone)
+    return {
+        "static": backbone,
+        "inlined static": inlined,
+        "net": net,
+        "prepared, inlined static": dggraph.optimize_for_inference(inlined),
+        "prepared": dggraph.optimize_for_inference(net),
+    }
+
+
+def runs_of(nets: dict[str, Any], x: Tensor) -> dict[str, Callable[[], object]]:
+    last = x.to(memory_format=torch.channels_last)
+    runs: dict[str, Callable[[], object]] = {
+        name: lambda model=model, x=last if "prepared" in name else x: model(x)
+        for name, model in nets.items()
+    }
+    runs["prepared static"] = lambda: nets["prepared, inlined static"].lowered(last)
+
+    def dense() -> object:
+        nets["net"].executor = "dense"
+        output = nets["net"](x)
+        nets["net"].executor = "auto"
+        return output
+
+    return runs | {"dense": dense}
+
+
+def measure(case: tuple[Any, ...], kept: float | None, rounds: int) -> dict[str, Any]:
+    name, build, side, batch, router = case
+    torch.manual_seed(0)
+    backbone = build().eval()
+    x = torch.randn(batch, 3, side, side)
+    net = dggraph.convert(backbone, x[:1], router=router).eval()
+    realised, weights = 1.0, dict[str, Tensor]()
+    if kept is not None:
+        weights, realised = sample_paths(net, kept, batch)
+    if batch == 1:
+        impose_(net, weights)
+    nets = nets_of(net, backbone)
+    with ExitStack() as stack:
+        if batch > 1:
+            for one in (nets["net"], nets["prepared"]):
+                stack.enter_context(pinned_gates(one, weights))
+        with torch.inference_mode():
+            seconds = interleaved(runs_of(nets, x), rounds=rounds, clock=time.process_time)
+    row: dict[str, Any] = {
+        "case": name,
+        "batch": batch,
+        "router": router,
+        "kernels": kernels.load(),
+        "threads": torch.get_num_threads(),
+        "paths": "fresh" if kept is None else "random",
+        "kept": round(realised, 3),
+        "static ms": round(1e3 * statistics.median(seconds["static"]), 2),
+    }
+    for label, (one, other) in PAIRS.items():
+        ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        row[label] = [round(value, 3) for value in (median, low, high)]
+    return row
+
+
+def main(rounds: int, batches: set[int], only: str, output: Path | None) -> None:
+    for case in CASES:
+        if case[3] not in batches or only not in case[0]:
             continue
-        torch.manual_seed(0)
-        backbone = build().eval()
-        x = torch.randn(batch, 3, side, side)
-        net = dggraph.convert(backbone, x[:1], router=router).eval()
-        for kept in (0.5, 0.75, 1.0):
-            realised, timings = time_inference(net, backbone, x, kept, rounds=rounds)
-            row = {
-                "case": name,
-                "batch": batch,
-                "router": router,
-                "kernels": kernels.load(),
-                "kept": round(realised, 3),
-            }
-            row |= {
-                t.name: [round(t.ratio, 3), round(t.low, 3), round(t.high, 3), t.is_reliable]
-                for t in timings[1:]
-            }
+        for kept in (None, 0.5, 0.75, 1.0):
+            row = measure(case, kept, rounds)
             print(json.dumps(row), flush=True)
             if output:
                 with output.open("a") as stream:
@@ -70,6 +165,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes to run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    main(arguments.rounds, set(arguments.batch), arguments.output)
+    torch.set_num_threads(arguments.threads)
+    main(arguments.rounds, set(arguments.batch), arguments.only, arguments.output)

@@ -63,9 +63,23 @@ def compare(
     Raises:
         InputError: there are fewer than 3 rounds.
     """
+    seconds = interleaved({"baseline": baseline, **contestants}, rounds=rounds, clock=clock)
+    return [_timing(name, own, seconds["baseline"]) for name, own in seconds.items()]
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the seconds of every run in every round, after two rounds of warm-up.
+
+    Raises:
+        InputError: there are fewer than 3 rounds.
+    """
     if rounds < 3:
         raise InputError(f"rounds={rounds}: quartiles need at least 3 rounds.")
-    runs = {"baseline": baseline, **contestants}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for number in range(-2, rounds):
@@ -75,7 +89,7 @@ def compare(
             runs[name]()
             if number >= 0:
                 seconds[name].append(clock() - start)
-    return [_timing(name, seconds[name], seconds["baseline"]) for name in names]
+    return seconds
 
 
 def time_inference(
