@@ -103,7 +103,9 @@ def run_stage(
                 refuse_nan(graph, name, torch.tensor(decided.rows))
         plans = _plans_of(step, decided, entry)
         if plans is not None:
-            return _run_plans(step, lowered, values, decided, plans, gates)
+            if gates is not None:
+                gates[name] = _gates_of(plans, decided, entry.device)
+            return _run_plans(step, lowered, values, decided, plans)
         decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
     elif step.sums_only and len(entry) == 1:
         return _walk(step, lowered, graph, values, routing, gates)
@@ -146,20 +148,23 @@ def _run_plans(
     values: dict[str, Any],
     decided: Decided,
     plans: Sequence[PatternPlan],
-    gates: dict[str, Any] | None,
 ) -> Tensor:
     """Run the images of each pattern of open edges as one batch."""
-    if len(plans) == 1 or len(set(plans)) == 1:
-        output = _run_plan(step, lowered, values, plans[0], decided.rows, None)
-    else:
-        output = _run_groups(step, lowered, values, plans, decided.rows)
-    if gates is not None:
-        weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
-        gates[step.plan.name] = tuple(
-            to_device(torch.tensor(one, dtype=decided.dtype), output.device)
-            for one in (weights, decided.rows)
-        )
-    return output
+    if len(plans) > 1 and len(set(plans)) > 1:
+        return _run_groups(step, lowered, values, plans, decided.rows)
+    entry, run_block = values[step.plan.entry], _block_runner(step, lowered, values, None)
+    weights = weights_for(plans[0], decided.rows, entry)
+    return run_plan(plans[0], entry, weights, run_block, step.effects)
+
+
+def _gates_of(
+    plans: Sequence[PatternPlan], decided: Decided, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Return weights and raw weights, (B, E)."""
+    weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
+    return tuple(
+        to_device(torch.tensor(one, dtype=decided.dtype), device) for one in (weights, decided.rows)
+    )
 
 
 def _run_groups(
@@ -175,9 +180,10 @@ def _run_groups(
         instances_of.setdefault(plan, []).append(instance)
     output: Tensor | None = None
     for plan, instances in instances_of.items():
-        part = _run_plan(
-            step, lowered, values, plan, [rows[b] for b in instances], np.asarray(instances)
-        )
+        index, own = np.asarray(instances), [rows[b] for b in instances]
+        entry = take_rows(values[step.plan.entry], index)
+        run_block = _block_runner(step, lowered, values, index)
+        part = run_plan(plan, entry, weights_for(plan, own, entry), run_block, step.effects)
         if output is None:
             output = empty_rows(len(rows), part, part.dtype)
         dtype = torch.promote_types(output.dtype, part.dtype)  # under autocast they may differ
@@ -185,20 +191,6 @@ def _run_groups(
         output.index_copy_(0, to_device(torch.tensor(instances), part.device), part.to(dtype))
     assert output is not None
     return output
-
-
-def _run_plan(
-    step: StageProgram,
-    lowered: nn.Module,
-    values: dict[str, Any],
-    plan: PatternPlan,
-    rows: Sequence[Sequence[float]],
-    instances: Places | None,
-) -> Tensor:
-    """Run `plan` on `instances`, with the weights in `rows`."""
-    entry = take_rows(values[step.plan.entry], instances)
-    run_block = _block_runner(step, lowered, values, instances)
-    return run_plan(plan, entry, weights_for(plan, rows, entry), run_block, step.effects)
 
 
 def _walk(
@@ -307,7 +299,9 @@ def _block_runner(
 
     def run_block(vertex: int, x: Tensor) -> Tensor:
         piece, _, reads = step.blocks[vertex - 1]
-        around = [_read(values, name, kind, instances, num_instances) for name, kind in reads]
+        around: Sequence[Any] = ()
+        if reads:
+            around = [_read(values, name, kind, instances, num_instances) for name, kind in reads]
         output: Tensor = piece.run(lowered, x, *around)[0]
         return output
 
