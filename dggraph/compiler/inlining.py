@@ -23,6 +23,7 @@ from dggraph.compiler.identities import Contents, Identities, is_literal
 from dggraph.compiler.inlining_rules import RULES, Rule, is_norm, is_patched
 from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.partition import (
+    BlockProgram,
     BoundRouting,
     Piece,
     Program,
@@ -73,7 +74,7 @@ class Inlined:
             is_hooked: Whether a table that reports new hooks has one.
         """
         hooks = self.hooks if is_hooked else self.unwatched
-        return not any(hooks) and self.same.hold() and self.contents.hold()
+        return not any(hooks) and all(self.hooked) and self.same.hold() and self.contents.hold()
 
 
 class Inliner:
@@ -176,7 +177,14 @@ def inline(
                 block._replace(piece=writer.inline(block.piece)) for block in step.blocks
             )
             effects, routing = effects_of(step.plan, blocks), writer.bind_routing(step.plan.name)
-            steps.append((replace(step, blocks=blocks, effects=effects, routing=routing), spent))
+            bound = replace(
+                step,
+                blocks=blocks,
+                effects=effects,
+                routing=routing,
+                run_block=_block_runner(blocks),
+            )
+            steps.append((bound, spent))
     for path in program.norms:
         norm = writer.find(path)
         if norm is not None and id(norm) not in writer.modules:
@@ -189,6 +197,19 @@ def inline(
     hooked = tuple(writer.hooked)
     contents = Contents(writer.read)
     return Inlined(replace(program, steps=tuple(steps)), same, hooks, unwatched, hooked, contents)
+
+
+def _block_runner(blocks: Sequence[BlockProgram]) -> Callable[[int, Tensor], Tensor] | None:
+    """Return a function of vertex and input, or None if a block reads other values too."""
+    if any(block.reads for block in blocks):
+        return None
+    runs = [block.piece.run for block in blocks]
+
+    def run_block(vertex: int, x: Tensor) -> Tensor:
+        output: Tensor = runs[vertex - 1](None, x)[0]
+        return output
+
+    return run_block
 
 
 class _Writer:

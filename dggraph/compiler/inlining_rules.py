@@ -57,7 +57,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Hardsigmoid: _activation("hardsigmoid"),
     nn.Sigmoid: _function(torch.sigmoid),
     nn.AdaptiveAvgPool2d: _function(functional.adaptive_avg_pool2d, "output_size"),
-    nn.Dropout: _function(functional.dropout, "p", "training"),
+    nn.Dropout: lambda x, read: None,
     nn.Identity: lambda x, read: None,
     StochasticDepth: lambda x, read: None,
 }

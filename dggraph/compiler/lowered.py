@@ -13,6 +13,7 @@ from torch import fx, nn
 from dggraph.compiler.hooks import watch_
 from dggraph.compiler.naming import read_taken_names_, shadows_graph_module
 from dggraph.errors import BackboneOnlyError, LoweringError
+from dggraph.system.attributes import share_keys_
 
 OWNED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 """Attributes in which `nn.Module` stores what it owns.
@@ -84,6 +85,7 @@ class LoweredModule(fx.GraphModule):
         self.__dict__["_modules"] = {
             name: self._modules[name] for name in sorted(is_rest, key=is_rest.__getitem__)
         }
+        share_keys_(self)
         watch_(self)
 
     def __getattr__(self, name: str) -> Any:

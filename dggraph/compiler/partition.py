@@ -76,6 +76,8 @@ class StageProgram:
     """One for each vertex from 1."""
     routing: "BoundRouting | None" = None
     """The routers, gates and threshold where the program is inlined."""
+    run_block: Callable[[int, Tensor], Tensor] | None = None
+    """Takes a vertex and its input; for an inlined program whose blocks read nothing else."""
 
 
 class BoundRouting(NamedTuple):

@@ -142,8 +142,9 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for inner, before in attributes.items():
-            vars(inner).clear()
-            vars(inner).update(before)
+            if list(vars(inner)) != list(before):
+                vars(inner).clear()
+            vars(inner).update(before)  # keeps shared keys where the names are the same
         # In the same objects: a converted network shares dicts with its lowered module.
         for held, before in contents:
             held.clear()

@@ -105,7 +105,11 @@ def run_stage(
         if plans is not None:
             if gates is not None:
                 gates[name] = _gates_of(plans, decided, entry.device)
-            return _run_plans(step, lowered, values, decided, plans)
+            if len(plans) > 1 and len(set(plans)) > 1:
+                return _run_groups(step, lowered, values, plans, decided.rows)
+            run_block = step.run_block or _block_runner(step, lowered, values, None)
+            weights = weights_for(plans[0], decided.rows, entry)
+            return run_plan(plans[0], entry, weights, run_block, step.effects)
         decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
     elif step.sums_only and len(entry) == 1:
         return _walk(step, lowered, graph, values, routing, gates)
@@ -140,21 +144,6 @@ def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[Patte
         if not may_split or choose_way(step.sizes, patterns, entry) == "rows":
             return None
     return plans
-
-
-def _run_plans(
-    step: StageProgram,
-    lowered: nn.Module,
-    values: dict[str, Any],
-    decided: Decided,
-    plans: Sequence[PatternPlan],
-) -> Tensor:
-    """Run the images of each pattern of open edges as one batch."""
-    if len(plans) > 1 and len(set(plans)) > 1:
-        return _run_groups(step, lowered, values, plans, decided.rows)
-    entry, run_block = values[step.plan.entry], _block_runner(step, lowered, values, None)
-    weights = weights_for(plans[0], decided.rows, entry)
-    return run_plan(plans[0], entry, weights, run_block, step.effects)
 
 
 def _gates_of(
@@ -229,7 +218,7 @@ def _walk(
         step.topology,
         number(routing.threshold),
         decide,
-        _block_runner(step, lowered, values, None),
+        step.run_block or _block_runner(step, lowered, values, None),
         step.effects,
     )
     if output is None:

@@ -25,6 +25,7 @@ from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.system.attributes import share_keys_
 from dggraph.system.torch_private import has_forward_hooks
 
 _CONVOLUTIONS: set[type[nn.Module]] = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
@@ -127,6 +128,7 @@ def optimize_for_inference(
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
     lowered.requires_grad_(False)
+    share_keys_(lowered)
     plan = tuple(_without(stage, folded) for stage in net.plan)
     twin = InferenceNetwork(
         lowered,

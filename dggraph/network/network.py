@@ -357,6 +357,10 @@ class DynamicNetwork(StandIn):
         output = run_sparse(program, self.lowered, self.graph, x, gates)
         return output, gates or {}
 
+    def forget_program(self) -> None:
+        """Drop what is kept between passes: inlined blocks, and plans of patterns."""
+        self._inliner = None
+
     def _inliner_of(self, program: Program) -> Inliner:
         return Inliner(program, self._structure.seen)
 

@@ -37,6 +37,7 @@ def check_converted_(
     check_gradients(net, backbone, images)
     check_autocast(net, backbone, images[:1])
     check_skipping_(net, images)
+    net.forget_program()  # it was inlined around the hooks of these checks
     return difference
 
 
@@ -53,4 +54,5 @@ def check_loaded_(net: DynamicNetwork, backbone: nn.Module, example: Tensor) -> 
     backbone.eval()
     difference, images = check_forward(net, backbone, example)
     check_skipping_(net, images)
+    net.forget_program()  # it was inlined around the hooks of these checks
     return difference

@@ -11,8 +11,8 @@ from math import tanh
 from typing import NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor, is_autocast_enabled, nn
+from torch.nn.functional import linear
 
 from dggraph.ops import kernels
 from dggraph.ops.gating import SCRATCH_OFFSET, AnchoredGate, SigmoidGate
@@ -53,9 +53,13 @@ def bound_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
     decide = called_decision(router, gate)
 
     def decide_in_float32(features: Tensor) -> Tensor:
-        if not _is_map(features):
-            return decide(features)
-        return finish(functional.linear(features.mean(axes), weight, bias))
+        if (
+            features.dtype is torch.float32
+            and features.ndim == 4
+            and not is_autocast_enabled(features.device.type)
+        ):
+            return finish(linear(features.mean(axes), weight, bias))
+        return decide(features)
 
     return decide_in_float32
 

@@ -10,6 +10,7 @@ decides from the same numbers, by the same code, as on the CPU.
 
 from collections.abc import MutableMapping, Sequence
 from math import prod
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def to_host(*tensors: Tensor) -> list[Array]:
 
 def to_lists(*tensors: Tensor) -> list[Any]:
     """Return tensors as lists of numbers, as `tolist` does; from a GPU in one copy."""
-    return [one.tolist() for one in (to_host(*tensors) if tensors[0].is_cuda else tensors)]
+    return list(map(methodcaller("tolist"), to_host(*tensors) if tensors[0].is_cuda else tensors))
 
 
 def number(value: Tensor) -> float:

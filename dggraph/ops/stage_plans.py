@@ -82,6 +82,15 @@ class StagePlans:
         The result is None if no live node has an edge to `out`.
         """
         closed = bytes([weight <= threshold for weight in row])
+        plan = self.plans.get(closed)
+        if plan is None or plan.forced is not None:
+            return self._find(closed, row, threshold)
+        with self.lock:
+            if closed in self.plans:  # another thread may have dropped it
+                self.plans.move_to_end(closed)
+        return plan
+
+    def _find(self, closed: bytes, row: Sequence[float], threshold: float) -> PatternPlan | None:
         plan = self._plan(closed, closed, row, threshold)
         if plan is None or plan.forced is None:
             return plan

@@ -14,6 +14,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import dggraph
 from dggraph.compiler.inlining import MAX_PATIENCE
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 
 
 class Block(nn.Module):
@@ -273,3 +275,27 @@ def test_a_copy_inlines_its_own_weights() -> None:
         twin.head.weight.zero_()
         assert torch.equal(twin(X), twin.head.bias.expand(2, -1))
         assert torch.equal(net(X), before)
+
+
+@pytest.mark.parametrize("router", ["stage", "node"])
+def test_routers_are_bound_again_after_hooks_on_gates(router: str) -> None:
+    """Also those that `convert` itself had on them in its checks."""
+
+    def is_bound(net: Any) -> bool:
+        (step,) = (
+            step for step, _ in net._inliner.inlined.program.steps if hasattr(step, "topology")
+        )
+        names = {decide.__qualname__ for decide in step.routing.decide.values()}
+        return names == {"bound_decision.<locals>.decide_in_float32"}
+
+    net = inlined_net(router)
+    assert is_bound(net)
+    with torch.no_grad():
+        before = net(X)
+        with pinned_gates(net, {stage: 0.9 * w for stage, w in static_weights(net.graph).items()}):
+            for _ in range(5):
+                assert not torch.equal(net(X), before)
+            assert not is_bound(net)
+        for _ in range(5):
+            assert torch.equal(net(X), before)
+    assert is_bound(net)
