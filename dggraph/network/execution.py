@@ -100,7 +100,7 @@ def run_stage(
         decided = decide_stage(routing, entry)
         for row in decided.rows:
             if sum(row) != sum(row):
-                refuse_nan(graph, name, torch.tensor(decided.rows))
+                refuse_nan(graph, name, torch.tensor(decided.rows, device="cpu"))
         plans = _plans_of(step, decided, entry)
         if plans is not None:
             if gates is not None:
@@ -152,7 +152,8 @@ def _gates_of(
     """Return weights and raw weights, (B, E)."""
     weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
     return tuple(
-        to_device(torch.tensor(one, dtype=decided.dtype), device) for one in (weights, decided.rows)
+        to_device(torch.tensor(one, dtype=decided.dtype, device="cpu"), device)
+        for one in (weights, decided.rows)
     )
 
 
@@ -177,7 +178,9 @@ def _run_groups(
             output = empty_rows(len(rows), part, part.dtype)
         dtype = torch.promote_types(output.dtype, part.dtype)  # under autocast they may differ
         output = output.to(dtype)
-        output.index_copy_(0, to_device(torch.tensor(instances), part.device), part.to(dtype))
+        output.index_copy_(
+            0, to_device(torch.tensor(instances, device="cpu"), part.device), part.to(dtype)
+        )
     assert output is not None
     return output
 
@@ -208,8 +211,8 @@ def _walk(
                 raw_1E = routing.decide[vertex](output)
             ((row,),), dtype = to_lists(raw_1E), raw_1E.dtype
         if sum(row) != sum(row):
-            known_1E = torch.zeros(1, len(step.topology.sources))
-            known_1E[:, edges] = torch.tensor(row)
+            known_1E = torch.zeros(1, len(step.topology.sources), device="cpu")
+            known_1E[:, edges] = torch.tensor(row, device="cpu")
             refuse_nan(graph, name, known_1E)
         return row
 
@@ -225,7 +228,8 @@ def _walk(
         output = _no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
         gates[name] = tuple(
-            to_device(torch.tensor([one], dtype=dtype), entry.device) for one in (weights, raw)
+            to_device(torch.tensor([one], dtype=dtype, device="cpu"), entry.device)
+            for one in (weights, raw)
         )
     return output
 
