@@ -295,6 +295,9 @@ class _Writer:
                 decide_one[vertex] = one
             if row is not None:
                 constant[vertex] = row
+            if is_known:
+                self.check_settings(router)
+                self.check_settings(gate)
             tables = [vars(module)[kind] for module in (router, gate) for kind in FORWARD_KINDS]
             self.hooked += filter(None, tables)
         return BoundRouting(decide, decide_one, constant, self.value(routing, "threshold"))
@@ -326,6 +329,12 @@ class _Writer:
                 self.check(table, name)
         self.modules[id(module)] = module
         return True
+
+    def check_settings(self, module: nn.Module) -> None:
+        """Check from now on that `module` has the same settings, such as its axis."""
+        for name, value in vars(module).items():
+            if is_literal(value):
+                self.check(vars(module), name)
 
     def module_at(self, path: Sequence[str]) -> nn.Module:
         """Return the module at `path`, which is known to stay there."""

@@ -32,7 +32,7 @@ from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.ops.recompute import checkpoint_aggregation
-from dggraph.system.torch_private import is_jit_traced
+from dggraph.system.torch_private import has_values, is_jit_traced
 
 Executor = Literal["auto", "sparse", "dense"]
 
@@ -338,7 +338,7 @@ class DynamicNetwork(StandIn):
             return self._run_dense(x, "the network is in train mode")
         if torch.is_grad_enabled():
             return self._run_dense(x, "gradients are on")
-        if x.device.type == "meta":
+        if not has_values(x):
             return self._run_dense(x, "the images have no values")
         plan = self._plan_around_hooks() if is_hooked(self.lowered) else self.plan
         inliner = self._inliner

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dggraph.ops import device_kernels, kernels
 from dggraph.ops.rows import sum_rows
+from dggraph.system.torch_private import has_values
 
 
 def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def weighted_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
     """
     if device_kernels.is_usable(features):
         return device_kernels.sum_rows(features, None, weights_BE.detach())
-    if features[0].device.type != "cpu":
+    if features[0].device.type != "cpu" or not has_values(features[0]):
         return masked_sum(features, weights_BE)
     known = weights_BE.detach()
     # 16-bit sums must round after each term; the kernels round once

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +20,7 @@ __all__ = [
     "below_autograd",
     "has_forward_hooks",
     "has_global_hooks",
+    "has_values",
     "is_in_functorch",
     "is_jit_traced",
     "tree_leaves",
@@ -52,6 +53,11 @@ def backward_pass() -> int:
     `torch.utils.checkpoint` uses the same call.
     """
     return torch._C._current_graph_task_id()
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is more than a shape: neither on the meta device nor fake."""
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
 
 
 def is_in_functorch() -> bool:

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import dggraph
 from dggraph.compiler.inlining import MAX_PATIENCE
+from dggraph.compiler.lowered import routing_of
 from dggraph.network.gate_contexts import pinned_gates
 from dggraph.network.gates import static_weights
 
@@ -263,6 +264,24 @@ def test_weights_that_change_at_every_pass_are_not_inlined_at_every_pass(
             net.head.weight = nn.Parameter(net.head.weight * 1.0)
             net(X)
     assert 0 < len(made) <= 5
+
+
+@pytest.mark.parametrize("make", [lambda net: net, dggraph.optimize_for_inference])
+def test_another_axis_of_a_router(make: Callable[[Any], Any]) -> None:
+    blocks = [nn.Conv2d(3 if place == 0 else 8, 8, 3, padding=1) for place in range(4)]
+    x = torch.rand(1, 3, 8, 8)
+    net = dggraph.convert(nn.Sequential(*blocks).eval(), x, router="stage").eval()
+    (name,) = net.graph.stages
+    routing_of(net.lowered, name).router_0.weight.data.normal_()
+    net = make(net)
+    with torch.no_grad():
+        for _ in range(20):
+            before = net(x)
+        routing_of(net.lowered, name).router_0.channel_axis = -1
+        found = net(x)
+        assert not torch.equal(found, before)
+        net.executor = "dense"
+        torch.testing.assert_close(found, net(x))
 
 
 def test_a_copy_inlines_its_own_weights() -> None:

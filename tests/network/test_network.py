@@ -11,6 +11,7 @@ import pytest
 import torch
 from small import Net, X
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -98,6 +99,15 @@ def test_an_empty_network_that_loads_is_the_same(net: DynamicNetwork) -> None:
         twin.to_empty(device="cpu")
         twin.load_state_dict(state)
         assert torch.equal(twin(X), expected)
+
+
+def test_fake_images_run_the_dense_form(net: DynamicNetwork) -> None:
+    """They have no values to decide by."""
+    net, mode = copy.deepcopy(net).eval(), FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        y = net(mode.from_tensor(X))
+    assert isinstance(y, FakeTensor)
+    assert net.last_run == "dense: the images have no values"
 
 
 class WithConstant(Net):
