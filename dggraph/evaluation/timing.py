@@ -72,8 +72,17 @@ def interleaved(
     *,
     rounds: int = 15,
     clock: Callable[[], float] = time.perf_counter,
+    burst: int = 0,
 ) -> dict[str, list[float]]:
     """Return the seconds of every run in every round, after two rounds of warm-up.
+
+    Args:
+        runs: functions by name.
+        rounds: number of counted rounds, at least 3.
+        clock: as for `compare`.
+        burst: 0 to time one call in each turn. Otherwise a turn makes that many calls that are not
+            timed, then that many that are: a network that runs alone finds its own weights in the
+            caches, and one that takes turns finds those of the others.
 
     Raises:
         InputError: there are fewer than 3 rounds.
@@ -85,10 +94,14 @@ def interleaved(
     for number in range(-2, rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            run, num_calls = runs[name], max(1, burst)
+            for _ in range(burst):
+                run()
             start = clock()
-            runs[name]()
+            for _ in range(num_calls):
+                run()
             if number >= 0:
-                seconds[name].append(clock() - start)
+                seconds[name].append((clock() - start) / num_calls)
     return seconds
 
 
