@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py [--rounds 15] [--batch 1 16] [--threads 1] [--only NAME]
         [--output FILE.jsonl]
+    python benchmarks/inference.py --table FILE.jsonl
 
 Rows of a network that was never trained (`fresh`), and of random paths with about .5, .75 and 1.0
 of all MACs (`dggraph.evaluation.timing.sample_paths`): every edge between the nodes kept is
@@ -152,6 +153,23 @@ def measure(case: tuple[Any, ...], kept: float | None, rounds: int) -> dict[str,
     return row
 
 
+def table(path: Path) -> str:
+    """Return the rows of a file as Markdown; `?` marks quartiles more than 10 % apart."""
+    lines = [
+        f"| network | batch | router | MACs ratio | {' | '.join(PAIRS)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(PAIRS)}",
+    ]
+    for text in path.read_text().splitlines():
+        row = json.loads(text)
+        kept = "never trained" if row["paths"] == "fresh" else f"{row['kept']:.2f}"
+        cells = [row["case"], str(row["batch"]), row["router"], kept]
+        for label in PAIRS:
+            median, low, high = row[label]
+            cells.append(f"{median:.2f}{'?' if high - low > 0.1 * median else ''}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(rounds: int, batches: set[int], only: str, output: Path | None) -> None:
     for case in CASES:
         if case[3] not in batches or only not in case[0]:
@@ -174,6 +192,10 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--table", type=Path, help="print the rows of this file, measure nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.table))
+        raise SystemExit
     torch.set_num_threads(arguments.threads)
     main(arguments.rounds, set(arguments.batch), arguments.only, arguments.output)

@@ -160,7 +160,7 @@ def optimize_for_inference(
 
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:
-    """Return images in `dtype`; what is no tensor of floats is left to be refused."""
+    """Return images in `dtype`. Other values come back unchanged, to be refused later."""
     is_float = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(dtype) if is_float else value
 
