@@ -3,14 +3,17 @@
 1. The lowered graph was cut into a program (`compiler/partition`). The parts outside the stages run
    on the full batch.
 2. A `stage` router decides everything at the entry, with one transfer of decisions to the host.
-   With `node` routers, every node that ran decides its own row. `ops/liveness` determines which
-   edges are open, as for the dense form.
+   Images with the same pattern of open edges run as one batch, by a plan that is kept for the
+   pattern (`ops/stage_plans`). If a model of costs prefers rows (`ops/stage_costs`), 3. holds.
 3. Node j gathers the rows that reach it into a compact tensor (`ops/rows`) and aggregates in the
    same pass, and its block runs on the result. With a `stage` router only nodes that lead to `out`
    run, otherwise every live node.
+4. With `node` routers, every node that ran decides its own row. One image walks through the stage
+   (`ops/stage_walk`), a batch runs by rows. `ops/liveness` determines which edges are open, as for
+   the dense form.
 
-Decisions are numpy arrays: at batch size 1, a hundred tiny torch ops would cost more than the
-blocks they skip.
+Decisions are floats or numpy arrays: at batch size 1, a hundred tiny torch ops would cost more than
+the blocks they skip.
 
 Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices of a stage.
 `instances` is None for all images.
