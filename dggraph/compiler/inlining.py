@@ -38,6 +38,7 @@ from dggraph.ops.decisions import (
     Decide,
     DecideOne,
     Forms,
+    bound_decision,
     called_decision,
 )
 from dggraph.system.torch_private import activations, has_global_hooks
@@ -285,7 +286,7 @@ class _Writer:
             weights = [*_tensors_of(router), *_tensors_of(gate)]
             is_counted = not any(weight.is_inference() for weight in weights)
             forms = self.forms if is_counted else EXACT
-            bound = forms.for_batches(router, gate) if is_known else None
+            bound = bound_decision(router, gate) if is_known else None
             one = forms.for_one(router, gate) if is_known else None
             row = forms.constant(router, gate) if is_known else None
             if one is not None or row is not None:

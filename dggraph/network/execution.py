@@ -21,6 +21,7 @@ Shape suffixes: B images of the batch, R rows of one node, E edges, V vertices o
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,15 @@ def run_stage(
     if step.plan.scope == "stage":
         decided = decide_stage(routing, entry)
         for row in decided.rows:
-            if sum(row) != sum(row):
+            if isnan(sum(row)):
                 refuse_nan(graph, name, torch.tensor(decided.rows, device="cpu"))
         plans = _plans_of(step, decided, entry)
         if plans is not None:
             if gates is not None:
-                gates[name] = _gates_of(plans, decided, entry.device)
+                weights_BE = [
+                    plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)
+                ]
+                gates[name] = _gates(weights_BE, decided.rows, decided.dtype, entry.device)
             if len(plans) > 1 and len(set(plans)) > 1:
                 return _run_groups(step, lowered, values, plans, decided.rows)
             run_block = step.run_block or _block_runner(step, lowered, values, None)
@@ -120,10 +124,7 @@ def run_stage(
         decisions = NodeDecisions(step.topology, routing_of(lowered, name), entry, graph, name)
     output = _run_rows(step, lowered, values, decisions)
     if gates is not None:
-        gates[name] = tuple(
-            to_device(torch.from_numpy(array).to(decisions.dtype), entry.device)
-            for array in (decisions.weights_BE, decisions.raw_BE)
-        )
+        gates[name] = _gates(decisions.weights_BE, decisions.raw_BE, decisions.dtype, entry.device)
     return output
 
 
@@ -149,14 +150,13 @@ def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[Patte
     return plans
 
 
-def _gates_of(
-    plans: Sequence[PatternPlan], decided: Decided, device: torch.device
+def _gates(
+    weights_BE: Any, raw_BE: Any, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Return weights and raw weights, (B, E)."""
-    weights = [plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)]
+    """Return weights and raw weights of the host, arrays or lists, as tensors on `device`."""
     return tuple(
-        to_device(torch.tensor(one, dtype=decided.dtype, device="cpu"), device)
-        for one in (weights, decided.rows)
+        to_device(torch.as_tensor(one, dtype=dtype, device="cpu"), device)
+        for one in (weights_BE, raw_BE)
     )
 
 
@@ -213,7 +213,7 @@ def _walk(
             else:
                 raw_1E = routing.decide[vertex](output)
             ((row,),), dtype = to_lists(raw_1E), raw_1E.dtype
-        if sum(row) != sum(row):
+        if isnan(sum(row)):
             known_1E = torch.zeros(1, len(step.topology.sources), device="cpu")
             known_1E[:, edges] = torch.tensor(row, device="cpu")
             refuse_nan(graph, name, known_1E)
@@ -230,10 +230,7 @@ def _walk(
     if output is None:
         output = _no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
-        gates[name] = tuple(
-            to_device(torch.tensor([one], dtype=dtype, device="cpu"), entry.device)
-            for one in (weights, raw)
-        )
+        gates[name] = _gates([weights], [raw], dtype, entry.device)
     return output
 
 

@@ -26,9 +26,8 @@ DecideOne = Callable[[Tensor], list[float]]
 
 
 class Forms(NamedTuple):
-    """How a router and its gate become functions; each returns None for unknown classes."""
+    """What a program has beside `bound_decision`; each returns None for unknown classes."""
 
-    for_batches: Callable[[nn.Module, nn.Module], Decide | None]
     for_one: Callable[[nn.Module, nn.Module], DecideOne | None]
     constant: Callable[[nn.Module, nn.Module], list[float] | None]
     """What every image gets, if it is the same."""
@@ -53,31 +52,22 @@ def bound_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
     decide = called_decision(router, gate)
 
     def decide_in_float32(features: Tensor) -> Tensor:
-        if (
-            features.dtype is torch.float32
-            and features.ndim == 4
-            and not is_autocast_enabled(features.device.type)
-        ):
+        if _is_map(features):
             return finish(linear(features.mean(axes), weight, bias))
         return decide(features)
 
     return decide_in_float32
 
 
-def constant_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
-    """Return what the gate gives every image, or `bound_decision` if that depends on the image."""
-    constant_1E = _constant(router, gate)
-    if constant_1E is None:
-        return bound_decision(router, gate)
-    return lambda features: constant_1E.expand(len(features), -1)
-
-
 def constant_row(router: nn.Module, gate: nn.Module) -> list[float] | None:
-    """Return what the gate gives every image as floats, (E,), or None if that depends on it."""
-    constant_1E = _constant(router, gate)
-    if constant_1E is None:
+    """Return what the gate gives every image, (E,), or None if that depends on the image.
+
+    A router that was never trained has no weights but its bias.
+    """
+    finish = _finish(gate)
+    if not _is_plain(router) or finish is None or router.weight.any():
         return None
-    row: list[float] = constant_1E.tolist()[0]
+    row: list[float] = finish(router.bias.detach().clone()).tolist()
     return row
 
 
@@ -116,17 +106,6 @@ def decision_for_one(router: nn.Module, gate: nn.Module) -> DecideOne | None:
     return decide_one
 
 
-def _constant(router: nn.Module, gate: nn.Module) -> Tensor | None:
-    """Return what the gate gives every image, (1, E), or None if that depends on the image.
-
-    A router that was never trained has no weights but its bias.
-    """
-    finish = _finish(gate)
-    if not _is_plain(router) or finish is None or router.weight.any():
-        return None
-    return finish(router.bias.detach()[None].clone())
-
-
 def _is_plain(router: nn.Module) -> TypeGuard[LinearRouter]:
     return (
         type(router) is LinearRouter
@@ -144,7 +123,7 @@ def _is_map(features: Tensor) -> bool:
     return (
         features.dtype is torch.float32
         and features.ndim == 4
-        and not torch.is_autocast_enabled(features.device.type)
+        and not is_autocast_enabled(features.device.type)
     )
 
 
@@ -182,7 +161,7 @@ def _finish_float(gate: nn.Module) -> Callable[[list[float]], list[float]] | Non
     return None
 
 
-EXACT = Forms(bound_decision, lambda _router, _gate: None, lambda _router, _gate: None)
+EXACT = Forms(lambda _router, _gate: None, lambda _router, _gate: None)
 """Equal to the modules to the bit; weights may change in place."""
-PREPARED = Forms(constant_decision, decision_for_one, constant_row)
+PREPARED = Forms(decision_for_one, constant_row)
 """Equal to about 1e-6, for weights that stay as they are."""

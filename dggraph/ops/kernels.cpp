@@ -62,6 +62,18 @@ struct Pair {
   }
 };
 
+// The elements of a vector, added from the first to the last.
+template <typename T>
+T sum_lanes(const Vectorized<T>& vector) {
+  T lanes[Vectorized<T>::size()];
+  vector.store(lanes);
+  T total = 0;
+  for (const T lane : lanes) {
+    total += lane;
+  }
+  return total;
+}
+
 template <typename T>
 struct Source {
   const T* row;
@@ -132,12 +144,7 @@ void dot_chunk(double* to, const T* const* rows, const T* grad, int64_t begin, i
     }
   }
   for (int n = 0; n < N; ++n) {
-    Wide<T> lanes[Vector::size()];
-    (low[n] + high[n]).store(lanes);
-    Wide<T> total = 0;
-    for (const auto lane : lanes) {
-      total += lane;
-    }
+    Wide<T> total = sum_lanes(low[n] + high[n]);
     for (int64_t j = i; j < end; ++j) {
       const auto x = static_cast<Wide<T>>(rows[n][j]);
       total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(grad[j]);
@@ -200,12 +207,7 @@ void flow_chunk(T* to, double* products, bool is_first, const Flow<T>* flows, co
     P::store(to + i, a, b);
   }
   for (int n = 0; n < N; ++n) {
-    Wide<T> lanes[Vector::size()];
-    (low[n] + high[n]).store(lanes);
-    Wide<T> total = 0;
-    for (const auto lane : lanes) {
-      total += lane;
-    }
+    Wide<T> total = sum_lanes(low[n] + high[n]);
     for (int64_t j = i; j < end; ++j) {
       const auto x = static_cast<Wide<T>>(feature[j]);
       total += (std::isfinite(x) ? x : 0) * static_cast<Wide<T>>(flows[n].row[j]);
@@ -442,15 +444,6 @@ std::vector<double> pooled_logits(const Tensor& features, const Tensor& weight, 
   const float* rows = matrix.const_data_ptr<float>();
   const float* offsets = bias.const_data_ptr<float>();
   std::vector<float> sums(channels, 0.f);
-  const auto total_of = [](const Vector& vector) {
-    float lanes[Vector::size()];
-    vector.store(lanes);
-    float total = 0;
-    for (const float lane : lanes) {
-      total += lane;
-    }
-    return total;
-  };
   if (is_first) {
     at::parallel_for(0, channels, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, positions)), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
@@ -460,7 +453,7 @@ std::vector<double> pooled_logits(const Tensor& features, const Tensor& weight, 
         for (; i + Vector::size() <= positions; i += Vector::size()) {
           total = total + Vector::loadu(row + i);
         }
-        float sum = total_of(total);
+        float sum = sum_lanes(total);
         for (; i < positions; ++i) {
           sum += row[i];
         }
@@ -487,7 +480,7 @@ std::vector<double> pooled_logits(const Tensor& features, const Tensor& weight, 
     for (; c + Vector::size() <= channels; c += Vector::size()) {
       total = at::vec::fmadd(Vector::loadu(row + c), Vector::loadu(sums.data() + c), total);
     }
-    float sum = total_of(total);
+    float sum = sum_lanes(total);
     for (; c < channels; ++c) {
       sum += row[c] * sums[c];
     }

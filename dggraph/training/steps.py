@@ -56,9 +56,8 @@ def take_step(
         loss_sum += loss.detach()
     learning = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     run.scaler.unscale_(run.optimiser)
-    norm = nn.utils.get_total_norm(
-        [parameter.grad for parameter in learning if parameter.grad is not None]
-    )
+    gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     # with a gradient scaler, such steps are skipped and its factor falls
     if not (is_late or run.scaler.is_enabled()):
         refuse_norm(float(full_tensor(norm)), run.step, config)
@@ -66,7 +65,6 @@ def take_step(
         nn.utils.clip_grads_with_norm_(learning, config.clip_grad, norm)
     before, run.unread = run.unread, None
     if is_late:
-        gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
         run.unread = guard_(gradients, loss_sum, full_tensor(norm), run.step)
     run.scaler.step(run.optimiser)
     run.scaler.update()
