@@ -142,8 +142,6 @@ class DynamicNetwork(StandIn):
         Other origins are `checkpoint FILE`, `trained by dggraph`, `given by the caller`, and
         `unknown` for archives that do not record it. Random weights that were trained or
         overwritten since are `given by the caller`.
-
-        Random weights that were trained or loaded over since are `given by the caller`.
         """
         return origin_now(self._origin, self.lowered)
 
