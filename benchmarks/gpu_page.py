@@ -19,8 +19,8 @@ backbone. Both sides are channels last. Paths are random: 16 of them, repeated o
 """
 NOT_RUN = """
 **It has not run on a GPU yet.** The kernels compile ahead of time for compute capability 8.0 and
-9.0 and spill one register at most. Their values are checked in Triton's interpreter. How fast they
-are is not known, and there is no table until `benchmarks/gpu.py` has run.
+9.0, and spill 8 bytes at most. Their values are checked in Triton's interpreter. Their speed has
+not been measured: the table appears here once `benchmarks/gpu.py` has run.
 """
 
 
