@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 DATA_KEYS = (
     "dataset",
     "data_dir",
+    "domains",
     "mean",
     "std",
     "interpolation",

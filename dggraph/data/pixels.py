@@ -5,8 +5,8 @@ Nothing is downloaded.
 Shape suffixes: N images, H height, W width, C channels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Pixels:
 
     images_NHWC: NDArray[np.uint8]
     labels: list[int]
+    attributes: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Facts about each image besides its class, (N,) by name, for analyses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ def read_pixels(name: str, folder: Path | None) -> PixelSet:
         InputError: files are missing or damaged; says where they must be and how to get them.
     """
     return SMALL_SETS[name](name, folder)
+
+
+def attribute_counts(pixels: Pixels) -> dict[str, list[int]]:
+    """Return the number of images with each value of each attribute, by its name."""
+    return {name: np.bincount(values).tolist() for name, values in pixels.attributes.items()}
 
 
 def _mnist(

@@ -48,6 +48,7 @@ class EpochBatches(Sampler[list[Place]]):
         rank: rank of this process.
         world_size: number of processes.
         first: number of global batches of this epoch that are done already.
+        most: number of global batches after which the epoch ends, if there are so many.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class EpochBatches(Sampler[list[Place]]):
         rank: int = 0,
         world_size: int = 1,
         first: int = 0,
+        most: int | None = None,
     ) -> None:
         """Store the arguments; the order is drawn in each iteration."""
+        self.most = most
         self.groups, self.seed, self.epoch, self.first = groups, seed, epoch, first
         self.mine, self.global_size = (
             slice(rank * batch_size, (rank + 1) * batch_size),
@@ -69,9 +72,8 @@ class EpochBatches(Sampler[list[Place]]):
         )
 
     def __len__(self) -> int:
-        return (
-            sum(count // self.global_size for count in Counter(self.groups).values()) - self.first
-        )
+        complete = sum(count // self.global_size for count in Counter(self.groups).values())
+        return (complete if self.most is None else min(complete, self.most)) - self.first
 
     def __iter__(self) -> Iterator[list[Place]]:
         waiting: dict[int, list[int]] = {group: [] for group in self.groups}
@@ -79,6 +81,8 @@ class EpochBatches(Sampler[list[Place]]):
         for index in permutation(len(self.groups), self.seed, self.epoch).tolist():
             batch = waiting[self.groups[index]]
             batch.append(index)
+            if number == self.most:
+                return
             if len(batch) == self.global_size:
                 if number >= self.first:
                     yield [(self.epoch, index) for index in batch[self.mine]]

@@ -24,15 +24,18 @@ from dggraph.data.augmentation import (
     evaluation_transform,
     training_transform,
 )
+from dggraph.data.diverse_fashion import read_diverse_fashion
+from dggraph.data.domains import FAMILIES
 from dggraph.data.folders import OnBadImage, ReadFolder, read_folder, refuse_empty, suggesting_skip
 from dggraph.data.image_sets import Item
-from dggraph.data.pixels import SMALL_SETS, Pixels, read_pixels
+from dggraph.data.pixels import SMALL_SETS, Pixels, attribute_counts, read_pixels
 from dggraph.errors import DggraphError, InputError
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import import_function
 from dggraph.system.loaders import num_samples
 
-NAMES = ("imagefolder", *SMALL_SETS)
+DIVERSE = "diverse_fashion"
+NAMES = ("imagefolder", *SMALL_SETS, DIVERSE)
 NO_LABEL = -1
 VALIDATION_FOLDERS = ("val", "validation", "valid")
 """Names of the validation part; the first one that exists is used."""
@@ -46,6 +49,8 @@ class Source:
     """A name, or `package.module:function`."""
     data_dir: Path | None = None
     """The folder of the set."""
+    domains: str | None = None
+    """The family of domains of diverse_fashion."""
     num_classes: int | None = None
     """Outputs of the network, if given."""
     is_labelled: bool = True
@@ -92,6 +97,7 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
             )[..., None]
         self.images_NCHW = torch.from_numpy(images_NHWC.transpose(0, 3, 1, 2).copy())
         self.labels, self.transform = pixels.labels, transform
+        self.attributes = pixels.attributes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,6 +139,7 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
       distillation images in `data_dir/train` and `data_dir/val`, at any depth.
     - `fashion_mnist` and `mnist` read their four idx files, with or without gzip, in `data_dir`
       itself or where torchvision stores them (`data_dir/FashionMNIST/raw`).
+    - `diverse_fashion` is made from fashion_mnist in the domains that `source.domains` names.
     - `cifar10` and `cifar100` read torchvision's layout.
     - `package.module:function` is imported and called with `source.argument`, and returns a
       `TrainingData` or (train, validation, classes).
@@ -147,7 +154,14 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
             must be and how to get them. Files that are not images, or are truncated, are found and
             named here; damage in the middle of a file is found when it is read.
     """
-    if source.on_bad_image == "skip" and source.dataset in SMALL_SETS:
+    if (source.domains is None) == (source.dataset == DIVERSE):
+        raise InputError(
+            f"{DIVERSE} needs domains: one of {', '.join(FAMILIES)}."
+            if source.domains is None
+            else f"domains = {source.domains!r} means nothing for {source.dataset}; it is for"
+            f" {DIVERSE}. Remove it, or choose that data set."
+        )
+    if source.on_bad_image == "skip" and source.dataset in (*SMALL_SETS, DIVERSE):
         raise InputError(
             f"on_bad_image = 'skip' means nothing for {source.dataset}, whose images are in one"
             " file. Remove that option."
@@ -156,13 +170,22 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
         data = _call(source, preprocess)
     elif source.dataset == "imagefolder":
         data = _open_folder(source, preprocess, augmentation)
-    elif source.dataset in SMALL_SETS:
-        found, channels = read_pixels(source.dataset, source.data_dir), preprocess.input_size[0]
+    elif source.dataset in (*SMALL_SETS, DIVERSE):
+        channels = preprocess.input_size[0]
+        if source.domains is not None:
+            found = read_diverse_fashion(source.data_dir, source.domains)
+        else:
+            found = read_pixels(source.dataset, source.data_dir)
         train = PixelDataset(found.train, training_transform(augmentation, preprocess), channels)
         data = TrainingData(
             train,
             PixelDataset(found.validation, evaluation_transform(preprocess), channels),
             found.classes,
+            facts={
+                name: attribute_counts(part)
+                for name, part in (("train", found.train), ("validation", found.validation))
+                if part.attributes
+            },
         )
     else:
         close = difflib.get_close_matches(source.dataset, NAMES, n=1)

@@ -17,7 +17,9 @@ from dggraph.errors import InputError, MissingExtraError, UnknownModelError
 from dggraph.models.default_weights import fetch_default
 from dggraph.models.origins import GIVEN, RANDOM, checkpoint_origin
 from dggraph.models.preprocessing import Preprocess, input_size_of, num_channels_of, preprocess_of
-from dggraph.models.small_resnet import NAMES as SMALL_NAMES
+from dggraph.models.small_mobilenet import NAMES as SMALL_MOBILENETS
+from dggraph.models.small_mobilenet import build_small_mobilenet
+from dggraph.models.small_resnet import NAMES as SMALL_RESNETS
 from dggraph.models.small_resnet import build_small
 from dggraph.models.weights import Weights, fitted, load_checkpoint_, read_checkpoint
 
@@ -45,7 +47,8 @@ class LoadedModel:
 
 def model_names() -> tuple[str, ...]:
     """Return the names that can be built here: torchvision's, dggraph's, and any of timm's."""
-    names = (*torchvision.models.list_models(module=torchvision.models), *SMALL_NAMES)
+    small = (*SMALL_RESNETS, *SMALL_MOBILENETS)
+    names = (*torchvision.models.list_models(module=torchvision.models), *small)
     try:
         import timm
     except ImportError:
@@ -223,6 +226,8 @@ def build_trusted(
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if image_size is not None:
         options["img_size" if name.startswith("timm:") else "image_size"] = image_size
+    if name.startswith("dggraph:mobilenet"):
+        return build_small_mobilenet(name, **options)
     if name.startswith("dggraph:"):
         return build_small(name, **options)
     if name.startswith("timm:"):

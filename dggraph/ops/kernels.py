@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import KernelError
+from dggraph.system.paths import cache_folder
 from dggraph.system.torch_private import below_autograd
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -141,8 +142,7 @@ def location() -> Path:
     name = build_name()
     if _is_intact(INSTALLED / name):
         return INSTALLED / name
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "dggraph" / "kernels" / name
+    return cache_folder() / "kernels" / name
 
 
 def build_name() -> str:

@@ -34,6 +34,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
     return place
 
 
+def cache_folder() -> Path:
+    """Return the folder of files that can be made again, in the user's cache; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dggraph"
+
+
 def decode_text(content: bytes) -> str:
     """Decode a text file and convert Windows line ends.
 

@@ -123,8 +123,15 @@ class TrainConfig(BaseModel):
     dataset: str = Field(
         "imagefolder",
         description=(
-            "imagefolder, fashion_mnist, mnist, cifar10 or cifar100; coco or voc for detection; or"
-            " package.module:function."
+            "imagefolder, fashion_mnist, diverse_fashion, mnist, cifar10 or cifar100; coco or voc"
+            " for detection; or package.module:function."
+        ),
+    )
+    domains: str | None = Field(
+        None,
+        description=(
+            "For diverse_fashion, the family of domains: D0 (one domain) to D4 (64), or H (one"
+            " hard domain)."
         ),
     )
     data_dir: Path | None = Field(None, description="Folder of the data set.")
@@ -183,6 +190,14 @@ class TrainConfig(BaseModel):
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
 
     epochs: int = Field(100, ge=1, description="Passes over the training set.")
+    epoch_steps: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Steps of an epoch; by default the complete batches of the training set, which is also"
+            " the most."
+        ),
+    )
     batch_size: int = Field(128, ge=1, description="Images per process and step.")
     grad_accum_steps: int = Field(
         1, ge=1, description="Number of parts of a batch, whose gradients are accumulated."
@@ -334,7 +349,7 @@ class TrainConfig(BaseModel):
         """The data set."""
         from dggraph.data.sources import Source
 
-        names = ("dataset", "data_dir", "num_classes", "on_bad_image", "on_bad_box")
+        names = ("dataset", "data_dir", "domains", "num_classes", "on_bad_image", "on_bad_box")
         return Source(
             **{name: getattr(self, name) for name in names},
             is_labelled=self.objective == "labels",
@@ -368,7 +383,9 @@ class TrainConfig(BaseModel):
             "recompute",
         }
         passing |= set() if self.task == "detection" else {"validation_batch_size"}
-        passing |= set() if self.pretrained else {"pretrained"}  # runs from before it go on
+        # runs from before these keys go on
+        later = ("pretrained", "domains", "epoch_steps")
+        passing |= {key for key in later if not getattr(self, key)}
         return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
 
 

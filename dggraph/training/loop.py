@@ -154,6 +154,12 @@ def train(
     facts = {"images of the two sets": tuple(identity.sizes.values()), "classes": identity.classes}
     facts["names of the images"] = identity.document()["names"]
     processes.assert_same_on_all_ranks(config.fingerprint() | {"parallel": config.parallel} | facts)
+    if config.epoch_steps is not None and per_epoch < config.epoch_steps:
+        raise InputError(
+            f"epoch_steps = {config.epoch_steps}, but the training set has only {per_epoch}"
+            f" complete batches of {config.batch_size} on each of {processes.world_size()}"
+            " processes. Lower epoch_steps and set more epochs, or lower batch_size."
+        )
     run = _start(config, prepared, identity, per_epoch)
     prepare_folder(config, folder)
     with locked(folder) if processes.rank() == 0 else nullcontext():
@@ -268,7 +274,13 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 def _batches(config: TrainConfig, task: Task, epoch: int = 0, first: int = 0) -> EpochBatches:
     where = {"rank": processes.rank(), "world_size": processes.world_size()}
     return EpochBatches(
-        task.groups, config.batch_size, seed=config.seed, epoch=epoch, first=first, **where
+        task.groups,
+        config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        first=first,
+        most=config.epoch_steps,
+        **where,
     )
 
 

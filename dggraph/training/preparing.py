@@ -36,7 +36,7 @@ from dggraph.training.tasks import Task
 
 CLASSIFICATION_KEYS = (
     "objective", "pin_divergence", "mean", "std", "interpolation", "crop_pct", "scale", "ratio",
-    "crop_padding", "color_jitter",
+    "crop_padding", "color_jitter", "domains",
     "randaugment", "reprob", "mixup", "cutmix", "smoothing", "channels_last", "torchcompile",
 )  # fmt: skip
 """Keys without a meaning for detectors.

@@ -40,6 +40,17 @@ def test_a_resumed_epoch_is_the_rest_of_it() -> None:
     assert len(rest) == 2
 
 
+def test_an_epoch_may_end_early() -> None:
+    whole = list(EpochBatches([0] * 50, 8, seed=1, epoch=4))
+    for most, count in ((1, 1), (4, 4), (6, 6), (9, 6)):
+        batches = EpochBatches([0] * 50, 8, seed=1, epoch=4, most=most)
+        assert list(batches) == whole[:count]
+        assert len(batches) == count
+    rest = EpochBatches([0] * 50, 8, seed=1, epoch=4, first=2, most=5)
+    assert list(rest) == whole[2:5]
+    assert len(rest) == 3
+
+
 def test_batches_are_of_one_group_and_every_image_comes_at_most_once() -> None:
     is_tall = [index % 3 == 0 for index in range(50)]
     whole = list(EpochBatches(is_tall, 4, seed=1, epoch=2))

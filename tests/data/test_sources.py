@@ -4,7 +4,6 @@ refused by name.
 
 import gzip
 import pickle
-import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from idx_files import write_array, write_mnist
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -33,28 +33,6 @@ def keys(dataset: str, folder: Path | None = None, **others: Any) -> TrainConfig
 
 def opened(config: TrainConfig, preprocess: Preprocess) -> TrainingData:
     return open_data(config.source, preprocess, config.augmentation)
-
-
-def write_idx(file: Path, values: np.ndarray) -> None:
-    content = (
-        struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
-
-
-def write_mnist(
-    folder: Path, suffix: str = ".gz", num_images: int = 20
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    made = {}
-    for number, part in enumerate(("train", "t10k")):
-        generator = np.random.default_rng(number)
-        images = generator.integers(0, 256, (num_images, 28, 28), dtype=np.uint8)
-        labels = generator.integers(0, 10, num_images, dtype=np.uint8)
-        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", images)
-        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", labels)
-        made[part] = images, labels
-    return made
 
 
 def write_folders(
@@ -152,10 +130,10 @@ def test_a_flipped_bit_in_a_packed_file_is_noticed(tmp_path: Path) -> None:
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(19, 3, np.uint8))
+    write_array(tmp_path / "train-labels-idx1-ubyte.gz", np.full(19, 3, np.uint8))
     with pytest.raises(InputError, match="19 labels for 20 images"):
         opened(keys("mnist", tmp_path), GREY)
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(20, 10, np.uint8))
+    write_array(tmp_path / "train-labels-idx1-ubyte.gz", np.full(20, 10, np.uint8))
     with pytest.raises(InputError, match="label 10"):
         opened(keys("mnist", tmp_path), GREY)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()

@@ -43,6 +43,15 @@ def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
     assert sum(losses[-9:]) < sum(losses[:9])
 
 
+def test_an_epoch_may_have_fewer_steps(tmp_path: Path) -> None:
+    rows: list[Any] = []
+    result = train(keys(tmp_path / "short", epochs=3, epoch_steps=4), rows.append)
+    assert result.step == 12
+    assert [row["step"] for row in rows if "epoch" in row] == [4, 8, 12]
+    with pytest.raises(InputError, match="epoch_steps = 10, but the training set has only 9"):
+        train(keys(tmp_path / "long", epoch_steps=10))
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*fork.*:DeprecationWarning"
 )  # Python 3.12 warns of torch's threads
