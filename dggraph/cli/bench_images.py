@@ -223,6 +223,13 @@ def show_on_images(console: "Console", document: Mapping[str, Any]) -> None:
                 f"batch {row['batch_size']}, {row['form']}: for stages in which images differ, the"
                 f" cost model chose {chosen}; regret {row['regret']:.0%}"
             )
+    for row in {row["form"]: row for row in rows if row["plans"]}.values():
+        plans = row["plans"].values()
+        patterns = plural(sum(one["num_patterns"] for one in plans), "pattern")
+        say(
+            f"plans kept, {row['form']}: {patterns} in {plural(len(plans), 'stage')},"
+            f" {sum(one['num_bytes'] for one in plans) / 1e3:.3g} KB"
+        )
     executors = dict.fromkeys(row["executor"] for row in rows)
     say(f"executor of the dynamic network: {'; '.join(executors)}")
     if not all(speed["is_reliable"] for row in rows for speed in row["speeds"].values()):

@@ -30,7 +30,7 @@ from dggraph.ops.decisions import Decide, DecideOne, called_decision
 from dggraph.ops.liveness import Topology
 from dggraph.ops.running_sum import Effects
 from dggraph.ops.stage_costs import BlockSize
-from dggraph.ops.stage_plans import StagePlans
+from dggraph.ops.stage_plans import KeptPlans, StagePlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,15 @@ class Program:
     """
     norms: tuple[tuple[str, ...], ...]
     """Paths, split at dots, of the batch norms in blocks that run on some images of a batch."""
+
+    def kept_plans(self) -> dict[str, KeptPlans]:
+        """Return what the stages that have plans keep of them."""
+        return {
+            step.plan.name: step.plans.kept()
+            for step, _ in self.steps
+            if isinstance(step, StageProgram) and step.plans is not None
+        }
+
     code: str
     """The generated code that it was cut from; if this changes, the program must be cut again."""
     plan: tuple[StagePlan, ...]

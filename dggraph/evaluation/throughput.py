@@ -30,6 +30,7 @@ from dggraph.evaluation.timing import MAX_SPREAD, wait_for
 from dggraph.network.inference import optimize_for_inference
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.stage_costs import Way, forced_way, noted_ways
+from dggraph.ops.stage_plans import KeptPlans
 from dggraph.system.modes import evaluating
 
 Form = Literal["plain", "optimised"]
@@ -80,6 +81,8 @@ class Comparison:
     """How often each way was chosen: once for each stage and batch of several patterns."""
     ways: Mapping[Way, float]
     """For each forced way, the median over rounds of its time over the chosen ways'."""
+    plans: Mapping[str, KeptPlans]
+    """What the dynamic network keeps of the patterns of all batches so far, per stage."""
 
     @property
     def regret(self) -> float:
@@ -165,8 +168,8 @@ class Contestants:
                 with noted_ways() as chosen:
                     for batch in batches:
                         models["dynamic"](batch)
-                executor = self.dynamic[form].last_run
-                found.append(_comparison(form, size, executor, chosen, ways, seconds[WARM_UP:]))
+                counted = seconds[WARM_UP:]
+                found.append(_comparison(form, size, self.dynamic[form], chosen, ways, counted))
         return found
 
 
@@ -226,7 +229,7 @@ def _rounds(
 def _comparison(
     form: Form,
     batch_size: int,
-    executor: str,
+    dynamic: DynamicNetwork,
     chosen: Mapping[Way, int],
     ways: Sequence[Way],
     rounds: Sequence[Mapping[str, list[float]]],
@@ -259,9 +262,10 @@ def _comparison(
     return Comparison(
         form=form,
         batch_size=batch_size,
-        executor=executor,
+        executor=dynamic.last_run,
         speeds=tuple(speeds),
         over_inlined=ratios("dynamic", "inlined")[1],
         chosen=dict(chosen),
         ways={way: ratios(way, "dynamic")[1] for way in ways},
+        plans=dynamic.kept_plans(),
     )

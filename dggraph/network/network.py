@@ -32,6 +32,7 @@ from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.ops.recompute import checkpoint_aggregation
+from dggraph.ops.stage_plans import KeptPlans
 from dggraph.system.torch_private import has_values, is_jit_traced
 
 Executor = Literal["auto", "sparse", "dense"]
@@ -110,10 +111,8 @@ class DynamicNetwork(StandIn):
         self.macs_table, self.blueprint, self.converted = macs_table, blueprint, converted
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
-        self._origin = Origin(GIVEN, None)
-        self._executor, self._inliner, self._collected = "auto", None, None
-        self._last_run = ""
-        self.recompute = False
+        self._origin, self._executor, self._last_run = Origin(GIVEN, None), "auto", ""
+        self._inliner, self._collected, self.recompute = None, None, False
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay.
@@ -358,6 +357,10 @@ class DynamicNetwork(StandIn):
     def forget_program(self) -> None:
         """Drop what is kept between passes: inlined blocks, and plans of patterns."""
         self._inliner = None
+
+    def kept_plans(self) -> dict[str, KeptPlans]:
+        """Return the number and bytes of the plans that each stage keeps between passes."""
+        return self._inliner.source.kept_plans() if self._inliner else {}
 
     def _inliner_of(self, program: Program) -> Inliner:
         return Inliner(program, self._structure.seen)

@@ -10,6 +10,7 @@ costs a microsecond whatever its size, and a stage of ten edges would need twent
 Shape suffixes: B instances, E edges.
 """
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -66,6 +67,14 @@ class PatternPlan:
         return weights
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPlans:
+    """What a stage keeps between passes."""
+
+    num_patterns: int
+    num_bytes: int
+
+
 class StagePlans:
     """The plans of one stage, by pattern; the least recently used go first."""
 
@@ -75,6 +84,12 @@ class StagePlans:
         self.plans: OrderedDict[bytes, PatternPlan] = OrderedDict()
         num_edges, num_vertices = len(topology.sources), topology.num_vertices
         self.capacity = max(16, MAX_BYTES // (200 * num_vertices + 150 * num_edges))
+
+    def kept(self) -> KeptPlans:
+        """Return the number of plans, and the bytes of all their objects and keys."""
+        with self.lock:
+            plans = list(self.plans.items())
+        return KeptPlans(len(plans), sum(map(num_bytes, plans), sys.getsizeof(self.plans)))
 
     def find(self, row: Sequence[float], threshold: float) -> PatternPlan | None:
         """Return the plan for the weights that a gate gave one image, (E,).
@@ -156,6 +171,17 @@ def plan_pattern(is_open_E: Weights, closed_E: Weights, topology: Topology) -> P
         forced=forced[0] if forced else None,
         candidates=tuple(edge for edge in into_out if forced and live_V[topology.sources[edge]]),
     )
+
+
+def num_bytes(value: Any) -> int:
+    """Return the bytes of a plan and all that it consists of.
+
+    Numbers do not count: Python shares the small ones.
+    """
+    if isinstance(value, int):
+        return 0
+    fields = (getattr(value, name) for name in getattr(value, "__slots__", ()))
+    return sys.getsizeof(value) + sum(map(num_bytes, value if type(value) is tuple else fields))
 
 
 def weights_for(

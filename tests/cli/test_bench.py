@@ -1,6 +1,7 @@
 """`dggraph bench`: rows that fit together, plain words at the end, sets that cannot be timed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,13 @@ def test_the_choice_of_ways_is_judged(
     for row in found["rows"]:
         assert bool(row["chosen"]) == (row["batch_size"] > 1)
         assert row["regret"] == max(0.0, 1 - min(row["ways"].values(), default=1.0))
+        assert set(row["plans"]) == set(net.graph.stages)
+        assert all(one["num_patterns"] > 1 for one in row["plans"].values())
     code, out, _ = bench(capsys, "--images", "photos", "--batch", "5")
     assert code == 0
     assert "for stages in which images differ, the cost model chose groups " in out
     assert "; regret " in out
+    assert re.search(r"plans kept, optimised: \d+ patterns in 3 stages, [\d.]+ KB", out)
 
 
 def test_without_images_paths_are_random(place: Path, capsys: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.compiler.inlining import Inliner
+from dggraph.ops import stage_plans
 from dggraph.ops.liveness import Topology, live_vertices, settle
 from dggraph.ops.running_sum import Effects
 from dggraph.ops.stage_plans import StagePlans, run_plan, weights_for
@@ -177,6 +178,42 @@ def test_the_least_recently_used_plan_goes_first() -> None:
     assert plans.find(rows[0], 0.5) is first
     assert plans.find(rows[1], 0.5) is not second
     assert len(plans.plans) == 2
+
+
+@pytest.mark.parametrize("num_vertices", [6, 24])
+def test_plans_are_counted_and_stay_within_their_bound(
+    num_vertices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_plans, "MAX_BYTES", 1 << 20)
+    edges = [(s, t) for t in range(1, num_vertices) for s in range(t)]
+    plans = StagePlans(Topology(tuple(s for s, _ in edges), tuple(t for _, t in edges)))
+    assert plans.kept().num_patterns == 0
+    generator = np.random.default_rng(0)
+    sizes = []
+    for _ in range(2 * plans.capacity):
+        plans.find((generator.random(len(edges)) + 0.1).tolist(), 0.5)
+        sizes.append(plans.kept().num_bytes if len(sizes) < 3 else 0)
+    assert sizes[0] < sizes[1] < sizes[2]
+    kept = plans.kept()
+    assert kept.num_patterns == len(plans.plans) == plans.capacity
+    assert kept.num_bytes < 1 << 20
+
+
+def test_a_network_tells_what_it_keeps() -> None:
+    """Per stage with plans; inlined or not, the plans are the same ones."""
+    net, x = converted("kept", "stage"), torch.rand(1, 3, 16, 16)
+    net.forget_program()
+    assert net.kept_plans() == {}
+    with torch.inference_mode():
+        for _ in range(3):
+            net(x)
+            found = net.kept_plans()
+            assert list(found) == list(net.graph.stages)
+            assert {one.num_patterns for one in found.values()} == {1}
+            assert all(one.num_bytes > 500 for one in found.values())
+        assert set(converted("kept", "node").kept_plans()) == set()
+    net.forget_program()
+    assert net.kept_plans() == {}
 
 
 def test_an_edge_forced_open_follows_the_weights() -> None:
