@@ -16,10 +16,10 @@ from torch.library import triton_op, wrap_triton
 from dggraph.ops.kernels import edge_gradients, empty_rows
 from dggraph.ops.triton_kernels import (
     BLOCK,
-    FLOW_WARPS,
     GROUP,
     NUM_WARPS,
     flow_kernel,
+    flow_warps,
     product_kernel,
     sum_kernel,
 )
@@ -130,6 +130,7 @@ def sum_and_products(
     parts_RCE = feature.new_empty((num_rows, num_blocks, num_edges), dtype=torch.float32)
     for first in range(0, num_edges, GROUP):
         sources = rows[first : first + GROUP]
+        num_sources = triton.next_power_of_2(len(sources))
         weights = weights_BE[:, first:]
         wrap_triton(flow_kernel)[(num_rows * num_blocks,)](
             total,
@@ -143,10 +144,10 @@ def sum_and_products(
             num_edges,
             weights.stride(0),
             weights.stride(1),
-            NUM_SOURCES=triton.next_power_of_2(len(sources)),
+            NUM_SOURCES=num_sources,
             CONTINUES=first > 0,
             BLOCK=BLOCK,
-            num_warps=FLOW_WARPS,
+            num_warps=flow_warps(num_sources, is_half=feature.dtype == torch.float16),
         )
     return total, parts_RCE.sum(1)
 

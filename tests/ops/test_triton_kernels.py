@@ -18,9 +18,9 @@ from triton.compiler import ASTSource
 from dggraph.ops import triton_kernels
 from dggraph.ops.triton_kernels import (
     BLOCK,
-    FLOW_WARPS,
     NUM_WARPS,
     flow_kernel,
+    flow_warps,
     product_kernel,
     sum_kernel,
 )
@@ -51,8 +51,8 @@ def test_values_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout, done.stdout
 
 
-def warps_of(kernel: Any) -> int:
-    return FLOW_WARPS if kernel is flow_kernel else NUM_WARPS
+def warps_of(kernel: Any, dtype: str, num_sources: int) -> int:
+    return flow_warps(num_sources, is_half=dtype == "fp16") if kernel is flow_kernel else NUM_WARPS
 
 
 def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
@@ -83,7 +83,8 @@ def compiled(kernel: Any, card: int, **constants: Any) -> dict[str, Any]:
         {place: [["tt.divisibility", 16]] for place in aligned},
     )
     target = GPUTarget("cuda", card, 32)
-    return dict(triton.compile(source, target=target, options={"num_warps": warps_of(kernel)}).asm)
+    options = {"num_warps": warps_of(kernel, dtype, constants["NUM_SOURCES"])}
+    return dict(triton.compile(source, target=target, options=options).asm)
 
 
 def usage(ptx: str, card: int, folder: Path) -> tuple[int, int]:
@@ -114,7 +115,8 @@ def check(kernel: Any, card: int, folder: Path, **constants: Any) -> None:
     wide = re.findall(r"ld\.global[.\w:]*\.v4\.b32", ptx)
     if constants.get("is_even", True) and constants.get("is_aligned", True):
         size = {"fp32": 4, "bf16": 2, "fp16": 2}[constants["dtype"]]
-        loads = BLOCK // (32 * warps_of(kernel)) * size // 16
+        warps = warps_of(kernel, constants["dtype"], constants["NUM_SOURCES"])
+        loads = BLOCK // (32 * warps) * size // 16
         assert len(wide) >= constants["NUM_SOURCES"] * loads
     if constants["dtype"] == "bf16" and kernel is not product_kernel:
         assert "cvt.rn.bf16" in ptx, "sums must be rounded to nearest"
