@@ -85,11 +85,11 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--router",
                 default="node",
                 show_default=True,
-                help="node, stage, node(16), or a registered name.",
+                help="node, stage, node(16), tied, constant, or a registered name.",
             ),
             _of_routing(
                 "--gate",
-                help="anchored (default), sigmoid, or a registered name.",
+                help="anchored (default), shrink, scaled, softmax, sigmoid, or a registered name.",
             ),
             _of_routing(
                 "--threshold",

@@ -8,8 +8,8 @@ from torch import fx, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from dggraph.ops.gating import AnchoredGate, SigmoidGate
-from dggraph.ops.routing import LinearRouter
+from dggraph.ops.gating import AnchoredGate, ScaledGate, ShrinkGate, SigmoidGate, SoftmaxGate
+from dggraph.ops.routing import ConstantRouter, LinearRouter
 from dggraph.system.torch_private import activations
 
 Read = Callable[[str], Any]
@@ -69,9 +69,13 @@ def is_norm(rule: Rule | None) -> bool:
     return rule is _norm
 
 
+_DECIDERS = (
+    *(LinearRouter, ConstantRouter),
+    *(AnchoredGate, ShrinkGate, ScaledGate, SoftmaxGate, SigmoidGate),
+)
 METHODS = [
     (cls, name, getattr(cls, name))
-    for cls in (nn.Module, *RULES, LinearRouter, AnchoredGate, SigmoidGate)
+    for cls in (nn.Module, *RULES, *_DECIDERS)
     for name in ("forward", "_conv_forward", "__call__")
     if name in vars(cls) or (cls is not nn.Module and name == "forward")
 ]

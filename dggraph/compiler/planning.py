@@ -62,6 +62,8 @@ class StagePlan:
     name: str
     scope: str
     """The place of its routers: `node` or `stage`."""
+    shrinks: bool
+    """Whether open edges add with what their weight has above the threshold."""
     entry: str
     output: str
     weights: str

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from dggraph.compiler.aliasing import may_overwrite, writers
 from dggraph.compiler.calls import mark_lifted, mark_routing
@@ -27,10 +27,10 @@ from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dens
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.stages import FoundStage
-from dggraph.graph.ir import CandidateEdge, DynamicGraph
+from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
-from dggraph.ops.gating import column
+from dggraph.ops.gating import GateKind, column, shrink
 from dggraph.ops.liveness import Topology, is_live, open_output, settle
 from dggraph.ops.routing import Router
 from dggraph.ops.stage_cache import stage_cache
@@ -38,12 +38,12 @@ from dggraph.ops.stage_cache import stage_cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deciders:
-    """How edges are decided: a router kind with its factory, a gate factory and the threshold."""
+    """How edges are decided: a router kind with its factory, a gate and the threshold."""
 
     scope: str
     """The place of the routers: `node` or `stage`."""
     router: Router
-    gate: Callable[[Sequence[bool]], nn.Module]
+    gate: GateKind
     threshold: float
 
 
@@ -84,7 +84,8 @@ class StageWriter:
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
         self.live: list[fx.Node | None] = [None]
-        self.collects = all(edge.kind == "add" for edge in graph.edges(name))
+        shrinks_rows = deciders.gate.shrinks and deciders.scope == "node"
+        self.collects = not shrinks_rows and all(edge.kind == "add" for edge in graph.edges(name))
         """Whether `weigh` or `collect` computes the gradients of all edge weights."""
         self.decided: list[fx.Node] = []
         self.weights: list[fx.Node] = []
@@ -165,6 +166,7 @@ class StageWriter:
         return StagePlan(
             name=self.name,
             scope=self.deciders.scope,
+            shrinks=self.deciders.gate.shrinks,
             entry=self.values[0].name,
             output=new_output.name,
             weights=weights.name,
@@ -214,7 +216,7 @@ class StageWriter:
         """Write the row of the vertex before, then the column of this one (`node` routers)."""
         source = index - 1
         outgoing = self.topology.outgoing()[source]
-        self._write_row(source, self.graph.outgoing(self.vertices[source].name))
+        self._write_row(source, outgoing)
         targets = tuple(self.topology.targets[edge] for edge in outgoing)
         how = (self.threshold, self.training, self.cache if self.collects else None)
         row = (self.rows[-1], self.live[-1], *how, source, targets)
@@ -229,6 +231,8 @@ class StageWriter:
             )
         else:
             self.live.append(self._call(is_live, (weights,), f"live{index}"))
+        if self.deciders.gate.shrinks:
+            weights = self._call(shrink, (weights, self.threshold), f"shrunk{index}")
         self.weights.append(weights)
         return weights
 
@@ -246,10 +250,12 @@ class StageWriter:
     def _take_weights(self, index: int) -> fx.Node:
         """Return this vertex' columns of the weights that a `stage` router decided at the entry."""
         if index == 1:
-            self._write_row(0, self.graph.edges(self.name))
+            self._write_row(0, range(len(self.topology.targets)))
             self.settled = self._call(
                 settle, (self.rows[0], self.topology, self.threshold, self.training), "settled"
             )
+            if self.deciders.gate.shrinks:
+                self.settled = self._call(shrink, (self.settled, self.threshold), "shrunk")
             if self.collects:
                 self.settled = self._call(
                     collect, (self.settled, self.cache, self.topology), "weights"
@@ -261,16 +267,16 @@ class StageWriter:
             f"a{index}",
         )
 
-    def _write_row(self, index: int, edges: Sequence[CandidateEdge]) -> None:
-        """Write the router and gate at vertex `index`, which decide `edges`."""
-        axis = self.stage.channel_axis
+    def _write_row(self, index: int, places: Sequence[int]) -> None:
+        """Write the router and gate at vertex `index`, which decide the edges at `places`."""
+        axis, edges = self.stage.channel_axis, self.graph.edges(self.name)
         num_channels = self.vertices[index].shape[self.channel_position]
         self.routing.add_module(
-            f"router_{index}", self.deciders.router(num_channels, len(edges), axis)
+            f"router_{index}", self.deciders.router(num_channels, len(places), axis)
         )
-        self.routing.add_module(
-            f"gate_{index}", self.deciders.gate([edge.is_static for edge in edges])
-        )
+        is_static = [edges[place].is_static for place in places]
+        targets = [self.topology.targets[place] for place in places]
+        self.routing.add_module(f"gate_{index}", self.deciders.gate.make(is_static, targets))
         routing = routing_name(self.name)
         logits = self._node(
             "call_module", f"{routing}.router_{index}", (self.shared[index],), f"logits{index}"

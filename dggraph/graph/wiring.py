@@ -11,7 +11,7 @@ import networkx as nx
 
 from dggraph.errors import InputError, WiringError
 from dggraph.graph.ir import CandidateEdge, DynamicGraph, EdgeKind, input_shape
-from dggraph.system.specs import Spec, read_sum, refuse_numbers
+from dggraph.system.specs import Spec, bind, read_sum
 
 Wiring = Callable[[int], Iterable[tuple[int, int]]]
 """Maps the number of vertices of a stage (v0 .. vN, out) to its candidate edges.
@@ -109,7 +109,7 @@ def register_wiring(name: str, make: Callable[..., Wiring]) -> None:
 
     Args:
         name: an identifier that is not registered yet.
-        make: called with the numbers in brackets after the name; returns a `Wiring`.
+        make: called with the arguments in brackets after the name; returns a `Wiring`.
 
     Raises:
         WiringError: the name is already registered or is not an identifier.
@@ -220,8 +220,7 @@ def _make(spec: Spec) -> Wiring:
         raise WiringError(
             f"there is no wiring {spec.name!r}; choose from {', '.join(WIRINGS)}.{hint}"
         )
-    refuse_numbers(spec, WIRINGS[spec.name])
-    return WIRINGS[spec.name](*spec.numbers)
+    return bind(spec, WIRINGS[spec.name])()
 
 
 def _complete(size: int) -> Iterable[tuple[int, int]]:

@@ -16,7 +16,7 @@ from dggraph.network.indexing import IndexedNetwork, is_indexed
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import report_conversion
 from dggraph.network.snapshot import Snapshot, count_outputs, outline_of
-from dggraph.ops.gating import GATES
+from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
 from dggraph.system.devices import first_weight
 
@@ -43,7 +43,7 @@ def assemble(
     """
     scope, make_router = find_router(blueprint.router)
     deciders = Deciders(
-        scope=scope, router=make_router, gate=GATES[blueprint.gate], threshold=threshold
+        scope=scope, router=make_router, gate=find_gate(blueprint.gate), threshold=threshold
     )
     lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
     _follow_backbone_(lowered.module, graph, flow.module)

@@ -61,10 +61,10 @@ def convert(
         residual: `keep` leaves `x + F(x)` in the block, `lift` turns the skip into edges, and
             `auto` lifts where that is exact. A stage that cannot be lifted is kept in any case,
             and `net.report` gives the reason.
-        router: `node`, `stage`, a router with a hidden layer such as `node(16)`, or a registered
-            one.
-        gate: `anchored`, `sigmoid`, or a registered one. None is `anchored`, or `sigmoid` with
-            `init="scratch"`.
+        router: `node`, `stage`, the controls `tied` and `constant`, or a registered one; options
+            in brackets, such as `node(16, inputs=pool+std)`.
+        gate: `anchored`, `shrink`, `scaled`, `softmax`, `sigmoid`, or a registered one. None is
+            `anchored`, or `sigmoid` with `init="scratch"`.
         threshold: Edges with weights at or below it are dropped; in [0, 1).
         init: With `preserve` the network starts as the backbone, or an error is raised, whatever
             the router and the gate. `scratch` is for training from random weights.

@@ -10,7 +10,7 @@ from dggraph.compiler.lowered import LoweredModule
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, input_size_of
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.gating import GATES
+from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
 from dggraph.system.devices import first_weight
 
@@ -77,9 +77,13 @@ def check_options(
     Raises:
         InputError: An option has an unknown value; the error names it.
     """
-    find_router(router)
+    (scope, _), kind = find_router(router), find_gate(gate)
+    if kind.reach == "column" and scope != "stage":
+        raise InputError(
+            f"gate={gate!r} weighs all edges into a node together, and router={router!r} decides"
+            ' them one source at a time. Use router="stage", which decides all edges at once.'
+        )
     choices = {
-        "gate": (gate, tuple(GATES)),
         "residual": (residual, ("auto", "keep", "lift")),
         "init": (init, ("preserve", "scratch")),
     }
@@ -101,6 +105,7 @@ def check_options(
             f"threshold={threshold} is outside [0, 1); static edges weigh 1 and must stay open, use"
             " 0.5."
         )
+    kind.refuse_threshold(threshold)
 
 
 def example_of(model: nn.Module, example: Tensor | None, preprocess: Preprocess | None) -> Tensor:

@@ -15,6 +15,7 @@ from dggraph.compiler.partition import BoundRouting
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.device_copies import number, to_device, to_host, to_lists
+from dggraph.ops.gating import shrink
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -52,11 +53,14 @@ def decide_stage(routing: BoundRouting, entry: Tensor) -> Decided:
 class StageDecisions:
     """Decisions of a `stage` router, all made at the entry."""
 
-    def __init__(self, topology: Topology, decided: Decided) -> None:
+    def __init__(self, topology: Topology, decided: Decided, *, shrinks: bool) -> None:
         wide = np.float64 if decided.dtype == torch.float64 else np.float32
         self.dtype = decided.dtype
         self.raw_BE = np.asarray(decided.rows, wide).reshape(-1, len(topology.sources))
-        self.weights_BE = settle(self.raw_BE, topology, np.asarray(decided.threshold, wide), False)
+        threshold = np.asarray(decided.threshold, wide)
+        self.weights_BE = settle(self.raw_BE, topology, threshold, False)
+        if shrinks:
+            self.weights_BE = shrink(self.weights_BE, threshold)
         open_BE = self.weights_BE != 0
         self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():
@@ -92,8 +96,11 @@ class NodeDecisions:
         entry: Tensor,
         graph: DynamicGraph,
         stage: str,
+        *,
+        shrinks: bool,
     ) -> None:
         self.topology, self.routing, self.graph, self.stage = topology, routing, graph, stage
+        self.shrinks = shrinks
         wide = np.float64 if routing.threshold.dtype == torch.float64 else np.float32
         self.threshold = np.asarray(number(routing.threshold), wide)
         self.outgoing, self.num_instances = topology.outgoing(), len(entry)
@@ -153,6 +160,8 @@ class NodeDecisions:
         if vertex + 1 == self.topology.num_vertices - 1:
             weights_BE = open_output(weights_BE, raw_BE, live, False)
         self.live.append(is_live(weights_BE))
+        if self.shrinks:
+            weights_BE = shrink(weights_BE, self.threshold)
         self.weights_BE[:, place] = weights_BE
 
 

@@ -46,6 +46,7 @@ from dggraph.network.decisions import (
 )
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.device_copies import number, to_device, to_lists
+from dggraph.ops.gating import settled_weight
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
 from dggraph.ops.stage_costs import choose_way
@@ -107,21 +108,32 @@ def run_stage(
                 refuse_nan(graph, name, torch.tensor(decided.rows, device="cpu"))
         plans = _plans_of(step, decided, entry)
         if plans is not None:
+            rows = decided.rows
+            if step.plan.shrinks:
+                settled = settled_weight(decided.threshold, shrinks=True)
+                rows = [list(map(settled, row)) for row in rows]
             if gates is not None:
-                weights_BE = [
-                    plan.weights(row) for plan, row in zip(plans, decided.rows, strict=True)
-                ]
+                weights_BE = [plan.weights(row) for plan, row in zip(plans, rows, strict=True)]
                 gates[name] = _gates(weights_BE, decided.rows, decided.dtype, entry.device)
             if len(plans) > 1 and len(set(plans)) > 1:
-                return _run_groups(step, lowered, values, plans, decided.rows)
+                return _run_groups(step, lowered, values, plans, rows)
             run_block = step.run_block or _block_runner(step, lowered, values, None)
-            weights = weights_for(plans[0], decided.rows, entry)
+            weights = weights_for(plans[0], rows, entry)
             return run_plan(plans[0], entry, weights, run_block, step.effects)
-        decisions: StageDecisions | NodeDecisions = StageDecisions(step.topology, decided)
+        decisions: StageDecisions | NodeDecisions = StageDecisions(
+            step.topology, decided, shrinks=step.plan.shrinks
+        )
     elif step.sums_only and len(entry) == 1:
         return _walk(step, lowered, graph, values, routing, gates)
     else:
-        decisions = NodeDecisions(step.topology, routing_of(lowered, name), entry, graph, name)
+        decisions = NodeDecisions(
+            step.topology,
+            routing_of(lowered, name),
+            entry,
+            graph,
+            name,
+            shrinks=step.plan.shrinks,
+        )
     output = _run_rows(step, lowered, values, decisions)
     if gates is not None:
         gates[name] = _gates(decisions.weights_BE, decisions.raw_BE, decisions.dtype, entry.device)
@@ -198,7 +210,7 @@ def _walk(
 ) -> Tensor:
     """Run one image through a stage of `node` routers whose edges all add."""
     entry, name = values[step.plan.entry], step.plan.name
-    dtype = torch.float32
+    dtype, threshold = torch.float32, number(routing.threshold)
 
     def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
         nonlocal dtype
@@ -222,10 +234,11 @@ def _walk(
     output, weights, raw = walk_stage(
         entry,
         step.topology,
-        number(routing.threshold),
+        threshold,
         decide,
         step.run_block or _block_runner(step, lowered, values, None),
         step.effects,
+        settled_weight(threshold, shrinks=step.plan.shrinks),
     )
     if output is None:
         output = _no_features(step, len(step.blocks) + 1, entry, 1)

@@ -4,7 +4,7 @@ Code that an archive names is never run. The backbone comes from a closed regist
 caller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from dggraph.network.manifest import (
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_loaded_
-from dggraph.ops.gating import GATES
+from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
 
 
@@ -115,16 +115,17 @@ def rebuild_backbone(folder: Path, manifest: Manifest) -> nn.Module:
 
 def refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
     """Raise ArchiveError if the router or the gate of `blueprint` is not registered."""
-    try:
-        find_router(blueprint.router)
-    except InputError as error:
-        raise ArchiveError(
-            f"{folder} needs the router {blueprint.router!r}. Register it before loading."
-        ) from error
-    if blueprint.gate not in GATES:
-        raise ArchiveError(
-            f"{folder} needs the gate {blueprint.gate!r}. Register it before loading."
-        )
+    parts: tuple[tuple[str, str, Callable[[str], object]], ...] = (
+        ("router", blueprint.router, find_router),
+        ("gate", blueprint.gate, find_gate),
+    )
+    for what, text, find in parts:
+        try:
+            find(text)
+        except InputError as error:
+            raise ArchiveError(
+                f"{folder} needs the {what} {text!r}. Register it before loading."
+            ) from error
 
 
 def _traced_again(

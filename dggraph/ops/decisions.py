@@ -7,7 +7,7 @@ the image, and one image takes two products of a matrix and a vector, then float
 """
 
 from collections.abc import Callable
-from math import tanh
+from math import exp, tanh
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -15,8 +15,15 @@ from torch import Tensor, is_autocast_enabled, nn
 from torch.nn.functional import linear
 
 from dggraph.ops import kernels
-from dggraph.ops.gating import SCRATCH_OFFSET, AnchoredGate, SigmoidGate
-from dggraph.ops.routing import LinearRouter
+from dggraph.ops.gating import (
+    SCRATCH_OFFSET,
+    AnchoredGate,
+    ScaledGate,
+    ShrinkGate,
+    SigmoidGate,
+    SoftmaxGate,
+)
+from dggraph.ops.routing import ConstantRouter, LinearRouter
 
 Decide = Callable[[Tensor], Tensor]
 """Takes features (B, ...) and returns the raw weights of the edges it decides, (B, E)."""
@@ -45,11 +52,21 @@ def called_decision(router: nn.Module, gate: nn.Module) -> Decide:
 
 def bound_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
     """Return `gate(router(features))` as ops on the present weights, or None for other modules."""
-    finish = _finish(gate)
-    if not _is_plain(router) or finish is None:
+    finish, decide = _finish(gate), called_decision(router, gate)
+    if finish is None:
+        return None
+    if _is_constant(router):
+        logits_E = router.bias
+
+        def repeat_in_float32(features: Tensor) -> Tensor:
+            if features.dtype is torch.float64:
+                return decide(features)
+            return finish(logits_E.expand(len(features), -1).clone())
+
+        return repeat_in_float32
+    if not _is_plain(router):
         return None
     weight, bias, axes = router.weight, router.bias, _axes(router)
-    decide = called_decision(router, gate)
 
     def decide_in_float32(features: Tensor) -> Tensor:
         if _is_map(features):
@@ -65,9 +82,12 @@ def constant_row(router: nn.Module, gate: nn.Module) -> list[float] | None:
     A router that was never trained has no weights but its bias.
     """
     finish = _finish(gate)
-    if not _is_plain(router) or finish is None or router.weight.any():
+    is_untrained = _is_plain(router) and not router.weight.any()
+    if finish is None or not (is_untrained or _is_constant(router)):
         return None
-    row: list[float] = finish(router.bias.detach().clone()).tolist()
+    bias = router.bias
+    assert isinstance(bias, Tensor)
+    row: list[float] = finish(bias.detach().clone()[None]).tolist()[0]
     return row
 
 
@@ -110,8 +130,13 @@ def _is_plain(router: nn.Module) -> TypeGuard[LinearRouter]:
     return (
         type(router) is LinearRouter
         and router.hidden is None
+        and (router.inputs, router.norm) == ("pool", "none")
         and router.weight.dtype == torch.float32
     )
+
+
+def _is_constant(router: nn.Module) -> TypeGuard[ConstantRouter]:
+    return type(router) is ConstantRouter and router.bias.dtype == torch.float32
 
 
 def _axes(router: LinearRouter) -> tuple[int, int]:
@@ -128,28 +153,20 @@ def _is_map(features: Tensor) -> bool:
 
 
 def _finish(gate: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return what `gate` does to logits (B, E), in place."""
-    if type(gate) is AnchoredGate:
+    """Return what `gate` does to logits (B, E), in place where it can be."""
+    if type(gate) is AnchoredGate or type(gate) is ShrinkGate:
         anchor_E, divisor = gate.anchor_E, gate.temperature
         return lambda logits_BE: logits_BE.div_(divisor).tanh_().add_(anchor_E)
     if type(gate) is SigmoidGate:
         divisor = gate.temperature
         return lambda logits_BE: logits_BE.div_(divisor).add_(SCRATCH_OFFSET).sigmoid_()
+    if type(gate) is ScaledGate or type(gate) is SoftmaxGate:
+        return gate.forward
     return None
 
 
 def _finish_float(gate: nn.Module) -> Callable[[list[float]], list[float]] | None:
     """Return what `gate` does to the logits of one image, (E,)."""
-    if type(gate) is AnchoredGate:
-        anchors, divisor = gate.anchor_E.tolist(), gate.temperature
-
-        def anchored(logits: list[float]) -> list[float]:
-            scale = 1 / divisor.item()
-            return [
-                anchor + tanh(scale * logit) for anchor, logit in zip(anchors, logits, strict=True)
-            ]
-
-        return anchored
     if type(gate) is SigmoidGate:
         temperature = gate.temperature
 
@@ -158,7 +175,38 @@ def _finish_float(gate: nn.Module) -> Callable[[list[float]], list[float]] | Non
             return [0.5 + 0.5 * tanh(scale * logit + 0.5 * SCRATCH_OFFSET) for logit in logits]
 
         return sigmoid
-    return None
+    if type(gate) is SoftmaxGate:
+        return _finish_softmax(gate)
+    if type(gate) not in (AnchoredGate, ShrinkGate, ScaledGate):
+        return None
+    assert isinstance(gate, AnchoredGate)
+    anchors, divisor = gate.anchor_E.tolist(), gate.temperature
+    most = 1.0 if not isinstance(gate, ScaledGate) else gate.scale(torch.float64).item()
+
+    def anchored(logits: list[float]) -> list[float]:
+        scale = 1 / divisor.item()
+        return [
+            anchor + most * tanh(scale * logit)
+            for anchor, logit in zip(anchors, logits, strict=True)
+        ]
+
+    return anchored
+
+
+def _finish_softmax(gate: SoftmaxGate) -> Callable[[list[float]], list[float]]:
+    anchors, divisor, sizes = gate.anchor_E.tolist(), gate.temperature, gate.num_sources
+
+    def softmax(logits: list[float]) -> list[float]:
+        scale, row = 1 / divisor.item(), list[float]()
+        for size in sizes:
+            own = [scale * logit for logit in logits[len(row) : len(row) + size]]
+            most = max(0.0, *own)
+            shares, null = [exp(logit - most) for logit in own], exp(-most)
+            total = sum(shares) + null
+            row += [(share - null) / total for share in shares]
+        return [anchor + move for anchor, move in zip(anchors, row, strict=True)]
+
+    return softmax
 
 
 EXACT = Forms(lambda _router, _gate: None, lambda _router, _gate: None)

@@ -4,10 +4,10 @@ A `node` router reads the output of one node and fills its adjacency row as the 
 it, the paper's "updated in the forward pass". A `stage` router reads the entry of a stage and fills
 the complete matrix. Both apply global average pooling and one linear layer, or two with a hidden
 width (`node(16)`), in at least float32 and outside autocast. The form of the router is our choice,
-not the paper's.
+not the paper's. `tied` and `constant` are controls: one gate a source, and edges that are learned
+but equal for all images.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import prod
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.ops.aggregation import is_plain
-from dggraph.system.specs import read_spec, refuse_numbers
+from dggraph.system.specs import bind, read_known
+
+EPSILON = 1e-6
+"""Added under square roots, for features that do not vary or are all zero."""
 
 
 def pool(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -55,22 +58,31 @@ class LinearRouter(nn.Module):
         num_channels: channels of the input features.
         num_edges: number of logits.
         channel_axis: 1 for NCHW, -1 for NHWC and tokens.
-        num_hidden: width of a hidden layer with ReLU; 0 for none. Its weights get a gradient from
-            the second step on, since the last layer starts at zero.
+        hidden: width of a hidden layer with ReLU; 0 for none. Its weights get a gradient from the
+            second step on, since the last layer starts at zero.
+        inputs: the mean of each channel, or its mean and its standard deviation.
+        norm: `rms` divides what the layers read by its root mean square.
+        gradient: `stop` keeps the router's gradient from the features.
     """
 
     def __init__(
-        self, num_channels: int, num_edges: int, channel_axis: int, num_hidden: int = 0
+        self,
+        num_channels: int,
+        num_edges: int,
+        channel_axis: int,
+        hidden: int = 0,
+        *,
+        inputs: Literal["pool", "pool+std"] = "pool",
+        norm: Literal["none", "rms"] = "none",
+        gradient: Literal["pass", "stop"] = "pass",
     ) -> None:
         """Build the layers in float32."""
         super().__init__()
         self.channel_axis = channel_axis
-        self.hidden = (
-            nn.Linear(num_channels, num_hidden, dtype=torch.float32) if num_hidden else None
-        )
-        self.weight = nn.Parameter(
-            torch.zeros(num_edges, num_hidden or num_channels, dtype=torch.float32)
-        )
+        self.inputs, self.norm, self.gradient = inputs, norm, gradient
+        width = num_channels * (2 if inputs == "pool+std" else 1)
+        self.hidden = nn.Linear(width, hidden, dtype=torch.float32) if hidden else None
+        self.weight = nn.Parameter(torch.zeros(num_edges, hidden or width, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(num_edges, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -82,17 +94,93 @@ class LinearRouter(nn.Module):
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
             else nullcontext()
         ):
-            axes = [
-                axis
-                for axis in range(1, features.ndim)
-                if axis != self.channel_axis % features.ndim
-            ]
-            pooled_BC = pool(features, axes, dtype) if axes else features.to(dtype)
+            read_BC = self._read(features, dtype)
             if self.hidden is not None:
-                pooled_BC = nn.functional.linear(
-                    pooled_BC, self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
+                read_BC = nn.functional.linear(
+                    read_BC, self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
                 ).relu()
-            return nn.functional.linear(pooled_BC, self.weight.to(dtype), self.bias.to(dtype))
+            return nn.functional.linear(read_BC, self.weight.to(dtype), self.bias.to(dtype))
+
+    def _read(self, features: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what the layers read of `features`, (B, C), or (B, 2C) with deviations."""
+        if self.gradient == "stop":
+            features = features.detach()
+        axes = [
+            axis for axis in range(1, features.ndim) if axis != self.channel_axis % features.ndim
+        ]
+        read_BC = pool(features, axes, dtype) if axes else features.to(dtype)
+        if self.inputs == "pool+std":
+            read_BC = torch.cat([read_BC, _deviation(features, axes, dtype)], dim=1)
+        if self.norm == "rms":
+            read_BC = read_BC * torch.rsqrt(read_BC.square().mean(1, keepdim=True) + EPSILON)
+        return read_BC
+
+
+def _deviation(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the standard deviation over `axes`, (B, C); 0.001 where all values are equal."""
+    wide = features.to(dtype)
+    if not axes:
+        return torch.full_like(wide, EPSILON**0.5)
+    return (wide.var(dim=list(axes), correction=0) + EPSILON).sqrt()
+
+
+class TiedRouter(nn.Module):
+    """A linear router with one logit for all outgoing edges of a node.
+
+    It is a control: it weighs sources, as plain gating does, and does not choose among edges.
+
+    Args:
+        num_channels: channels of the input features.
+        num_edges: number of equal logits.
+        channel_axis: 1 for NCHW, -1 for NHWC and tokens.
+        hidden: as for `LinearRouter`, as are the others.
+        inputs: see there.
+        norm: see there.
+        gradient: see there.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_edges: int,
+        channel_axis: int,
+        hidden: int = 0,
+        *,
+        inputs: Literal["pool", "pool+std"] = "pool",
+        norm: Literal["none", "rms"] = "none",
+        gradient: Literal["pass", "stop"] = "pass",
+    ) -> None:
+        """Build the layers in float32."""
+        super().__init__()
+        self.num_edges = num_edges
+        self.one = LinearRouter(
+            num_channels, 1, channel_axis, hidden, inputs=inputs, norm=norm, gradient=gradient
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, ...) to equal logits (B, E), float32 or wider."""
+        logits_B1: Tensor = self.one(features)
+        return logits_B1.expand(-1, self.num_edges)
+
+
+class ConstantRouter(nn.Module):
+    """Learned logits that are the same for every image: static edges as a control.
+
+    Args:
+        num_channels: not used, since it does not look at features.
+        num_edges: number of logits, which start at zero.
+        channel_axis: not used.
+    """
+
+    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
+        """Register the logits in float32."""
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_edges, dtype=torch.float32))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits for each image of `features` (B, ...), (B, E)."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return self.bias.to(dtype).expand(len(features), -1)
 
 
 Router = Callable[[int, int, int], nn.Module]
@@ -103,32 +191,30 @@ Scope = Literal["node", "stage"]
 ROUTERS: dict[str, tuple[Scope, Callable[..., nn.Module]]] = {
     "node": ("node", LinearRouter),
     "stage": ("stage", LinearRouter),
+    "tied": ("node", TiedRouter),
+    "constant": ("stage", ConstantRouter),
 }
 """For each name, its scope (one router per `node` or per `stage`) and its factory."""
 
 
 def find_router(text: str) -> tuple[Scope, Router]:
-    """Return the scope and the factory of a router such as `node`, `stage` or `node(16)`.
+    """Return the scope and the factory of a router such as `node` or `stage(16, norm=rms)`.
 
-    Numbers in brackets are further arguments of the factory.
+    What is in brackets are further arguments of the factory.
 
     Raises:
-        InputError: no such router, or numbers that it does not take.
+        InputError: no such router, or arguments that it does not take.
     """
-    example = "Write for example node, stage or node(16)."
-    try:
-        spec = read_spec(text)
-    except InputError as error:
-        raise InputError(f"router: {error} {example}") from error
-    if spec.name not in ROUTERS:
-        close = difflib.get_close_matches(spec.name, ROUTERS, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else example
-        raise InputError(f"router={text!r} is not one of {', '.join(ROUTERS)}. {hint}")
+    spec = read_known("router", text, ROUTERS, example="Write for example node, stage or node(16).")
     scope, make = ROUTERS[spec.name]
-    refuse_numbers(spec, make, num_taken=3)
-    if not all(type(number) is int and number >= 0 for number in spec.numbers):
+    bound = bind(spec, make, num_taken=3)
+    whole = [
+        *spec.numbers,
+        *(value for value in spec.options.values() if type(value) is int),
+    ]
+    if not all(type(number) is int and number >= 0 for number in whole):
         raise InputError(f"router={text!r}: arguments must be whole numbers, from 0 on.")
-    return scope, lambda channels, edges, axis: make(channels, edges, axis, *spec.numbers)
+    return scope, bound
 
 
 def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
@@ -136,8 +222,8 @@ def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
 
     Args:
         name: a name that is not registered yet.
-        make: called with (channels, edges, channel axis); returns a module from features (B, ...)
-            to logits (B, edges).
+        make: called with (channels, edges, channel axis), then with the arguments in brackets;
+            returns a module from features (B, ...) to logits (B, edges).
         scope: `node` for one router per node, which decides its outgoing edges; `stage` for one
             router at the stage's entry, which decides all edges.
 

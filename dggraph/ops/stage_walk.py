@@ -20,6 +20,7 @@ def walk_stage(
     decide: Callable[[int, list[int], Tensor | None], list[float]],
     run_block: Callable[[int, Tensor], Tensor],
     effects: Sequence[Effects],
+    settled: Callable[[float], float],
 ) -> tuple[Tensor | None, list[float], list[float]]:
     """Run a stage on one image.
 
@@ -31,6 +32,7 @@ def walk_stage(
             the raw weights of these edges.
         run_block: takes a vertex and its input.
         effects: per vertex from 1.
+        settled: takes the raw weight of an open edge; returns the weight that applies.
 
     Returns:
         The stage's output, None where no edge leads to it; per edge the weight that applied, 0
@@ -54,7 +56,7 @@ def walk_stage(
         ]
         terms = tuple((edge, source) for edge, source in live if not raw[edge] <= threshold)
         for edge, _ in terms:
-            weights[edge] = raw[edge]
+            weights[edge] = settled(raw[edge])
         if not terms and vertex == last and live:  # ties: the later node
             best = max(live, key=lambda term: (raw[term[0]], term[1]))
             terms, weights[best[0]] = (best,), 1.0

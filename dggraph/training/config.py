@@ -81,10 +81,13 @@ class TrainConfig(BaseModel):
     router: str = Field(
         "node",
         description=(
-            "node, stage, node(16), a registered name, or none, which trains the static backbone."
+            "node, stage, node(16, inputs=pool+std, norm=rms, gradient=stop), tied, constant, a"
+            " registered name, or none, which trains the static backbone."
         ),
     )
-    gate: str | None = Field(None, description="anchored, sigmoid, or a registered name.")
+    gate: str | None = Field(
+        None, description="anchored, shrink, scaled, softmax, sigmoid, or a registered name."
+    )
     init: Literal["preserve", "scratch"] = Field(
         "preserve",
         description="Start as the backbone (preserve), or with every edge open (scratch).",
@@ -271,8 +274,8 @@ class TrainConfig(BaseModel):
         1.0,
         gt=0,
         description=(
-            "Temperature of the gates at the end of training; it starts at 1 and falls"
-            " geometrically."
+            "Temperature of the gates at the end of training; it starts at 1, with the gate softmax"
+            " at 30, and falls geometrically."
         ),
     )
     budget: float | None = Field(None, gt=0, description="Target of the mean MACs ratio.")

@@ -9,9 +9,9 @@ def threshold_at(done: float, final: float, warmup: float) -> float:
     return final if done >= warmup else final * done / warmup
 
 
-def temperature_at(done: float, final: float) -> float:
+def temperature_at(done: float, start: float, final: float) -> float:
     """Return the temperature after the share `done` of the run.
 
-    It falls geometrically from 1 to `final`.
+    It changes geometrically from `start` to `final`.
     """
-    return float(final**done)
+    return float(start * (final / start) ** done)

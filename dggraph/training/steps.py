@@ -9,6 +9,7 @@ from torch import nn
 
 from dggraph.data.sampler import seed_of
 from dggraph.losses import budget_of, kept
+from dggraph.ops.gating import find_gate
 from dggraph.system import processes
 from dggraph.system.sharding import full_tensor, gradient_sync
 from dggraph.training.config import TrainConfig
@@ -31,8 +32,9 @@ def take_step(
     run.schedule.step_update(run.step)
     if run.net is not None:
         run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
-        if config.temperature != 1:
-            run.net.set_temperature(temperature_at(done, config.temperature))
+        start = find_gate(run.net.blueprint.gate).start_temperature
+        if config.temperature != start:
+            run.net.set_temperature(temperature_at(done, start, config.temperature))
     # a gradient scaler reads its own flag in every step
     is_late = reads_later(device) and not run.scaler.is_enabled()
     loss_sum, kept_sum = torch.zeros((), device=device), None

@@ -1,6 +1,7 @@
 """Decisions as functions: what the modules give, to the bit where that is promised."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,11 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.ops.decisions import bound_decision, constant_row, decision_for_one
-from dggraph.ops.gating import AnchoredGate, SigmoidGate
-from dggraph.ops.routing import LinearRouter
+from dggraph.ops.gating import AnchoredGate, ScaledGate, ShrinkGate, SigmoidGate, SoftmaxGate
+from dggraph.ops.routing import ConstantRouter, LinearRouter
 
-GATES = {"anchored": AnchoredGate, "sigmoid": SigmoidGate}
 STATIC = [True, False, False, True, False]
+GATES: dict[str, Callable[[list[bool]], nn.Module]] = {
+    "anchored": AnchoredGate,
+    "shrink": ShrinkGate,
+    "scaled": ScaledGate,
+    "softmax": lambda static: SoftmaxGate(static, [1, 2, 2, 3, 3]),
+    "sigmoid": SigmoidGate,
+}
 LAYOUTS = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.to(memory_format=torch.channels_last),
@@ -97,6 +104,20 @@ def test_what_depends_on_no_image_is_constant() -> None:
     assert constant_row(router, gating) is None
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_constant_routers_are_constant_rows(gate: str) -> None:
+    router, (_, gating) = ConstantRouter(24, len(STATIC), 1), pair(gate)
+    torch.nn.init.normal_(router.bias)
+    router.requires_grad_(False)
+    x, decide = features(1, 3, "contiguous"), bound_decision(router, gating)
+    assert decide is not None
+    assert constant_row(router, gating) == gating(router(x[:1])).tolist()[0]
+    for _ in range(2):
+        for given in (x, x.double(), x.bfloat16()):
+            assert torch.equal(decide(given), gating(router(given)))
+        router.bias.mul_(0.5)  # in place
+
+
 class Doubled(LinearRouter):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
@@ -111,6 +132,8 @@ def half_precision(router: LinearRouter) -> LinearRouter:
     [
         lambda router, gate: (Doubled(24, len(STATIC), 1), gate),
         lambda router, gate: (LinearRouter(24, len(STATIC), 1, 8), gate),
+        lambda router, gate: (LinearRouter(24, len(STATIC), 1, inputs="pool+std"), gate),
+        lambda router, gate: (LinearRouter(24, len(STATIC), 1, norm="rms"), gate),
         lambda router, gate: (half_precision(router), gate),
         lambda router, gate: (router, nn.Sigmoid()),
     ],

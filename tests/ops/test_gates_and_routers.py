@@ -1,6 +1,7 @@
 """Gates, routers and aggregation against plain loops and hand-computed numbers."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from torch import Tensor
 
 from dggraph.errors import InputError
 from dggraph.ops.aggregation import adapt, aggregate, concatenate
-from dggraph.ops.gating import AnchoredGate, SigmoidGate, column
+from dggraph.ops.gating import (
+    AnchoredGate,
+    ScaledGate,
+    SigmoidGate,
+    SoftmaxGate,
+    column,
+    settled_weight,
+    shrink,
+)
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -87,6 +96,55 @@ def test_gates_by_hand() -> None:
     )
 
 
+def test_other_gates_by_hand() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0]], dtype=torch.float64)
+    scaled = ScaledGate([True, False, False]).double()
+    assert scaled(logits).tolist()[0] == pytest.approx(
+        [1, 0.01 * math.tanh(2), 0.01 * math.tanh(-1)]
+    )
+    scaled.growth.data.fill_(100.0)
+    assert scaled(logits)[0, 1].item() == pytest.approx(0.1 * math.tanh(2))
+    softmax = SoftmaxGate([True, False, True], [1, 2, 2]).double()
+    softmax.temperature.fill_(0.5)
+    one, (two, three) = 2.0, (1 + math.exp(4) + math.exp(-2), 1 + math.exp(4) + math.exp(-2))
+    assert softmax(logits).tolist()[0] == pytest.approx(
+        [1 + (1 - 1) / one, (math.exp(4) - 1) / two, 1 + (math.exp(-2) - 1) / three]
+    )
+
+
+def test_a_softmax_begins_at_the_static_weights_at_any_temperature() -> None:
+    for number in range(1, 40):
+        static = [place % 2 == 0 for place in range(number)]
+        gate = SoftmaxGate(static, [1] * number)
+        assert gate.temperature == 30
+        for temperature in (30, 1, 0.1):
+            gate.temperature.fill_(temperature)
+            assert gate(torch.zeros(3, number)).tolist() == [[float(one) for one in static]] * 3
+
+
+def test_a_shrunk_weight_by_hand() -> None:
+    """0 at the threshold, 1 at 1, and half of what is above a threshold of .5 counts double."""
+    weights = torch.tensor([[0.0, 0.5 + 2**-10, 0.75, 1.0, 1.5, torch.nan]], requires_grad=True)
+    found = shrink(weights, HALF)
+    assert found[0, :5].tolist() == [0, 2**-9, 0.5, 1, 2]
+    assert found[0, 5].isnan()
+    found.sum().backward()
+    assert weights.grad is not None
+    assert weights.grad[0].tolist() == [2] * 6  # closed edges too: what passes is decided before
+    array = shrink(weights.detach().numpy(), HALF.numpy())
+    assert array[0, :5].tolist() == found[0, :5].tolist()
+    assert [settled_weight(0.5, shrinks=True)(one) for one in (0.75, 1.0)] == [0.5, 1]
+    assert settled_weight(0.5, shrinks=False)(0.75) == 0.75
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_shrunk_weight_of_1_is_exact(threshold: float, dtype: torch.dtype) -> None:
+    tau = torch.tensor(threshold)
+    assert shrink(torch.ones(1, 1, dtype=dtype), tau).item() == 1
+    assert settled_weight(tau.item(), shrinks=True)(1.0) == 1
+
+
 def test_an_edge_at_the_threshold_is_dropped_and_nan_stays_open() -> None:
     raw = torch.tensor([[0.5, 0.5000001, torch.nan]])
     weights = open_edges(raw, [None, None, None], HALF, False)
@@ -157,6 +215,48 @@ def test_router_pools_everything_but_channels(
             sum(w * m for w, m in zip(row, means, strict=True)) for row in router.weight.tolist()
         ]
         assert router(x)[instance].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_router_may_read_by_hand() -> None:
+    """Channels with values 1, 3 and 2, 2: means 2, 2 and deviations 1, 0; mean square 9 / 4."""
+    x = torch.tensor([[[[1.0, 3.0]], [[2.0, 2.0]]]])
+    _, make = find_router("stage(inputs=pool+std, norm=rms)")
+    router: LinearRouter = make(2, 4, 1)  # type: ignore[assignment]
+    with torch.no_grad():
+        router.weight.copy_(torch.eye(4))
+    assert router(x).tolist()[0] == pytest.approx([2 / 1.5, 2 / 1.5, 1 / 1.5, 0], abs=1e-3)
+    _, make = find_router("stage(inputs=pool+std)")
+    flat = make(2, 1, -1)(torch.tensor([[1.0, 3.0]]))  # nothing to take a deviation over
+    assert flat.tolist() == [[0]]
+
+
+def test_stopped_gradients_reach_the_router_alone() -> None:
+    for how, reaches in (("pass", True), ("stop", False)):
+        _, make = find_router(f"node(gradient={how})")
+        router: LinearRouter = make(3, 2, 1)  # type: ignore[assignment]
+        torch.nn.init.ones_(router.weight)
+        x = torch.randn(2, 3, 4, 4, requires_grad=True)
+        (router(x) + 0 * x.sum()).sum().backward()
+        assert x.grad is not None
+        assert bool(x.grad.any()) == reaches
+        assert router.weight.grad is not None
+        assert router.weight.grad.any()
+
+
+def test_controls_by_hand() -> None:
+    _, make = find_router("tied")
+    tied: Any = make(3, 4, 1)
+    torch.nn.init.ones_(tied.one.weight)
+    x = torch.randn(2, 3, 4, 4)
+    sums = x.mean((2, 3)).sum(1)
+    torch.testing.assert_close(tied(x), sums[:, None].expand(-1, 4))
+    scope, make = find_router("constant")
+    assert scope == "stage"
+    constant: Any = make(3, 4, 1)
+    with torch.no_grad():
+        constant.bias.copy_(torch.arange(4.0))
+    assert constant(x).tolist() == [[0, 1, 2, 3]] * 2
+    assert constant(x.double()).dtype == torch.float64
 
 
 def test_router_stays_float32_under_autocast_and_in_half() -> None:
