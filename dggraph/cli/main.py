@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "Convert a backbone and save the archive.",
     "paths": "Draw the path that each image takes.",
     "train": "Train from a configuration, or continue a run.",
+    "compare": "Train many methods by one recipe and many seeds, and say which is best.",
     "eval": (
         "Accuracy or average precision, MACs and paths on a data set; budgets; what each block is"
         " worth."

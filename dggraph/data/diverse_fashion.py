@@ -19,7 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from dggraph.data.domains import FAMILIES, NUM_UNIFORMS, NUM_VALUES, draw_attributes, render
+from dggraph.data.domains import FAMILIES, NUM_UNIFORMS, NUM_VALUES, SIDE, draw_attributes, render
 from dggraph.data.pixels import Pixels, PixelSet, read_pixels
 from dggraph.errors import DggraphWarning, InputError, MissingExtraError
 from dggraph.models.preprocessing import open_image
@@ -36,6 +36,8 @@ PHOTOS = (
     "motorcycle_left",
 )  # fmt: skip
 """Photographs of scikit-image in PNG, whose pixels are the same whatever reads them."""
+CHUNK = 2000
+"""Images that are made at a time, which bounds the memory."""
 PHOTO_SIDE = 128
 """Shorter side of the photographs, in pixels, before they are cut into halves."""
 
@@ -85,7 +87,15 @@ def make_part(
     repeated = np.arange(len(sources.labels)).repeat(NUM_DRAWS)
     uniforms = draw_uniforms(len(repeated), seed)
     attributes = draw_attributes(FAMILIES[domains], uniforms)
-    images = render(sources.images_NHWC[repeated, :, :, 0], attributes, uniforms, photos=photos)
+    images = np.empty((len(repeated), SIDE, SIDE), np.uint8)
+    for start in range(0, len(repeated), CHUNK):
+        part = slice(start, start + CHUNK)
+        images[part] = render(
+            sources.images_NHWC[repeated[part], :, :, 0],
+            {name: values[part] for name, values in attributes.items()},
+            uniforms[part],
+            photos=photos,
+        )
     labels = np.array(sources.labels, np.uint8)[repeated]
     return {"images": images, "labels": labels, **attributes}
 

@@ -14,11 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dggraph.errors import DggraphError, InputError
-
-ENDING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-"""Signals that ask a process to end; the last one means that its terminal was closed."""
+from dggraph.system.signals import ENDING
 
 
 def num_samples(dataset: Dataset[Any]) -> int:

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.graph import CodeGen
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "FakeTensorMode",
     "NamingCodeGen",
+    "TorchDispatchMode",
     "activations",
     "backward_pass",
     "below_autograd",
@@ -26,6 +28,7 @@ __all__ = [
     "tree_leaves",
 ]
 # FakeTensorMode: shapes without memory. The public interface, torch.export, also traces the model.
+# TorchDispatchMode: sees every operation, also those of a backward pass. No public class does.
 # tree_leaves: walks the containers that torch itself supports. No public function does.
 
 

@@ -6,14 +6,12 @@ within a step is: threshold and rate, forward, loss, a check that it is finite, 
 step, average. `runs` describes the files.
 """
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,9 +23,10 @@ from dggraph.errors import InputError
 from dggraph.network.archive import refuse_unsavable
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
-from dggraph.system.loaders import ENDING, load_batches
+from dggraph.system.loaders import load_batches
 from dggraph.system.locks import locked
 from dggraph.system.sharding import local_tensors, shard_
+from dggraph.system.signals import noting_signals
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
@@ -91,6 +90,8 @@ class TrainResult:
     """False if a signal ended the run; the same call continues it."""
     evaluation: Evaluation | None
     """The evaluation of the last epoch."""
+    model: nn.Module | None = field(default=None, repr=False)
+    """The trained network, or the average of its weights; None if the run is not finished."""
 
 
 def train(
@@ -177,6 +178,8 @@ def train(
         result = _loop(run, config, prepared.task, folder, per_epoch, log)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)
+            with evaluated_model(run) as model:
+                result = replace(result, model=model)
         processes.barrier()
     return result
 
@@ -297,7 +300,7 @@ def _loop(
     evaluation, total = None, per_epoch * config.epochs
     is_noted = config.tensorboard and processes.rank() == 0
     with (
-        _signals() as stopped,
+        noting_signals() as stopped,
         open_events(folder) if is_noted else nullcontext(lambda row: None) as note,
     ):
         while run.num_evaluated < config.epochs:
@@ -348,30 +351,3 @@ def _loop(
                         },
                     )
     return TrainResult(folder, run.step, True, evaluation)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yield a list that `ENDING` signals are appended to; a second signal ends the process.
-
-    Ignored signals, such as SIGHUP under nohup, stay ignored.
-    """
-    received: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for one, handler in previous.items():
-            signal.signal(one, handler)
-
-    try:
-        for number in ENDING:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, where the caller handles signals
-        pass
-    try:
-        yield received
-    finally:
-        for one, handler in previous.items():
-            signal.signal(one, handler)
