@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 @click.argument("config", type=LocatedPath(dir_okay=False))
 @click.option("--list", "is_list", is_flag=True, help="Show every run and its state; run nothing.")
 @click.option(
+    "--report",
+    "is_report",
+    is_flag=True,
+    help="Write the report from the rows that are there; run nothing.",
+)
+@click.option(
     "--jobs", type=WholeNumber(min=1), default=1, show_default=True, help="Processes at a time."
 )
 @click.option(
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 def command(
     config: Path,
     is_list: bool,
+    is_report: bool,
     jobs: int,
     threads: int,
     hours: float | None,
@@ -51,7 +58,7 @@ def command(
     """Train every method of CONFIG (TOML) on every seed, by one recipe.
 
     A row per run is appended to OUTPUT/rows.jsonl. The same command continues a queue that was
-    stopped or killed.
+    stopped or killed. --report says which method is best, and whether it is sure.
     """
     from dggraph.comparing.plan import read_plan
     from dggraph.comparing.queue import run_queue
@@ -61,6 +68,9 @@ def command(
     state = state_of(plan)
     if is_list:
         _show_list(plan, state, as_json)
+        return 0
+    if is_report:
+        _write_report(plan, f"dggraph compare {config}", as_json)
         return 0
     notes: list[str] = []
 
@@ -122,6 +132,20 @@ def _show_list(plan: "Plan", state: "State", as_json: bool) -> None:
         f"{len(state.done)} of {len(plan.runs)} runs done, {len(state.failed)} failed; rows in"
         f" {plan.rows_file}" + (f"; {foreign} rows of other keys or methods" if foreign else "")
     )
+
+
+def _write_report(plan: "Plan", command: str, as_json: bool) -> None:
+    from dggraph.comparing.report import write_report
+    from dggraph.views.escaping import visible
+
+    summary, files = write_report(plan, command)
+    if as_json:
+        names = [str(file) for file in files]
+        click.echo(json.dumps({"verdict": list(summary.verdict), "files": names}))
+        return
+    for sentence in summary.verdict:
+        click.echo(visible(sentence))
+    click.echo(", ".join(str(file) for file in files))
 
 
 def _show_end(plan: "Plan", end: "QueueEnd", notes: list[str], as_json: bool) -> None:

@@ -92,6 +92,7 @@ class PlannedRun:
 class Plan:
     """All runs, in the order in which they are wanted: a whole seed before the next one."""
 
+    name: str
     comparison: Comparison
     output: Path
     runs: tuple[PlannedRun, ...]
@@ -123,7 +124,7 @@ def read_plan(file: Path) -> Plan:
             f"two runs of {file} would share the folder {twin.folder.name}: names that differ in"
             f" signs alone, like that of {twin.method!r}, or a seed or budget that comes twice."
         )
-    return Plan(comparison, output, runs)
+    return Plan(file.stem, comparison, output, runs)
 
 
 def digest_of(fingerprint: Mapping[str, Any]) -> str:

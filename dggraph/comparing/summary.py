@@ -1,0 +1,198 @@
+"""The numbers of a comparison, computed from its rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any
+
+from dggraph.comparing.plan import Comparison, Plan, PlannedRun
+from dggraph.comparing.rows import Row, State
+from dggraph.comparing.statistics import adjust, compare_pairs, num_seeds_needed
+from dggraph.comparing.verdict import judge
+from dggraph.views.comparison_numbers import (
+    ComparisonSummary,
+    Difference,
+    Entry,
+    Role,
+    Setting,
+)
+
+FACTS = (
+    "parameters", "static_macs", "macs", "train_loss", "training_time_ratio",
+    "inference_time_ratio_1", "inference_time_ratio_16", "seconds_per_step",
+    "training_memory_bytes", "peak_memory_bytes", "num_paths", "path_entropy_bits",
+    "own_paths_accuracy", "mean_adjacency_accuracy", "other_image_accuracy", "steps", "num_images",
+)  # fmt: skip
+
+
+def summarise(plan: Plan, state: State, command: str) -> ComparisonSummary:
+    """Return what the rows of a plan say.
+
+    Args:
+        plan: the comparison.
+        state: its rows.
+        command: the command that runs it.
+    """
+    comparison = plan.comparison
+    places: dict[tuple[str, str], dict[str, dict[int, Row]]] = {}
+    roles: dict[str, Role] = {}
+    for run in plan.runs:
+        row = state.done.get(run)
+        named = places.setdefault((run.data, run.family), {})
+        roles[entry_name(run)] = _role(run.method, comparison)
+        if row is not None:
+            named.setdefault(entry_name(run), {})[run.seed] = row
+    settings = [
+        Setting(
+            name=" · ".join(part for part in place if part) or plan.name,
+            entries=tuple(
+                _entry(name, rows, roles[name], named, comparison) for name, rows in named.items()
+            ),
+        )
+        for place, named in places.items()
+    ]
+    overall = _overall(places, roles, comparison)
+    several = [] if overall is None else [overall]
+    corrected, num_tests = _corrected([*several, *settings], comparison.baseline)
+    overall, settings = (corrected[0] if several else None), corrected[len(several) :]
+    return ComparisonSummary(
+        name=plan.name,
+        command=command,
+        baseline=comparison.baseline,
+        controls=comparison.controls,
+        curve=comparison.curve,
+        overall=overall,
+        settings=tuple(settings),
+        num_tests=num_tests,
+        num_done=len(state.done),
+        num_planned=len(plan.runs),
+        failures=tuple(
+            (describe(run), str(row["error"].get("message", "")))
+            for run, row in state.failed.items()
+        ),
+        machines=tuple(dict.fromkeys(_machine(row) for row in state.done.values())),
+        verdict=judge(overall, settings, comparison.baseline, comparison.controls),
+    )
+
+
+def _overall(
+    places: Mapping[tuple[str, str], Mapping[str, Mapping[int, Row]]],
+    roles: Mapping[str, Role],
+    comparison: Comparison,
+) -> Setting | None:
+    """Return the mean accuracy over all settings, for the seeds that every setting has."""
+    if len(places) < 2:
+        return None
+    means: dict[str, dict[int, Row]] = {}
+    for name in roles:
+        several = [named.get(name, {}) for named in places.values()]
+        seeds = [seed for seed in several[0] if all(seed in rows for rows in several)]
+        if seeds:
+            means[name] = {
+                seed: {"accuracy": fmean(rows[seed]["accuracy"] for rows in several)}
+                for seed in seeds
+            }
+    return Setting(
+        name=f"all {len(places)} settings",
+        entries=tuple(
+            _entry(name, rows, roles[name], means, comparison) for name, rows in means.items()
+        ),
+    )
+
+
+def entry_name(run: PlannedRun) -> str:
+    """Return the name of a run's method with its budget."""
+    return run.method if run.budget is None else f"{run.method}, budget {run.budget:g}"
+
+
+def describe(run: PlannedRun) -> str:
+    """Return the name of a run for people."""
+    parts = (entry_name(run), run.family, run.data, f"seed {run.seed}")
+    return ", ".join(part for part in parts if part)
+
+
+def _role(method: str, comparison: Comparison) -> Role:
+    if method == comparison.baseline:
+        return "baseline"
+    if method in comparison.controls:
+        return "control"
+    return "size" if method in comparison.curve else "method"
+
+
+def _entry(
+    name: str,
+    rows: Mapping[int, Row],
+    role: Role,
+    named: Mapping[str, Mapping[int, Row]],
+    comparison: Comparison,
+) -> Entry:
+    accuracies = {seed: 100 * row["accuracy"] for seed, row in rows.items()}
+    differences, needed = {}, None
+    for other in (comparison.baseline, *comparison.controls):
+        if other == name or other not in named:
+            continue
+        pairs = [
+            accuracy - 100 * named[other][seed]["accuracy"]
+            for seed, accuracy in accuracies.items()
+            if seed in named[other]
+        ]
+        found = compare_pairs(pairs)
+        if found is None:
+            continue
+        differences[other] = Difference(
+            mean=found.mean,
+            half_width=found.half_width,
+            p_value=found.p_value,
+            adjusted_p_value=None,
+            num_pairs=found.num_pairs,
+        )
+        if other == comparison.baseline:
+            needed = num_seeds_needed(found.deviation)
+    values = list(accuracies.values())
+    return Entry(
+        name=name,
+        role=role,
+        seeds=tuple(accuracies),
+        accuracies=tuple(values),
+        mean=fmean(values),
+        deviation=stdev(values) if len(values) > 1 else None,
+        differences=differences,
+        num_seeds_needed=needed,
+        facts={fact: _mean(row.get(fact) for row in rows.values()) for fact in FACTS},
+        command=str(next(iter(rows.values())).get("command", "")),
+    )
+
+
+def _mean(values: Any) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _corrected(settings: Sequence[Setting], baseline: str) -> tuple[list[Setting], int]:
+    """Adjust the p-values of methods and controls against the baseline, over all settings."""
+    tested = [
+        entry.differences[baseline]
+        for setting in settings
+        for entry in setting.entries
+        if entry.role in ("method", "control") and baseline in entry.differences
+    ]
+    adjusted = dict(zip(map(id, tested), adjust([one.p_value for one in tested]), strict=True))
+
+    def corrected(entry: Entry) -> Entry:
+        found = entry.differences.get(baseline)
+        if found is None or id(found) not in adjusted:
+            return entry
+        sure = replace(found, adjusted_p_value=adjusted[id(found)])
+        return replace(entry, differences={**entry.differences, baseline: sure})
+
+    return [
+        replace(setting, entries=tuple(map(corrected, setting.entries))) for setting in settings
+    ], len(tested)
+
+
+def _machine(row: Row) -> str:
+    machine, versions = row.get("machine", {}), row.get("versions", {})
+    return (
+        f"{machine.get('device', '?')} ({machine.get('name', '?')}), {machine.get('threads', '?')}"
+        f" threads, torch {versions.get('torch', '?')}, dggraph {versions.get('dggraph', '?')}"
+    )
