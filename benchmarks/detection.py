@@ -47,7 +47,7 @@ BLOCKS: dict[str, Any] = {"router": "stage", "decide": "blocks", "router_lr": 0.
 VARIANTS: dict[str, dict[str, Any]] = {
     "static": {"router": "none"},
     "blocks, budget 0.85": BLOCKS | {"budget": 0.85, "budget_weight": 20.0},
-    "node": {"router": "node"},
+    "node": {"router": "node", "threshold": 0.5, "router_lr": BASE["lr"]},
 }
 
 

@@ -38,17 +38,6 @@ ROWS = Path(__file__).parents[1] / "docs" / "benchmarks" / "fashion_mnist.jsonl"
 SEEDS = range(4)
 
 
-class Fixed(nn.Module):
-    """Learned edges that are the same for every image: a router that does not look."""
-
-    def __init__(self, num_channels: int, num_edges: int, channel_axis: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(num_edges))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.bias.expand(len(features), -1)
-
-
 class Ones(nn.Module):
     """Every edge at weight 1, whatever the router says."""
 
@@ -56,15 +45,14 @@ class Ones(nn.Module):
         return torch.ones_like(logits_BE) + 0 * logits_BE
 
 
-dggraph.register_router("fixed", Fixed)
 dggraph.register_gate("ones", lambda static: Ones())
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "static": {"router": "none", "budget": None},
     "node": {"router": "node", "budget": None},
-    "fixed": {"router": "fixed", "budget": None},
+    "fixed": {"router": "constant", "budget": None},
     "stage": {"router": "stage", "budget": None},
-    "ones": {"router": "fixed", "gate": "ones", "init": "scratch", "budget": None},
+    "ones": {"router": "constant", "gate": "ones", "init": "scratch", "budget": None},
     "node, budget 0.9": {"router": "node", "budget": 0.9},
     "node, budget 0.8": {"router": "node", "budget": 0.8},
     "node, budget 0.7": {"router": "node", "budget": 0.7},

@@ -230,7 +230,12 @@ class TrainConfig(BaseModel):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, for optimisers that have it.")
     router_lr: float | None = Field(
-        None, gt=0, description="Peak learning rate of the routers; by default lr."
+        None,
+        gt=0,
+        description=(
+            "Peak learning rate of the routers; by default a tenth of lr, or lr unless all weights"
+            " learn (tune)."
+        ),
     )
     clip_grad: float | None = Field(None, gt=0, description="Clip gradients to this norm.")
     sched: str = Field("cosine", description="Schedule of the learning rate, by timm's name.")
@@ -261,11 +266,14 @@ class TrainConfig(BaseModel):
         " memory, a little more time.",
     )
 
-    threshold: float = Field(
-        0.5,
+    threshold: float | None = Field(
+        None,
         ge=0,
         lt=1,
-        description="Edges at or below it are dropped; the value at the end of training.",
+        description=(
+            "Edges at or below it are dropped; the value at the end of training. By default 0, or"
+            " 0.5 with a budget: no static edge closes unless one of them is given."
+        ),
     )
     threshold_warmup: float = Field(
         0.5, ge=0, le=1, description="Share of the run over which the threshold rises from 0."
@@ -341,9 +349,23 @@ class TrainConfig(BaseModel):
         return value
 
     @property
+    def final_threshold(self) -> float:
+        """The threshold at the end of training."""
+        if self.threshold is not None:
+            return self.threshold
+        return 0.0 if self.budget is None else 0.5
+
+    @property
+    def router_rate(self) -> float:
+        """Peak learning rate of the routers."""
+        if self.router_lr is not None:
+            return self.router_lr
+        return 0.1 * self.lr if self.tune == "all" else self.lr
+
+    @property
     def conversion(self) -> dict[str, Any]:
         """The options of `convert` at the start of training."""
-        threshold = 0.0 if self.threshold_warmup else self.threshold
+        threshold = 0.0 if self.threshold_warmup else self.final_threshold
         names = ("wiring", "residual", "router", "gate", "init")
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 

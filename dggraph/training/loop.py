@@ -36,6 +36,7 @@ from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
     ARCHIVE,
     Run,
+    as_started,
     describe,
     evaluated_model,
     finish,
@@ -134,6 +135,7 @@ def train(
     """
     if config.tensorboard:
         event_writer()  # raises before anything is loaded
+    config = as_started(config)
     folder = run_folder(config)
     prepared = prepare(config)
     if isinstance(prepared.model, DynamicNetwork):

@@ -94,7 +94,7 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """
     create, groups = (
         _timm("optim").create_optimizer_v2,
-        param_groups(model, config.weight_decay, router_lr=config.router_lr),
+        param_groups(model, config.weight_decay, router_lr=config.router_rate),
     )
     try:
         optimiser: torch.optim.Optimizer = create(

@@ -26,6 +26,7 @@ from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.network.norms import NORMS
+from dggraph.ops.gating import find_gate
 from dggraph.system import processes
 from dggraph.training.classifying import Classifying
 from dggraph.training.config import TrainConfig, configured
@@ -229,6 +230,8 @@ def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
 
 
 def _refuse(config: TrainConfig) -> None:
+    if config.router != "none" and config.gate is not None:
+        find_gate(config.gate).refuse_threshold(config.final_threshold)
     given = _given(config, ("objective", "tune", "decide", "pin_divergence", "recompute"))
     if config.router == "none" and given:
         raise InputError(

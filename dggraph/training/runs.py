@@ -57,6 +57,7 @@ from dggraph.training.identity import Identity, describe_differences, write_name
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 
 CHECKPOINTS = "checkpoints"
+FORMER_THRESHOLD = 0.5
 ARCHIVE = "archive"
 WEIGHTS = {"classification": "backbone.safetensors", "detection": "detector.safetensors"}
 
@@ -100,6 +101,40 @@ def run_folder(config: TrainConfig) -> Path:
         or f"{config.model.replace(':', '-').replace('/', '-')}-{digest:016x}"[:60]
     )
     return config.output / name
+
+
+def as_started(config: TrainConfig) -> TrainConfig:
+    """Return `config` with numbers for the keys whose default depends on others.
+
+    A run that has begun keeps those it began with. Older runs closed edges at 0.5 and let routers
+    learn at `lr` where nothing else was said, and their folder is named after that.
+    """
+    unset = [key for key in ("threshold", "router_lr") if getattr(config, key) is None]
+    now = config.model_copy(
+        update={"threshold": config.final_threshold, "router_lr": config.router_rate}
+    )
+    before = (
+        config
+        if config.threshold is not None
+        else config.model_copy(update={"threshold": FORMER_THRESHOLD})
+    )
+    found: dict[str, Any] = {}
+    for folder in (run_folder(now), run_folder(before)):
+        try:
+            stored = json.loads((folder / "config.json").read_bytes())
+            found = {"threshold": stored["threshold"], "router_lr": _former_rate(stored)}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        found = {key: found[key] for key in unset}
+        found |= {} if config.experiment else {"experiment": folder.name}
+        break
+    agreed: Any = processes.all_gather_objects(found)[0]
+    return now.model_copy(update=agreed)
+
+
+def _former_rate(keys: Mapping[str, Any]) -> Any:
+    """Return the rate of the routers of a run; in older ones, no rate means `lr`."""
+    return keys["lr"] if keys["router_lr"] is None else keys["router_lr"]
 
 
 def prepare_folder(config: TrainConfig, folder: Path) -> None:
@@ -198,7 +233,9 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
     found = load_checkpoint(checkpoints[-1])
     wanted = config.fingerprint()
     # a run from before a key existed had its default
-    keys = TrainConfig.model_validate({"model": ""}).fingerprint() | found.state["keys"]
+    former = {"threshold": FORMER_THRESHOLD}
+    keys = TrainConfig.model_validate({"model": ""}).fingerprint() | former | found.state["keys"]
+    keys["router_lr"] = _former_rate(keys)
     different = sorted(
         key for key in keys.keys() | wanted.keys() if keys.get(key) != wanted.get(key)
     )

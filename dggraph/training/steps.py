@@ -31,7 +31,7 @@ def take_step(
     torch.manual_seed(seed_of(config.seed, 1, run.step, processes.rank()))
     run.schedule.step_update(run.step)
     if run.net is not None:
-        run.net.set_threshold(threshold_at(done, config.threshold, config.threshold_warmup))
+        run.net.set_threshold(threshold_at(done, config.final_threshold, config.threshold_warmup))
         start = find_gate(run.net.blueprint.gate).start_temperature
         if config.temperature != start:
             run.net.set_temperature(temperature_at(done, start, config.temperature))
