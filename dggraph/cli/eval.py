@@ -1,16 +1,21 @@
 """`dggraph eval`: accuracy, MACs, budgets on held-out images, and what each block is worth."""
 
 import json
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dggraph.cli.eval_boxes import BOX_SETS, evaluate_boxes
+from dggraph.cli.eval_numbers import (
+    analysis_numbers,
+    budget_numbers,
+    class_numbers,
+    numbers,
+    sensitivity_numbers,
+)
 from dggraph.cli.flags import config_flags_for
 from dggraph.cli.networks import open_network, warn_of_random
 from dggraph.cli.options import (
@@ -32,9 +37,7 @@ from dggraph.training.config import configured, read_config
 if TYPE_CHECKING:
     import torch
 
-    from dggraph.evaluation.accuracy import Accuracy
-    from dggraph.evaluation.held_out_budgets import HeldOutBudgets
-    from dggraph.evaluation.sensitivity import Sensitivity
+    from dggraph.data.validation import ValidationData
     from dggraph.network.network import DynamicNetwork
 
 DATA_KEYS = (
@@ -50,11 +53,6 @@ DATA_KEYS = (
     "workers",
 )
 BOX_KEYS = ("on_bad_box", "max_size")
-
-FORGOTTEN = 0.05
-"""Share of the images by which the static path may be worse than a network's own before it is no
-longer a reference.
-"""
 
 
 @click.command(cls=SectionedCommand)
@@ -86,6 +84,12 @@ longer a reference.
     "--sensitivity", is_flag=True, help="What leaving out each block would cost; needs no labels."
 )
 @click.option(
+    "--analysis",
+    type=LocatedPath(dir_okay=False),
+    metavar="FILE",
+    help="Page (HTML) on what routing is worth: other adjacencies, each edge, thresholds.",
+)
+@click.option(
     "--predictions",
     type=LocatedPath(dir_okay=False),
     metavar="FILE",
@@ -99,6 +103,7 @@ def command(
     budgets: tuple[float, ...],
     save: Path | None,
     sensitivity: bool,
+    analysis: Path | None,
     predictions: Path | None,
     device: "torch.device | None",
     as_json: bool,
@@ -120,7 +125,9 @@ def command(
     given = {key: options.pop(key) for key in (*DATA_KEYS, *BOX_KEYS)}
     if _is_detection(model, given["dataset"]):
         _refuse_for_boxes(
-            {"budget": budgets, "save": save, "sensitivity": sensitivity} | given, options
+            {"budget": budgets, "save": save, "sensitivity": sensitivity, "analysis": analysis}
+            | given,
+            options,
         )
         built = {
             key: options[key] for key in ("checkpoint", "pretrained", "num_classes", "input_size")
@@ -148,6 +155,8 @@ def command(
     )
     if save is not None:
         _refuse_other(save, model)
+    if analysis is not None:
+        make_folder(analysis.parent)
 
     from dggraph.data.validation import open_validation
     from dggraph.evaluation.accuracy import evaluate
@@ -166,7 +175,7 @@ def command(
             preprocess=net.preprocess and configured(net.preprocess, keys),
             limit=limit,
         )
-        if not data.classes and (budgets or not sensitivity):
+        if not data.classes and (budgets or analysis or not sensitivity):
             raise InputError(
                 f"the images in {keys.data_dir} have no classes, so no answer is right or wrong;"
                 " they serve --sensitivity only."
@@ -194,19 +203,21 @@ def command(
             with counting("Evaluating") as progress:
                 start = time.perf_counter()
                 found = evaluate(net, data.images, progress=progress, **how)
-                document |= _numbers(found) | {
+                document |= numbers(found) | {
                     "images_per_second": found.num_images / (time.perf_counter() - start)
                 }
-            document["classes"] = _class_numbers(found, data.classes)
+            document["classes"] = class_numbers(found, data.classes)
         if budgets:
             with working("Calibrating, then measuring"):
-                document["budgets"] = _budget_numbers(
+                document["budgets"] = budget_numbers(
                     evaluate_budgets(net, data.images, budgets, **how), HALVES
                 )
         if sensitivity:
             with working("Leaving out one block after another"):
                 costs = measure_sensitivity(net, data.images, has_labels=bool(data.classes), **how)
-            document["sensitivity"] = _sensitivity_numbers(costs, document.get("top1"))
+            document["sensitivity"] = sensitivity_numbers(costs, document.get("top1"))
+        if analysis is not None:
+            document["analysis"] = _analyse(net, data, analysis, keys.dataset, **how)
         if processes.rank() == 0:
             if save is not None:
                 save_archive(net.cpu(), save)
@@ -215,6 +226,24 @@ def command(
             else:
                 show(document)
                 warn_of_random(document["weights_origin"], model)
+
+
+def _analyse(
+    net: "DynamicNetwork", data: "ValidationData", file: Path, dataset: str, **how: Any
+) -> dict[str, Any]:
+    """Write the page of an analysis, and return its numbers."""
+    from dggraph.data.validation import attributes_of
+    from dggraph.evaluation.analysis import analyse
+    from dggraph.system.files import write_whole
+    from dggraph.views.analysis_page import write_analysis
+
+    with counting("Analysing") as progress:
+        attributes = attributes_of(data.images)
+        found = analyse(
+            net, data.images, data.classes, attributes=attributes, progress=progress, **how
+        )
+    write_whole(file, write_analysis(found, dataset).encode())
+    return {"file": str(file)} | analysis_numbers(found)
 
 
 def _begin(net: "DynamicNetwork", document: Mapping[str, Any], num_classes: int) -> str:
@@ -268,6 +297,7 @@ def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
                 "budget",
                 "save",
                 "sensitivity",
+                "analysis",
                 "mean",
                 "std",
                 "interpolation",
@@ -301,93 +331,3 @@ def _refuse_other(save: Path, model: str) -> None:
     if save.exists() and not (save / MANIFEST).is_file():
         raise InputError(f"{save} is not an archive, so it is not replaced. Choose another folder.")
     make_folder(save.parent)
-
-
-def _numbers(found: "Accuracy") -> dict[str, Any]:
-    return found.row() | {
-        "top5_accuracy": found.top5 / found.num_images,
-        "kept_percentiles": found.kept_percentiles,
-    }
-
-
-def _class_numbers(found: "Accuracy", classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Every output that has a class or an image."""
-    names = [
-        *classes,
-        *(f"output {label}" for label in range(len(classes), len(found.class_images))),
-    ]
-    return [
-        {
-            "class": name,
-            "num_images": images,
-            "top1": top1,
-            "accuracy": top1 / images if images else None,
-        }
-        for label, (name, images, top1) in enumerate(
-            zip(names, found.class_images, found.class_top1, strict=True)
-        )
-        if images or label < len(classes)
-    ]
-
-
-def _budget_numbers(judged: "HeldOutBudgets", halves: str) -> dict[str, Any]:
-    calibration = {
-        "num_images": judged.curve.num_instances,
-        "points": [asdict(point) for point in judged.curve.points],
-    }
-    targets = [
-        {
-            "target": one.target,
-            "threshold": one.threshold,
-            "calibrated_kept": one.calibrated_kept,
-            "budget_met": one.budget_met,
-        }
-        | _numbers(one.evaluation)
-        for one in judged.budgets
-    ]
-    return {
-        "halves": halves,
-        "calibration": calibration,
-        "before": _numbers(judged.before),
-        "targets": targets,
-    }
-
-
-def _sensitivity_numbers(costs: "Sensitivity", own_top1: int | None) -> dict[str, Any]:
-    blocks = [
-        {
-            "stage": block.stage,
-            "block": block.node,
-            "macs_saved": block.saved,
-            "agreement": block.agreement,
-            "agreement_fraction": block.agreement / costs.num_images,
-            "kl_divergence": _finite(block.divergence),
-            "top1": block.top1,
-            "top1_change": (
-                None
-                if block.top1 is None or costs.static_top1 is None
-                else block.top1 - costs.static_top1
-            ),
-            "branch_energy": None if block.branch_energy is None else _finite(block.branch_energy),
-        }
-        for block in costs.blocks
-    ]
-    warning = None
-    if (
-        own_top1 is not None
-        and costs.static_top1 is not None
-        and own_top1 - costs.static_top1 > FORGOTTEN * costs.num_images
-    ):
-        warning = (
-            f"With every static edge at weight 1 this network has {costs.static_top1} of"
-            f" {costs.num_images} right, along its own paths {own_top1}: training has moved its"
-            " weights away from the static path, so these rows say nothing about it. Ask the"
-            " backbone that it was converted from."
-        )
-    static = {"num_images": costs.num_images, "static_top1": costs.static_top1, "warning": warning}
-    return static | {"blocks": blocks, "unskippable": list(costs.unskippable)}
-
-
-def _finite(number: float) -> float | None:
-    """JSON has neither infinity nor NaN, which a static path that nobody trained may give."""
-    return number if math.isfinite(number) else None

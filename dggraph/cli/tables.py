@@ -40,6 +40,26 @@ def show(document: Mapping[str, Any]) -> None:
         _show_budgets(console, document["budgets"])
     if "sensitivity" in document:
         _show_sensitivity(console, document["sensitivity"])
+    if "analysis" in document:
+        _show_analysis(console, document["analysis"])
+
+
+def _show_analysis(console: Any, found: Mapping[str, Any]) -> None:
+    from dggraph.views.escaping import visible
+
+    rows = [
+        (
+            name,
+            _percent(change["accuracy"]),
+            f"{100 * change['difference']:+.1f} ± {100 * change['half_width']:.1f}",
+        )
+        for name, change in found["swapped"].items()
+    ]
+    console.print(_table("With another adjacency", ("adjacency", "top-1", "points"), rows))
+    if found["never_moved"]:
+        edges = f"{len(found['never_moved'])} of {len(found['edges'])}"
+        console.print(f"gates that never moved from their start: {edges}")
+    console.print(f"analysis: {visible(found['file'])}", markup=False)
 
 
 def _show_boxes(console: Any, document: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -81,6 +82,22 @@ def open_validation(
     return replace(
         data, images=Subset(data.images, [index for index in range(num_images) if is_taken(index)])
     )
+
+
+def attributes_of(images: Dataset[Any]) -> dict[str, Tensor]:
+    """Return attributes of the images of `open_validation`, each (M,), where the set has any.
+
+    Those of diverse_fashion say how each image was changed.
+    """
+    if isinstance(images, Subset):
+        return {
+            name: values[list(images.indices)]
+            for name, values in attributes_of(images.dataset).items()
+        }
+    if isinstance(images, _Relabelled):
+        return attributes_of(images.images)
+    own = getattr(images, "attributes", {})
+    return {name: torch.as_tensor(values).long() for name, values in own.items()}
 
 
 def _open(source: Source, preprocess: Preprocess) -> ValidationData:

@@ -198,13 +198,13 @@ def test_hostile_class_names_are_printed_as_they_are(
 def test_a_static_path_that_training_left_is_no_reference(
     archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dggraph.cli.eval import _sensitivity_numbers
+    from dggraph.cli.eval_numbers import sensitivity_numbers
     from dggraph.evaluation.sensitivity import Sensitivity
 
     costs = Sensitivity(num_images=100, static_top1=50, blocks=(), unskippable=())
-    assert "50 of 100 right, along its own paths 56" in _sensitivity_numbers(costs, 56)["warning"]
-    assert _sensitivity_numbers(costs, 55)["warning"] is None
-    assert _sensitivity_numbers(costs, None)["warning"] is None
+    assert "50 of 100 right, along its own paths 56" in sensitivity_numbers(costs, 56)["warning"]
+    assert sensitivity_numbers(costs, 55)["warning"] is None
+    assert sensitivity_numbers(costs, None)["warning"] is None
 
 
 def test_what_cannot_be_is_refused(
