@@ -23,11 +23,11 @@ class Similarities(NamedTuple):
     """
 
     within: float | None
-    """Of two images of one class; None if there are no two that deviate."""
+    """The mean over two images of one class; None if there are no two that deviate."""
     between: float | None
-    """Of two images of different classes."""
+    """The mean over two images of different classes."""
     pairs_KK: Tensor
-    """Of an image of one class with one of another; NaN where there are no such pairs."""
+    """The mean over an image of one class and one of another; NaN where there are no such pairs."""
 
 
 def class_similarities(weights_ME: Tensor, labels_M: Tensor, num_classes: int) -> Similarities:

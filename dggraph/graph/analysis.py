@@ -121,7 +121,7 @@ class Analysis:
     classes: tuple[ClassFacts, ...]
     edges: tuple[EdgeFacts, ...]
     rank_correlation: float | None
-    """Of mean weight and worth, over edges that are ever open."""
+    """That of mean weight and divergence, over edges that are ever open."""
     thresholds: tuple[ThresholdFacts, ...]
     chance: Mapping[str, float]
     """For each grouping, the share of variance that it explains by chance."""
