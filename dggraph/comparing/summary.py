@@ -1,15 +1,22 @@
 """The numbers of a comparison, computed from its rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
 from dggraph.comparing.plan import Comparison, Plan, PlannedRun
 from dggraph.comparing.rows import Row, State
-from dggraph.comparing.statistics import adjust, compare_pairs, num_seeds_needed
+from dggraph.comparing.statistics import (
+    PairedDifference,
+    adjust,
+    compare_pairs,
+    num_seeds_needed,
+)
 from dggraph.comparing.verdict import judge
 from dggraph.views.comparison_numbers import (
+    CURVE,
     ComparisonSummary,
     Difference,
     Entry,
@@ -139,15 +146,13 @@ def _entry(
         found = compare_pairs(pairs)
         if found is None:
             continue
-        differences[other] = Difference(
-            mean=found.mean,
-            half_width=found.half_width,
-            p_value=found.p_value,
-            adjusted_p_value=None,
-            num_pairs=found.num_pairs,
-        )
+        differences[other] = _difference(found)
         if other == comparison.baseline:
             needed = num_seeds_needed(found.deviation)
+    if role in ("method", "control") and name not in comparison.curve:
+        above = compare_pairs(list(_above_curve(rows, named, comparison.curve)))
+        if above is not None:
+            differences[CURVE] = _difference(above)
     values = list(accuracies.values())
     return Entry(
         name=name,
@@ -161,6 +166,37 @@ def _entry(
         facts={fact: _mean(row.get(fact) for row in rows.values()) for fact in FACTS},
         command=str(next(iter(rows.values())).get("command", "")),
     )
+
+
+def _difference(found: PairedDifference) -> Difference:
+    return Difference(
+        mean=found.mean,
+        half_width=found.half_width,
+        p_value=found.p_value,
+        adjusted_p_value=None,
+        num_pairs=found.num_pairs,
+    )
+
+
+def _above_curve(
+    rows: Mapping[int, Row], named: Mapping[str, Mapping[int, Row]], curve: Sequence[str]
+) -> Iterator[float]:
+    """Yield for each seed the points above the line through the static networks at equal MACs.
+
+    The line is straight between neighbours and goes no further, so a network that is smaller or
+    larger than all of them gives nothing.
+    """
+    for seed, row in rows.items():
+        points = sorted(
+            (other["macs"], 100 * other["accuracy"])
+            for name in curve
+            if (other := named.get(name, {}).get(seed)) is not None and "macs" in other
+        )
+        for (low, first), (high, second) in pairwise(points):
+            if "macs" in row and low <= row["macs"] <= high:
+                share = (row["macs"] - low) / (high - low) if high > low else 0.0
+                yield 100 * row["accuracy"] - first - share * (second - first)
+                break
 
 
 def _mean(values: Any) -> float | None:

@@ -8,6 +8,9 @@ Role = Literal["baseline", "control", "size", "method"]
 """What a method is to the comparison; `size` is a static network of another size."""
 Mark = Literal["better", "worse", "maybe better", "maybe worse", "unclear"]
 
+CURVE = "the curve"
+"""In `Entry.differences`, the line through static networks of several sizes, at equal MACs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
@@ -47,7 +50,7 @@ class Entry:
     deviation: float | None
     """Standard deviation over seeds in points; None with one seed."""
     differences: Mapping[str, Difference]
-    """By the method that it is compared with."""
+    """By the method that it is compared with, or `CURVE`."""
     num_seeds_needed: int | None
     """Seeds with which a difference of one point from the baseline is seen in 80 % of all cases."""
     facts: Mapping[str, float | None]

@@ -27,6 +27,8 @@ EXPLAINED = (
     "MACs are those of the mean image, and in brackets over the static network of the family. Times"
     " are over that network, measured in turns in one process; 1 and 16 are batch sizes. Training"
     " memory is the most that tensors take in one step, process memory includes data and torch.",
+    "The curve is the dashed line through static networks of several sizes, at the MACs of the"
+    " method and with its seed: what these MACs give without the method.",
     "Dependence is not benefit: a network that loses accuracy with another image's adjacency uses"
     " its own, and may still be no better than one adjacency for all images.",
 )

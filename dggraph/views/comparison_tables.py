@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
-from dggraph.views.comparison_numbers import ComparisonSummary, Difference, Entry, Mark, Setting
+from dggraph.views.comparison_numbers import (
+    CURVE,
+    ComparisonSummary,
+    Difference,
+    Entry,
+    Mark,
+    Setting,
+)
 from dggraph.views.escaping import count
 
 NONE = "–"
@@ -58,6 +65,8 @@ def differences(summary: ComparisonSummary, setting: Setting) -> tuple[list[str]
     others = [
         name for name in (summary.baseline, *summary.controls) if setting.find(name) is not None
     ]
+    if any(CURVE in entry.differences for entry in setting.entries):
+        others.append(CURVE)
     heads = [
         "method", "seeds", "accuracy, %", "SD", *(f"minus {name}" for name in others),
         "p, Holm", "seeds for 1 point",
@@ -133,7 +142,10 @@ def _difference_cells(entry: Entry, others: list[str], summary: ComparisonSummar
     yield f"{entry.mean:.2f}"
     yield NONE if entry.deviation is None else f"{entry.deviation:.2f}"
     for name in others:
-        yield "" if name == entry.name else signed(entry.differences.get(name))
+        is_none = name == entry.name or (
+            name == CURVE and (entry.role == "baseline" or entry.name in summary.curve)
+        )
+        yield "" if is_none else signed(entry.differences.get(name))
     adjusted = None if own is None else own.adjusted_p_value
     yield "" if adjusted is None else f"{adjusted:.3f}" if adjusted >= 0.001 else "< 0.001"
     if entry.role == "baseline":

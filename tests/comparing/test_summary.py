@@ -75,6 +75,23 @@ def test_the_mean_over_all_settings_is_paired_by_seed(summary: ComparisonSummary
     assert node.differences["static"].mean == pytest.approx(2.0)
 
 
+def test_the_curve_is_read_at_equal_macs(tmp_path: Path) -> None:
+    """From .6 M MACs with -2 to 1 M with 0: at .9 M the line is at -.5; 1.01 M lies beyond it."""
+    plan = plan_with_rows(tmp_path, accuracy)
+    state = state_of(plan)
+    for run, row in state.done.items():
+        if run.method == "edges":
+            row["macs"] = 900_000
+    summary = summarise(plan, state, "")
+    edges, node = (summary.settings[0].find(name) for name in ("edges", "node"))
+    assert edges is not None
+    assert node is not None
+    above = edges.differences["the curve"]
+    assert above.mean == pytest.approx(0.5 + 0.5)
+    assert above.half_width == pytest.approx(0.0, abs=1e-9)
+    assert "the curve" not in node.differences
+
+
 def test_rows_that_are_missing_or_failed_are_counted(tmp_path: Path) -> None:
     def some(run: PlannedRun) -> float | None:
         if (run.method, run.data, run.seed) == ("node", "hard", 1):
