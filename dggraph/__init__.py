@@ -1,7 +1,7 @@
 """dggraph: turn any static vision backbone into a Dynamic Graph Network (arXiv 2010.01097).
 
-The names below and those of `dggraph.losses`, `training`, `evaluation`, `detection` and `errors`
-are the whole public surface. Each is imported on first use.
+The names below and those of `dggraph.losses`, `training`, `evaluation`, `detection`, `baselines`
+and `errors` are the whole public surface. Each is imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -10,11 +10,14 @@ from dggraph.lazy import lazily
 from dggraph.moved import keep_old_paths
 
 if TYPE_CHECKING:
+    from dggraph import baselines as baselines
     from dggraph import detection as detection
     from dggraph import errors as errors
     from dggraph import evaluation as evaluation
     from dggraph import losses as losses
     from dggraph import training as training
+    from dggraph.baselines.archive import load as load
+    from dggraph.baselines.archive import save as save
     from dggraph.detection.detectors import convert_backbone_ as convert_backbone_
     from dggraph.evaluation.calibration import calibrate as calibrate
     from dggraph.evaluation.explanation import Explanation as Explanation
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
     from dggraph.graph.ir import DynamicGraph as DynamicGraph
     from dggraph.graph.wiring import register_wiring as register_wiring
     from dggraph.models.preprocessing import Preprocess as Preprocess
-    from dggraph.network.archive import load as load
-    from dggraph.network.archive import save as save
     from dggraph.network.conversion import convert as convert
     from dggraph.network.cost import measure_macs as measure_macs
     from dggraph.network.gates import Gates as Gates
@@ -52,6 +53,7 @@ __all__ = [
     "Gates",
     "Preprocess",
     "Recording",
+    "baselines",
     "calibrate",
     "check_gates",
     "convert",
@@ -85,6 +87,7 @@ _HOMES = {
     "Gates": "dggraph.network.gates",
     "Preprocess": "dggraph.models.preprocessing",
     "Recording": "dggraph.evaluation.recording",
+    "baselines": "dggraph.baselines",
     "calibrate": "dggraph.evaluation.calibration",
     "check_gates": "dggraph.evaluation.gate_diagnostics",
     "convert": "dggraph.network.conversion",
@@ -94,7 +97,7 @@ _HOMES = {
     "evaluation": "dggraph.evaluation",
     "explain": "dggraph.evaluation.explanation",
     "keep_freed_memory": "dggraph.system.allocator",
-    "load": "dggraph.network.archive",
+    "load": "dggraph.baselines.archive",
     "losses": "dggraph.losses",
     "measure_macs": "dggraph.network.cost",
     "optimize_for_inference": "dggraph.network.inference",
@@ -104,7 +107,7 @@ _HOMES = {
     "register_router": "dggraph.ops.routing",
     "register_wiring": "dggraph.graph.wiring",
     "render": "dggraph.views.drawing",
-    "save": "dggraph.network.archive",
+    "save": "dggraph.baselines.archive",
     "training": "dggraph.training",
 }
 

@@ -17,7 +17,7 @@ from dggraph.cli.eval_numbers import (
     sensitivity_numbers,
 )
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.networks import open_network, warn_of_random
+from dggraph.cli.networks import open_classifier, open_network, warn_of_random
 from dggraph.cli.options import (
     accelerator_option,
     as_json,
@@ -37,6 +37,7 @@ from dggraph.training.config import configured, read_config
 if TYPE_CHECKING:
     import torch
 
+    from dggraph.baselines.network import BaselineNetwork
     from dggraph.data.validation import ValidationData
     from dggraph.network.network import DynamicNetwork
 
@@ -163,12 +164,14 @@ def command(
     from dggraph.evaluation.held_out_budgets import HALVES, evaluate_budgets
     from dggraph.evaluation.sensitivity import measure_sensitivity
     from dggraph.network.archive import save as save_archive
-    from dggraph.network.digests import digest_of
     from dggraph.system import processes
     from dggraph.system.loaders import num_samples
 
     with processes.computing_on(device), processes.process_group():
-        net = open_network(model, **options).to(processes.device())
+        has_paths = budgets or sensitivity or analysis is not None
+        dynamic = open_network(model, **options) if has_paths else None
+        net = open_classifier(model, **options) if dynamic is None else dynamic
+        net.to(processes.device())
         data = open_validation(
             net,
             keys.source,
@@ -181,7 +184,7 @@ def command(
                 " they serve --sensitivity only."
             )
         processes.assert_same_on_all_ranks(
-            {"network": digest_of(net), "images": num_samples(data.images), "classes": data.classes}
+            {"network": _digest(net), "images": num_samples(data.images), "classes": data.classes}
         )
         how: Any = {"batch_size": keys.evaluation_batch_size, "workers": keys.workers}
         document = {
@@ -207,20 +210,22 @@ def command(
                     "images_per_second": found.num_images / (time.perf_counter() - start)
                 }
             document["classes"] = class_numbers(found, data.classes)
-        if budgets:
+        if budgets and dynamic is not None:
             with working("Calibrating, then measuring"):
                 document["budgets"] = budget_numbers(
-                    evaluate_budgets(net, data.images, budgets, **how), HALVES
+                    evaluate_budgets(dynamic, data.images, budgets, **how), HALVES
                 )
-        if sensitivity:
+        if sensitivity and dynamic is not None:
             with working("Leaving out one block after another"):
-                costs = measure_sensitivity(net, data.images, has_labels=bool(data.classes), **how)
+                costs = measure_sensitivity(
+                    dynamic, data.images, has_labels=bool(data.classes), **how
+                )
             document["sensitivity"] = sensitivity_numbers(costs, document.get("top1"))
-        if analysis is not None:
-            document["analysis"] = _analyse(net, data, analysis, keys.dataset, **how)
+        if analysis is not None and dynamic is not None:
+            document["analysis"] = _analyse(dynamic, data, analysis, keys.dataset, **how)
         if processes.rank() == 0:
-            if save is not None:
-                save_archive(net.cpu(), save)
+            if save is not None and dynamic is not None:
+                save_archive(dynamic.cpu(), save)
             if as_json:
                 click.echo(json.dumps(document))
             else:
@@ -246,14 +251,33 @@ def _analyse(
     return {"file": str(file)} | analysis_numbers(found)
 
 
-def _begin(net: "DynamicNetwork", document: Mapping[str, Any], num_classes: int) -> str:
+def _digest(net: "DynamicNetwork | BaselineNetwork") -> str:
+    from dggraph.network.digests import digest_of, digest_state
+    from dggraph.network.network import DynamicNetwork
+
+    if isinstance(net, DynamicNetwork):
+        return digest_of(net)
+    return digest_state(f"{net.method} {net.options}", net)
+
+
+def _class_of(net: "DynamicNetwork | BaselineNetwork") -> str:
+    from dggraph.network.network import DynamicNetwork
+
+    if isinstance(net, DynamicNetwork):
+        return net.graph.name
+    return f"{net.name}, method {net.method}"
+
+
+def _begin(
+    net: "DynamicNetwork | BaselineNetwork", document: Mapping[str, Any], num_classes: int
+) -> str:
     """What is about to be evaluated, in a line."""
     from dggraph.views.escaping import visible
 
     parameters = sum(parameter.numel() for parameter in net.parameters())
     classes = f" of {num_classes} classes" if num_classes else ""
     return visible(
-        f"{net.graph.name}, {parameters:,} parameters, weights: {document['weights_origin']};"
+        f"{_class_of(net)}, {parameters:,} parameters, weights: {document['weights_origin']};"
         f" {document['num_images']:,} images{classes}, {document['batch_size']} at a time, on"
         f" {document['device']}"
     )

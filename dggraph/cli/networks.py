@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dggraph.baselines.network import BaselineNetwork
     from dggraph.evaluation.recording import Predictor
     from dggraph.network.network import DynamicNetwork
 
@@ -40,6 +41,26 @@ def kind_of(model: str) -> Kind:
 
 
 def open_network(model: str, *, backbone: str | None = None, **options: Any) -> "DynamicNetwork":
+    """What `open_classifier` opens, if it has paths.
+
+    Raises:
+        InputError: `model` is the network of a baseline; or as for `open_classifier`.
+        click.UsageError: as for `open_classifier`.
+    """
+    from dggraph.baselines.network import BaselineNetwork
+
+    net = open_classifier(model, backbone=backbone, **options)
+    if isinstance(net, BaselineNetwork):
+        raise InputError(
+            f"{model} holds a network of the method {net.method!r}, which has no graph and no"
+            " paths. `dggraph eval` measures its accuracy."
+        )
+    return net
+
+
+def open_classifier(
+    model: str, *, backbone: str | None = None, **options: Any
+) -> "DynamicNetwork | BaselineNetwork":
     """An archive or the run of a classifier loaded, or the backbone of that name converted.
 
     Args:
@@ -56,11 +77,11 @@ def open_network(model: str, *, backbone: str | None = None, **options: Any) -> 
     if kind == "archive":
         return _load_archive(model, backbone, options)
     if kind == "classifier run":
-        from dggraph.training.classifier_runs import open_classifier
+        from dggraph.training.classifier_runs import open_classifier as open_run
 
         refuse_answered(f"a run folder: {model} says how its network was built.", **options)
         with working(f"Loading {model}"):
-            net, remark = open_classifier(model, backbone)
+            net, remark = open_run(model, backbone)
         _tell([remark] if remark else [])
         return net
     if kind == "detector run":
@@ -74,10 +95,11 @@ def open_network(model: str, *, backbone: str | None = None, **options: Any) -> 
     return _convert(model, **options)
 
 
-def _load_archive(model: str, backbone: str | None, options: dict[str, Any]) -> "DynamicNetwork":
+def _load_archive(
+    model: str, backbone: str | None, options: dict[str, Any]
+) -> "DynamicNetwork | BaselineNetwork":
+    from dggraph.baselines.archive import load, stored_classes
     from dggraph.models.registry import load_model
-    from dggraph.network.archive import load
-    from dggraph.network.manifest import read_manifest
 
     refuse_answered(
         f"an archive: {model} is converted already. Convert its MODEL again.",
@@ -87,7 +109,7 @@ def _load_archive(model: str, backbone: str | None, options: dict[str, Any]) -> 
         if backbone is None:
             return load(model)
         given = options["num_classes"]
-        recorded = read_manifest(Path(model)).num_classes if given is None else given
+        recorded = stored_classes(Path(model)) if given is None else given
         return load(model, load_model(backbone, num_classes=recorded).model)
 
 

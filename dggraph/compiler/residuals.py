@@ -30,7 +30,7 @@ def identity_adds(flow: Flow, region: Region) -> tuple[fx.Node, ...]:
     inside = {flow.by_name[name] for name in region.fx_nodes}
     adds: list[fx.Node] = []
     while current is not source:
-        if current not in inside or not _is_add(current):
+        if current not in inside or not is_add(current):
             return ()
         candidates = [
             operand
@@ -66,7 +66,8 @@ def branch(add: fx.Node, identity: fx.Node) -> fx.Node:
     return next(operand for operand in add.args if operand is not identity)  # type: ignore[return-value]
 
 
-def _is_add(fx_node: fx.Node) -> bool:
+def is_add(fx_node: fx.Node) -> bool:
+    """Whether `fx_node` adds two values without a factor."""
     is_add = (fx_node.op == "call_function" and fx_node.target in _ADDS) or (
         fx_node.op == "call_method" and fx_node.target in _ADD_METHODS
     )
@@ -83,6 +84,6 @@ def _leads_to(operand: object, source: fx.Node, inside: set[fx.Node]) -> bool:
     return (
         isinstance(operand, fx.Node)
         and operand in inside
-        and _is_add(operand)
+        and is_add(operand)
         and any(arg is source or _leads_to(arg, source, inside) for arg in operand.args)
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.data.augmentation import Augmentation, evaluation_transform
 from dggraph.data.class_names import as_text
 from dggraph.data.folders import read_folder
@@ -51,7 +52,7 @@ class _Relabelled(Dataset[tuple[Tensor, int]]):
 
 
 def open_validation(
-    net: DynamicNetwork,
+    net: DynamicNetwork | BaselineNetwork,
     source: Source,
     *,
     preprocess: Preprocess | None = None,

@@ -18,8 +18,9 @@ stored fingerprint, and the loaded network must equal it as a converted one does
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -30,11 +31,15 @@ from torch import Tensor, nn
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.errors import ArchiveError, InputError
-from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.schema import from_json, to_json
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import is_registered
-from dggraph.network.archive_checks import checked_labels, refuse_other_backbone, refuse_unkept
+from dggraph.network.archive_checks import (
+    checked_labels,
+    num_outputs_of,
+    refuse_other_backbone,
+    refuse_unkept,
+)
 from dggraph.network.conversion_arguments import plain_backbone
 from dggraph.network.inference import InferenceNetwork
 from dggraph.network.manifest import (
@@ -42,7 +47,9 @@ from dggraph.network.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     WEIGHTS,
+    AnyManifest,
     Manifest,
+    MethodManifest,
     pack_blueprint,
     pack_budgets,
     pack_preprocess,
@@ -53,8 +60,9 @@ from dggraph.network.manifest import (
     unpack_budgets,
     unpack_preprocess,
 )
-from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.network.network import DynamicNetwork
 from dggraph.network.reconstruction import lower_again, rebuild_backbone, refuse_unregistered
+from dggraph.network.standin import note_weights_
 from dggraph.system.files import part_of, sha256_of, write_folder
 
 
@@ -89,13 +97,23 @@ def save(
     """
     folder = Path(os.path.realpath(os.fsdecode(folder)))
     manifest, state = _packed(net, folder, preprocess, labels)
+    write_archive(folder, {GRAPH: lambda: to_json(net.graph).encode()}, state, manifest)
+
+
+def write_archive(
+    folder: Path,
+    parts: dict[str, Callable[[], bytes]],
+    state: dict[str, Tensor],
+    manifest: AnyManifest,
+) -> None:
+    """Write `parts`, the weights and the sealed manifest to `folder` atomically.
+
+    Raises:
+        ArchiveError: The folder cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(
-            folder,
-            _parts(net.graph, state, manifest),
-            scratch_prefix=f".{folder.name[:80]}.",
-        )
+        write_folder(folder, _parts(parts, state, manifest), scratch_prefix=f".{folder.name[:80]}.")
     except OSError as error:
         raise ArchiveError(
             f"cannot write the archive {folder}: {error}. An existing archive there was not changed"
@@ -104,14 +122,12 @@ def save(
 
 
 def _parts(
-    graph: DynamicGraph, state: dict[str, Tensor], manifest: Manifest
+    parts: dict[str, Callable[[], bytes]], state: dict[str, Tensor], manifest: AnyManifest
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file; the manifest is last and has the others' digests."""
     digests = {}
-    for name, content in (
-        (GRAPH, to_json(graph).encode()),
-        (WEIGHTS, safetensors.torch.save(state)),
-    ):
+    for name, make in (parts | {WEIGHTS: partial(safetensors.torch.save, state)}).items():
+        content = make()
         digests[name] = hashlib.sha256(content).hexdigest()
         yield name, content
     sealed = seal(manifest.model_copy(update={"sha256": digests}))
@@ -133,6 +149,15 @@ def refuse_unsavable(
     _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
 
 
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raise ArchiveError if `folder` is there and is no archive."""
+    if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
+        raise ArchiveError(
+            f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose"
+            " another folder."
+        )
+
+
 def _packed(
     net: DynamicNetwork, folder: Path, preprocess: Preprocess | None, labels: Sequence[str] | None
 ) -> tuple[Manifest, dict[str, Tensor]]:
@@ -146,14 +171,11 @@ def _packed(
             "a network optimised for inference has folded norms, so no backbone fits it. Save the"
             " network that it was made from."
         )
-    if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
-        raise ArchiveError(
-            f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose"
-            " another folder."
-        )
+    refuse_foreign_folder(folder)
     refuse_unkept(net.lowered)
-    names = checked_labels(net, labels)
-    state, tied = _untied(net.lowered)
+    given = net.labels if labels is None else labels
+    names = None if given is None else checked_labels(given, num_outputs_of(net))
+    state, tied = untied(net.lowered)
     is_named = net.source is not None and is_registered(net.source)
     if is_named:
         refuse_other_backbone(net)
@@ -165,7 +187,7 @@ def _packed(
         image_size=net.source_options.get("image_size"),
         **pack_blueprint(net.blueprint),
         tied=tied,
-        dtypes={key: type_name(buffer) for key, buffer in _unsaved_floats(net.lowered)},
+        dtypes={key: type_name(buffer) for key, buffer in unsaved_floats(net.lowered)},
         frozen=[
             key for key, parameter in net.lowered.named_parameters() if not parameter.requires_grad
         ],
@@ -201,56 +223,81 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     """
     folder = Path(os.fsdecode(folder))
     manifest = read_manifest(folder)
-    parts = {name: part_of(folder, name) for name in (GRAPH, WEIGHTS)}
-    for name, file in parts.items():
-        if not file.is_file() or sha256_of(file) != manifest.sha256.get(name):
-            raise ArchiveError(
-                f"{file} is missing or differs from the digest in the manifest. Copy the archive"
-                " again."
-            )
-    graph = from_json(parts[GRAPH].read_text(encoding="utf-8"))
-    try:
-        state = safetensors.torch.load_file(parts[WEIGHTS])
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArchiveError(
-            f"{parts[WEIGHTS]} is not a readable safetensors file: {error}."
-        ) from error
-    state |= {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
+    graph = from_json(_checked_part(folder, GRAPH, manifest).read_text(encoding="utf-8"))
+    state = read_state(folder, manifest)
     blueprint = unpack_blueprint(manifest)
     refuse_unregistered(folder, blueprint)
     with ordinary_surroundings(torch.device("cpu")):
         given = rebuild_backbone(folder, manifest) if model is None else plain_backbone(model)
-        backbone = copy_model(given).to("cpu")
-        for tensor in (*backbone.parameters(), *backbone.buffers()):
-            if tensor.is_floating_point():  # Module.to would cut complex weights to their real part
-                tensor.data = tensor.data.to(getattr(torch, blueprint.dtype))
+        backbone = in_stored_type(given, manifest)
         net = lower_again(folder, backbone, graph, blueprint, state)
     net.report = replace(net.report, detached=stored_activations(given))
-    for key, tensor in net.lowered.state_dict(keep_vars=True).items():
-        if tensor.dtype != state[key].dtype:
-            tensor.data = state[key]
-    for key, buffer in _unsaved_floats(net.lowered):
-        buffer.data = buffer.data.to(getattr(torch, manifest.dtypes.get(key, blueprint.dtype)))
-    for key, parameter in net.lowered.named_parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(key not in manifest.frozen)
-    options = {"num_classes": manifest.num_classes, "image_size": manifest.image_size}
-    net.source, net.source_options = (
-        manifest.source,
-        {key: value for key, value in options.items() if value is not None},
-    )
+    restore_types_(net.lowered, state, manifest)
+    net.source, net.source_options = manifest.source, options_of(manifest)
     if model is None:
         net.converted = replace(
             net.converted, source=net.source, source_options=dict(net.source_options)
         )
     net.labels = tuple(manifest.labels) if manifest.labels is not None else None
-    net.preprocess = unpack_preprocess(manifest)
+    net.preprocess = unpack_preprocess(manifest.preprocess)
     net.budgets = unpack_budgets(manifest)
     note_weights_(net, manifest.weights_origin)
     return net
 
 
-def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_state(folder: Path, manifest: Manifest | MethodManifest) -> dict[str, Tensor]:
+    """Return the state dict in an archive, tied tensors included.
+
+    Raises:
+        ArchiveError: The file is missing, damaged or was changed.
+    """
+    file = _checked_part(folder, WEIGHTS, manifest)
+    try:
+        state = safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArchiveError(f"{file} is not a readable safetensors file: {error}.") from error
+    return state | {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
+
+
+def _checked_part(folder: Path, name: str, manifest: Manifest | MethodManifest) -> Path:
+    file = part_of(folder, name)
+    if not file.is_file() or sha256_of(file) != manifest.sha256.get(name):
+        raise ArchiveError(
+            f"{file} is missing or differs from the digest in the manifest. Copy the archive again."
+        )
+    return file
+
+
+def in_stored_type(given: nn.Module, manifest: Manifest | MethodManifest) -> nn.Module:
+    """Return a copy of a backbone on the CPU, with the dtype of the archive."""
+    backbone = copy_model(given).to("cpu")
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        if tensor.is_floating_point():  # Module.to would cut complex weights to their real part
+            tensor.data = tensor.data.to(getattr(torch, manifest.dtype))
+    return backbone
+
+
+def restore_types_(
+    lowered: nn.Module, state: dict[str, Tensor], manifest: Manifest | MethodManifest
+) -> None:
+    """Give tensors the dtypes, and parameters the `requires_grad`, of the archive. In place."""
+    for key, tensor in lowered.state_dict(keep_vars=True).items():
+        if tensor.dtype != state[key].dtype:
+            tensor.data = state[key]
+    for key, buffer in unsaved_floats(lowered):
+        buffer.data = buffer.data.to(getattr(torch, manifest.dtypes.get(key, manifest.dtype)))
+    for key, parameter in lowered.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(key not in manifest.frozen)
+
+
+def options_of(manifest: Manifest | MethodManifest) -> dict[str, int]:
+    """Return the options of the backbone's builder."""
+    options = {"num_classes": manifest.num_classes, "image_size": manifest.image_size}
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the state dict without shared tensors, contiguous, and {key: key with its tensor}."""
     first: dict[int, str] = {}
     state: dict[str, Tensor] = {}
@@ -264,7 +311,7 @@ def _untied(lowered: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, tied
 
 
-def _unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
+def unsaved_floats(lowered: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the floating-point buffers that are not in the state dict."""
     saved = lowered.state_dict().keys()
     return [

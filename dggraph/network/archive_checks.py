@@ -1,7 +1,7 @@
 """Checks before saving: unsupported weights, wrong labels, a name that builds another backbone."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,33 +47,43 @@ def refuse_other_backbone(net: DynamicNetwork) -> None:
         known.holds_of(net.lowered)
     ):
         return
-    options = {
-        key: net.source_options[key]
-        for key in ("num_classes", "image_size")
-        if key in net.source_options
-    }
-    shapes = {
-        key: tuple(value.shape) for key, value in build_shapes(str(net.source), options).items()
-    }
     routers = tuple(f"{routing_name(stage)}." for stage in net.graph.stages)
+    refuse_other_shapes(str(net.source), net.source_options, net.lowered, routers)
+
+
+def refuse_other_shapes(
+    source: str, source_options: Mapping[str, int], lowered: nn.Module, added: tuple[str, ...]
+) -> None:
+    """Raise ArchiveError if `source` would build a backbone with other weights than `lowered` has.
+
+    `added` are the prefixes of keys that the backbone does not have.
+    """
+    options = {
+        key: source_options[key] for key in ("num_classes", "image_size") if key in source_options
+    }
+    shapes = {key: tuple(value.shape) for key, value in build_shapes(source, options).items()}
     held = {
         key: tuple(value.shape)
-        for key, value in net.lowered.state_dict().items()
-        if not key.startswith(routers)
+        for key, value in lowered.state_dict().items()
+        if not key.startswith(added)
     }
     for key in sorted(shapes.keys() | held.keys()):
         if shapes.get(key) != held.get(key):
             raise ArchiveError(
-                f"{net.source!r} with {dict(net.source_options) or 'no options'} rebuilds {key} as"
+                f"{source!r} with {dict(source_options) or 'no options'} rebuilds {key} as"
                 f" {shapes.get(key)}, but the network holds {held.get(key)}, so the archive could"
                 " not be loaded. Set how it was built, for example net.source_options ="
                 " {'num_classes': 10}, or set net.source = None and pass the backbone to load."
             )
 
 
-def checked_labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[str] | None:
-    """Return the class names to write, or None; raise InputError if they do not fit the network."""
-    names = net.labels if labels is None else labels
+def checked_labels(names: Sequence[str] | None, num_outputs: int | None) -> list[str] | None:
+    """Return the class names to write, or None; raise InputError if they do not fit the network.
+
+    Args:
+        names: The names, or None.
+        num_outputs: Columns of the network's output (B, outputs), or None if it has another form.
+    """
     if names is None:
         return None
     if (
@@ -87,29 +97,31 @@ def checked_labels(net: DynamicNetwork, labels: Sequence[str] | None) -> list[st
         raise InputError(
             f"the label {strange!r} is not UTF-8, so an archive cannot hold it. Rename the class."
         )
-    number = _num_outputs(net)
-    if number is not None and number != len(names):
+    if num_outputs is not None and num_outputs != len(names):
         raise InputError(
-            f"there are {len(names)} labels for {number} outputs. Give one name per output,"
+            f"there are {len(names)} labels for {num_outputs} outputs. Give one name per output,"
             " or set net.labels = None."
         )
     return list(names)
 
 
-def _num_outputs(net: DynamicNetwork) -> int | None:
+def num_outputs_of(net: DynamicNetwork) -> int | None:
     """Return the number of outputs, or None if the output is not (B, outputs).
 
     It was recorded at conversion. If modules were replaced since, a copy of the network is run.
     """
     if net.converted.holds_of(net.lowered):
         return net.converted.num_outputs
-    twin = copy.deepcopy(net.lowered).eval()
+    return run_for_outputs(net.lowered, net.blueprint.input_shape)
+
+
+def run_for_outputs(lowered: nn.Module, input_shape: tuple[int, ...]) -> int | None:
+    """Return the columns of the output (B, columns) of a copy of `lowered`; None if none."""
+    twin = copy.deepcopy(lowered).eval()
     parameter = next(twin.parameters(), torch.zeros((), device="cpu"))
     with torch.no_grad():
         output, _ = twin(
-            torch.zeros(
-                (1, *net.blueprint.input_shape), dtype=parameter.dtype, device=parameter.device
-            )
+            torch.zeros((1, *input_shape), dtype=parameter.dtype, device=parameter.device)
         )
     return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
 

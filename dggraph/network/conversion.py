@@ -29,9 +29,10 @@ from dggraph.models.reparameterisation import advice
 from dggraph.network.assembly import assemble
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.conversion_arguments import check_options, example_of, plain_backbone
-from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_converted_
+from dggraph.network.standin import note_weights_
 
 
 def convert(

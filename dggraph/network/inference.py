@@ -24,7 +24,8 @@ from dggraph.compiler.lowered import LoweredModule, routing_of, weight_dtype
 from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
-from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.standin import note_weights_
 from dggraph.system.attributes import share_keys_
 from dggraph.system.torch_private import has_forward_hooks
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -25,6 +25,8 @@ from dggraph.network.budgets import Budget, BudgetCurve, BudgetPoint
 from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1
+METHOD_SCHEMA_VERSION = 2
+"""Of archives with a method, which version 1 did not have: older versions ask for an upgrade."""
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "model.safetensors", "manifest.json"
 """The names of the files in an archive."""
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -42,11 +44,16 @@ def _affordable(shape: list[int]) -> list[int]:
     return shape
 
 
-class _Strict(BaseModel):
+Shape = Annotated[list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)]
+
+
+class Strict(BaseModel):
+    """A part of a manifest: no unknown fields, and no conversion of values."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Region(_Strict):
+class _Region(Strict):
     path: Name
     input: Name
     output: Name
@@ -57,7 +64,7 @@ class _Region(_Strict):
     num_mac_ops: Count
 
 
-class _Stage(_Strict):
+class _Stage(Strict):
     path: Name
     entry: Name
     entry_block: _Region | None
@@ -70,13 +77,15 @@ class _Stage(_Strict):
     kept_because: Name
 
 
-class _Static(_Strict):
+class _Static(Strict):
     module_path: Name
     macs: Count
     reason: Name
 
 
-class _Preprocess(_Strict):
+class PackedPreprocess(Strict):
+    """A `Preprocess`."""
+
     input_size: Annotated[list[Size], Field(min_length=3, max_length=3)]
     mean: list[float]
     std: list[float]
@@ -85,7 +94,7 @@ class _Preprocess(_Strict):
     antialias: bool = True
 
 
-class _Point(_Strict):
+class _Point(Strict):
     threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
     kept: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -95,13 +104,13 @@ class _Budget(_Point):
     budget_met: bool
 
 
-class _Budgets(_Strict):
+class _Budgets(Strict):
     num_instances: Count
     points: Annotated[list[_Point], Field(min_length=1)]
     budgets: list[_Budget]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The contents of an archive apart from the graph and the weights."""
 
     format: Literal["dggraph"]
@@ -113,9 +122,7 @@ class Manifest(_Strict):
     router: Name
     gate: Name
     leaves: list[Name]
-    input_shape: Annotated[
-        list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)
-    ]
+    input_shape: Shape
     dtype: FloatType
     found: list[_Stage]
     static: list[_Static]
@@ -124,12 +131,42 @@ class Manifest(_Strict):
     """The dtypes of floating-point buffers that are not in the state dict."""
     frozen: list[str]
     """The names of parameters that require no gradient."""
-    preprocess: _Preprocess | None
+    preprocess: PackedPreprocess | None
     labels: list[str] | None
     budgets: _Budgets | None
     weights_origin: Name = UNKNOWN
     """The origin of the weights; archives written before version 0.2 do not record it."""
     sha256: dict[str, str]
+
+
+class MethodManifest(Strict):
+    """The contents of the archive of a baseline's network, apart from the weights.
+
+    The method and its options say how to build the network from its backbone.
+    """
+
+    format: Literal["dggraph"]
+    schema_version: Annotated[int, Field(ge=2, le=METHOD_SCHEMA_VERSION)]
+    method: Name
+    options: dict[Name, int | float | str]
+    source: Name | None
+    num_classes: Size | None
+    image_size: Size | None
+    fingerprint: Name
+    input_shape: Shape
+    dtype: FloatType
+    tied: dict[str, str]
+    dtypes: dict[str, FloatType]
+    """The dtypes of floating-point buffers that are not in the state dict."""
+    frozen: list[str]
+    """The names of parameters that require no gradient."""
+    preprocess: PackedPreprocess | None
+    labels: list[str] | None
+    weights_origin: Name
+    sha256: dict[str, str]
+
+
+AnyManifest = TypeVar("AnyManifest", Manifest, MethodManifest)
 
 
 def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
@@ -178,18 +215,18 @@ def type_name(tensor: Tensor) -> Any:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def pack_preprocess(preprocess: Preprocess | None) -> _Preprocess | None:
+def pack_preprocess(preprocess: Preprocess | None) -> PackedPreprocess | None:
     """Convert `preprocess` to its form in the manifest."""
     return (
-        _Preprocess.model_validate_json(json.dumps(asdict(preprocess)))
+        PackedPreprocess.model_validate_json(json.dumps(asdict(preprocess)))
         if preprocess is not None
         else None
     )
 
 
-def unpack_preprocess(manifest: Manifest) -> Preprocess | None:
+def unpack_preprocess(packed: PackedPreprocess | None) -> Preprocess | None:
     """Return the preprocessing that `pack_preprocess` packed."""
-    return Preprocess(**_tupled(manifest.preprocess)) if manifest.preprocess is not None else None
+    return Preprocess(**_tupled(packed)) if packed is not None else None
 
 
 def pack_budgets(curve: BudgetCurve | None) -> _Budgets | None:
@@ -208,7 +245,7 @@ def unpack_budgets(manifest: Manifest) -> BudgetCurve | None:
     )
 
 
-def seal(manifest: Manifest) -> Manifest:
+def seal(manifest: AnyManifest) -> AnyManifest:
     """Return `manifest` with the SHA-256 of the rest of its contents."""
     parts = {name: digest for name, digest in manifest.sha256.items() if name != MANIFEST}
     content = manifest.model_copy(update={"sha256": parts}).model_dump_json(
@@ -219,12 +256,42 @@ def seal(manifest: Manifest) -> Manifest:
     )
 
 
+def method_of(folder: Path) -> str | None:
+    """Return the method of the network in the archive `folder`; None for a converted network.
+
+    Raises:
+        ArchiveError: It is no archive, or its manifest is not JSON.
+    """
+    method = _read_document(folder).get("method")
+    return method if isinstance(method, str) else None
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest in `folder`.
+    """Read and check the manifest of a converted network in `folder`.
+
+    Raises:
+        ArchiveError: It is missing, damaged or foreign, was written by a newer version, or belongs
+            to the network of a baseline.
+    """
+    document = _read_document(folder)
+    if "method" in document:
+        raise ArchiveError(
+            f"{folder} holds a network of the method {document['method']!r}, which has no graph and"
+            " no paths. Load it with dggraph.load; `dggraph eval` measures its accuracy."
+        )
+    return _checked(folder, document, Manifest)
+
+
+def read_method_manifest(folder: Path) -> MethodManifest:
+    """Read and check the manifest of the network of a baseline in `folder`.
 
     Raises:
         ArchiveError: It is missing, damaged or foreign, or was written by a newer version.
     """
+    return _checked(folder, _read_document(folder), MethodManifest)
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
     file = part_of(folder, MANIFEST)
     if not file.is_file():
         raise ArchiveError(f"{folder} is not a dggraph archive: it has no {MANIFEST}.")
@@ -234,13 +301,22 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         document = json.loads(file.read_bytes())
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if type(version) is int and version > SCHEMA_VERSION:
-            raise ArchiveError(
-                f"{folder} has schema version {version}, and this dggraph reads up to"
-                f" {SCHEMA_VERSION}. To load it, upgrade dggraph."
-            )
-        manifest = Manifest.model_validate_json(json.dumps(document))
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{file} is not JSON: {error}.") from None
+    return document if isinstance(document, dict) else {"": document}
+
+
+def _checked(folder: Path, document: dict[str, Any], kind: type[AnyManifest]) -> AnyManifest:
+    file = part_of(folder, MANIFEST)
+    known = SCHEMA_VERSION if kind is Manifest else METHOD_SCHEMA_VERSION
+    version = document.get("schema_version")
+    if type(version) is int and version > known:
+        raise ArchiveError(
+            f"{folder} has schema version {version}, and this dggraph reads up to {known}. To load"
+            " it, upgrade dggraph."
+        )
+    try:
+        manifest = kind.model_validate_json(json.dumps(document))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -16,7 +16,6 @@ from dggraph.compiler.partition import Program, cut
 from dggraph.compiler.planning import StagePlan, uses_batch_statistics
 from dggraph.errors import BackboneOnlyError, InputError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.models.origins import GIVEN
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.budgets import BudgetCurve
@@ -28,7 +27,6 @@ from dggraph.network.routing_summary import routing_summary
 from dggraph.network.shell import only_images
 from dggraph.network.snapshot import Snapshot
 from dggraph.network.standin import StandIn
-from dggraph.network.weights_origin import Origin, origin_now, origin_of
 from dggraph.ops.aggregation import is_plain
 from dggraph.ops.macs import MacsTable
 from dggraph.ops.recompute import checkpoint_aggregation
@@ -88,7 +86,6 @@ class DynamicNetwork(StandIn):
     budgets: BudgetCurve | None
     """The curve that `calibrate` measured, or None."""
     recompute: bool
-    _origin: Origin
     _executor: Executor
     _last_run: str
     _inliner: Inliner | None
@@ -111,7 +108,7 @@ class DynamicNetwork(StandIn):
         self.macs_table, self.blueprint, self.converted = macs_table, blueprint, converted
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = self.budgets = None
-        self._origin, self._executor, self._last_run = Origin(GIVEN, None), "auto", ""
+        self._executor, self._last_run = "auto", ""
         self._inliner, self._collected, self.recompute = None, None, False
 
     def no_weight_decay(self) -> set[str]:
@@ -133,16 +130,6 @@ class DynamicNetwork(StandIn):
         return lambda coarse=False: (
             with_routers(own(coarse=coarse), self._shell) if own else automatic(self._shell)
         )
-
-    @property
-    def weights_origin(self) -> str:
-        """The origin of the weights, for example `random` or `torchvision IMAGENET1K_V2`.
-
-        Other origins are `checkpoint FILE`, `trained by dggraph`, `given by the caller`, and
-        `unknown` for archives that do not record it. Random weights that were trained or
-        overwritten since are `given by the caller`.
-        """
-        return origin_now(self._origin, self.lowered)
 
     @property
     def executor(self) -> Executor:
@@ -381,11 +368,6 @@ class DynamicNetwork(StandIn):
         drop_idle_calls_(self.lowered)
         plan = hooked_blocks(self.lowered, self.plan)
         return plan if self._executor == "sparse" else hooked_layers(self.lowered, plan)
-
-
-def note_weights_(net: DynamicNetwork, told: str) -> None:
-    """Set the origin of the current weights of `net`. In place."""
-    net._origin = origin_of(told, net.lowered)
 
 
 def class_names(net: DynamicNetwork, num_outputs: int) -> tuple[str, ...]:

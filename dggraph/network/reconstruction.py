@@ -24,6 +24,7 @@ from dggraph.network.blueprint import Blueprint
 from dggraph.network.manifest import (
     WEIGHTS,
     Manifest,
+    MethodManifest,
     refuse_unknown_names,
 )
 from dggraph.network.network import DynamicNetwork
@@ -89,7 +90,7 @@ def lower_again(
     return net
 
 
-def rebuild_backbone(folder: Path, manifest: Manifest) -> nn.Module:
+def rebuild_backbone(folder: Path, manifest: Manifest | MethodManifest) -> nn.Module:
     """Build the backbone that `manifest` names, with random weights.
 
     Raises:

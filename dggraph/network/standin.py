@@ -13,6 +13,7 @@ from dggraph.compiler.hooks import watch_
 from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.naming import shadows_graph_module
 from dggraph.errors import BackboneOnlyError
+from dggraph.models.origins import GIVEN
 from dggraph.network.constants import remember_, restore_
 from dggraph.network.shell import (
     copy_shell,
@@ -25,6 +26,7 @@ from dggraph.network.shell import (
     refuse_baked,
 )
 from dggraph.network.structure import Structure
+from dggraph.network.weights_origin import Origin, origin_now, origin_of
 
 Self = TypeVar("Self", bound="StandIn")
 
@@ -49,6 +51,8 @@ class StandIn(nn.Module):
     """The generated code and what it assumes about modules, see `structure`."""
     _constants: dict[str, Tensor]
     """See `constants`."""
+    _origin: Origin
+    """The origin of the weights when it was last noted."""
 
     def __init__(self, lowered: LoweredModule, backbone: nn.Module) -> None:
         mode = lowered.training
@@ -57,6 +61,7 @@ class StandIn(nn.Module):
         self.training = mode
         self._own(make_shell(backbone, lowered))
         self._structure, self._constants = Structure(lowered), {}
+        self._origin = Origin(GIVEN, None)
 
     def _own(self, shell: nn.Module) -> None:
         """Own the same objects as `lowered`, so that both always have the same children."""
@@ -71,6 +76,16 @@ class StandIn(nn.Module):
     @training.setter
     def training(self, mode: bool) -> None:
         self.lowered.training = mode
+
+    @property
+    def weights_origin(self) -> str:
+        """The origin of the weights, for example `random` or `torchvision IMAGENET1K_V2`.
+
+        Other origins are `checkpoint FILE`, `trained by dggraph`, `given by the caller`, and
+        `unknown` for archives that do not record it. Random weights that were trained or
+        overwritten since are `given by the caller`.
+        """
+        return origin_now(self._origin, self.lowered)
 
     def train(self: Self, mode: bool = True) -> Self:
         """Set the mode of every module, with the backbone's own `train` if it has one.
@@ -228,6 +243,11 @@ class StandIn(nn.Module):
         if self._structure.code != self.lowered.code:
             self._structure = Structure(self.lowered)
         self._structure.refuse_changes(self.lowered)
+
+
+def note_weights_(net: StandIn, told: str) -> None:
+    """Set the origin of the current weights of `net`. In place."""
+    net._origin = origin_of(told, net.lowered)
 
 
 def rename_old_keys_(state: dict[str, Any], net: StandIn, prefix: str = "") -> None:

@@ -9,14 +9,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dggraph.baselines.archive import load, stored_classes
+from dggraph.baselines.network import BaselineNetwork
+from dggraph.baselines.registry import make_baseline
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered, load_model, takes_num_classes
-from dggraph.network.archive import load
 from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
-from dggraph.network.manifest import MANIFEST, read_manifest
-from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.network.manifest import MANIFEST
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.standin import note_weights_
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.config import TrainConfig, configured, read_config
 from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
@@ -39,7 +42,9 @@ def run_config(folder: str | Path) -> TrainConfig:
     return read_config(None, _keys(Path(folder)) | {"checkpoint": None, "pretrained": False})
 
 
-def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[DynamicNetwork, str]:
+def open_classifier(
+    folder: str | Path, backbone: str | None = None
+) -> tuple[DynamicNetwork | BaselineNetwork, str]:
     """Return the network of a run, in eval mode; a trained static backbone is converted.
 
     Args:
@@ -70,12 +75,7 @@ def open_classifier(folder: str | Path, backbone: str | None = None) -> tuple[Dy
     if (archive / MANIFEST).is_file():
         if backbone is None:
             return load(archive), ""
-        return (
-            load(
-                archive, load_model(backbone, num_classes=read_manifest(archive).num_classes).model
-            ),
-            "",
-        )
+        return load(archive, load_model(backbone, num_classes=stored_classes(archive)).model), ""
     if (folder / WEIGHTS["classification"]).is_file():
         tensors, classes = _read_static(folder / WEIGHTS["classification"])
         return _built(config, backbone, folder, tensors, classes), ""
@@ -114,7 +114,7 @@ def _built(
     folder: Path,
     tensors: dict[str, Tensor],
     classes: tuple[str, ...],
-) -> DynamicNetwork:
+) -> DynamicNetwork | BaselineNetwork:
     name = backbone or config.model
     # distillation learns the teacher's outputs, which the data's classes do not name
     classes = classes if config.objective == "labels" else ()
@@ -127,15 +127,19 @@ def _built(
         )
     preprocess = configured(loaded.preprocess, config)
     example = torch.zeros((1, *preprocess.input_size))
+    net: DynamicNetwork | BaselineNetwork
     try:
-        if config.router == "none":
+        if config.has_method:
+            net = make_baseline(config.method, loaded, example)
+            net.load_state_dict(tensors)
+        elif config.router == "none":
             loaded.model.load_state_dict(tensors)
             net = convert(loaded, example)
         else:
-            net = convert(loaded, example, **config.conversion)
-            (decide_blocks_ if config.decide == "blocks" else pin_open_)(net, _pinned(folder))
+            net = dynamic = convert(loaded, example, **config.conversion)
+            (decide_blocks_ if config.decide == "blocks" else pin_open_)(dynamic, _pinned(folder))
             net.load_state_dict(tensors)
-            release_(net)
+            release_(dynamic)
     except RuntimeError as error:
         raise ArchiveError(
             f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Check whether its code"

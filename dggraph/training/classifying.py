@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.data.augmentation import mix
 from dggraph.data.sampler import seed_of
 from dggraph.data.sources import TrainingData
@@ -83,16 +84,24 @@ class Classifying:
         )
 
     def loss(
-        self, model: nn.Module, net: DynamicNetwork | None, part: Part
+        self, model: nn.Module, net: DynamicNetwork | BaselineNetwork | None, part: Part
     ) -> tuple[Tensor, Gates | None]:
         """Return the cross-entropy or the divergence from the teacher, and the gates."""
         images, targets = part
+        if isinstance(net, BaselineNetwork):
+            logits, values = model(images, return_values=True)
+            own = net.auxiliary_loss(values)
+            loss = self._loss_of(logits, images, targets)
+            return (loss if own is None else loss + own), None
         logits, gates = (model(images), None) if net is None else model(images, return_gates=True)
+        return self._loss_of(logits, images, targets), gates
+
+    def _loss_of(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         if self.teacher is None:
-            return nn.functional.cross_entropy(logits.float(), targets), gates
+            return nn.functional.cross_entropy(logits.float(), targets)
         with torch.no_grad():
             expected = self.teacher(images)
-        return divergence(expected.float(), logits.float()).mean(), gates
+        return divergence(expected.float(), logits.float()).mean()
 
     def evaluate(self, model: nn.Module) -> Accuracy:
         """Return the accuracy of `model` on the validation set."""

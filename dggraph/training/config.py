@@ -71,6 +71,13 @@ class TrainConfig(BaseModel):
         ge=1,
         description="Longest side of a detector's input in pixels; by default 5/3 of input_size.",
     )
+    method: str = Field(
+        "dynamic_graph",
+        description=(
+            "What makes the network from the model: dynamic_graph, or a baseline with its options"
+            " in brackets, such as cond_conv(experts=4)."
+        ),
+    )
     wiring: str = Field(
         "complete", description="Candidate edges: complete, window(k)+entry, dilated(k, p), ..."
     )
@@ -370,6 +377,11 @@ class TrainConfig(BaseModel):
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 
     @property
+    def has_method(self) -> bool:
+        """Whether a baseline makes the network."""
+        return self.method != "dynamic_graph"
+
+    @property
     def source(self) -> "Source":
         """The data set."""
         from dggraph.data.sources import Source
@@ -411,6 +423,7 @@ class TrainConfig(BaseModel):
         # runs from before these keys go on
         later = ("pretrained", "domains", "epoch_steps")
         passing |= {key for key in later if not getattr(self, key)}
+        passing |= set() if self.has_method else {"method"}
         return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.detection.box_data import BoxDataset, Target, collate
 from dggraph.detection.evaluation import DetectionEvaluation, detect, evaluate_boxes
 from dggraph.detection.readers import BoxSet
@@ -79,10 +80,10 @@ class Detecting:
         ]
 
     def loss(
-        self, model: nn.Module, net: DynamicNetwork | None, part: Part
+        self, model: nn.Module, net: DynamicNetwork | BaselineNetwork | None, part: Part
     ) -> tuple[Tensor, Gates | None]:
         """Return the sum of the detector's losses, and the gates of its backbone."""
-        if net is None:
+        if not isinstance(net, DynamicNetwork):
             return sum(model(*part).values(), torch.zeros(())), None
         with collecting_gates(net) as gates:
             losses = model(*part)

@@ -15,7 +15,8 @@ from dggraph.detection.registry import has_frozen_norms, load_detector
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered
-from dggraph.network.network import DynamicNetwork, note_weights_
+from dggraph.network.network import DynamicNetwork
+from dggraph.network.standin import note_weights_
 from dggraph.training.config import TrainConfig, read_config
 from dggraph.training.runs import WEIGHTS
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dggraph.baselines.archive import refuse_unsavable
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.data.sampler import EpochBatches, SeededDataset
 from dggraph.errors import InputError
-from dggraph.network.archive import refuse_unsavable
 from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.system import processes
 from dggraph.system.loaders import load_batches
@@ -138,7 +139,7 @@ def train(
     config = as_started(config)
     folder = run_folder(config)
     prepared = prepare(config)
-    if isinstance(prepared.model, DynamicNetwork):
+    if isinstance(prepared.model, DynamicNetwork | BaselineNetwork):
         refuse_unsavable(
             prepared.model, folder / ARCHIVE, prepared.preprocess, prepared.labels or None
         )
@@ -225,6 +226,7 @@ def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoc
     return Run(
         model=model,
         net=dynamic_part(model),
+        baseline=model if isinstance(model, BaselineNetwork) else None,
         frozen=prepared.frozen,
         identity=identity,
         wrapped=torch.compile(wrapped) if config.torchcompile else wrapped,  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dggraph.baselines.registry import make_baseline, read_method
 from dggraph.data.class_names import as_text, describe_renamed
 from dggraph.data.sources import open_data
 from dggraph.detection.average_precision import require_library
@@ -45,6 +46,11 @@ CLASSIFICATION_KEYS = (
 Detectors resize, normalise and batch images themselves, each image to another shape.
 """
 DETECTION_KEYS = ("max_size", "on_bad_box")
+GRAPH_KEYS = (
+    "wiring", "residual", "router", "gate", "init", "tune", "decide", "pin_divergence", "recompute",
+    "threshold", "threshold_warmup", "temperature", "budget", "budget_weight",
+)  # fmt: skip
+"""Keys of the dynamic graph, without a meaning for other methods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +159,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
             loaded = replace(loaded, weights_origin=checkpoint_origin(config.checkpoint))
     _refuse_other_outputs(config, loaded.model, preprocess, labels)
     teacher = teacher_of(loaded.model) if is_taught else None
-    model = loaded.model if config.router == "none" else _converted(config, loaded, preprocess)
+    model = _made(config, loaded, preprocess)
     for one in (model, *([] if teacher is None else [teacher])):
         one.to(processes.device())
         if config.channels_last:
@@ -230,6 +236,9 @@ def _given(config: TrainConfig, keys: Iterable[str]) -> str | None:
 
 
 def _refuse(config: TrainConfig) -> None:
+    read_method(config.method)
+    if config.has_method:
+        _refuse_with_method(config)
     if config.router != "none" and config.gate is not None:
         find_gate(config.gate).refuse_threshold(config.final_threshold)
     given = _given(config, ("objective", "tune", "decide", "pin_divergence", "recompute"))
@@ -267,8 +276,32 @@ def _refuse(config: TrainConfig) -> None:
         )
 
 
-def _converted(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess) -> DynamicNetwork:
-    return convert(loaded, torch.zeros((1, *preprocess.input_size)), **config.conversion)
+def _made(config: TrainConfig, loaded: LoadedModel, preprocess: Preprocess) -> nn.Module:
+    """Return what is trained: the static backbone, or the network that the method makes of it."""
+    example = torch.zeros((1, *preprocess.input_size))
+    if config.has_method:
+        return make_baseline(config.method, loaded, example)
+    return (
+        loaded.model if config.router == "none" else convert(loaded, example, **config.conversion)
+    )
+
+
+def _refuse_with_method(config: TrainConfig) -> None:
+    given = _given(config, GRAPH_KEYS)
+    if given:
+        raise InputError(
+            f"{given} is for the dynamic graph, and method = {config.method!r} has none. Remove it,"
+            " or the method."
+        )
+    if config.task == "detection":
+        raise InputError(
+            f"method = {config.method!r} is for classification. Remove it, or choose that task."
+        )
+    if config.parallel == "fsdp":
+        raise InputError(
+            f"method = {config.method!r} was not tested on sharded weights. Choose parallel ="
+            " 'ddp'."
+        )
 
 
 def _freeze_(model: nn.Module, tune: str) -> tuple[str, ...]:

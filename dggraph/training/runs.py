@@ -32,14 +32,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dggraph.baselines.archive import save
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.data.sampler import seed_of
 from dggraph.errors import CheckpointError, InputError, TrainingError
 from dggraph.models.origins import TRAINED
 from dggraph.models.preprocessing import Preprocess
-from dggraph.network.archive import save
 from dggraph.network.gate_constraints import release_
-from dggraph.network.network import DynamicNetwork, dynamic_part, note_weights_
-from dggraph.network.standin import load_full_state_dict_
+from dggraph.network.network import DynamicNetwork, dynamic_part
+from dggraph.network.standin import load_full_state_dict_, note_weights_
 from dggraph.system import processes
 from dggraph.system.files import write_whole
 from dggraph.system.sharding import full_state_dict
@@ -70,6 +71,8 @@ class Run:
     """The module that is trained: the network, static or dynamic, or the detector around it."""
     net: DynamicNetwork | None
     """The dynamic network: `model` or a part of it."""
+    baseline: BaselineNetwork | None
+    """The network of another method, if that is `model`."""
     frozen: tuple[str, ...]
     """Names of the parameters that are frozen in this run only."""
     identity: Identity
@@ -307,7 +310,7 @@ def finish(
     labels: Sequence[str],
     preprocess: Preprocess | None,
 ) -> None:
-    """Write the trained network: a dynamic classifier as an archive, anything else as a state dict.
+    """Write the trained network: a classifier with a method as an archive, else a state dict.
 
     Raises:
         TrainingError: it cannot be written; says where its weights are.
@@ -339,7 +342,7 @@ def _write_network(
     net = dynamic_part(model)
     if net is not None:
         release_(net)
-    if isinstance(model, DynamicNetwork):
+    if isinstance(model, DynamicNetwork | BaselineNetwork):
         for name in run.frozen:
             model.lowered.get_parameter(name).requires_grad_(True)
         note_weights_(model, TRAINED)

@@ -35,13 +35,15 @@ def take_step(
         start = find_gate(run.net.blueprint.gate).start_temperature
         if config.temperature != start:
             run.net.set_temperature(temperature_at(done, start, config.temperature))
+    if run.baseline is not None:
+        run.baseline.anneal_(done)
     # a gradient scaler reads its own flag in every step
     is_late = reads_later(device) and not run.scaler.is_enabled()
     loss_sum, kept_sum = torch.zeros((), device=device), None
-    parts = task.parts(batch, run.step)
+    parts, net = task.parts(batch, run.step), run.net if run.baseline is None else run.baseline
     for number, part in enumerate(parts, start=1):
         with gradient_sync(run.wrapped, number == len(parts)), _autocast(config, device):
-            loss, gates = task.loss(run.wrapped, run.net, part)
+            loss, gates = task.loss(run.wrapped, net, part)
             if gates is not None:
                 kept_B = kept(gates)
                 kept_sum = kept_B.detach().mean() / len(parts) + (

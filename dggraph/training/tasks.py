@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
 from dggraph.training.identity import Identity
@@ -48,11 +49,12 @@ class Task(Protocol):
         """Return a batch on the device, mixed and split into `grad_accum_steps` parts."""
 
     def loss(
-        self, model: nn.Module, net: DynamicNetwork | None, part: Any
+        self, model: nn.Module, net: DynamicNetwork | BaselineNetwork | None, part: Any
     ) -> tuple[Tensor, Gates | None]:
         """Return the 0-d loss of one part, and the gates of its forward pass.
 
-        `model` is called once, in train mode, and contains `net`.
+        `model` is called once, in train mode, and contains `net`. What a baseline adds to the loss
+        is included.
         """
 
     def evaluate(self, model: nn.Module) -> Evaluation:
