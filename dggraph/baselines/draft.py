@@ -30,9 +30,10 @@ from dggraph.compiler.tracing import trace
 from dggraph.errors import InputError, LoweringError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.models.registry import LoadedModel, load_model
+from dggraph.network.assembly import freeze_unused_
 from dggraph.network.conversion_arguments import example_of, plain_backbone
 from dggraph.network.standin import note_weights_
-from dggraph.ops.gating import GATES
+from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
 from dggraph.system.devices import first_weight
 from dggraph.system.torch_private import tree_leaves
@@ -128,7 +129,9 @@ def open_draft(
             (),
             (),
             graph=DynamicGraph(type(given).__name__, stages=(), nodes=(), edges=()),
-            deciders=Deciders(scope=scope, router=router, gate=GATES["anchored"], threshold=0.0),
+            deciders=Deciders(
+                scope=scope, router=router, gate=find_gate("anchored"), threshold=0.0
+            ),
         ).module
     if not found.stages:
         raise NothingToRouteError(
@@ -185,6 +188,8 @@ def finish(
     owner.add_module(f"{ROUTING}method", draft.added)
     lowered = LoweredModule(owner, draft.graph)
     lowered.graph.lint()
+    for name in freeze_unused_(lowered):
+        draft.unchanged.append((name, "not read by the graph, so frozen"))
     report = BaselineReport(
         changed=tuple(dict.fromkeys(draft.changed)),
         unchanged=tuple(draft.unchanged),

@@ -49,7 +49,7 @@ class MixedConv(nn.Module):
         mixture_BK = self.mixture(x).to(weight.dtype)
         experts_KW = torch.cat([weight[None], self.weights]).flatten(1)
         mixed = (mixture_BK @ experts_KW).reshape(num_images * len(weight), *weight.shape[1:])
-        y = functional.conv2d(
+        y: Tensor = functional.conv2d(
             x.reshape(1, -1, *x.shape[2:]),
             mixed,
             None,
@@ -62,7 +62,8 @@ class MixedConv(nn.Module):
         if bias is None or self.biases is None:
             return y
         bias_BO = mixture_BK @ torch.cat([bias[None], self.biases])
-        return y + bias_BO[:, :, None, None]
+        y = y + bias_BO[:, :, None, None]
+        return y
 
 
 def mix_convs_(

@@ -8,7 +8,6 @@ from dggraph.baselines.conditional_convs import cond_conv
 from dggraph.baselines.excitation import squeeze_excitation
 from dggraph.baselines.kernel_attention import dynamic_conv
 from dggraph.baselines.network import BaselineNetwork
-from dggraph.errors import InputError
 from dggraph.models.registry import LoadedModel
 from dggraph.system.specs import Spec, bind, read_known
 

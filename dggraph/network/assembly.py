@@ -47,7 +47,7 @@ def assemble(
     )
     lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
     _follow_backbone_(lowered.module, graph, flow.module)
-    frozen = _freeze_unused_(lowered.module)
+    frozen = freeze_unused_(lowered.module)
     kind = IndexedNetwork if is_indexed(flow.module) else DynamicNetwork
     net = kind(
         lowered.module,
@@ -73,7 +73,7 @@ def _follow_backbone_(lowered: LoweredModule, graph: DynamicGraph, backbone: nn.
             decider.to(dtype=weight.dtype)
 
 
-def _freeze_unused_(lowered: LoweredModule) -> tuple[str, ...]:
+def freeze_unused_(lowered: LoweredModule) -> tuple[str, ...]:
     """Freeze the parameters that the graph does not read, and return their names.
 
     Plain DDP fails on parameters that never get a gradient.

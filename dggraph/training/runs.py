@@ -288,10 +288,10 @@ def evaluated_model(run: Run) -> Iterator[nn.Module]:
     """
     model: nn.Module = run.average.module if run.average is not None else run.model
     processes.share_buffers_(model)
-    net = dynamic_part(model)
-    if net is not None and run.net is not None:
-        now = dict(run.net.lowered.named_buffers())
-        for name, buffer in net.lowered.named_buffers():
+    net, own = (dynamic_part(model), run.net) if run.baseline is None else (model, run.baseline)
+    if net is not None and own is not None:
+        now = dict(own.named_buffers())
+        for name, buffer in net.named_buffers():
             # scheduled, not learned, so an average would lag behind
             if name.endswith((".threshold", ".temperature")):
                 buffer.copy_(now[name])
