@@ -39,7 +39,7 @@ from dggraph.system.devices import first_weight
 from dggraph.system.torch_private import tree_leaves
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
-"""Of outputs that are said to be equal up to rounding, relative to the largest output."""
+"""The largest difference that passes as rounding, relative to the largest output."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -108,7 +108,7 @@ def _mix_block_(
         conv = draft.backbone.get_submodule(path)
         if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
             if any(parameter.ndim == 4 for parameter in conv.parameters(recurse=False)):
-                draft.unchanged.append((path, f"a {type(conv).__name__} is no plain nn.Conv2d"))
+                draft.unchanged.append((path, f"a {type(conv).__name__} is not a plain nn.Conv2d"))
             continue
         mixed = MixedConv(conv, make(conv), num_experts=num_experts, init=init)
         names = ["weight"] if conv.bias is None else ["weight", "bias"]

@@ -14,7 +14,7 @@ from dggraph.models.registry import LoadedModel
 from dggraph.ops.routing import pool
 
 START_TEMPERATURE = 30.0
-"""Of the softmax at the start of training; it ends at 1."""
+"""The temperature of the softmax at the start of training; it ends at 1."""
 ANNEALED_SHARE = 0.1
 """Share of training over which the temperature falls, linearly."""
 REDUCTION = 4

@@ -83,7 +83,7 @@ class BaselineNetwork(StandIn):
     report: BaselineReport
     """What the method changed."""
     fingerprint: str
-    """Of the backbone's trace, for an archive."""
+    """The fingerprint of the backbone's trace, for an archive."""
     input_shape: tuple[int, ...]
     """(C, H, W) of the example that it was built with."""
     source: str | None

@@ -150,7 +150,7 @@ def refuse_unsavable(
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """Raise ArchiveError if `folder` is there and is no archive."""
+    """Raise ArchiveError if `folder` is there and is not an archive."""
     if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
         raise ArchiveError(
             f"{folder} exists and is not a dggraph archive, so it is not overwritten. Choose"

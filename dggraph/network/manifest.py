@@ -26,7 +26,7 @@ from dggraph.system.files import part_of
 
 SCHEMA_VERSION = 1
 METHOD_SCHEMA_VERSION = 2
-"""Of archives with a method, which version 1 did not have: older versions ask for an upgrade."""
+"""The version of archives with a method; older versions of dggraph ask for an upgrade."""
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "model.safetensors", "manifest.json"
 """The names of the files in an archive."""
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -260,7 +260,7 @@ def method_of(folder: Path) -> str | None:
     """Return the method of the network in the archive `folder`; None for a converted network.
 
     Raises:
-        ArchiveError: It is no archive, or its manifest is not JSON.
+        ArchiveError: It is not an archive, or its manifest is not JSON.
     """
     method = _read_document(folder).get("method")
     return method if isinstance(method, str) else None

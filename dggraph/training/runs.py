@@ -112,6 +112,8 @@ def as_started(config: TrainConfig) -> TrainConfig:
     A run that has begun keeps those it began with. Older runs closed edges at 0.5 and let routers
     learn at `lr` where nothing else was said, and their folder is named after that.
     """
+    if config.has_method:  # thresholds are not for it, and are refused
+        return config.model_copy(update={"router_lr": config.router_rate})
     unset = [key for key in ("threshold", "router_lr") if getattr(config, key) is None]
     now = config.model_copy(
         update={"threshold": config.final_threshold, "router_lr": config.router_rate}

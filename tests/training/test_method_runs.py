@@ -21,7 +21,7 @@ from dggraph.training.config import TrainConfig
 from dggraph.training.loop import train
 from dggraph.training.runs import run_folder
 
-METHOD = {"method": "squeeze_excitation(reduction=2)", "budget": None}
+METHOD = {"method": "squeeze_excitation(reduction=2)", "budget": None, "threshold": None}
 
 
 def test_a_run_that_was_stopped_ends_as_the_other_and_evaluates(
