@@ -1,6 +1,9 @@
 """MODEL on the command line: a name, an archive or the folder of a run, made a network."""
 
-from collections.abc import Iterable
+import gc
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,11 +98,30 @@ def open_classifier(
     return _convert(model, **options)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import torch for the first time within this context, without Python's garbage collector.
+
+    Its objects stay for good. Searching them for garbage again and again would take a tenth of the
+    time of a short command; later collections skip them too.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _load_archive(
     model: str, backbone: str | None, options: dict[str, Any]
 ) -> "DynamicNetwork | BaselineNetwork":
-    from dggraph.baselines.archive import load, stored_classes
-    from dggraph.models.registry import load_model
+    with uncollected():
+        from dggraph.baselines.archive import load, stored_classes
+        from dggraph.models.registry import load_model
 
     refuse_answered(
         f"an archive: {model} is converted already. Convert its MODEL again.",
@@ -128,8 +150,9 @@ def _convert(
             f"--pretrained brings weights and classes of its own, so {other} does not go with it."
             + (" `dggraph train --pretrained` learns other classes." if num_classes else "")
         )
-    from dggraph.models.registry import load_model
-    from dggraph.network.conversion import convert
+    with uncollected():
+        from dggraph.models.registry import load_model
+        from dggraph.network.conversion import convert
 
     with working(f"Converting {model}"):
         try:

@@ -19,7 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError
-from dggraph.system.torch_private import FakeTensorMode, tree_leaves
+from dggraph.system.torch_private import (
+    FakeTensorMode,
+    has_forward_hooks,
+    has_values,
+    tree_leaves,
+)
 
 TRACED_BATCH = 2
 TIED_IMAGES = (
@@ -200,6 +205,16 @@ def _counted_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
+def _is_plain_norm(module: nn.Module) -> bool:
+    """Whether a call in eval mode surely keeps the shape; torch would run ten ops for a norm."""
+    return (
+        type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        and not module.training
+        and "forward" not in vars(module)
+        and not has_forward_hooks(module)
+    )
+
+
 class _Profiler(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -209,6 +224,13 @@ class _Profiler(fx.Interpreter):
         self.bundles: set[str] = set()
         self.unroutable: dict[str, torch.dtype] = {}
         self._flops = 0
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if _is_plain_norm(module) and not kwargs and not has_values(args[0]):
+            if args[0].shape[1] == module.num_features:
+                return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

@@ -1,7 +1,9 @@
 """MODEL on the command line: names, archives and runs, and where their weights come from."""
 
+import gc
 import json
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import dggraph
-from dggraph.cli.networks import kind_of
+from dggraph.cli.networks import kind_of, uncollected
 from dggraph.errors import DownloadError, InputError
 from dggraph.models.default_weights import fetch_default
 from dggraph.models.origins import GIVEN, RANDOM, TRAINED
@@ -27,6 +29,26 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive") / "net"
     dggraph.save(dggraph.convert(NAME), folder)
     return folder
+
+
+def test_the_first_import_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first, and only where collecting was on; it is on again afterwards."""
+    with uncollected():
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "torch")
+    frozen = gc.get_freeze_count()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+        gc.disable()
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 @pytest.fixture

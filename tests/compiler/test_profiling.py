@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from small import Block, Net, X
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import dggraph
+from dggraph.compiler import profiling
 from dggraph.compiler.quantised import FLOPS_OF_QUANTISED
 from dggraph.errors import InputError, NothingToRouteError
 
@@ -169,3 +170,27 @@ def test_layers_may_get_views_of_parameters() -> None:
     assert torch.equal(net(X), backbone(X))
     assert net.latent.requires_grad
     assert net.report.total_macs >= 2 * 8 * 8
+
+
+def norms(channels: int = 4) -> nn.Sequential:
+    odd = nn.BatchNorm2d(4)
+    odd.register_forward_hook(lambda _module, _args, output: output[:, :, ::2])
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(channels), odd, nn.Flatten(2), nn.BatchNorm1d(4)
+    ).eval()
+
+
+def test_norms_keep_shapes_unless_a_hook_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not called on fake tensors; the result is that of calling them."""
+    model, x = norms(), torch.rand(1, 3, 8, 8)
+    graph = fx.Tracer().trace(model)
+    found = profiling.profile(model, graph, x)
+    assert found.shapes["_4"] == (2, 4, 18)
+    monkeypatch.setattr(profiling, "_is_plain_norm", lambda _module: False)
+    assert found == profiling.profile(model, graph, x)
+
+
+def test_norms_of_another_width_are_told() -> None:
+    model = norms(channels=5)
+    with pytest.raises(InputError, match="cannot run on an input of shape"):
+        profiling.profile(model, fx.Tracer().trace(model), torch.rand(1, 3, 8, 8))
