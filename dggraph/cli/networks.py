@@ -2,8 +2,8 @@
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,7 @@ def open_network(model: str, *, backbone: str | None = None, **options: Any) -> 
         InputError: `model` is the network of a baseline; or as for `open_classifier`.
         click.UsageError: as for `open_classifier`.
     """
+    import_torch()
     from dggraph.baselines.network import BaselineNetwork
 
     net = open_classifier(model, backbone=backbone, **options)
@@ -76,6 +77,7 @@ def open_classifier(
             without one.
         InputError: `model` is none of the three, or the run of a detector; or as for `load_model`.
     """
+    import_torch()
     kind = kind_of(model)
     if kind == "archive":
         return _load_archive(model, backbone, options)
@@ -98,19 +100,17 @@ def open_classifier(
     return _convert(model, **options)
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Import torch for the first time within this context, without Python's garbage collector.
+def import_torch() -> None:
+    """Import torch and torchvision, the first time without Python's garbage collector.
 
-    Its objects stay for good. Searching them for garbage again and again would take a tenth of the
-    time of a short command; later collections skip them too.
+    What they make stays for good. Searching it for garbage again and again would take a tenth of
+    the time of a short command; later collections skip it too.
     """
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
+    if "torchvision" in sys.modules or not gc.isenabled():
         return
     gc.disable()
     try:
-        yield
+        import_module("torchvision")
     finally:
         gc.freeze()
         gc.enable()
@@ -119,9 +119,8 @@ def uncollected() -> Iterator[None]:
 def _load_archive(
     model: str, backbone: str | None, options: dict[str, Any]
 ) -> "DynamicNetwork | BaselineNetwork":
-    with uncollected():
-        from dggraph.baselines.archive import load, stored_classes
-        from dggraph.models.registry import load_model
+    from dggraph.baselines.archive import load, stored_classes
+    from dggraph.models.registry import load_model
 
     refuse_answered(
         f"an archive: {model} is converted already. Convert its MODEL again.",
@@ -150,9 +149,8 @@ def _convert(
             f"--pretrained brings weights and classes of its own, so {other} does not go with it."
             + (" `dggraph train --pretrained` learns other classes." if num_classes else "")
         )
-    with uncollected():
-        from dggraph.models.registry import load_model
-        from dggraph.network.conversion import convert
+    from dggraph.models.registry import load_model
+    from dggraph.network.conversion import convert
 
     with working(f"Converting {model}"):
         try:

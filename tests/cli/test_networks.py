@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 import dggraph
-from dggraph.cli.networks import kind_of, uncollected
+from dggraph.cli import networks
+from dggraph.cli.networks import import_torch, kind_of
 from dggraph.errors import DownloadError, InputError
 from dggraph.models.default_weights import fetch_default
 from dggraph.models.origins import GIVEN, RANDOM, TRAINED
@@ -33,22 +34,22 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_import_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first, and only where collecting was on; it is on again afterwards."""
-    with uncollected():
-        assert gc.isenabled()
-    monkeypatch.delitem(sys.modules, "torch")
+    seen: list[bool] = []
+    monkeypatch.setattr(networks, "import_module", lambda _name: seen.append(gc.isenabled()))
+    import_torch()
+    monkeypatch.delitem(sys.modules, "torchvision")
     frozen = gc.get_freeze_count()
     try:
-        with uncollected():
-            assert not gc.isenabled()
+        import_torch()
         assert gc.isenabled()
         assert gc.get_freeze_count() > frozen
         gc.disable()
-        with uncollected():
-            pass
+        import_torch()
         assert not gc.isenabled()
     finally:
         gc.enable()
         gc.unfreeze()
+    assert seen == [False]
 
 
 @pytest.fixture
