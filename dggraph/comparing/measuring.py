@@ -7,6 +7,7 @@ median of the ratios counts. Seconds depend on what else the machine does; ratio
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.comparing.memory import peak_bytes
 from dggraph.evaluation.swapped_gates import swap_gates
 from dggraph.evaluation.timing import CLOCKS, compare, wait_for
 from dggraph.network.network import DynamicNetwork
 from dggraph.system.devices import first_weight
+from dggraph.system.loaders import num_samples
 from dggraph.system.modes import evaluating, keeping_modes
 
 BATCH_SIZES = (1, 16)
@@ -26,6 +29,8 @@ NUM_SINGLE = 8
 """Images that are timed one by one; their paths differ."""
 ROUNDS = 15
 SWAPPED_IMAGES = 4000
+MACS_IMAGES = 500
+"""Images whose MACs are counted, where a method other than ours decides on them."""
 
 
 def measure(
@@ -50,37 +55,63 @@ def measure(
         rounds: rounds of each timing.
     """
     device = first_weight(model).device
-    count = min(max(batch_size, *BATCH_SIZES, NUM_SINGLE), len(dataset))  # type: ignore[arg-type]
+    count = min(max(batch_size, *BATCH_SIZES, NUM_SINGLE), num_samples(dataset))
     samples = [dataset[index] for index in range(count)]
     images = torch.stack([image for image, _ in samples]).to(device, memory_format=memory_format)
     labels = torch.tensor([label for _, label in samples], device=device)
-    static_macs = count_macs(static, images[:1])
-    own_macs = count_macs(model, images[:1])
-    facts: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "static_macs": static_macs,
-        "macs": own_macs if kept is None else kept * own_macs,
-        **_training_costs(model, static, images[:batch_size], labels[:batch_size], rounds),
+    batch = images[:batch_size], labels[:batch_size]
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "MACs": lambda: _macs(model, static, dataset, kept),
+        "training": lambda: _training_costs(model, static, *batch, rounds),
     }
     for size in BATCH_SIZES:
-        facts[f"inference_time_ratio_{size}"] = _inference_ratio(
-            model, static, torch.split(images[: max(size, NUM_SINGLE)], size), rounds
-        )
+        batches = torch.split(images[: max(size, NUM_SINGLE)], size)
+        name = f"inference_time_ratio_{size}"
+        parts[name] = partial(_inference_ratio, name, model, static, batches, rounds)
     if isinstance(model, DynamicNetwork):
-        swapped = swap_gates(model, dataset, limit=SWAPPED_IMAGES)
-        facts |= {
-            "swap_images": swapped.num_images,
-            "own_paths_accuracy": swapped.own,
-            "mean_adjacency_accuracy": swapped.mean,
-            "other_image_accuracy": swapped.other,
-        }
+        parts["swapped adjacencies"] = partial(_swapped, model, dataset)
+    facts: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters())
+    }
+    for name, part in parts.items():
+        try:
+            facts |= part()
+        except Exception as error:  # a trained network is worth its row without this part
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            facts["unmeasured"] = facts.get("unmeasured", {}) | {name: message}
     return facts
 
 
-def count_macs(model: nn.Module, images: Tensor) -> int:
-    """Return the multiply-accumulates of one image with every block; routers and sums included."""
+def _macs(
+    model: nn.Module, static: nn.Module, dataset: Dataset[Any], kept: float | None
+) -> dict[str, float]:
+    """Return the MACs of the static network and those of the mean image."""
+    limit = min(MACS_IMAGES, num_samples(dataset))
+    device = first_weight(model).device
+    images = torch.stack([dataset[index][0] for index in range(limit)]).to(device)
     if isinstance(model, DynamicNetwork):
-        return model.macs_table.static
+        assert kept is not None
+        macs = kept * model.macs_table.static
+    elif isinstance(model, BaselineNetwork):
+        with evaluating(model):
+            macs = float(model.macs(images).mean())
+    else:
+        macs = count_macs(model, images[:1])
+    return {"static_macs": count_macs(static, images[:1]), "macs": macs}
+
+
+def _swapped(net: DynamicNetwork, dataset: Dataset[Any]) -> dict[str, float]:
+    swapped = swap_gates(net, dataset, limit=SWAPPED_IMAGES)
+    return {
+        "swap_images": swapped.num_images,
+        "own_paths_accuracy": swapped.own,
+        "mean_adjacency_accuracy": swapped.mean,
+        "other_image_accuracy": swapped.other,
+    }
+
+
+def count_macs(model: nn.Module, images: Tensor) -> int:
+    """Return the multiply-accumulates of one image through a plain network."""
     with evaluating(model), FlopCounterMode(display=False) as counter:
         model(images)
     return int(counter.get_total_flops()) // 2 // len(images)
@@ -131,8 +162,8 @@ def _training_costs(
 
 
 def _inference_ratio(
-    model: nn.Module, static: nn.Module, batches: tuple[Tensor, ...], rounds: int
-) -> float:
+    name: str, model: nn.Module, static: nn.Module, batches: tuple[Tensor, ...], rounds: int
+) -> dict[str, float]:
     def run(one: nn.Module) -> Callable[[], None]:
         def once() -> None:
             for batch in batches:
@@ -144,7 +175,7 @@ def _inference_ratio(
     with keeping_modes(model, static), torch.no_grad():
         model.eval()
         static.eval()
-        return _ratio(run(static), run(model), batches[0].device, rounds)
+        return {name: _ratio(run(static), run(model), batches[0].device, rounds)}
 
 
 def _ratio(

@@ -210,7 +210,8 @@ def _runs(file: Path, comparison: Comparison, output: Path) -> Iterator[PlannedR
                 for method, table in comparison.methods.items():
                     own = _config(file, comparison, method, family, data)
                     budgets = table.get("budgets", comparison.budgets)
-                    if own.router == "none" and "budgets" not in table:
+                    has_paths = own.router != "none" and not own.has_method
+                    if not has_paths and "budgets" not in table:
                         budgets = ()
                     for budget in (None, *budgets):
                         yield _run(

@@ -164,6 +164,13 @@ def _entry(
         differences=differences,
         num_seeds_needed=needed,
         facts={fact: _mean(row.get(fact) for row in rows.values()) for fact in FACTS},
+        unmeasured=tuple(
+            dict.fromkeys(
+                f"{part}: {message}"
+                for row in rows.values()
+                for part, message in row.get("unmeasured", {}).items()
+            )
+        ),
         command=str(next(iter(rows.values())).get("command", "")),
     )
 

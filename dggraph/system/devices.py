@@ -18,6 +18,17 @@ def first_weight(model: nn.Module) -> Tensor:
     )
 
 
+def channels_last_(model: nn.Module) -> None:
+    """Store the weights of 2-D convolutions with their channels last, in place.
+
+    `Module.to(memory_format=...)` fails on tensors with five axes, such as several kernels of one
+    layer.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of a batch to `device`; the host waits for a GPU only if it is not pinned."""
     return tensor.to(device, non_blocking=device.type == "cuda")

@@ -29,6 +29,7 @@ from dggraph.network.network import DynamicNetwork, dynamic_part
 from dggraph.network.norms import NORMS
 from dggraph.ops.gating import find_gate
 from dggraph.system import processes
+from dggraph.system.devices import channels_last_
 from dggraph.training.classifying import Classifying
 from dggraph.training.config import TrainConfig, configured
 from dggraph.training.detecting import Detecting
@@ -163,7 +164,7 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
     for one in (model, *([] if teacher is None else [teacher])):
         one.to(processes.device())
         if config.channels_last:
-            one.to(memory_format=torch.channels_last)
+            channels_last_(one)
     how = {"batch_size": config.evaluation_batch_size, "workers": config.workers}
     if teacher is not None:
         data = replace(data, validation=answered(teacher, data.validation, **how))

@@ -55,6 +55,8 @@ class Entry:
     """Seeds with which a difference of one point from the baseline is seen in 80 % of all cases."""
     facts: Mapping[str, float | None]
     """Means over seeds of the numbers of a row."""
+    unmeasured: tuple[str, ...]
+    """What could not be measured, and why."""
     command: str
     """What trains its first seed."""
 

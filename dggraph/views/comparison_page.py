@@ -53,6 +53,7 @@ def write_comparison(summary: ComparisonSummary) -> str:
         explained=_explained(summary),
         commands=_commands(summary),
         failures=summary.failures,
+        unmeasured=_unmeasured(summary),
         machines=summary.machines,
     )
 
@@ -92,6 +93,8 @@ def _markdown(summary: ComparisonSummary) -> Iterator[str]:
         yield f"- {_plain(name)}: `{command}`"
     for name, message in summary.failures:
         yield f"- failed: {_plain(name)}: {_plain(message)}"
+    for name, reason in _unmeasured(summary):
+        yield f"- not measured: {_plain(name)}: {_plain(reason)}"
     yield from (f"- on {_plain(machine)}" for machine in summary.machines)
     yield ""
 
@@ -170,6 +173,15 @@ def _section(summary: ComparisonSummary, setting: Setting) -> dict[str, object]:
         "tables": [table for table in (first, second, third) if table[1]],
         "letters": names,
     }
+
+
+def _unmeasured(summary: ComparisonSummary) -> list[tuple[str, str]]:
+    return [
+        (f"{entry.name}, {setting.name}", reason)
+        for setting in summary.settings
+        for entry in setting.entries
+        for reason in entry.unmeasured
+    ]
 
 
 def _commands(summary: ComparisonSummary) -> list[tuple[str, str]]:

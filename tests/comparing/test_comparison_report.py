@@ -73,6 +73,22 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "<script>" not in re.sub(r"`[^`]*`", "", markdown.read_text())
 
 
+def test_failed_runs_and_missing_measurements_are_said(tmp_path: Path) -> None:
+    def some(run: PlannedRun) -> float | None:
+        return None if run.method == "node" and run.seed == 1 else accuracy(run)
+
+    plan = plan_with_rows(tmp_path, some)
+    rows = [json.loads(line) for line in plan.rows_file.read_text().splitlines()]
+    rows[0]["unmeasured"] = {"training": "ValueError: no memory"}
+    plan.rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, (file, _, markdown) = write_report(plan, "")
+    said = "".join(Page(file.read_text()).texts)
+    assert "Not complete: 2 failed." in said
+    for text in (said, markdown.read_text()):
+        assert "node, small, hard, seed 1: the loss is not finite" in text
+        assert "static, easy · small: training: ValueError: no memory" in text
+
+
 def test_a_comparison_without_rows_has_a_page(tmp_path: Path) -> None:
     plan = plan_with_rows(tmp_path, lambda run: float("nan"))
     _, (file, *_) = write_report(plan, "")

@@ -7,6 +7,7 @@ from torch import nn
 from toy_data import Toy
 
 import dggraph
+from dggraph.comparing import measuring
 from dggraph.comparing.measuring import count_macs, measure, peak_memory
 from dggraph.models.registry import load_model
 
@@ -25,11 +26,29 @@ def test_macs_of_a_plain_network_by_hand() -> None:
     assert count_macs(net, torch.zeros(2, 3, 5, 5)) == 25 * 27 * 4 + 100 * 7
 
 
-def test_a_converted_network_is_counted_by_its_own_table() -> None:
+def test_macs_are_those_of_the_mean_image() -> None:
+    static = load_model("dggraph:resnet14_4", num_classes=4).model
+    data, macs = Toy(9, False, 0), count_macs(static, torch.zeros(1, 3, 16, 16))
+    net = dggraph.convert(static, torch.zeros(1, 3, 16, 16))
+    assert net.macs_table.static == macs
+    found = measure(net, static, data, batch_size=8, kept=0.75, rounds=3)
+    assert (found["static_macs"], found["macs"]) == (macs, 0.75 * macs)
+    baseline = dggraph.baselines.squeeze_excitation(static, torch.zeros(1, 3, 16, 16))
+    found = measure(baseline, static, data, batch_size=8, kept=None, rounds=3)
+    assert found["static_macs"] == macs
+    assert found["macs"] == float(baseline.macs(data[0][0][None])) > macs
+
+
+def test_a_part_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("no adjacency\nhere")
+
     static = load_model("dggraph:resnet14_4", num_classes=4).model
     net = dggraph.convert(static, torch.zeros(1, 3, 16, 16))
-    images = torch.zeros(1, 3, 16, 16)
-    assert count_macs(net, images) == net.macs_table.static == count_macs(static, images)
+    monkeypatch.setattr(measuring, "swap_gates", fail)
+    facts = measure(net, static, Toy(9, False, 0), batch_size=8, kept=1.0, rounds=3)
+    assert facts["unmeasured"] == {"swapped adjacencies": "ValueError: no adjacency here"}
+    assert set(facts) >= NAMES
 
 
 @pytest.mark.parametrize("is_dynamic", [False, True])
