@@ -19,7 +19,7 @@ from dggraph.errors import InputError
 from dggraph.graph.ir import CandidateEdge
 from dggraph.network.gate_contexts import decided_edges
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.gating import AnchoredGate
+from dggraph.ops.gating import AnchoredGate, SoftmaxGate
 from dggraph.ops.routing import LinearRouter
 
 HELD = -1
@@ -71,6 +71,11 @@ def decide_blocks_(net: DynamicNetwork, pinned: Collection[str] = ()) -> None:
         raise InputError(
             "a node's router decides after its block has run, too late to skip the block, as in"
             f' stage {of_nodes[0]!r}. Convert with router="stage".'
+        )
+    if any(isinstance(module, SoftmaxGate) for module in net.lowered.modules()):
+        raise InputError(
+            "edges out of a block have one weight here, and the gate softmax weighs each against"
+            ' the others into its target. Convert with gate="anchored".'
         )
     free = {
         node.name
@@ -136,7 +141,7 @@ def _hold(
         if not isinstance(router, LinearRouter) or not isinstance(gate, AnchoredGate):
             raise InputError(
                 f"stage {stage!r} has a {type(router).__name__} and a {type(gate).__name__}. Edges"
-                " are pinned by logits of 0, which needs dggraph's routers and the gate"
+                " are pinned by logits of 0, which needs a node or stage router and the gate"
                 ' "anchored". Convert with those, or pin nothing.'
             )
         is_held_E = torch.tensor(

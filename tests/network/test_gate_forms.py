@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import InputError
+from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.aggregation import plain_aggregation
 
@@ -259,3 +260,47 @@ def test_a_shrinking_weight_is_continuous_where_its_edge_closes() -> None:
 def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dggraph.convert(Net(Block, 2), torch.zeros(1, 3, 16, 16), **given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("router", "gate"), [("node", "shrink"), ("stage", "softmax")])
+def test_a_compiled_training_step_has_the_same_gradients(router: str, gate: str) -> None:
+    net, x = converted(router, gate).train(), images()
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+    def gradients(forward: Any) -> tuple[Tensor, ...]:
+        output, gates = forward(x, return_gates=True)
+        weights = torch.cat(list(gates.weights.values()), 1)
+        return torch.autograd.grad(output.square().mean() + weights.square().sum(), learned)
+
+    expected = gradients(net)
+    torch._dynamo.reset()
+    found = gradients(torch.compile(net, fullgraph=True, backend="aot_eager"))
+    torch._dynamo.reset()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_competing_edges_do_not_decide_blocks() -> None:
+    net = dggraph.convert(
+        Net(Block, 2), torch.zeros(1, 3, 16, 16), router="stage", gate="softmax", residual="lift"
+    )
+    with pytest.raises(InputError, match="the gate softmax weighs each against the others"):
+        decide_blocks_(net)
+
+
+@pytest.mark.parametrize("gate", ["shrink", "scaled"])
+def test_pinned_blocks_stay_open_behind_every_anchored_gate(gate: str) -> None:
+    net = dggraph.convert(
+        Net(Block, 2), torch.zeros(1, 3, 16, 16), router="stage", gate=gate, threshold=0.05
+    )
+    pin_open_(net, ["blocks_0"])
+    with torch.no_grad():
+        for name, parameter in net.lowered.named_parameters():
+            if name.startswith("dg_"):
+                parameter.normal_()
+        _, gates = net(images().float(), return_gates=True)
+    edges = net.graph.edges("blocks")
+    pinned = [p for p, e in enumerate(edges) if e.is_static and "blocks_0" in (e.source, e.target)]
+    assert pinned
+    assert (gates.weights["blocks"][:, pinned] == 1).all()
