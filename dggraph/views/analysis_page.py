@@ -139,7 +139,7 @@ def _findings(found: Analysis) -> Iterator[str]:
         tells = "says little about" if found.rank_correlation < WEAK else "goes with"
         yield (
             f"An edge's mean weight {tells} what closing it costs: rank correlation"
-            f" {found.rank_correlation:.2f}."
+            f" {_number(found.rank_correlation, '.2f')}."
         )
     free = [edge for edge in found.edges if edge.open_fraction > 0 and not _costs(edge)]
     if free:
@@ -164,9 +164,9 @@ def _warnings(found: Analysis) -> Iterator[str]:
         yield "Every image gets the same adjacency."
     if not 1 / FAR <= found.composite_gain <= FAR:
         yield (
-            f"The composite gain is {found.composite_gain:.2g}: over its stages the network scales"
-            " features by that much more than the static one. Far from 1, training may become"
-            " unstable."
+            f"The composite gain is {found.composite_gain:.2g}: over all stages, paths scale"
+            " features by so many times what they do in the static network. Far from 1, training"
+            " may become unstable."
         )
 
 
@@ -220,7 +220,10 @@ def _gain_cells(*gains: float) -> list[str]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form).replace("-", MINUS)
+    if value is None:
+        return NONE
+    shown = format(value, form)
+    return shown.replace("-", MINUS) if float(shown) else format(0.0, form)
 
 
 def _share(value: float | None) -> str:
