@@ -281,6 +281,18 @@ def test_a_compiled_training_step_has_the_same_gradients(router: str, gate: str)
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
+def test_constant_edges_are_one_plan_for_every_batch() -> None:
+    net, x = converted("constant", "anchored").eval(), images()
+    for executed in (net, dggraph.optimize_for_inference(net)):
+        with torch.no_grad():
+            for batch in (x, x[:1], -x, x):
+                executed(batch)
+        assert executed.last_run == "sparse"
+        assert {stage: kept.num_patterns for stage, kept in executed.kept_plans().items()} == {
+            "blocks": 1
+        }
+
+
 def test_competing_edges_do_not_decide_blocks() -> None:
     net = dggraph.convert(
         Net(Block, 2), torch.zeros(1, 3, 16, 16), router="stage", gate="softmax", residual="lift"
