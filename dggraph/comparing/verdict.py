@@ -29,7 +29,7 @@ def judge(
     better = [one for one in methods if one[2].mark == "better"]
     worse = [one for one in methods if one[2].mark == "worse"]
     return (
-        _answer(methods, better, worse, baseline),
+        *_answer(methods, better, worse, baseline),
         *_against_controls(better, controls),
         *_of_controls(found, baseline),
         *_best(several[0], baseline),
@@ -39,18 +39,19 @@ def judge(
 
 def _answer(
     methods: Sequence[Found], better: Sequence[Found], worse: Sequence[Found], baseline: str
-) -> str:
+) -> Iterator[str]:
     if better:
-        text = f"Better than the {_named(baseline)}, and sure: {_list(better)}."
-        return text + (f" Worse, and sure: {_list(worse)}." if worse else "")
-    text = f"No method beats the {_named(baseline)} beyond what chance explains."
+        yield f"Better than the {_named(baseline)}, and sure: {_list(better)}."
+    else:
+        yield f"No method beats the {_named(baseline)} beyond what chance explains."
     maybe = [one for one in methods if one[2].mark == "maybe better"]
     if maybe:
-        text += (
-            f" Above it by more than the own interval, but among {len(methods)} differences not"
+        yield (
+            f"Above it by more than the own interval, but among {len(methods)} differences not"
             f" sure: {_list(maybe)}."
         )
-    return text + (f" Worse, and sure: {_list(worse)}." if worse else "")
+    if worse:
+        yield f"Worse, and sure: {_list(worse)}."
 
 
 def _against_controls(better: Sequence[Found], controls: Sequence[str]) -> Iterator[str]:
