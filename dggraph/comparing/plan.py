@@ -270,9 +270,14 @@ def _config(file: Path, comparison: Comparison, method: str, family: str, data: 
                 " output at the top of the file."
             )
         merged |= keys
+    where = f"{file}, method {method!r}, family {family!r}, data {data!r}"
     try:
-        return read_config(None, merged)
+        config = read_config(None, merged)
     except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if config.task == "detection" or config.objective == "distill":
         raise InputError(
-            f"{file}, method {method!r}, family {family!r}, data {data!r}: {error}"
-        ) from error
+            f"{where}: a comparison is about accuracy on labels, so it takes"
+            " task = 'classification' and objective = 'labels' only."
+        )
+    return config

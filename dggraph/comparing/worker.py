@@ -28,7 +28,7 @@ from dggraph.data.augmentation import Augmentation
 from dggraph.data.sources import open_data
 from dggraph.errors import DggraphError, TrainingError
 from dggraph.models.preprocessing import require_preprocess
-from dggraph.models.registry import load_model
+from dggraph.models.registry import load_model, takes_num_classes
 from dggraph.system import processes
 from dggraph.system.allocator import keep_freed_memory
 from dggraph.system.files import write_whole
@@ -125,7 +125,7 @@ def _train_and_measure(
 
 
 def _validation(config: TrainConfig) -> Dataset[Any]:
-    loaded = load_model(config.model, input_size=config.input_size)
+    loaded = load_model(config.model, num_classes=config.num_classes, input_size=config.input_size)
     preprocess = configured(require_preprocess(loaded.preprocess), config)
     return open_data(config.source, preprocess, Augmentation()).validation
 
@@ -135,7 +135,8 @@ def _static(config: TrainConfig, name: str, model: nn.Module, dataset: Dataset[A
     image, _ = dataset[0]
     with torch.no_grad():
         outputs = model.eval()(image[None].to(processes.device())).shape[1]
-    static = load_model(name, num_classes=outputs, input_size=config.input_size).model
+    number = outputs if takes_num_classes(name) else None
+    static = load_model(name, num_classes=number, input_size=config.input_size).model
     return static.to(processes.device())
 
 

@@ -115,6 +115,8 @@ STATIC = "[methods.static]\nrouter = 'none'\n"
         (STATIC + "[methods.static.families]\nc.lr = 1\n", "names 'c', which is not a family"),
         ("[methods.'a b']\n[methods.a_b]\n[methods.static]\n", "would share the folder a_b-seed0"),
         ("[method.static]\n", "unknown key 'method'.*did you mean 'methods'"),
+        (STATIC + "[methods.d]\nobjective = 'distill'\n", "method 'd'.*accuracy on labels"),
+        (STATIC + "[methods.d]\ntask = 'detection'\n", "method 'd'.*accuracy on labels"),
         ("", "no methods"),
     ],
 )
