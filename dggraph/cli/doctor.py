@@ -9,7 +9,11 @@ import click
 from dggraph.cli.options import as_json, working
 
 PACKAGES = ("torch", "torchvision", "networkx", "graphviz", "safetensors", "pydantic")
-EXTRAS = {"timm": "pip install 'dggraph[timm]'", "graphviz-pure": "pip install 'dggraph[dot]'"}
+EXTRAS = {
+    "timm": "pip install 'dggraph[timm]'",
+    "graphviz-pure": "pip install 'dggraph[dot]'",
+    "scikit-image": "pip install 'dggraph[photos]'",
+}
 
 
 @click.command()

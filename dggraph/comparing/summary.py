@@ -1,5 +1,6 @@
 """The numbers of a comparison, computed from its rows."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ from dggraph.views.comparison_numbers import (
     Role,
     Setting,
 )
+from dggraph.views.escaping import plural
 
 FACTS = (
     "parameters", "static_macs", "macs", "train_loss", "training_time_ratio",
@@ -77,7 +79,10 @@ def summarise(plan: Plan, state: State, command: str) -> ComparisonSummary:
             (describe(run), str(row["error"].get("message", "")))
             for run, row in state.failed.items()
         ),
-        machines=tuple(dict.fromkeys(_machine(row) for row in state.done.values())),
+        machines=tuple(
+            f"{machine}: {plural(number, 'run')}"
+            for machine, number in Counter(map(_machine, state.done.values())).items()
+        ),
         verdict=judge(overall, settings, comparison.baseline, comparison.controls),
     )
 
@@ -238,4 +243,5 @@ def _machine(row: Row) -> str:
     return (
         f"{machine.get('device', '?')} ({machine.get('name', '?')}), {machine.get('threads', '?')}"
         f" threads, torch {versions.get('torch', '?')}, dggraph {versions.get('dggraph', '?')}"
+        f" with code {versions.get('source', '?')}"
     )

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,19 @@ def _message(error: Exception) -> str:
 def _versions() -> dict[str, str]:
     return {
         "dggraph": version("dggraph"),
+        "source": source_digest(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def source_digest() -> str:
+    """Return a digest of the package's code, which changes between two releases too."""
+    package = Path(__file__).parents[1]
+    digest = blake2b(digest_size=6)
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _machine(device: torch.device | None) -> dict[str, Any]:

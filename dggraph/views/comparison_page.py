@@ -120,7 +120,10 @@ def _incomplete(summary: ComparisonSummary) -> str:
     missing = summary.num_planned - summary.num_done - len(summary.failures)
     parts = [f"{missing} of {plural(summary.num_planned, 'run')} not finished"] if missing else []
     parts += [f"{len(summary.failures)} failed"] if summary.failures else []
-    return f"Not complete: {', '.join(parts)}." if parts else ""
+    told = f"Not complete: {', '.join(parts)}." if parts else ""
+    if len(summary.machines) > 1:
+        told += " Runs differ in machine or code, see the end of this page."
+    return told.strip()
 
 
 def _tiles(summary: ComparisonSummary) -> Iterator[tuple[str, str, str]]:

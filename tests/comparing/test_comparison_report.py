@@ -79,11 +79,14 @@ def test_failed_runs_and_missing_measurements_are_said(tmp_path: Path) -> None:
 
     plan = plan_with_rows(tmp_path, some)
     rows = [json.loads(line) for line in plan.rows_file.read_text().splitlines()]
+    rows[1 if "error" in rows[0] else 0]["versions"] = {"source": "abc"}
     rows[0]["unmeasured"] = {"training": "ValueError: no memory"}
     plan.rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, (file, _, markdown) = write_report(plan, "")
     said = "".join(Page(file.read_text()).texts)
-    assert "Not complete: 2 failed." in said
+    assert "Not complete: 2 failed. Runs differ in machine or code" in said
+    assert "with code abc: 1 run." in said
+    assert "with code ?: 21 runs." in said
     for text in (said, markdown.read_text()):
         assert "node, small, hard, seed 1: the loss is not finite" in text
         assert "static, easy · small: training: ValueError: no memory" in text

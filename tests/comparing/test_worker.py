@@ -13,7 +13,7 @@ from toy_comparison import write_comparison
 
 from dggraph.comparing.plan import read_plan
 from dggraph.comparing.queue import run_queue
-from dggraph.comparing.worker import StepTimes
+from dggraph.comparing.worker import StepTimes, source_digest
 from dggraph.training.loop import train
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
@@ -59,7 +59,7 @@ def test_a_killed_queue_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         assert row["train_loss"] == pytest.approx(sum(last) / 2, rel=1e-12)
         assert row["steps"] == 18
         assert row["keys"] == json.loads(json.dumps(run.config.fingerprint()))
-        assert row["versions"]["dggraph"]
+        assert row["versions"]["source"] == source_digest()
         assert not (run.folder / "checkpoints").exists()
     assert rows["static"]["macs"] == rows["static"]["static_macs"]
     assert "mean_adjacency_accuracy" in rows["node"]
