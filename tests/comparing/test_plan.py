@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import pytest
+from pages import ROOT, read_blocks
 from toy_comparison import write_comparison
 
 from dggraph.cli.flags import config_flags
@@ -133,6 +134,21 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, text: str, told: s
 def test_a_seed_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="comes twice"):
         read_plan(write_comparison(tmp_path, STATIC, seeds="[1, 1]"))
+
+
+def test_shipped_comparisons_are_valid(tmp_path: Path) -> None:
+    files = sorted((ROOT / "benchmarks" / "compare").glob("*.toml"))
+    assert files
+    (example,) = (block for block in read_blocks("docs/compare.md") if block.language == "toml")
+    (tmp_path / "comparison.toml").write_text(example.code)
+    for file in (*files, tmp_path / "comparison.toml"):
+        plan = read_plan(file)
+        assert plan.comparison.controls
+        assert {run.baseline_model for run in plan.runs} <= {
+            "dggraph:resnet20_8",
+            "dggraph:mobilenet4_8",
+        }
+        assert all(run.config.epoch_steps == 3000 for run in plan.runs)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
