@@ -10,6 +10,7 @@ meaningless. These functions have no gradient.
 
 from collections.abc import Sequence
 from functools import reduce
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ Weights = npt.NDArray[Any]
 
 LARGE_ROW = 1 << 14
 """Elements of one instance above which a pass per open edge and row is cheaper than a gather."""
+
+FEW_ROWS = 32
+"""Rows up to which a matrix product is cheaper than a gather: it multiplies all pairs of rows."""
 
 BLOCK = 1 << 21
 """Elements of a sum that stay in the last-level cache while all its sources are added."""
@@ -93,6 +97,8 @@ def sum_rows(
             _sum_blocks(total, sources, weights_RE)
         else:
             _sum_each_row(total, opened, columns, weights_RE)
+        return total
+    if places_RE is not None and _sum_by_product(total, opened, places_RE, weights_RE):
         return total
     if not is_open_RE[:, first].all():
         # the identity of IEEE addition: x + -0.0 is bitwise x, also for x = -0.0
@@ -174,6 +180,52 @@ def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -
         torch.mul(first[place], weights[place, 0], out=total[place])
         for edge, source in enumerate(others, start=1):
             total[place].addcmul_(source[place].to(total.dtype), weights[place, edge])
+
+
+def _sum_by_product(
+    total: Tensor, opened: Sequence[tuple[int, Tensor]], places_RE: Places, weights_RE: Weights
+) -> bool:
+    """Sum few small rows as a product with a matrix for each source, mostly of zeros.
+
+    That is one op for each source instead of a gather, a product and a scattered sum. A zero times
+    inf or NaN would be NaN, so a result that is not finite does not count.
+
+    Returns:
+        Whether `total` now holds the sum.
+    """
+    dtype, sources = total.dtype, [feature for _, feature in opened]
+    if (
+        total.device.type != "cpu"
+        or any(source.dtype != dtype for source in sources)
+        or max(map(len, (total, *sources))) > FEW_ROWS
+        or dtype not in (torch.float32, torch.float64)
+        or torch.is_autocast_enabled("cpu")
+        or torch.get_float32_matmul_precision() != "highest"
+    ):
+        return False
+    flat_RF, is_first = _flat_rows(total), True
+    for edge, source in opened:
+        flat_SF = _flat_rows(source)
+        if flat_RF is None or flat_SF is None or source.stride()[1:] != total.stride()[1:]:
+            return False
+        matrix_RS = np.zeros((len(total), len(source)), flat_RF.numpy().dtype)
+        rows = np.flatnonzero(weights_RE[:, edge])
+        matrix_RS[rows, places_RE[rows, edge]] = weights_RE[rows, edge]
+        torch.addmm(
+            flat_RF, torch.from_numpy(matrix_RS), flat_SF, beta=0 if is_first else 1, out=flat_RF
+        )
+        is_first = False
+    assert flat_RF is not None
+    return isfinite(flat_RF.sum().item())
+
+
+def _flat_rows(value: Tensor) -> Tensor | None:
+    """Return a view (rows, elements) of contiguous or channels-last rows, else None."""
+    if value.is_contiguous():
+        return value.view(len(value), -1)
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value.permute(0, 2, 3, 1).view(len(value), -1)
+    return None
 
 
 def _sum_each_row(
