@@ -6,8 +6,8 @@
 
 Rows of a network that was never trained (`fresh`), and of random paths with about .5, .75 and 1.0
 of all MACs (`dggraph.evaluation.timing.sample_paths`): every edge between the nodes kept is
-open, at a weight of its own. Routers always run. A single image gets its path from their biases;
-images of a batch get one each, through hooks on the gates.
+open, at a weight of its own. Routers always run. They give each image of a batch its own path:
+their weights are solved for the images, which differ in brightness and contrast.
 
 Each row has medians and quartiles of paired ratios, in CPU time. On a single image each network
 runs eight times before it is timed, so that its weights are in the caches as if it ran alone:
@@ -42,6 +42,7 @@ from dggraph.evaluation.timing import interleaved, sample_paths
 from dggraph.models.small_resnet import SmallResNet
 from dggraph.network.gate_contexts import decided_edges, pinned_gates
 from dggraph.ops import kernels
+from dggraph.ops.liveness import live_vertices
 
 CASES: list[tuple[str, Callable[[], nn.Module], int, int, str]] = [
     ("mobilenet_v2 64 px", torchvision.models.mobilenet_v2, 64, 1, "stage"),
@@ -66,22 +67,57 @@ PAIRS = {
 }
 
 
-def impose_(net: Any, weights: dict[str, Tensor]) -> None:
-    """Let the routers of `net` give these weights, (1, E) per stage, to every image. In place.
+def impose_(net: Any, x: Tensor, weights: dict[str, Tensor]) -> None:
+    """Let the routers of `net` give each image of `x` its `weights`, (B, E) per stage. In place.
 
-    Their weights are tiny but not 0, so that no decision is constant.
+    Their weights solve a linear system on the features that they read. A single image leaves them
+    free: they are tiny but not 0, so that no decision is constant.
     """
     generator = torch.Generator().manual_seed(0)
-    for stage, weights_1E in weights.items():
-        routing = routing_of(net.lowered, stage)
+    read = features_read(net, x, weights)
+    for stage, weights_BE in weights.items():
         edges = decided_edges(net, stage)
-        for vertex, router, gate in routing.deciders():
-            logits_E = torch.atanh(
-                (weights_1E[0, edges[vertex]] - gate.anchor_E).clamp(-0.999, 0.999)
-            )
+        live_BV = live_vertices(weights_BE != 0, net.macs_table.stages[stage].topology)
+        for vertex, router, gate in routing_of(net.lowered, stage).deciders():
+            is_live_B = live_BV[:, vertex]
+            if not is_live_B.any():
+                continue
+            pooled_RC = read[router][is_live_B].double()
+            wanted_RE = weights_BE[is_live_B][:, edges[vertex]].double()
+            logits_RE = torch.atanh((wanted_RE - gate.anchor_E).clamp(-0.999, 0.999))
+            around_C, level_E = pooled_RC.mean(0), logits_RE.mean(0)
+            solved_CE = torch.linalg.lstsq(
+                pooled_RC - around_C, logits_RE - level_E, driver="gelsd"
+            ).solution
+            noise_EC = 1e-9 * torch.randn(router.weight.shape, generator=generator)
             with torch.no_grad():
-                router.bias.copy_(logits_E)
-                router.weight.copy_(1e-9 * torch.randn(router.weight.shape, generator=generator))
+                router.weight.copy_(solved_CE.T + noise_EC)
+                router.bias.copy_(level_E - around_C @ solved_CE)
+
+
+def features_read(net: Any, x: Tensor, weights: dict[str, Tensor]) -> dict[nn.Module, Tensor]:
+    """What each router reads where images of `x` take the paths of `weights`, pooled to (B, C)."""
+    read: dict[nn.Module, Tensor] = {}
+
+    def keep(router: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
+        read[router] = inputs[0].mean((2, 3))
+
+    net.executor = "dense"
+    with pinned_gates(net, weights), torch.inference_mode(), ExitStack() as stack:
+        for stage in weights:
+            for _, router, _ in routing_of(net.lowered, stage).deciders():
+                stack.callback(router.register_forward_hook(keep).remove)
+        net(x)
+    net.executor = "auto"
+    return {router: pooled.clone() for router, pooled in read.items()}
+
+
+def check_paths(net: Any, x: Tensor, weights: dict[str, Tensor]) -> None:
+    """Stop unless `net` opens the edges that `weights` say."""
+    with torch.inference_mode():
+        _, gates = net(x, return_gates=True)
+    for stage, weights_BE in weights.items():
+        assert torch.equal(gates.open[stage], weights_BE != 0), f"{stage}: other paths than wanted"
 
 
 def nets_of(net: Any, backbone: nn.Module) -> dict[str, Any]:
@@ -117,25 +153,23 @@ def measure(case: tuple[Any, ...], kept: float | None, rounds: int) -> dict[str,
     name, build, side, batch, router = case
     torch.manual_seed(0)
     backbone = build().eval()
-    x = torch.randn(batch, 3, side, side)
+    x = torch.randn(batch, 3, side, side) * (0.5 + torch.rand(batch, 3, 1, 1))
+    x += torch.randn(batch, 3, 1, 1)
     net = dggraph.convert(backbone, x[:1], router=router).eval()
     realised, weights = 1.0, dict[str, Tensor]()
     if kept is not None:
         weights, realised = sample_paths(net, kept, batch)
-    if batch == 1:
-        impose_(net, weights)
+        impose_(net, x, weights)
     nets = nets_of(net, backbone)
-    with ExitStack() as stack:
-        if batch > 1:
-            for one in (nets["net"], nets["prepared"]):
-                stack.enter_context(pinned_gates(one, weights))
-        with torch.inference_mode():
-            seconds = interleaved(
-                runs_of(nets, x),
-                rounds=rounds,
-                clock=time.process_time,
-                burst=8 if batch == 1 else 0,
-            )
+    for one in (nets["net"], nets["prepared"]):
+        check_paths(one, x, weights)
+    with torch.inference_mode():
+        seconds = interleaved(
+            runs_of(nets, x),
+            rounds=rounds,
+            clock=time.process_time,
+            burst=8 if batch == 1 else 0,
+        )
     row: dict[str, Any] = {
         "case": name,
         "batch": batch,
