@@ -95,3 +95,12 @@ def test_new_runs_of_their_own_folder(tmp_path: Path) -> None:
     unset = keys(tmp_path, experiment="", budget=None)
     given = keys(tmp_path, experiment="", budget=None, threshold=0.0, router_lr=unset.router_rate)
     assert run_folder(as_started(unset)) == run_folder(as_started(given)) == run_folder(given)
+
+
+def test_competing_edges_cool_from_30_to_the_final_temperature(tmp_path: Path) -> None:
+    """Geometrically: the last of 18 steps is one eighteenth before the end."""
+    result = train(keys(tmp_path, router="stage", gate="softmax", budget=None))
+    net = dggraph.load(result.folder / "archive")
+    found = [value for name, value in net.lowered.named_buffers() if name.endswith(".temperature")]
+    assert found
+    assert [float(value) for value in found] == pytest.approx([30 ** (1 / 18)] * len(found))
