@@ -16,6 +16,7 @@ import dggraph
 from dggraph.errors import InputError
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops import gating
 from dggraph.ops.aggregation import plain_aggregation
 
 GATES = ("anchored", "shrink", "scaled", "softmax")
@@ -291,6 +292,34 @@ def test_constant_edges_are_one_plan_for_every_batch() -> None:
         assert {stage: kept.num_patterns for stage, kept in executed.kept_plans().items()} == {
             "blocks": 1
         }
+
+
+class Halved(nn.Module):
+    """Weights of edges into one node, where there are several, move by half."""
+
+    def __init__(self, static: list[bool], targets: list[int], scale: float = 0.5) -> None:
+        super().__init__()
+        factors = [scale if targets.count(target) > 1 else 1.0 for target in targets]
+        self.register_buffer("anchors", torch.tensor(static, dtype=torch.float32))
+        self.register_buffer("factors", torch.tensor(factors))
+
+    def forward(self, logits_BE: Tensor) -> Tensor:
+        return self.anchors + self.factors * logits_BE.tanh()  # type: ignore[no-any-return,operator]
+
+
+def test_registered_gates_may_need_targets_and_have_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gating, "GATES", dict(gating.GATES))
+    dggraph.register_gate("halved", Halved, reach="column")
+    example = torch.zeros(1, 3, 16, 16)
+    net = dggraph.convert(Net(Block, 2), example, router="stage", gate="halved(scale=0.25)")
+    assert net.blueprint.gate == "halved(scale=0.25)"
+    targets = net.macs_table.stages["blocks"].topology.targets
+    expected = [0.25 if targets.count(target) > 1 else 1.0 for target in targets]
+    assert net.lowered.get_buffer("dg_blocks.gate_0.factors").tolist() == expected
+    with pytest.raises(InputError, match="router='node' decides them one source at a time"):
+        dggraph.convert(Net(Block, 2), example, gate="halved")
 
 
 def test_competing_edges_do_not_decide_blocks() -> None:
