@@ -8,7 +8,7 @@ without shortcut is one branch as a whole.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from dggraph.compiler.discovery import Discovery
 from dggraph.compiler.regions import Flow, Region
@@ -26,9 +26,9 @@ class Branch:
     add: str
     """The fx node that adds it to the shortcut; empty if there is none."""
     shortcut: str
-    """The other operand of the add; empty if there is none."""
+    """The fx node whose value the other operand of the add is; empty if there is none."""
     is_identity: bool
-    """Whether the shortcut is the value that the branch reads, unchanged."""
+    """Whether that value is the one that the branch reads, unchanged."""
     num_channels: int
     channel_axis: int
 
@@ -123,14 +123,23 @@ def _sides(flow: Flow, block: Region, add: fx.Node) -> tuple[fx.Node, fx.Node, b
         return None
     before = {operand: ancestors(flow, block, operand) for operand in (one, other)}
     for end, shortcut in ((one, other), (other, one)):
-        if shortcut in before[end]:
-            return end, shortcut, True
+        if (carried := _carried(flow, shortcut)) in before[end]:
+            return end, carried, True
     macs = {
         operand: sum(flow.profile.macs.get(fx_node.name, 0) for fx_node in before[operand])
         for operand in (one, other)
     }
     end, shortcut = (one, other) if macs[one] >= macs[other] else (other, one)
     return end, shortcut, False
+
+
+def _carried(flow: Flow, fx_node: fx.Node) -> fx.Node:
+    """Return the node whose value `fx_node` is, behind any `nn.Identity`."""
+    while fx_node.op == "call_module" and isinstance(
+        flow.module.get_submodule(str(fx_node.target)), nn.Identity
+    ):
+        (fx_node,) = flow.inputs(fx_node)
+    return fx_node
 
 
 def _axis_of(channel_axis: int) -> int:

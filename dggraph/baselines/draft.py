@@ -87,6 +87,10 @@ class Draft:
         target = f"{ROUTING}method.{name}"
         return self.graph.create_node("call_module", target, tuple(inputs), name=f"dg_{name}")
 
+    def redirect(self, fx_node: fx.Node, mapped: fx.Node) -> None:
+        """Let all readers of `fx_node` but `mapped` read `mapped` instead. In place."""
+        fx_node.replace_all_uses_with(mapped, delete_user_cb=lambda user: user is not mapped)
+
     def change_end(self, branch: Branch, module: nn.Module) -> None:
         """Let `module` map the value that leaves `branch`. In place."""
         end = self.by_name[branch.end]
@@ -95,7 +99,7 @@ class Draft:
         if branch.add:
             self.by_name[branch.add].replace_input_with(end, mapped)
         else:
-            end.replace_all_uses_with(mapped, delete_user_cb=lambda user: user is not mapped)
+            self.redirect(end, mapped)
         self.changed.append(branch.block.path)
 
 

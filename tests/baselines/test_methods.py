@@ -20,7 +20,7 @@ from dggraph.network.manifest import MethodManifest, seal
 
 X = torch.linspace(-1, 1, 3 * 3 * 16 * 16).reshape(3, 3, 16, 16).sin()
 EXAMPLE = torch.zeros(1, 3, 16, 16)
-NAMES = sorted(BASELINES)
+NAMES = sorted({*BASELINES} - {"static_edges"})  # that is a converted network
 
 pytestmark = pytest.mark.cpu
 
@@ -251,4 +251,6 @@ def flops_over_two(net: BaselineNetwork, x: torch.Tensor) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_macs_are_half_the_flops_that_torch_counts(name: str) -> None:
     net = build(name).eval()
+    if name == "layer_skip":
+        net.executor = "sparse"  # whose work it counts
     assert net.macs(X[:1]).tolist() == [flops_over_two(net, X[:1])]
