@@ -126,6 +126,13 @@ def show_report(report: "ConversionReport", weights_origin: str) -> None:
         console.print(rest)
         if len(report.static) > 12:
             console.print(f"and {len(report.static) - 12} smaller parts; --json lists them all.")
+    several = [stage for stage in report.stages if stage.granularity != "edge"]
+    if several:
+        each = several[0].granularity
+        named = f"each of {each} groups of channels" if isinstance(each, int) else f"each {each}"
+        single = [stage.name for stage in report.stages if stage.granularity == "edge"]
+        others = f"; one in {', '.join(single)}, where they concatenate or pad" if single else ""
+        console.print(for_terminal(f"Edges have a weight for {named}{others}."), soft_wrap=True)
     kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
     if kept:
         console.print(

@@ -92,6 +92,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="anchored (default), shrink, scaled, softmax, sigmoid, or a registered name.",
             ),
             _of_routing(
+                "--granularity",
+                default="edge",
+                show_default=True,
+                help="Weights of an edge: edge, a number of channel groups, channel, or pixel.",
+            ),
+            _of_routing(
                 "--threshold",
                 default=0.5,
                 show_default=True,
@@ -123,6 +129,7 @@ def refuse_answered(what: str, **options: Any) -> None:
         "wiring": "complete",
         "residual": "auto",
         "router": "node",
+        "granularity": "edge",
         "threshold": 0.5,
     }
     given = next((name for name, value in options.items() if value != defaults.get(name)), None)

@@ -245,6 +245,7 @@ def run_image(predictor: "Predictor", file: Path) -> RecordedImage:
         "active_edges": len(path.active_edges(net.graph)),
         "is_static_path": is_static,
         "margin": path.margin,
+        "spread": path.spread,
     }
     row |= asdict(prediction.classes[0]) if prediction.classes else {}
     return RecordedImage(row | list_detected(prediction.detected), path, image, prediction.detected)

@@ -1,7 +1,7 @@
 """Lower a wired graph into one flat `fx.GraphModule`, stage by stage (see `stage_writer`).
 
 The module returns the backbone's output and, for each stage, the edge weights after and before the
-threshold, in the graph's edge order.
+threshold, in the graph's edge order; and all parts of edges that have several weights.
 """
 
 import copy
@@ -78,7 +78,7 @@ def lower(
             flow, lowered, by_name, stage, own_adds, graph, name, deciders, routing, training
         )
         plan.append(writer.write())
-        gates[name] = (by_name[plan[-1].weights], by_name[plan[-1].raw])
+        gates[name] = tuple(by_name[gate] for gate in plan[-1].gates)
     output = next(iter(reversed(lowered.nodes)))
     with lowered.inserting_before(output):
         structure = (

@@ -111,11 +111,8 @@ class Program:
     input: str
     output: Piece
     """Builds the structure that the backbone returns."""
-    dense_gates: dict[str, tuple[str, str]]
-    """For each stage that is `dense_only`, its weights after and before the threshold.
-
-    Both are names of values.
-    """
+    dense_gates: dict[str, tuple[str, ...]]
+    """For each stage that is `dense_only`, the names of its gates' values, see `StagePlan`."""
     norms: tuple[tuple[str, ...], ...]
     """Paths, split at dots, of the batch norms in blocks that run on some images of a batch."""
 
@@ -149,7 +146,7 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
     }
     reads = {stage.name: _reads(stage, by_name) for stage in stages}
     whole = [stage for stage in plan if stage.name not in programs]
-    dense_gates = {stage.name: (stage.weights, stage.raw) for stage in whole}
+    dense_gates = {stage.name: stage.gates for stage in whole}
     output = _output(next(fx_node for fx_node in by_name.values() if fx_node.op == "output"))
     wanted = [*output.inputs, *(name for names in dense_gates.values() for name in names)]
     (start,) = (fx_node for fx_node in by_name.values() if fx_node.op == "placeholder")

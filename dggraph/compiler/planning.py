@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dggraph.compiler.aliasing import may_overwrite, outlasts
 from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Flow
+from dggraph.ops.granularity import Granularity
 
 EFFECT, NEEDED = "dg_effect", "dg_needed"
 """Keys of an fx node's `meta`.
@@ -66,8 +67,9 @@ class StagePlan:
     """Whether open edges add with what their weight has above the threshold."""
     entry: str
     output: str
-    weights: str
-    raw: str
+    gates: tuple[str, ...]
+    """The edge weights after and before the threshold, and all parts of edges that have several."""
+    granularity: Granularity
     own: tuple[str, ...]
     """Every fx node that lowering wrote for the stage: routers, gates and aggregation."""
     blocks: tuple[BlockPlan, ...]
@@ -157,7 +159,7 @@ def uses_batch_statistics(lowered: nn.Module, norms: Sequence[Sequence[str]]) ->
 
 def dense_where_read(graph: fx.Graph, stage: StagePlan) -> StagePlan:
     """Return `stage`, set to run dense if a needed op outside reads a value inside its blocks."""
-    handed_on = {stage.output, stage.weights, stage.raw}
+    handed_on = {stage.output, *stage.gates}
     inside = {*stage.own}.union(*(block.fx_nodes for block in stage.blocks))
     for fx_node in graph.nodes:
         if fx_node.name in inside and fx_node.name not in handed_on and fx_node.op != "get_attr":

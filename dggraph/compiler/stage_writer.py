@@ -7,6 +7,9 @@ In front of block j, the writer inserts, in this order:
    the edges into j; `is_live`;
 3. `aggregate` (or `concatenate`), the block's new input.
 
+Edges with several weights (`ops/granularity`) are decided by their largest one. `settle_parts` then
+closes the parts of closed edges, and aggregation reads the parts.
+
 `out` is the same without a block, and `open_output` ensures that at least one edge reaches it. A
 `stage` router decides all edges at the stage's entry, so a single `settle` replaces step 2.
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite, writers
 from dggraph.compiler.calls import mark_lifted, mark_routing
@@ -27,12 +30,13 @@ from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dens
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.stages import FoundStage
+from dggraph.errors import WiringError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.gating import GateKind, column, shrink
-from dggraph.ops.liveness import Topology, is_live, open_output, settle
-from dggraph.ops.routing import Router
+from dggraph.ops.granularity import Granularity, Parts, largest, settle_parts, shrink_parts
+from dggraph.ops.liveness import Topology, is_live, live_sources, open_output, settle
 from dggraph.ops.stage_cache import stage_cache
 
 
@@ -42,9 +46,13 @@ class Deciders:
 
     scope: str
     """The place of the routers: `node` or `stage`."""
-    router: Router
+    router: Callable[..., nn.Module]
+    """See `routing.Router`."""
+    is_tied: bool
+    """Whether all edges out of one node share their logits."""
     gate: GateKind
     threshold: float
+    granularity: Granularity
 
 
 class StageWriter:
@@ -80,12 +88,22 @@ class StageWriter:
             graph.stages[name].channel_position,
         )
         self.topology = stage_topology(graph, name)
+        self.granularity = stage_granularity(graph, name, deciders.granularity)
+        self.has_parts = self.granularity != "edge"
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
+        """What gates return."""
+        self.peaks: list[fx.Node] = []
+        """One weight an edge; the rows themselves where edges have one."""
+        self.parts: list[fx.Node] = []
         self.live: list[fx.Node | None] = [None]
         shrinks_rows = deciders.gate.shrinks and deciders.scope == "node"
-        self.collects = not shrinks_rows and all(edge.kind == "add" for edge in graph.edges(name))
+        self.collects = (
+            not shrinks_rows
+            and not self.has_parts
+            and all(edge.kind == "add" for edge in graph.edges(name))
+        )
         """Whether `weigh` or `collect` computes the gradients of all edge weights."""
         self.decided: list[fx.Node] = []
         self.weights: list[fx.Node] = []
@@ -152,9 +170,12 @@ class StageWriter:
                 picks = [
                     pick for index in range(1, len(self.vertices)) for pick in self._picks(index)
                 ]
-                raw = self._call(column, (self.rows, tuple(picks)), "raw")
+                raw = self._call(column, (self.peaks, tuple(picks)), "raw")
             else:
-                weights, raw = self.settled, self.rows[0]
+                weights, raw = self.settled, self.peaks[0]
+            parts = self.parts[:1]
+            if len(self.parts) > 1:
+                parts = [self._call(torch.cat, (self.parts, 1), "parts")]
         self.lowered.erase_node(anchor)
         for user in outside:
             user.replace_input_with(last, new_output)
@@ -162,15 +183,16 @@ class StageWriter:
         mark_routing(self.own, blocks, self.stage.blocks[0].path, self.lowered)
         self._erase([*spent, last])
         self.by_name[self.stage.output] = new_output
-        self.by_name |= {weights.name: weights, raw.name: raw}
+        gates = (weights, raw, *parts)
+        self.by_name |= {gate.name: gate for gate in gates}
         return StagePlan(
             name=self.name,
             scope=self.deciders.scope,
             shrinks=self.deciders.gate.shrinks,
             entry=self.values[0].name,
             output=new_output.name,
-            weights=weights.name,
-            raw=raw.name,
+            gates=tuple(gate.name for gate in gates),
+            granularity=self.granularity,
             own=tuple(fx_node.name for fx_node in self.own),
             blocks=tuple(self.blocks),
             writes_output=may_overwrite(self.flow, new_output),
@@ -219,22 +241,37 @@ class StageWriter:
         self._write_row(source, outgoing)
         targets = tuple(self.topology.targets[edge] for edge in outgoing)
         how = (self.threshold, self.training, self.cache if self.collects else None)
-        row = (self.rows[-1], self.live[-1], *how, source, targets)
+        row = (self.peaks[-1], self.live[-1], *how, source, targets)
         self.decided.append(self._call(weigh, row, f"w{source}"))
         picks = self._picks(index)
         weights = self._call(column, (self.decided, picks), f"a{index}")
         if index == len(self.vertices) - 1:
-            raw = self._call(column, (self.rows, picks), f"raw{index}")
+            raw = self._call(column, (self.peaks, picks), f"raw{index}")
             live = [self.live[source] for source in sources]
             weights = self._call(
                 open_output, (weights, raw, live, self.training), f"reached{index}"
             )
         else:
             self.live.append(self._call(is_live, (weights,), f"live{index}"))
+        settled = weights
         if self.deciders.gate.shrinks:
             weights = self._call(shrink, (weights, self.threshold), f"shrunk{index}")
         self.weights.append(weights)
-        return weights
+        if not self.has_parts:
+            return weights
+        rows = self._call(column, (self.rows, picks), f"rows{index}")
+        raw = self._call(column, (self.peaks, picks), f"peaks{index}")
+        self._write_parts(rows, raw, settled, [self.live[source] for source in sources])
+        return self.parts[-1]
+
+    def _write_parts(self, rows: fx.Node, raw: fx.Node, settled: fx.Node, live: Any) -> None:
+        """Write the parts of edges that are open by `settled`, as aggregation reads them."""
+        given = (rows, raw, settled, live, self.threshold, self.training)
+        number = str(len(self.parts) + 1) if self.deciders.scope == "node" else ""
+        parts = self._call(settle_parts, given, f"parts{number}")
+        if self.deciders.gate.shrinks:
+            parts = self._call(shrink_parts, (parts, self.threshold), f"shrunk_parts{number}")
+        self.parts.append(parts)
 
     def _picks(self, index: int) -> tuple[tuple[int, int], ...]:
         """Return, for each edge into vertex `index`, its source and its place in that row."""
@@ -252,8 +289,11 @@ class StageWriter:
         if index == 1:
             self._write_row(0, range(len(self.topology.targets)))
             self.settled = self._call(
-                settle, (self.rows[0], self.topology, self.threshold, self.training), "settled"
+                settle, (self.peaks[0], self.topology, self.threshold, self.training), "settled"
             )
+            if self.has_parts:
+                live = self._call(live_sources, (self.settled, self.topology), "live")
+                self._write_parts(self.rows[0], self.peaks[0], self.settled, live)
             if self.deciders.gate.shrinks:
                 self.settled = self._call(shrink, (self.settled, self.threshold), "shrunk")
             if self.collects:
@@ -261,28 +301,34 @@ class StageWriter:
                     collect, (self.settled, self.cache, self.topology), "weights"
                 )
         place = self.topology.incoming(index)
+        weights = self.parts[0] if self.has_parts else self.settled
         return self._call(
-            torch.narrow,
-            (self.settled, 1, place.start, place.stop - place.start),
-            f"a{index}",
+            torch.narrow, (weights, 1, place.start, place.stop - place.start), f"a{index}"
         )
 
     def _write_row(self, index: int, places: Sequence[int]) -> None:
         """Write the router and gate at vertex `index`, which decide the edges at `places`."""
         axis, edges = self.stage.channel_axis, self.graph.edges(self.name)
-        num_channels = self.vertices[index].shape[self.channel_position]
-        self.routing.add_module(
-            f"router_{index}", self.deciders.router(num_channels, len(places), axis)
-        )
+        shape = self.vertices[index].shape
+        parts = Parts(self.granularity, shape, self.channel_position % len(shape))
+        make, is_tied = self.deciders.router, self.deciders.is_tied
+        router = parts.make_router(make, len(places), axis, is_tied=is_tied)
         is_static = [edges[place].is_static for place in places]
         targets = [self.topology.targets[place] for place in places]
-        self.routing.add_module(f"gate_{index}", self.deciders.gate.make(is_static, targets))
+        gate = parts.around(self.deciders.gate.make(is_static, targets))
+        self.routing.add_module(f"router_{index}", router)
+        self.routing.add_module(f"gate_{index}", gate)
         routing = routing_name(self.name)
         logits = self._node(
             "call_module", f"{routing}.router_{index}", (self.shared[index],), f"logits{index}"
         )
         self.rows.append(
             self._node("call_module", f"{routing}.gate_{index}", (logits,), f"row{index}")
+        )
+        self.peaks.append(
+            self._call(largest, (self.rows[-1],), f"peak{index}")
+            if self.has_parts
+            else self.rows[-1]
         )
 
     def _lift(self, adds: tuple[fx.Node, ...], block: Region) -> list[fx.Node]:
@@ -331,6 +377,23 @@ class StageWriter:
             self.lowered.create_node(op, target, args, {}, name=f"{self.prefix}_{name}")
         )
         return self.own[-1]
+
+
+def stage_granularity(graph: DynamicGraph, stage: str, asked: Granularity) -> Granularity:
+    """Return the granularity of one stage: `asked`, or `edge` where edges do not simply add.
+
+    Raises:
+        WiringError: the channels of the stage cannot be split into so many groups.
+    """
+    if any(edge.kind != "add" for edge in graph.edges(stage)):
+        return "edge"
+    num_channels = graph.nodes(stage)[0].shape[graph.stages[stage].channel_position]
+    if isinstance(asked, int) and num_channels % asked:
+        raise WiringError(
+            f"granularity={asked}: the {num_channels} channels of stage {stage!r} cannot be split"
+            f' into {asked} equal groups. Use a number that divides them, or "channel".'
+        )
+    return asked
 
 
 def stage_topology(graph: DynamicGraph, stage: str) -> Topology:

@@ -288,9 +288,7 @@ class AtlasCounts:
 def _unpack(packed: dict[str, Any]) -> Instance:
     path, detected = packed["path"], packed["detected"]
     weights = {stage: tuple(values) for stage, values in path["weights"].items()}
-    whole: dict[str, Any] = {
-        "path": ActivatedPath(weights=weights, macs=path["macs"], margin=path["margin"])
-    }
+    whole: dict[str, Any] = {"path": ActivatedPath(**(path | {"weights": weights}))}
     if detected is not None:
         objects = tuple(
             Detection(**(one | {"corners": tuple(one["corners"])})) for one in detected["objects"]

@@ -180,6 +180,7 @@ def record(
     gates = parts[0]._replace(
         weights={stage: torch.cat([part.weights[stage] for part in parts]) for stage in stages},
         raw={stage: torch.cat([part.raw[stage] for part in parts]) for stage in stages},
+        parts={stage: torch.cat([part.parts[stage] for part in parts]) for stage in parts[0].parts},
     )
     paths = activated_paths(net.graph, gates)
     adjacency = {stage: gates.adjacency(stage) for stage in stages}
@@ -200,15 +201,14 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     for stage, raw_BE in gates.raw.items():
         refuse_nan(graph, stage, raw_BE)
     macs = gates.macs().long().tolist()
-    margins, lists = (
-        _margins(gates),
-        {stage: weights_BE.tolist() for stage, weights_BE in gates.weights.items()},
-    )
+    margins, spreads = _margins(gates), _spreads(gates)
+    lists = {stage: gates.mean_weights(stage).tolist() for stage in gates.weights}
     return tuple(
         ActivatedPath(
             weights={stage: tuple(weights[index]) for stage, weights in lists.items()},
             macs=macs[index],
             margin=margins[index],
+            spread=spreads[index],
         )
         for index in range(len(macs))
     )
@@ -251,10 +251,11 @@ def _most_probable(net: DynamicNetwork, logits_1K: Tensor) -> tuple[ClassScore, 
 
 def on_cpu(gates: Gates) -> Gates:
     """Return copies of the gates on the CPU, which outlive the forward pass."""
-    weights, raw, thresholds = (
-        {stage: one.cpu() for stage, one in part.items()} for part in gates[:3]
+    weights, raw, thresholds, parts = (
+        {stage: one.cpu() for stage, one in part.items()}
+        for part in (gates.weights, gates.raw, gates.thresholds, gates.parts)
     )
-    return Gates(weights, raw, thresholds, gates.table)
+    return Gates(weights, raw, thresholds, gates.table, parts)
 
 
 def identify_network(net: DynamicNetwork) -> dict[str, str]:
@@ -285,3 +286,13 @@ def _margins(gates: Gates) -> list[float]:
         )
         smallest = margin_B if smallest is None else torch.minimum(smallest, margin_B)
     return [] if smallest is None else smallest.tolist()
+
+
+def _spreads(gates: Gates) -> list[float]:
+    """Return `ActivatedPath.spread` of each instance."""
+    num_active_B = torch.cat(list(gates.open.values()), 1).sum(1)
+    total_B = torch.zeros_like(num_active_B, dtype=torch.float64)
+    for parts_BEP in gates.parts.values():
+        total_B = total_B + parts_BEP.double().flatten(2).std(2, correction=0).sum(1)
+    spreads: list[float] = (total_B / num_active_B.clamp_min(1)).tolist()
+    return spreads

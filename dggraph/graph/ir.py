@@ -232,13 +232,21 @@ class ActivatedPath:
     """
 
     weights: Mapping[str, tuple[float, ...]]
-    """For each stage, one weight per candidate edge, in the order of `DynamicGraph.edges`."""
+    """For each stage, one weight per candidate edge, in the order of `DynamicGraph.edges`.
+
+    It is the mean where an edge has several.
+    """
     macs: int
     """MACs of this instance, routers and aggregation included."""
     margin: float
     """The smallest distance of any edge weight from the threshold.
 
     At 0 the instance may take another path in another batch.
+    """
+    spread: float = 0.0
+    """How far the weights of one edge differ: their standard deviation, a mean over active edges.
+
+    It is 0 where edges have one weight.
     """
 
     def active_edges(self, graph: DynamicGraph) -> dict[CandidateEdge, float]:

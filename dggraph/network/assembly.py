@@ -43,7 +43,12 @@ def assemble(
     """
     scope, make_router = find_router(blueprint.router)
     deciders = Deciders(
-        scope=scope, router=make_router, gate=find_gate(blueprint.gate), threshold=threshold
+        scope=scope,
+        router=make_router,
+        is_tied=blueprint.router.partition("(")[0].strip() == "tied",
+        gate=find_gate(blueprint.gate),
+        threshold=threshold,
+        granularity=blueprint.granularity,
     )
     lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
     _follow_backbone_(lowered.module, graph, flow.module)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dggraph.compiler.stages import FoundStage
+from dggraph.ops.granularity import Granularity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,8 @@ class Blueprint:
     """Per stage, why its residuals are kept; empty if they are lifted."""
     router: str
     gate: str
+    granularity: Granularity
+    """How many weights an edge has."""
     leaves: tuple[str, ...]
     """Qualified names of the module classes that the caller kept as a single call."""
     input_shape: tuple[int, ...]

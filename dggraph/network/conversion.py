@@ -21,7 +21,7 @@ from dggraph.compiler.static_graph import (
 )
 from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.compiler.tracing import Opaque, trace
-from dggraph.errors import NothingToRouteError
+from dggraph.errors import NothingToRouteError, WiringError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
 from dggraph.models.registry import LoadedModel, load_model
@@ -33,6 +33,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_converted_
 from dggraph.network.standin import note_weights_
+from dggraph.ops.granularity import Granularity, read_granularity
 
 
 def convert(
@@ -43,6 +44,7 @@ def convert(
     residual: ResidualChoice = "auto",
     router: str = "node",
     gate: str | None = None,
+    granularity: Granularity | str = "edge",
     threshold: float = 0.5,
     init: Literal["preserve", "scratch"] = "preserve",
     stages: Mapping[str, Sequence[str]] | None = None,
@@ -66,6 +68,10 @@ def convert(
             in brackets, such as `node(16, inputs=pool+std)`.
         gate: `anchored`, `shrink`, `scaled`, `softmax`, `sigmoid`, or a registered one. None is
             `anchored`, or `sigmoid` with `init="scratch"`.
+        granularity: How many weights an edge has for an image: one (`edge`), one for each group
+            of channels (their number, such as 4), or one for each `channel` or position (`pixel`).
+            An edge is open if its largest weight is above the threshold. Stages whose edges
+            concatenate, or pad channels, keep one weight an edge; `net.report` lists them.
         threshold: Edges with weights at or below it are dropped; in [0, 1).
         init: With `preserve` the network starts as the backbone, or an error is raised, whatever
             the router and the gate. `scratch` is for training from random weights.
@@ -81,7 +87,8 @@ def convert(
         TraceError: The backbone has data-dependent control flow.
         DiscoveryError: `stages` does not describe blocks of the backbone.
         NothingToRouteError: No block has a candidate edge around it.
-        WiringError: The wiring names an impossible edge.
+        WiringError: The wiring names an impossible edge, or channels cannot be split into so many
+            groups.
         LoweringError: The self-check found a difference between the lowered network and the
             backbone, or could not prove that there is none.
 
@@ -96,7 +103,13 @@ def convert(
     if gate is None:
         gate = "sigmoid" if init == "scratch" else "anchored"
     check_options(
-        router=router, gate=gate, residual=residual, init=init, threshold=threshold, leaves=leaves
+        router=router,
+        gate=gate,
+        residual=residual,
+        init=init,
+        granularity=granularity,
+        threshold=threshold,
+        leaves=leaves,
     )
     loaded = load_model(model) if isinstance(model, str) else model
     given = plain_backbone(loaded.model if isinstance(loaded, LoadedModel) else loaded)
@@ -122,11 +135,14 @@ def convert(
             kept_because=kept_because,
             router=router,
             gate=gate,
+            granularity=read_granularity(granularity),
             leaves=_kept_classes(given, leaves),
             input_shape=tuple(example.shape[1:]),
             dtype=str(example.dtype).removeprefix("torch."),
         )
         net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=threshold)
+        if net.blueprint.granularity != "edge":
+            _refuse_no_parts(net)
         difference = check_converted_(net, backbone, example, init)
         report = note_checks(net.report, net.plan, max_difference=difference)
         net.report = replace(report, detached=stored_activations(given), branches=advice(given))
@@ -159,6 +175,15 @@ def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
 def _routes(graph: DynamicGraph) -> bool:
     """Whether some block has a candidate edge around it."""
     return any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages)
+
+
+def _refuse_no_parts(net: DynamicNetwork) -> None:
+    """Raise WiringError if edges have one weight in all stages, though several were asked for."""
+    if all(plan.granularity == "edge" for plan in net.plan):
+        raise WiringError(
+            f"granularity={net.blueprint.granularity!r} is not possible in {net.graph.name}: the"
+            ' edges of all its stages concatenate, or pad channels. Use granularity="edge".'
+        )
 
 
 def _kept_classes(model: nn.Module, leaves: Collection[type[nn.Module]]) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, input_size_of
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.gating import find_gate
-from dggraph.ops.routing import find_router
+from dggraph.ops.granularity import read_granularity
+from dggraph.ops.routing import PIXEL_ROUTERS, find_router
 from dggraph.system.devices import first_weight
 
 
@@ -70,7 +71,14 @@ def plain_backbone(model: object) -> nn.Module:
 
 
 def check_options(
-    *, router: str, gate: str, residual: str, init: str, threshold: object, leaves: object
+    *,
+    router: str,
+    gate: str,
+    residual: str,
+    init: str,
+    granularity: object,
+    threshold: object,
+    leaves: object,
 ) -> None:
     """Check the options of `convert`.
 
@@ -82,6 +90,11 @@ def check_options(
         raise InputError(
             f"gate={gate!r} weighs all edges into a node together, and router={router!r} decides"
             ' them one source at a time. Use router="stage", which decides all edges at once.'
+        )
+    if read_granularity(granularity) == "pixel" and router not in PIXEL_ROUTERS:
+        raise InputError(
+            f"router={router!r} pools its features, and granularity='pixel' needs a router that"
+            f" decides for every position. Use one of {', '.join(PIXEL_ROUTERS)}, without options."
         )
     choices = {
         "residual": (residual, ("auto", "keep", "lift")),

@@ -3,7 +3,7 @@
 Shape suffixes: B instances, E edges, V vertices of a stage, R rows of one node.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.device_copies import number, to_device, to_host, to_lists
 from dggraph.ops.gating import shrink
+from dggraph.ops.granularity import close_parts, largest, shrink_parts
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -36,6 +37,8 @@ class Decided(NamedTuple):
     threshold: float
     dtype: torch.dtype
     """The type of the weights as a tensor."""
+    parts: Tensor | None = None
+    """All raw weights, (B, E, ...), where edges have several; `rows` has the largest of each."""
 
 
 def decide_stage(routing: BoundRouting, entry: Tensor) -> Decided:
@@ -45,22 +48,49 @@ def decide_stage(routing: BoundRouting, entry: Tensor) -> Decided:
         return Decided(rows, number(routing.threshold), torch.float32)
     if len(entry) == 1 and 0 in routing.decide_one:
         return Decided([routing.decide_one[0](entry)], number(routing.threshold), torch.float32)
-    raw_BE = routing.decide[0](entry)
-    rows, threshold = to_lists(raw_BE, routing.threshold)
-    return Decided(rows, threshold, raw_BE.dtype)
+    raw_BEP = routing.decide[0](entry)
+    rows, threshold = to_lists(largest(raw_BEP), routing.threshold)
+    return Decided(rows, threshold, raw_BEP.dtype, raw_BEP if raw_BEP.ndim > 2 else None)
 
 
-class StageDecisions:
+class Decisions:
+    """Which edges are open for each image of a batch, on the host."""
+
+    dtype: torch.dtype
+    """The type of the weights as a tensor."""
+    threshold: npt.NDArray[Any]
+    raw_BE: Weights
+    """The largest raw weight of each edge."""
+    weights_BE: Weights
+    """The same after the threshold and liveness: 0 where an edge is closed."""
+    parts: Tensor | None
+    """All raw weights, (B, E, ...), where edges have several."""
+    shrinks: bool
+    """Whether the gate is a `ShrinkGate`."""
+
+    def closed_parts(self, place: slice) -> Tensor:
+        """Return the parts (B, edges, ...) of the edges at `place`, those of closed ones as 0."""
+        assert self.parts is not None
+        raw_BE, weights_BE = (
+            to_device(torch.from_numpy(one[:, place]), self.parts.device)
+            for one in (self.raw_BE, self.weights_BE)
+        )
+        threshold = float(self.threshold)
+        settled_BEP = close_parts(self.parts[:, place], raw_BE, weights_BE, threshold)
+        return shrink_parts(settled_BEP, threshold) if self.shrinks else settled_BEP
+
+
+class StageDecisions(Decisions):
     """Decisions of a `stage` router, all made at the entry."""
 
     def __init__(self, topology: Topology, decided: Decided, *, shrinks: bool) -> None:
         wide = np.float64 if decided.dtype == torch.float64 else np.float32
-        self.dtype = decided.dtype
+        self.dtype, self.parts, self.shrinks = decided.dtype, decided.parts, shrinks
+        self.threshold = np.asarray(decided.threshold, wide)
         self.raw_BE = np.asarray(decided.rows, wide).reshape(-1, len(topology.sources))
-        threshold = np.asarray(decided.threshold, wide)
-        self.weights_BE = settle(self.raw_BE, topology, threshold, False)
+        self.weights_BE = settle(self.raw_BE, topology, self.threshold, False)
         if shrinks:
-            self.weights_BE = shrink(self.weights_BE, threshold)
+            self.weights_BE = shrink(self.weights_BE, self.threshold)
         open_BE = self.weights_BE != 0
         self.last_reader = [0] * topology.num_vertices
         for edge in np.flatnonzero(open_BE.any(0)).tolist():
@@ -83,7 +113,7 @@ class StageDecisions:
         """Do nothing: the decisions do not depend on outputs of nodes."""
 
 
-class NodeDecisions:
+class NodeDecisions(Decisions):
     """Decisions of `node` routers, made row by row as nodes run.
 
     Each column is settled when the pass reaches it, with the same steps as in the dense form.
@@ -106,6 +136,7 @@ class NodeDecisions:
         self.outgoing, self.num_instances = topology.outgoing(), len(entry)
         self.live: list[npt.NDArray[np.bool_] | None] = [None]
         self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
+        self.parts = None
         row_BE = self._row(0, entry, None)
         self.dtype = row_BE.dtype
         row_array = to_numpy(row_BE)
@@ -129,7 +160,10 @@ class NodeDecisions:
 
     def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
         """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
-        logits_BE = self.zero.expand(self.num_instances, len(self.outgoing[vertex]))
+        edges = self.outgoing[vertex]
+        if output is None and self.parts is not None:  # nothing reads what a dead node decides
+            return self.zero.expand(self.num_instances, len(edges))
+        logits_BE = self.zero.expand(self.num_instances, len(edges))
         if output is not None:
             logits_RE = self.routing.router(vertex)(output)
             index = (
@@ -138,10 +172,17 @@ class NodeDecisions:
             logits_BE = (
                 logits_RE
                 if index is None
-                else logits_BE.to(logits_RE.dtype).index_put((index,), logits_RE)
+                else logits_RE.new_zeros(self.num_instances, *logits_RE.shape[1:]).index_put(
+                    (index,), logits_RE
+                )
             )
-        row_BE: Tensor = self.routing.gate(vertex)(logits_BE)
-        return row_BE
+        row_BEP: Tensor = self.routing.gate(vertex)(logits_BE)
+        if row_BEP.ndim > 2:
+            if self.parts is None:
+                num_edges = len(self.topology.sources)
+                self.parts = row_BEP.new_zeros(self.num_instances, num_edges, *row_BEP.shape[2:])
+            self.parts[:, edges] = row_BEP
+        return largest(row_BEP)
 
     def _decide(self, vertex: int, row_BE: Weights) -> None:
         """Fill the row of `vertex`, then settle the column of the next vertex.

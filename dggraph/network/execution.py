@@ -47,8 +47,10 @@ from dggraph.network.decisions import (
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.gating import settled_weight
+from dggraph.ops.granularity import close_parts, shrink_parts
 from dggraph.ops.kernels import empty_rows
-from dggraph.ops.rows import Places, Weights, concatenate_rows, sum_rows, take_rows, zeros
+from dggraph.ops.part_sums import sum_rows_of_parts
+from dggraph.ops.rows import Places, concatenate_rows, sum_rows, take_rows, zeros
 from dggraph.ops.stage_costs import choose_way
 from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
@@ -86,8 +88,8 @@ def run_sparse(
         for name in spent:
             del values[name]
     if gates is not None:
-        for stage, (weights, raw) in program.dense_gates.items():
-            gates[stage] = (values[weights], values[raw])
+        for stage, names in program.dense_gates.items():
+            gates[stage] = tuple(values[name] for name in names)
     return program.output.run(lowered, *[values[name] for name in program.output.inputs])
 
 
@@ -112,18 +114,22 @@ def run_stage(
             if step.plan.shrinks:
                 settled = settled_weight(decided.threshold, shrinks=True)
                 rows = [list(map(settled, row)) for row in rows]
+            parts = decided.parts
+            if parts is not None and step.plan.shrinks:
+                parts = shrink_parts(parts, decided.threshold)
             if gates is not None:
                 weights_BE = [plan.weights(row) for plan, row in zip(plans, rows, strict=True)]
-                gates[name] = _gates(weights_BE, decided.rows, decided.dtype, entry.device)
+                found = _gates(weights_BE, decided.rows, decided.dtype, entry.device)
+                gates[name] = _with_parts(step, found, decided.parts, decided.threshold)
             if len(plans) > 1 and len(set(plans)) > 1:
-                return _run_groups(step, lowered, values, plans, rows)
+                return _run_groups(step, lowered, values, plans, rows, parts)
             run_block = step.run_block or _block_runner(step, lowered, values, None)
-            weights = weights_for(plans[0], rows, entry)
+            weights = weights_for(plans[0], rows, entry, parts)
             return run_plan(plans[0], entry, weights, run_block, step.effects)
         decisions: StageDecisions | NodeDecisions = StageDecisions(
             step.topology, decided, shrinks=step.plan.shrinks
         )
-    elif step.sums_only and len(entry) == 1:
+    elif step.sums_only and len(entry) == 1 and step.plan.granularity == "edge":
         return _walk(step, lowered, graph, values, routing, gates)
     else:
         decisions = NodeDecisions(
@@ -136,7 +142,8 @@ def run_stage(
         )
     output = _run_rows(step, lowered, values, decisions)
     if gates is not None:
-        gates[name] = _gates(decisions.weights_BE, decisions.raw_BE, decisions.dtype, entry.device)
+        found = _gates(decisions.weights_BE, decisions.raw_BE, decisions.dtype, entry.device)
+        gates[name] = _with_parts(step, found, decisions.parts, float(decisions.threshold))
     return output
 
 
@@ -172,12 +179,26 @@ def _gates(
     )
 
 
+def _with_parts(
+    step: StageProgram, gates: tuple[Tensor, ...], parts_BEP: Tensor | None, threshold: float
+) -> tuple[Tensor, ...]:
+    """Return `gates`, and where edges have several weights all of them, settled as those are."""
+    if parts_BEP is None:
+        return gates
+    weights_BE, raw_BE = gates
+    settled_BEP = close_parts(parts_BEP, raw_BE, weights_BE, threshold)
+    if step.plan.shrinks:
+        settled_BEP = shrink_parts(settled_BEP, threshold)
+    return weights_BE, raw_BE, settled_BEP
+
+
 def _run_groups(
     step: StageProgram,
     lowered: nn.Module,
     values: dict[str, Any],
     plans: Sequence[PatternPlan],
     rows: Sequence[Sequence[float]],
+    parts_BEP: Tensor | None,
 ) -> Tensor:
     """Run the images of each pattern as a batch of their own."""
     instances_of: dict[PatternPlan, list[int]] = {}
@@ -187,8 +208,10 @@ def _run_groups(
     for plan, instances in instances_of.items():
         index, own = np.asarray(instances), [rows[b] for b in instances]
         entry = take_rows(values[step.plan.entry], index)
+        parts = None if parts_BEP is None else take_rows(parts_BEP, index)
         run_block = _block_runner(step, lowered, values, index)
-        part = run_plan(plan, entry, weights_for(plan, own, entry), run_block, step.effects)
+        weights = weights_for(plan, own, entry, parts)
+        part = run_plan(plan, entry, weights, run_block, step.effects)
         if output is None:
             output = empty_rows(len(rows), part, part.dtype)
         dtype = torch.promote_types(output.dtype, part.dtype)  # under autocast they may differ
@@ -269,7 +292,7 @@ def _run_rows(
                 vertex,
                 features,
                 row_of_BV,
-                decisions.weights_BE,
+                decisions,
                 instances,
                 may_alias=not writes_input,
             )
@@ -284,7 +307,7 @@ def _run_rows(
         len(features),
         features,
         row_of_BV,
-        decisions.weights_BE,
+        decisions,
         None,
         may_alias=not step.plan.writes_output,
     )
@@ -319,7 +342,7 @@ def _gather(
     vertex: int,
     features: Sequence[Tensor | None],
     row_of_BV: Places,
-    weights_BE: Weights,
+    decisions: StageDecisions | NodeDecisions,
     instances: Places | None,
     *,
     may_alias: bool,
@@ -327,7 +350,8 @@ def _gather(
     """Return the input of `vertex` for `instances`."""
     place = step.topology.incoming(vertex)
     sources, kinds = step.topology.sources[place], step.kinds[place]
-    weights_RE = weights_BE[:, place] if instances is None else weights_BE[instances, place]
+    weights_BE = decisions.weights_BE[:, place]
+    weights_RE = weights_BE if instances is None else weights_BE[instances]
     incoming, entry = [features[source] for source in sources], features[0]
     assert entry is not None
     is_whole = instances is None and all(one is None or len(one) == len(entry) for one in incoming)
@@ -346,6 +370,9 @@ def _gather(
     ]
     if all(one is None for one in incoming):
         return _no_features(step, vertex, entry, len(weights_RE))
+    if decisions.parts is not None:
+        parts_REP = take_rows(decisions.closed_parts(place), instances)
+        return sum_rows_of_parts(incoming, places_RE, weights_RE, parts_REP)
     return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
 
 

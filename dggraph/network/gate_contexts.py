@@ -69,7 +69,7 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     """Replace the gate outputs of the named stages, within this context.
 
     `weights` has (E,) or (B, E) per stage. Gates see the whole batch under every executor, so each
-    row of `weights` belongs to one image.
+    row of `weights` belongs to one image. Edges with several weights get this one.
     """
     handles = []
     for stage, pinned in weights.items():
@@ -79,7 +79,7 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
             def hook(
                 _module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]
             ) -> Tensor:
-                return values.to(row_BE).expand_as(row_BE)
+                return values.to(row_BE).expand(row_BE.shape[:2])
 
             handles.append(routing.gate(index).register_forward_hook(hook))
     try:

@@ -1,11 +1,14 @@
 """The edge weights of one forward pass, and those of the backbone."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.granularity import mean_of_parts
 from dggraph.ops.macs import MacsTable, open_probabilities, path_macs
 
 
@@ -33,6 +36,11 @@ class Gates(NamedTuple):
     """One 0-d tensor per stage."""
     table: MacsTable
     """The cost of the network's parts, for a budget."""
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """Where edges have several weights: all that aggregation used, (B, E, ...) per stage.
+
+    `weights` and `raw` then are the largest of each edge.
+    """
 
     def macs(self) -> Tensor:
         """Return the MACs of each image's path, (B,) float64, with routers and aggregation."""
@@ -51,12 +59,21 @@ class Gates(NamedTuple):
         """Whether each edge is active: per stage (B, E) bool."""
         return {stage: weights_BE.detach() != 0 for stage, weights_BE in self.weights.items()}
 
+    def mean_weights(self, stage: str) -> Tensor:
+        """Return the weight of each edge of one stage, (B, E), 0 if inactive; the mean of several.
+
+        The result carries the gradient.
+        """
+        parts_BEP = self.parts.get(stage)
+        return self.weights[stage] if parts_BEP is None else mean_of_parts(parts_BEP)
+
     def adjacency(self, stage: str) -> Tensor:
         """Return the adjacency matrices of one stage, (B, V, V): row = source, column = target.
 
-        Entries are edge weights, 0 for inactive edges. The result carries the gradient.
+        Entries are edge weights, 0 for inactive edges, and the mean where an edge has several. The
+        result carries the gradient.
         """
-        weights_BE, topology = self.weights[stage], self.table.stages[stage].topology
+        weights_BE, topology = self.mean_weights(stage), self.table.stages[stage].topology
         adjacency_BVV = weights_BE.new_zeros(
             (len(weights_BE), topology.num_vertices, topology.num_vertices)
         )

@@ -134,6 +134,8 @@ class Manifest(Strict):
     preprocess: PackedPreprocess | None
     labels: list[str] | None
     budgets: _Budgets | None
+    granularity: Annotated[int, Field(ge=1)] | Literal["edge", "channel", "pixel"] = "edge"
+    """How many weights an edge has; archives written before version 0.2 do not record it."""
     weights_origin: Name = UNKNOWN
     """The origin of the weights; archives written before version 0.2 do not record it."""
     sha256: dict[str, str]
@@ -184,6 +186,7 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
         "fingerprint": blueprint.fingerprint,
         "router": blueprint.router,
         "gate": blueprint.gate,
+        "granularity": blueprint.granularity,
         "leaves": list(blueprint.leaves),
         "input_shape": list(blueprint.input_shape),
         "dtype": blueprint.dtype,
@@ -204,6 +207,7 @@ def unpack_blueprint(manifest: Manifest) -> Blueprint:
         kept_because=tuple(stage.kept_because for stage in manifest.found),
         router=manifest.router,
         gate=manifest.gate,
+        granularity=manifest.granularity,
         leaves=tuple(manifest.leaves),
         input_shape=tuple(manifest.input_shape),
         dtype=manifest.dtype,

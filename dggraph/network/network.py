@@ -294,10 +294,11 @@ class DynamicNetwork(StandIn):
             return output
         thresholds = {stage: routing_of(self.lowered, stage).threshold for stage in gates}
         found = Gates(
-            {k: v[0] for k, v in gates.items()},
-            {k: v[1] for k, v in gates.items()},
+            {stage: values[0] for stage, values in gates.items()},
+            {stage: values[1] for stage, values in gates.items()},
             thresholds,
             self.macs_table,
+            {stage: values[2] for stage, values in gates.items() if len(values) > 2},
         )
         if self._collected is not None:
             self._collected.append(found)

@@ -10,6 +10,7 @@ from dggraph.compiler.stages import FoundStage
 from dggraph.compiler.tracing import Opaque
 from dggraph.graph.ir import DynamicGraph, Residual
 from dggraph.network.blueprint import Blueprint
+from dggraph.ops.granularity import Granularity
 from dggraph.views.escaping import count
 from dggraph.views.html_table import html_table
 
@@ -34,6 +35,8 @@ class StageReport:
     """MACs of the routed blocks, which an image may skip."""
     dense_because: str = ""
     """Why its blocks always run on full batches; empty if images can skip them."""
+    granularity: Granularity = "edge"
+    """How many weights its edges have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,6 @@ class ConversionReport:
     """Parameters without gradient, because the forward traced in eval mode does not read them.
 
     Auxiliary heads are an example.
-
-    An example are auxiliary heads.
     """
     opaque: tuple[Opaque, ...]
     """Classes and functions kept as a single call because they cannot be traced: where and why."""
@@ -182,7 +183,7 @@ def note_checks(
         max_difference: max |backbone - network| on the static path.
     """
     stages = tuple(
-        replace(stage, dense_because=one.dense_only)
+        replace(stage, dense_because=one.dense_only, granularity=one.granularity)
         for stage, one in zip(report.stages, plan, strict=True)
     )
     return replace(report, stages=stages, max_difference=max_difference)

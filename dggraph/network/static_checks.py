@@ -15,6 +15,7 @@ from dggraph.network.gate_contexts import decided_edges, pinned_gates
 from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import structure_of, tensors_in
+from dggraph.ops.granularity import ChannelGate, PositionGate
 
 Init = Literal["preserve", "scratch"]
 CHECK_BATCH = 3
@@ -293,12 +294,17 @@ def _watched(net: DynamicNetwork) -> Iterator[None]:
     for stage in net.graph.stages:
         routing = routing_of(net.lowered, stage)
         for index, places in decided_edges(net, stage).items():
-            deciders = {
-                f"the router {net.blueprint.router!r}": routing.router(index),
-                f"the gate {net.blueprint.gate!r}": routing.gate(index),
-            }
-            for label, decider in deciders.items():
-                watch = partial(_check_width, label=label, stage=stage, wanted=len(places))
+            router, gate, num_edges = routing.router(index), routing.gate(index), len(places)
+            num_logits = num_edges
+            if isinstance(gate, ChannelGate):
+                num_logits = num_edges * gate.num_groups
+            if isinstance(gate, ChannelGate | PositionGate):
+                gate = gate.gate
+            deciders = [(f"the gate {net.blueprint.gate!r}", gate, num_edges)]
+            if not isinstance(routing.gate(index), PositionGate):  # whose router is dggraph's own
+                deciders.append((f"the router {net.blueprint.router!r}", router, num_logits))
+            for label, decider, wanted in deciders:
+                watch = partial(_check_width, label=label, stage=stage, wanted=wanted)
                 handles.append(decider.register_forward_hook(watch))
     try:
         yield

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import GradientError
+from dggraph.ops.part_sums import sum_parts
 from dggraph.ops.recompute import remember
 from dggraph.ops.stage_cache import Cache, Reading
 from dggraph.ops.weighted_sum import expand_weight, inner_products, masked, weighted_sum
@@ -71,7 +72,8 @@ def aggregate(
 
     Args:
         features: E tensors (B, ...) of one shape.
-        weights_BE: one weight per instance and edge; 0 means inactive.
+        weights_BE: one weight per instance and edge; 0 means inactive. Where edges have several,
+            (B, E, ...), see `granularity`; these use neither cache nor `through`.
         cache: the stage's cache; without one, the plain expression is used.
         sources: for each feature, the index under which it was shared, or None if it was changed on
             its way (by an adapter).
@@ -84,6 +86,8 @@ def aggregate(
         only. Every weight receives dA_ij = <dz_j, x_i>, with non-finite elements of x_i taken as 0,
         so that a closed edge can open again.
     """
+    if weights_BE.ndim > 2 and not is_plain():
+        return sum_parts(features, weights_BE)
     if is_plain() or (cache is None and torch.is_grad_enabled()):
         total, *others = [
             gated(feature, weights_BE[:, edge]) for edge, feature in enumerate(features)
@@ -124,9 +128,9 @@ def adapt(features: Tensor, num_channels: int, channel_axis: int) -> Tensor:
 
 
 def gated(features: Tensor, weight_B: Tensor) -> Tensor:
-    """Scale `features` (B, ...) by one weight per instance; weight 0 gives exactly 0.
+    """Scale `features` (B, ...) by weights; weight 0 gives exactly 0.
 
-    The result is a fresh tensor.
+    The weights are (B,), or broadcast against the features. The result is a fresh tensor.
     """
     if is_jit_traced():  # a trace that calls a Python autograd function cannot be saved
         return masked(features, weight_B)
@@ -225,7 +229,10 @@ class _Gated(torch.autograd.Function):
             grad_features = torch.where(weight != 0, grad * weight, 0.0)
         if ctx.needs_input_grad[1]:
             finite = torch.where(torch.isfinite(features), features, 0.0)
-            axes = list(range(1, features.ndim))
             wide = torch.promote_types(features.dtype, weight_B.dtype)
-            grad_weight = (grad.to(wide) * finite.to(wide)).sum(dim=axes).to(weight_B.dtype)
+            shape = expand_weight(weight_B, features).shape
+            axes = [axis for axis in range(1, features.ndim) if shape[axis] == 1]
+            products = grad.to(wide) * finite.to(wide)
+            summed = products.sum(dim=axes) if axes else products
+            grad_weight = summed.reshape(weight_B.shape).to(weight_B.dtype)
         return grad_features, grad_weight

@@ -144,7 +144,7 @@ def open_output(
     if not training:
         return opened_BE
     by_rule_BE: Array = library.where(opens_BE, raw_BE, weights_BE)
-    return _straight_through(opened_BE, by_rule_BE)
+    return straight_through(opened_BE, by_rule_BE)
 
 
 def is_live(weights_BE: Array) -> Array:
@@ -165,6 +165,12 @@ def live_vertices(open_BE: Array, topology: Topology) -> Array:
         topology: the stage's edges.
     """
     return _unpack(_live_columns(open_BE, topology), open_BE)
+
+
+def live_sources(weights_BE: Tensor, topology: Topology) -> Tensor:
+    """Return (B, E): whether the source of each edge is live; `weights_BE` is 0 where closed."""
+    live_BV = live_vertices(weights_BE.detach() != 0, topology)
+    return of_vertices(live_BV, topology.sources)
 
 
 def leads_to_out(open_BE: Array, topology: Topology) -> Array:
@@ -216,7 +222,7 @@ def drop_edges(
     reachable_BE: Array = (
         raw_BE if source_live_BE is None else library.where(source_live_BE, raw_BE, 0.0)
     )
-    return _straight_through(weights_BE, reachable_BE)
+    return straight_through(weights_BE, reachable_BE)
 
 
 def _any_with(opened: Any, edges: Any, ends: Sequence[Column]) -> Column:
@@ -270,7 +276,7 @@ def _library(array: Tensor | npt.NDArray[Any]) -> Any:
     return torch if isinstance(array, Tensor) else np
 
 
-def _straight_through(value: Array, gradient_of: Array) -> Array:
+def straight_through(value: Array, gradient_of: Array) -> Array:
     """Return `value`, bitwise identical, with the gradient of `gradient_of`. Tensors only."""
     assert isinstance(value, Tensor)
     return _StraightThrough.apply(value.detach(), gradient_of)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ but equal for all images.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, Literal
 
@@ -47,6 +47,13 @@ class _Pool(torch.autograd.Function):
         kept = [1 if axis in ctx.axes else size for axis, size in enumerate(ctx.shape)]
         num_pooled = prod(ctx.shape[axis] for axis in ctx.axes)
         return (grad / num_pooled).to(ctx.dtype).reshape(kept).expand(ctx.shape), None, None
+
+
+def outside_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off: routers decide in at least float32."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class LinearRouter(nn.Module):
@@ -88,12 +95,7 @@ class LinearRouter(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, ...) to logits (B, E), float32 or wider."""
         dtype = torch.promote_types(features.dtype, torch.float32)
-        device = features.device.type
-        with (
-            torch.autocast(device, enabled=False)
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-            else nullcontext()
-        ):
+        with outside_autocast(features.device.type):
             read_BC = self._read(features, dtype)
             if self.hidden is not None:
                 read_BC = nn.functional.linear(
@@ -125,7 +127,7 @@ def _deviation(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Ten
 
 
 class TiedRouter(nn.Module):
-    """A linear router with one logit for all outgoing edges of a node.
+    """A linear router with one logit for all outgoing edges of a node, or one for each part.
 
     It is a control: it weighs sources, as plain gating does, and does not choose among edges.
 
@@ -137,6 +139,7 @@ class TiedRouter(nn.Module):
         inputs: see there.
         norm: see there.
         gradient: see there.
+        num_parts: logits of an edge that are decided apart, where edges have several weights.
     """
 
     def __init__(
@@ -149,18 +152,25 @@ class TiedRouter(nn.Module):
         inputs: Literal["pool", "pool+std"] = "pool",
         norm: Literal["none", "rms"] = "none",
         gradient: Literal["pass", "stop"] = "pass",
+        num_parts: int = 1,
     ) -> None:
         """Build the layers in float32."""
         super().__init__()
-        self.num_edges = num_edges
+        self.num_edges = num_edges // num_parts
         self.one = LinearRouter(
-            num_channels, 1, channel_axis, hidden, inputs=inputs, norm=norm, gradient=gradient
+            num_channels,
+            num_parts,
+            channel_axis,
+            hidden,
+            inputs=inputs,
+            norm=norm,
+            gradient=gradient,
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, ...) to equal logits (B, E), float32 or wider."""
-        logits_B1: Tensor = self.one(features)
-        return logits_B1.expand(-1, self.num_edges)
+        logits_BP: Tensor = self.one(features)
+        return logits_BP.repeat(1, self.num_edges)
 
 
 class ConstantRouter(nn.Module):
@@ -187,6 +197,9 @@ Router = Callable[[int, int, int], nn.Module]
 """Maps (channels, edges, channel axis) to a module from features to logits (B, edges)."""
 
 Scope = Literal["node", "stage"]
+
+PIXEL_ROUTERS = ("node", "stage", "tied")
+"""Routers that can also decide for every position, see `position_router`."""
 
 ROUTERS: dict[str, tuple[Scope, Callable[..., nn.Module]]] = {
     "node": ("node", LinearRouter),

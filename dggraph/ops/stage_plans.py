@@ -185,9 +185,20 @@ def num_bytes(value: Any) -> int:
 
 
 def weights_for(
-    plan: PatternPlan, rows: Sequence[Sequence[float]], like: Tensor
+    plan: PatternPlan,
+    rows: Sequence[Sequence[float]],
+    like: Tensor,
+    parts_BEP: Tensor | None = None,
 ) -> Sequence[Weight]:
-    """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1)."""
+    """Return the weight of each edge: a float if all images share it, else (B, 1, ..., 1).
+
+    Where edges have several, `parts_BEP`, it is a tensor (B, ...).
+    """
+    if parts_BEP is not None:
+        parts: list[Weight] = list(parts_BEP.to(like.dtype).unbind(1))
+        if plan.forced is not None:
+            parts[plan.forced] = 1.0
+        return parts
     if len(rows) == 1 and plan.forced is None:
         return rows[0]
     weights: list[Weight] = list(rows[0])

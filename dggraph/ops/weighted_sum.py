@@ -52,7 +52,7 @@ def masked_sum(features: Sequence[Tensor], weights_BE: Tensor) -> Tensor:
 
 
 def masked(feature: Tensor, weight_B: Tensor) -> Tensor:
-    """Scale `feature` (B, ...) by one weight per instance; weight 0 gives exactly nothing."""
+    """Scale `feature` (B, ...) by weights, see `expand_weight`; weight 0 gives exactly nothing."""
     weight = expand_weight(weight_B, feature)
     # -0.0 is the identity of IEEE addition: x + -0.0 is bitwise x, also for x = -0.0.
     return torch.where(weight != 0, feature * weight, -0.0)
@@ -96,8 +96,9 @@ def sum_and_products(
 
 
 def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
-    """Reshape (B,) to (B, 1, ..., 1), in the feature's dtype."""
-    return weight_B.to(feature.dtype).reshape(-1, *[1] * (feature.ndim - 1))
+    """Return `weight_B` in the feature's dtype, (B,) as (B, 1, ..., 1); others broadcast."""
+    weight = weight_B.to(feature.dtype)
+    return weight.reshape(-1, *[1] * (feature.ndim - 1)) if weight.ndim == 1 else weight
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -120,8 +120,8 @@ def bind(spec: Spec, make: Callable[..., Made], *, num_taken: int = 0) -> Callab
     return partial(_call, make, spec)
 
 
-def _call(make: Callable[..., Made], spec: Spec, *taken: Any) -> Made:
-    return make(*taken, *spec.numbers, **spec.options)
+def _call(make: Callable[..., Made], spec: Spec, *taken: Any, **named: Any) -> Made:
+    return make(*taken, *spec.numbers, **spec.options, **named)
 
 
 def _signature(make: Callable[..., Any]) -> inspect.Signature:

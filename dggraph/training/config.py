@@ -95,6 +95,12 @@ class TrainConfig(BaseModel):
     gate: str | None = Field(
         None, description="anchored, shrink, scaled, softmax, sigmoid, or a registered name."
     )
+    granularity: str = Field(
+        "edge",
+        description=(
+            "Weights of an edge: edge (one), a number of channel groups, channel, or pixel."
+        ),
+    )
     init: Literal["preserve", "scratch"] = Field(
         "preserve",
         description="Start as the backbone (preserve), or with every edge open (scratch).",
@@ -373,7 +379,7 @@ class TrainConfig(BaseModel):
     def conversion(self) -> dict[str, Any]:
         """The options of `convert` at the start of training."""
         threshold = 0.0 if self.threshold_warmup else self.final_threshold
-        names = ("wiring", "residual", "router", "gate", "init")
+        names = ("wiring", "residual", "router", "gate", "granularity", "init")
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 
     @property

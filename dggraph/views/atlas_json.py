@@ -133,5 +133,6 @@ def _instance(one: Instance) -> dict[str, Any]:
     return facts | {
         "macs": one.path.macs,
         "margin": one.path.margin,
+        "spread": one.path.spread,
         "weights": _lists(one.path.weights),
     }

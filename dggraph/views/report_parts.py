@@ -100,6 +100,7 @@ def instance_values(context: Context, one: Instance) -> Values:
         "active": len(path.active_edges(context.graph)),
         "total": sum(len(weights) for weights in path.weights.values()),
         "margin": path.margin,
+        "spread": path.spread,
         "is_near_tie": path.margin < NEAR_TIE,
         "diagram": draw_diagram(context.graph, path, context.layout),
     }
