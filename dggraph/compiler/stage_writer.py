@@ -48,11 +48,11 @@ class Deciders:
     """The place of the routers: `node` or `stage`."""
     router: Callable[..., nn.Module]
     """See `routing.Router`."""
-    is_tied: bool
+    is_tied: bool = False
     """Whether all edges out of one node share their logits."""
     gate: GateKind
     threshold: float
-    granularity: Granularity
+    granularity: Granularity = "edge"
 
 
 class StageWriter:

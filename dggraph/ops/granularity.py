@@ -48,9 +48,9 @@ class Parts:
 
     granularity: Granularity
     shape: tuple[int, ...]
-    """Of the features, without the batch."""
+    """Shape of the features, without the batch."""
     channel_position: int
-    """Of the channels in `shape`."""
+    """Axis of the channels in `shape`."""
 
     @property
     def num_groups(self) -> int:
