@@ -4,7 +4,7 @@ give every parameter a gradient, learn, survive an archive, and run alike under 
     OMP_NUM_THREADS=1 python benchmarks/forms.py --model resnet50
 
 Each form makes 50 steps on one batch of noise with random labels, which a network that learns
-memorises. It prints a row of JSON for each; `docs/benchmarks/forms.md` has the table.
+memorises. It prints a row of JSON for each.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
 from dggraph.training import param_groups
 
@@ -82,8 +83,17 @@ def is_kept(net: DynamicNetwork, backbone: nn.Module, x: Tensor) -> bool:
 
 
 def executors(net: DynamicNetwork, x: Tensor) -> dict[str, Any]:
-    """Largest differences from the dense executor, over the largest output; open edges, paths."""
+    """Largest differences from the dense executor, over the largest output; open edges, paths.
+
+    The threshold is the lowest quarter of the weights of the backbone's edges, so that some close.
+    """
     with torch.no_grad():
+        _, gates = net.eval()(x, return_gates=True)
+        static = static_weights(net.graph)
+        weights = torch.cat(
+            [raw[:, static[stage] == 1].flatten() for stage, raw in gates.raw.items()]
+        )
+        net.set_threshold(min(max(float(weights.quantile(0.25)), 0.0), 0.999))
         net.executor = "dense"
         expected, gates = net.eval()(x, return_gates=True)
         net.executor = "sparse"
