@@ -18,8 +18,8 @@ from torch import nn
 import dggraph
 from dggraph.baselines import BASELINES
 
-MODELS = ("resnet50", "mobilenet_v2", "resnext50_32x4d", "regnet_y_400mf")
-SIDE, BATCH, STEPS, RATE = 32, 8, 50, 0.01
+MODELS = ("mobilenet_v2", "regnet_y_400mf", "resnet50", "resnext50_32x4d")
+SIDE, BATCH, STEPS, RATE = 32, 4, 50, 0.01
 
 
 def check(method: str, model: str) -> dict[str, object]:

@@ -127,14 +127,7 @@ class LayerSkipNetwork(BaselineNetwork):
         """
         with evaluating(self):
             _, values = super().forward(x, return_values=True)
-        masked = self._macs_of_one(x)
-        return masked - self._twin.saved(values["gates"], self._macs_of_parts(x))
-
-    def _macs_of_parts(self, x: Tensor) -> dict[str, int]:
-        from dggraph.compiler.profiling import profile
-
-        with evaluating(self):
-            return dict(profile(self.lowered, self.lowered.graph, x).macs)
+        return self._macs_of_one(x) - self._twin.saved(values["gates"], self._macs_of_parts(x))
 
 
 def layer_skip(
@@ -178,6 +171,8 @@ def layer_skip(
         torch.Size([2, 7])
     """
     above_zero("rate", rate)
+    if rate > 1:
+        raise InputError(f"rate={rate} is a share of the images, of at most 1.")
     above_zero("weight", weight)
     at_least("hidden", hidden, 1)
     draft = open_draft(model, example_input, method="layer_skip")

@@ -94,7 +94,7 @@ class BaselineNetwork(StandIn):
     """How images become inputs, if known."""
     labels: tuple[str, ...] | None
     """Class names, if known."""
-    _macs: dict[tuple[int, ...], int]
+    _macs: dict[tuple[int, ...], dict[str, int]]
 
     def __init__(
         self,
@@ -164,11 +164,16 @@ class BaselineNetwork(StandIn):
         return torch.full((len(x),), float(self._macs_of_one(x)), dtype=torch.float64)
 
     def _macs_of_one(self, x: Tensor) -> int:
-        shape = tuple(x.shape[1:])
-        if shape not in self._macs:
+        return sum(self._macs_of_parts(x).values())
+
+    def _macs_of_parts(self, x: Tensor) -> dict[str, int]:
+        """Return the cost of each fx node for one image of the shape of x (B, C, H, W)."""
+        sizes = sum(parameter.numel() for parameter in self.parameters())
+        key = (*x.shape[1:], sizes)  # a module may have been replaced
+        if key not in self._macs:
             with evaluating(self):
-                self._macs[shape] = sum(profile(self.lowered, self.lowered.graph, x).macs.values())
-        return self._macs[shape]
+                self._macs[key] = profile(self.lowered, self.lowered.graph, x).macs
+        return self._macs[key]
 
 
 def baseline_part(model: nn.Module) -> BaselineNetwork | None:

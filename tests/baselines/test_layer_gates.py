@@ -127,5 +127,7 @@ def test_blocks_without_an_identity_skip_are_told() -> None:
     net = layer_skip("dggraph:resnet14_4")
     assert net.report.changed == ("layer1.0", "layer1.1", "layer2.1", "layer3.1")
     assert ("layer2.0", "its skip is not the identity") in net.report.unchanged
+    with pytest.raises(InputError, match="rate=70 is a share of the images"):
+        layer_skip("dggraph:resnet14_4", rate=70)
     with pytest.raises(InputError, match="layer_skip found nothing to change in VGG"):
         layer_skip("vgg11", torch.zeros(1, 3, 32, 32))
