@@ -35,6 +35,7 @@ from dggraph.graph.analysis import Analysis, ClassFacts, EdgeFacts, StageGain, T
 from dggraph.network.gate_contexts import decided_edges, own_thresholds
 from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.granularity import ChannelGate
 from dggraph.system import processes
 from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches, num_samples
@@ -74,6 +75,11 @@ def analyse(
         raise InputError(
             f"{num_images} images and {len(net.graph.stages)} stages: an analysis compares the"
             " adjacencies of several images. Give a network with routed blocks, and more images."
+        )
+    if net.blueprint.granularity == "pixel":
+        raise InputError(
+            "an analysis keeps every weight of every image, which are too many where each pixel has"
+            " its own (granularity='pixel')."
         )
     if processes.world_size() > 1:
         raise InputError("an analysis runs on one process. Leave torchrun out.")
@@ -181,8 +187,10 @@ def _start(net: DynamicNetwork, stage: str) -> Tensor:
     routing, weight = routing_of(net.lowered, stage), first_weight(net)
     with torch.no_grad():
         for vertex, places in decided_edges(net, stage).items():
+            gate = routing.gate(vertex)
+            gate = gate.gate if isinstance(gate, ChannelGate) else gate  # its parts begin alike
             logits = torch.zeros(1, len(places), dtype=torch.float32, device=weight.device)
-            start_E[places] = routing.gate(vertex)(logits)[0].double().cpu()
+            start_E[places] = gate(logits)[0].double().cpu()
     return start_E
 
 

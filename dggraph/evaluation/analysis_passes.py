@@ -33,7 +33,9 @@ class Recorded:
     """What the first pass found."""
 
     weights: dict[str, Tensor]
-    """Settled, (M, E) per stage."""
+    """Settled, (M, E) per stage; the mean where an edge has several."""
+    pins: dict[str, Tensor]
+    """The same, but with all weights of each edge: (M, E), or (M, E, P)."""
     raw: dict[str, Tensor]
     labels_M: Tensor
     kept_M: Tensor
@@ -52,6 +54,7 @@ def record(
     parts: dict[str, list[Tensor]] = {"labels": [], "kept": []}
     weights: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
     raw: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
+    pins: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
     num_outputs = num_classes
     for images, labels in batches:
         output, gates = net(images, return_gates=True)
@@ -65,10 +68,12 @@ def record(
         parts["kept"].append(gates.macs().cpu() / net.macs_table.static)
         for stage in net.graph.stages:
             refuse_nan(net.graph, stage, gates.raw[stage])
-            weights[stage].append(gates.weights[stage].cpu())
+            weights[stage].append(gates.mean_weights(stage).cpu())
+            pins[stage].append(gates.parts.get(stage, gates.weights[stage]).cpu())
             raw[stage].append(gates.raw[stage].cpu())
     return Recorded(
         {stage: torch.cat(found) for stage, found in weights.items()},
+        {stage: torch.cat(found) for stage, found in pins.items()},
         {stage: torch.cat(found) for stage, found in raw.items()},
         torch.cat(parts["labels"]),
         torch.cat(parts["kept"]),
@@ -118,10 +123,13 @@ def compare(
     The thresholds of `net` are 0 afterwards. `own` is the threshold that it had.
     """
     counts, swapped = Counts(), _swapped(net, recorded)
-    ever_open = {stage: (weights != 0).any(0) for stage, weights in recorded.weights.items()}
+    ever_open = {
+        stage: (pins.flatten(2) if pins.ndim > 2 else pins[:, :, None]).ne(0).any(2).any(0)
+        for stage, pins in recorded.pins.items()
+    }
     for images, labels in batches:
         place = slice(counts.num_images, counts.num_images + len(images))
-        mine = {stage: weights[place] for stage, weights in recorded.weights.items()}
+        mine = {stage: pins[place] for stage, pins in recorded.pins.items()}
         for threshold in sorted({*THRESHOLDS, own}):
             net.set_threshold(threshold)
             output, gates = net(images, return_gates=True)
@@ -168,15 +176,15 @@ def _swapped(net: DynamicNetwork, recorded: Recorded) -> dict[str, dict[str, Ten
         same[members] = _next_in(members)[members.argsort().argsort()] if len(members) else members
     static = static_weights(net.graph)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in SWAPS}
-    for stage, weights_ME in recorded.weights.items():
+    for stage, pins in recorded.pins.items():
         means_KE = torch.stack(
-            [weights_ME[labels_M == label].mean(0) for label in range(int(labels_M.max()) + 1)]
+            [pins[labels_M == label].mean(0) for label in range(int(labels_M.max()) + 1)]
         )
-        found["mean"][stage] = weights_ME.mean(0).expand_as(weights_ME)
+        found["mean"][stage] = pins.mean(0).expand_as(pins)
         found["class mean"][stage] = means_KE[labels_M]
-        found["same class"][stage] = weights_ME[same]
-        found["other"][stage] = weights_ME[other]
-        found["static"][stage] = static[stage].to(weights_ME).expand_as(weights_ME)
+        found["same class"][stage] = pins[same]
+        found["other"][stage] = pins[other]
+        found["static"][stage] = static[stage].to(pins).expand(len(pins), -1)
     return found
 
 

@@ -69,17 +69,22 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     """Replace the gate outputs of the named stages, within this context.
 
     `weights` has (E,) or (B, E) per stage. Gates see the whole batch under every executor, so each
-    row of `weights` belongs to one image. Edges with several weights get this one.
+    row of `weights` belongs to one image. Edges with several weights get this one, or all of theirs
+    from (B, E, ...).
     """
     handles = []
     for stage, pinned in weights.items():
         routing = routing_of(net.lowered, stage)
         for index, places in decided_edges(net, stage).items():
+            taken = pinned[places] if pinned.ndim == 1 else pinned[:, places]
 
             def hook(
-                _module: nn.Module, _args: Any, row_BE: Tensor, values: Tensor = pinned[..., places]
+                _module: nn.Module,
+                _args: Any,
+                row_BE: Tensor,
+                values: Tensor = taken,
             ) -> Tensor:
-                return values.to(row_BE).expand(row_BE.shape[:2])
+                return values.to(row_BE).expand(*row_BE.shape[:2], *values.shape[2:])
 
             handles.append(routing.gate(index).register_forward_hook(hook))
     try:

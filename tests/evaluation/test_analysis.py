@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +54,13 @@ class Coloured(Dataset[tuple[Tensor, int]]):
 DATA = Coloured(23)
 
 
-def routed(*, is_trained: bool = True) -> DynamicNetwork:
+def routed(*, is_trained: bool = True, granularity: Any = "edge") -> DynamicNetwork:
     torch.manual_seed(0)
     net = dggraph.convert(
-        Net(Block, 2).double(), torch.zeros(1, 3, 16, 16, dtype=torch.float64), router="stage"
+        Net(Block, 2).double(),
+        torch.zeros(1, 3, 16, 16, dtype=torch.float64),
+        router="stage",
+        granularity=granularity,
     )
     if is_trained:
         with torch.no_grad():
@@ -217,6 +221,22 @@ def test_an_untrained_network_is_said_to_be_one() -> None:
     page = write_analysis(fresh, "noise")
     assert "No gate has moved from its start" in page
     assert "Every image gets the same adjacency" in page
+
+
+@pytest.mark.parametrize("granularity", [4, "channel"])
+def test_edges_with_several_weights_are_pinned_with_all_of_them(granularity: Any) -> None:
+    """Their own adjacency gives the network's own answers, and closing one closes all its parts."""
+    net = routed(granularity=granularity)
+    found = analyse(net, DATA, CLASSES, batch_size=7)
+    assert found.accuracy == evaluate(net, DATA).accuracy
+    assert [edge.start for edge in found.edges] == [float(edge.is_static) for edge in found.edges]
+    assert found.never_moved == ()
+    assert any(edge.divergence > 0 for edge in found.edges)
+
+
+def test_pixels_have_too_many_weights() -> None:
+    with pytest.raises(InputError, match="granularity='pixel'"):
+        analyse(routed(is_trained=False, granularity="pixel"), DATA, CLASSES)
 
 
 def test_domains_group_images_too() -> None:
