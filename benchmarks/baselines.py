@@ -90,6 +90,8 @@ def table(rows: list[dict[str, object]]) -> str:
         f"Random weights, {SIDE} x {SIDE} pixels, a batch of {BATCH} random images, {STEPS} steps"
         f" of SGD at {RATE} with momentum on that batch. Differences are relative to the largest"
         " output, in float32.",
+        f" {len(rows)} of {len(MODELS) * len(BASELINES)} pairs have been measured; the command"
+        " measures the others.",
         "",
         "```bash",
         "python benchmarks/baselines.py --rows docs/tables/baselines.jsonl"
