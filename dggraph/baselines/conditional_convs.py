@@ -11,7 +11,7 @@ from dggraph.baselines.expert_mixing import ExpertInit, mix_convs_
 from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.options import at_least, one_of
 from dggraph.models.registry import LoadedModel
-from dggraph.ops.routing import pool
+from dggraph.ops.pooling import pool
 
 
 class SigmoidMixture(nn.Module):

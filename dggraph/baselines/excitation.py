@@ -9,7 +9,7 @@ from dggraph.baselines.draft import finish, open_draft
 from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.options import at_least
 from dggraph.models.registry import LoadedModel
-from dggraph.ops.routing import pool
+from dggraph.ops.pooling import pool
 
 
 class SqueezeExcitation(nn.Module):

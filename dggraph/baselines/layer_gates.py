@@ -24,7 +24,7 @@ from dggraph.compiler.regions import Flow, Region
 from dggraph.errors import InputError
 from dggraph.models.registry import LoadedModel
 from dggraph.ops.aggregation import is_plain
-from dggraph.ops.routing import pool
+from dggraph.ops.pooling import pool
 from dggraph.system.modes import evaluating
 
 OPEN_LOGIT = 1.7346

@@ -14,7 +14,7 @@ from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.options import at_least, one_of
 from dggraph.compiler.stages import FoundStage
 from dggraph.models.registry import LoadedModel
-from dggraph.ops.routing import pool
+from dggraph.ops.pooling import pool
 
 Form = Literal["static", "dynamic"]
 START_SCALE = 0.01

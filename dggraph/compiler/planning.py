@@ -62,7 +62,7 @@ class StagePlan:
 
     name: str
     scope: str
-    """The place of its routers: `node` or `stage`."""
+    """The place of its routers: `node`, `stage` or `column`."""
     shrinks: bool
     """Whether open edges add with what their weight has above the threshold."""
     entry: str

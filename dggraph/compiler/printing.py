@@ -7,15 +7,25 @@ from torch.fx.graph import CodeGen
 
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
-from dggraph.ops.gating import column
+from dggraph.ops.content_router import content_logits, of_live
+from dggraph.ops.gating import column, shrink
+from dggraph.ops.granularity import largest, settle_parts, shrink_parts
 from dggraph.ops.guards import hold
-from dggraph.ops.liveness import Topology, is_live, open_output, settle
+from dggraph.ops.liveness import (
+    Topology,
+    is_live,
+    live_sources,
+    open_edges,
+    open_output,
+    settle,
+)
 from dggraph.ops.stage_cache import stage_cache
 from dggraph.system.torch_private import NamingCodeGen
 
 OPS = (
-    adapt, aggregate, collect, column, concatenate, hold, is_live, open_output, settle, share,
-    stage_cache, Topology, weigh,
+    adapt, aggregate, collect, column, concatenate, content_logits, hold, is_live, largest,
+    live_sources, of_live, open_edges, open_output, settle, settle_parts, share, shrink,
+    shrink_parts, stage_cache, Topology, weigh,
 )  # fmt: skip
 
 

@@ -34,9 +34,10 @@ from dggraph.errors import WiringError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
+from dggraph.ops.content_router import content_logits, of_live
 from dggraph.ops.gating import GateKind, column, shrink
 from dggraph.ops.granularity import Granularity, Parts, largest, settle_parts, shrink_parts
-from dggraph.ops.liveness import Topology, is_live, live_sources, open_output, settle
+from dggraph.ops.liveness import Topology, is_live, live_sources, open_edges, open_output, settle
 from dggraph.ops.stage_cache import stage_cache
 
 
@@ -45,7 +46,7 @@ class Deciders:
     """How edges are decided: a router kind with its factory, a gate and the threshold."""
 
     scope: str
-    """The place of the routers: `node` or `stage`."""
+    """The place of the routers: `node`, `stage` or `column`, see `routing.ROUTERS`."""
     router: Callable[..., nn.Module]
     """See `routing.Router`."""
     is_tied: bool = False
@@ -97,10 +98,13 @@ class StageWriter:
         self.peaks: list[fx.Node] = []
         """One weight an edge; the rows themselves where edges have one."""
         self.parts: list[fx.Node] = []
+        self.reads: list[fx.Node] = []
+        """What `column` routers give, see `content_router`."""
         self.live: list[fx.Node | None] = [None]
         shrinks_rows = deciders.gate.shrinks and deciders.scope == "node"
         self.collects = (
-            not shrinks_rows
+            deciders.scope != "column"
+            and not shrinks_rows
             and not self.has_parts
             and all(edge.kind == "add" for edge in graph.edges(name))
         )
@@ -165,7 +169,10 @@ class StageWriter:
             anchor = self.lowered.create_node("get_attr", "training", name=f"{self.prefix}_end")
         with self.lowered.inserting_before(anchor):
             new_output = self._write_vertex(len(self.vertices) - 1)
-            if self.deciders.scope == "node":
+            if self.deciders.scope == "column":
+                weights = self._call(torch.cat, (self.weights, 1), "weights")
+                raw = self._call(torch.cat, (self.peaks, 1), "raw")
+            elif self.deciders.scope == "node":
                 weights = self._call(torch.cat, (self.weights, 1), "weights")
                 picks = [
                     pick for index in range(1, len(self.vertices)) for pick in self._picks(index)
@@ -206,11 +213,12 @@ class StageWriter:
         self.shared.append(
             self._call(share, (self.values[-1], self.cache, index - 1), f"x{index - 1}")
         )
-        weights = (
-            self._write_weights(index, sources)
-            if self.deciders.scope == "node"
-            else self._take_weights(index)
-        )
+        write = {
+            "node": self._write_weights,
+            "column": self._write_column,
+            "stage": self._take_weights,
+        }
+        weights = write[self.deciders.scope](index, sources)
         axis = self.stage.channel_axis
         wanted = self.vertices[index - 1].shape[self.channel_position]
         features = [
@@ -284,7 +292,36 @@ class StageWriter:
             for edge, source in zip(edges, sources, strict=True)
         )
 
-    def _take_weights(self, index: int) -> fx.Node:
+    def _write_column(self, index: int, sources: Sequence[int]) -> fx.Node:
+        """Write what the vertex before asks and answers, then the column of this one."""
+        source, place = index - 1, self.topology.incoming(index)
+        self._add_deciders(source, range(place.start, place.stop))
+        read = self._node(
+            "call_module",
+            f"{routing_name(self.name)}.router_{source}",
+            (self.shared[source],),
+            f"read{source}",
+        )
+        self.reads.append(self._call(of_live, (read, self.live[source]), f"answer{source}"))
+        width = self.routing.router(source).width
+        answers = [self.reads[one] for one in sources]
+        logits = self._call(content_logits, (answers, self.reads[-1], width), f"logits{index}")
+        gate = f"{routing_name(self.name)}.gate_{source}"
+        raw = self._node("call_module", gate, (logits,), f"raw{index}")
+        self.peaks.append(raw)
+        live = [self.live[one] for one in sources]
+        weights = self._call(open_edges, (raw, live, self.threshold, self.training), f"a{index}")
+        if index == len(self.vertices) - 1:
+            reached = (weights, raw, live, self.training)
+            weights = self._call(open_output, reached, f"reached{index}")
+        else:
+            self.live.append(self._call(is_live, (weights,), f"live{index}"))
+        if self.deciders.gate.shrinks:
+            weights = self._call(shrink, (weights, self.threshold), f"shrunk{index}")
+        self.weights.append(weights)
+        return weights
+
+    def _take_weights(self, index: int, _sources: Sequence[int]) -> fx.Node:
         """Return this vertex' columns of the weights that a `stage` router decided at the entry."""
         if index == 1:
             self._write_row(0, range(len(self.topology.targets)))
@@ -306,8 +343,8 @@ class StageWriter:
             torch.narrow, (weights, 1, place.start, place.stop - place.start), f"a{index}"
         )
 
-    def _write_row(self, index: int, places: Sequence[int]) -> None:
-        """Write the router and gate at vertex `index`, which decide the edges at `places`."""
+    def _add_deciders(self, index: int, places: Sequence[int]) -> None:
+        """Add the router and gate of vertex `index`, which decide the edges at `places`."""
         axis, edges = self.stage.channel_axis, self.graph.edges(self.name)
         shape = self.vertices[index].shape
         parts = Parts(self.granularity, shape, self.channel_position % len(shape))
@@ -318,6 +355,10 @@ class StageWriter:
         gate = parts.around(self.deciders.gate.make(is_static, targets))
         self.routing.add_module(f"router_{index}", router)
         self.routing.add_module(f"gate_{index}", gate)
+
+    def _write_row(self, index: int, places: Sequence[int]) -> None:
+        """Write the router and gate at vertex `index`, which decide the edges at `places`."""
+        self._add_deciders(index, places)
         routing = routing_name(self.name)
         logits = self._node(
             "call_module", f"{routing}.router_{index}", (self.shared[index],), f"logits{index}"

@@ -64,8 +64,8 @@ def convert(
         residual: `keep` leaves `x + F(x)` in the block, `lift` turns the skip into edges, and
             `auto` lifts where that is exact. A stage that cannot be lifted is kept in any case,
             and `net.report` gives the reason.
-        router: `node`, `stage`, the controls `tied` and `constant`, or a registered one; options
-            in brackets, such as `node(16, inputs=pool+std)`.
+        router: `node`, `stage`, `content`, the controls `tied` and `constant`, or a registered
+            one; options in brackets, such as `node(16, inputs=pool+std)`.
         gate: `anchored`, `shrink`, `scaled`, `softmax`, `sigmoid`, or a registered one. None is
             `anchored`, or `sigmoid` with `init="scratch"`.
         granularity: How many weights an edge has for an image: one (`edge`), one for each group

@@ -86,15 +86,20 @@ def check_options(
         InputError: An option has an unknown value; the error names it.
     """
     (scope, _), kind = find_router(router), find_gate(gate)
-    if kind.reach == "column" and scope != "stage":
+    if kind.reach == "column" and scope == "node":
         raise InputError(
             f"gate={gate!r} weighs all edges into a node together, and router={router!r} decides"
-            ' them one source at a time. Use router="stage", which decides all edges at once.'
+            ' them one source at a time. Use router="stage" or router="content".'
         )
     if read_granularity(granularity) == "pixel" and router not in PIXEL_ROUTERS:
         raise InputError(
             f"router={router!r} pools its features, and granularity='pixel' needs a router that"
             f" decides for every position. Use one of {', '.join(PIXEL_ROUTERS)}, without options."
+        )
+    if scope == "column" and read_granularity(granularity) != "edge":
+        raise InputError(
+            f"router={router!r} compares the pooled features of nodes, so edges have one weight."
+            f" Use granularity='edge', or router='node' with granularity={granularity!r}."
         )
     choices = {
         "residual": (residual, ("auto", "keep", "lift")),

@@ -19,6 +19,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.network.decisions import refuse_nan
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.content_router import ContentRouter
 from dggraph.ops.macs import MacsTable, StageMacs
 from dggraph.system.devices import first_weight
 from dggraph.system.modes import keeping_modes
@@ -64,14 +65,14 @@ def tabulate_macs(
     Args:
         graph: The wired graph.
         lowered: The module that owns the routers.
-        scope: `node` or `stage`.
+        scope: `node`, `stage` or `column`.
         total_macs: MACs of the backbone for one image.
     """
     stages: dict[str, StageMacs] = {}
     for name in graph.stages:
         nodes, routing = graph.nodes(name), routing_of(lowered, name)
         routers = [
-            _router_macs(routing.router(index), node.shape) if scope == "node" or index == 0 else 0
+            _router_macs(routing.router(index), node.shape) if scope != "stage" or index == 0 else 0
             for index, node in enumerate(nodes[:-1])
         ]
         blocks = [node.macs if node.kind == "block" else 0 for node in nodes]
@@ -191,4 +192,5 @@ def _router_macs(router: nn.Module, shape: tuple[int, ...]) -> int:
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         router.eval()(torch.zeros((1, *shape), dtype=parameter.dtype, device=parameter.device))
     router.train(was_training)
-    return int(counter.get_total_flops()) // 2
+    answers = router.num_edges * router.width if isinstance(router, ContentRouter) else 0
+    return int(counter.get_total_flops()) // 2 + answers

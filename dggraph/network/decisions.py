@@ -3,6 +3,7 @@
 Shape suffixes: B instances, E edges, V vertices of a stage, R rows of one node.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from dggraph.compiler.lowered import StageRouting
 from dggraph.compiler.partition import BoundRouting
 from dggraph.errors import GateError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.content_router import ContentRouter, content_logits
 from dggraph.ops.device_copies import number, to_device, to_host, to_lists
 from dggraph.ops.gating import shrink
 from dggraph.ops.granularity import close_parts, largest, shrink_parts
@@ -133,7 +135,7 @@ class NodeDecisions(Decisions):
         self.shrinks = shrinks
         wide = np.float64 if routing.threshold.dtype == torch.float64 else np.float32
         self.threshold = np.asarray(number(routing.threshold), wide)
-        self.outgoing, self.num_instances = topology.outgoing(), len(entry)
+        self.decided, self.num_instances = self._decided_edges(), len(entry)
         self.live: list[npt.NDArray[np.bool_] | None] = [None]
         self.zero = entry.new_zeros((), dtype=torch.promote_types(entry.dtype, torch.float32))
         self.parts = None
@@ -160,22 +162,10 @@ class NodeDecisions(Decisions):
 
     def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
         """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
-        edges = self.outgoing[vertex]
+        edges = self.decided[vertex]
         if output is None and self.parts is not None:  # nothing reads what a dead node decides
             return self.zero.expand(self.num_instances, len(edges))
-        logits_BE = self.zero.expand(self.num_instances, len(edges))
-        if output is not None:
-            logits_RE = self.routing.router(vertex)(output)
-            index = (
-                None if instances is None else to_device(torch.from_numpy(instances), output.device)
-            )
-            logits_BE = (
-                logits_RE
-                if index is None
-                else logits_RE.new_zeros(self.num_instances, *logits_RE.shape[1:]).index_put(
-                    (index,), logits_RE
-                )
-            )
+        logits_BE = self._logits(vertex, self._read(vertex, output, instances))
         row_BEP: Tensor = self.routing.gate(vertex)(logits_BE)
         if row_BEP.ndim > 2:
             if self.parts is None:
@@ -184,12 +174,32 @@ class NodeDecisions(Decisions):
             self.parts[:, edges] = row_BEP
         return largest(row_BEP)
 
+    def _decided_edges(self) -> Mapping[int, Sequence[int]]:
+        """Return the places of the edges that each vertex decides."""
+        return dict(enumerate(self.topology.outgoing()))
+
+    def _read(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor | None:
+        """Return what the router of `vertex` gives: (B, ...), 0 where dead; None if all are."""
+        if output is None:
+            return None
+        read_RN: Tensor = self.routing.router(vertex)(output)
+        if instances is None:
+            return read_RN
+        index = to_device(torch.from_numpy(instances), output.device)
+        read_BN = read_RN.new_zeros(self.num_instances, *read_RN.shape[1:])
+        return read_BN.index_put((index,), read_RN)
+
+    def _logits(self, vertex: int, read: Tensor | None) -> Tensor:
+        """Return the logits (B, E) of the edges that `vertex` decides."""
+        num_edges = len(self.decided[vertex])
+        return self.zero.expand(self.num_instances, num_edges) if read is None else read
+
     def _decide(self, vertex: int, row_BE: Weights) -> None:
         """Fill the row of `vertex`, then settle the column of the next vertex.
 
         All sources of the next vertex have decided by then.
         """
-        self.raw_BE[:, self.outgoing[vertex]] = row_BE
+        self.raw_BE[:, self.decided[vertex]] = row_BE
         if np.isnan(self.raw_BE).any():
             refuse_nan(self.graph, self.stage, torch.from_numpy(self.raw_BE))
         place = self.topology.incoming(vertex + 1)
@@ -204,6 +214,23 @@ class NodeDecisions(Decisions):
         if self.shrinks:
             weights_BE = shrink(weights_BE, self.threshold)
         self.weights_BE[:, place] = weights_BE
+
+
+class ColumnDecisions(NodeDecisions):
+    """Decisions of `column` routers, see `content_router`: edges into the next node at once."""
+
+    def _decided_edges(self) -> Mapping[int, Sequence[int]]:
+        self.reads: list[Tensor] = []
+        return self.topology.decided_by_column()
+
+    def _logits(self, vertex: int, read: Tensor | None) -> Tensor:
+        router = self.routing.router(vertex)
+        assert isinstance(router, ContentRouter)
+        if read is None:
+            read = self.zero.expand(self.num_instances, 2 * router.width + router.num_edges)
+        self.reads.append(read)
+        sources = self.topology.sources[self.topology.incoming(vertex + 1)]
+        return content_logits([self.reads[source] for source in sources], read, router.width)
 
 
 def refuse_nan(graph: DynamicGraph, stage: str, raw_BE: Tensor) -> None:

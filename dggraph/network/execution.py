@@ -38,6 +38,7 @@ from dggraph.compiler.partition import (
 )
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.decisions import (
+    ColumnDecisions,
     Decided,
     NodeDecisions,
     StageDecisions,
@@ -129,10 +130,11 @@ def run_stage(
         decisions: StageDecisions | NodeDecisions = StageDecisions(
             step.topology, decided, shrinks=step.plan.shrinks
         )
-    elif step.sums_only and len(entry) == 1 and step.plan.granularity == "edge":
+    elif is_walked(step) and len(entry) == 1:
         return _walk(step, lowered, graph, values, routing, gates)
     else:
-        decisions = NodeDecisions(
+        kind = ColumnDecisions if step.plan.scope == "column" else NodeDecisions
+        decisions = kind(
             step.topology,
             routing_of(lowered, name),
             entry,
@@ -145,6 +147,12 @@ def run_stage(
         found = _gates(decisions.weights_BE, decisions.raw_BE, decisions.dtype, entry.device)
         gates[name] = _with_parts(step, found, decisions.parts, float(decisions.threshold))
     return output
+
+
+def is_walked(step: StageProgram) -> bool:
+    """Whether a single image walks through the stage, deciding in floats, see `stage_walk`."""
+    is_plain = step.sums_only and step.plan.granularity == "edge"
+    return is_plain and step.plan.scope == "node"
 
 
 def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[PatternPlan] | None:

@@ -23,6 +23,8 @@ def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
     )
     if plan.scope == "stage":
         return {0: list(range(len(topology.sources)))}
+    if plan.scope == "column":
+        return topology.decided_by_column()
     return dict(enumerate(topology.outgoing()[:-1]))
 
 

@@ -15,6 +15,7 @@ from dggraph.network.gate_contexts import decided_edges, pinned_gates
 from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import structure_of, tensors_in
+from dggraph.ops.content_router import ContentRouter
 from dggraph.ops.granularity import ChannelGate, PositionGate
 
 Init = Literal["preserve", "scratch"]
@@ -301,7 +302,10 @@ def _watched(net: DynamicNetwork) -> Iterator[None]:
             if isinstance(gate, ChannelGate | PositionGate):
                 gate = gate.gate
             deciders = [(f"the gate {net.blueprint.gate!r}", gate, num_edges)]
-            if not isinstance(routing.gate(index), PositionGate):  # whose router is dggraph's own
+            is_own = isinstance(routing.gate(index), PositionGate) or isinstance(
+                router, ContentRouter
+            )
+            if not is_own:
                 deciders.append((f"the router {net.blueprint.router!r}", router, num_logits))
             for label, decider, wanted in deciders:
                 watch = partial(_check_width, label=label, stage=stage, wanted=wanted)

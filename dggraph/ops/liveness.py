@@ -60,6 +60,11 @@ class Topology(NamedTuple):
         start = self.targets.index(vertex)
         return slice(start, start + self.targets.count(vertex))
 
+    def decided_by_column(self) -> dict[int, list[int]]:
+        """Return, for each vertex but `out`, the places of the edges into the next vertex."""
+        places = [self.incoming(vertex) for vertex in range(1, self.num_vertices)]
+        return {source: list(range(place.start, place.stop)) for source, place in enumerate(places)}
+
     def outgoing(self) -> list[list[int]]:
         """Return, for each vertex, the places of the edges that leave it."""
         places: list[list[int]] = [[] for _ in range(self.num_vertices)]

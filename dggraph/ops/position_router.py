@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dggraph.ops.routing import outside_autocast
+from dggraph.ops.pooling import EPSILON, outside_autocast
 
 HIDDEN_SHARE = 16
 """Channels for each hidden unit."""
-EPSILON = 1e-6
 
 
 class PositionRouter(nn.Module):

@@ -5,55 +5,19 @@ it, the paper's "updated in the forward pass". A `stage` router reads the entry 
 the complete matrix. Both apply global average pooling and one linear layer, or two with a hidden
 width (`node(16)`), in at least float32 and outside autocast. The form of the router is our choice,
 not the paper's. `tied` and `constant` are controls: one gate a source, and edges that are learned
-but equal for all images.
+but equal for all images. `content` is in a file of its own.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from math import prod
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dggraph.errors import InputError
-from dggraph.ops.aggregation import is_plain
+from dggraph.ops.content_router import ContentRouter
+from dggraph.ops.pooling import deviation, mean_channels, normalised, outside_autocast
 from dggraph.system.specs import bind, read_known
-
-EPSILON = 1e-6
-"""Added under square roots, for features that do not vary or are all zero."""
-
-
-def pool(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the mean of `features` over `axes`, in `dtype`.
-
-    In eager mode the gradient is an expanded view of a small tensor, while that of `Tensor.mean`
-    would be as large as the features.
-    """
-    if is_plain() or not (torch.is_grad_enabled() and features.requires_grad):
-        return features.mean(dim=list(axes), dtype=dtype)
-    return _Pool.apply(features, tuple(axes), dtype)  # type: ignore[no-any-return]
-
-
-class _Pool(torch.autograd.Function):
-    # `forward` takes the context: with `setup_context`, each call inspects the signature (85 us).
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        ctx.axes, ctx.shape, ctx.dtype = axes, features.shape, features.dtype
-        return features.mean(dim=axes, dtype=dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        kept = [1 if axis in ctx.axes else size for axis, size in enumerate(ctx.shape)]
-        num_pooled = prod(ctx.shape[axis] for axis in ctx.axes)
-        return (grad / num_pooled).to(ctx.dtype).reshape(kept).expand(ctx.shape), None, None
-
-
-def outside_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off: routers decide in at least float32."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class LinearRouter(nn.Module):
@@ -107,23 +71,10 @@ class LinearRouter(nn.Module):
         """Return what the layers read of `features`, (B, C), or (B, 2C) with deviations."""
         if self.gradient == "stop":
             features = features.detach()
-        axes = [
-            axis for axis in range(1, features.ndim) if axis != self.channel_axis % features.ndim
-        ]
-        read_BC = pool(features, axes, dtype) if axes else features.to(dtype)
+        read_BC = mean_channels(features, self.channel_axis, dtype)
         if self.inputs == "pool+std":
-            read_BC = torch.cat([read_BC, _deviation(features, axes, dtype)], dim=1)
-        if self.norm == "rms":
-            read_BC = read_BC * torch.rsqrt(read_BC.square().mean(1, keepdim=True) + EPSILON)
-        return read_BC
-
-
-def _deviation(features: Tensor, axes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the standard deviation over `axes`, (B, C); 0.001 where all values are equal."""
-    wide = features.to(dtype)
-    if not axes:
-        return torch.full_like(wide, EPSILON**0.5)
-    return (wide.var(dim=list(axes), correction=0) + EPSILON).sqrt()
+            read_BC = torch.cat([read_BC, deviation(features, self.channel_axis, dtype)], dim=1)
+        return normalised(read_BC) if self.norm == "rms" else read_BC
 
 
 class TiedRouter(nn.Module):
@@ -196,7 +147,7 @@ class ConstantRouter(nn.Module):
 Router = Callable[[int, int, int], nn.Module]
 """Maps (channels, edges, channel axis) to a module from features to logits (B, edges)."""
 
-Scope = Literal["node", "stage"]
+Scope = Literal["node", "stage", "column"]
 
 PIXEL_ROUTERS = ("node", "stage", "tied")
 """Routers that can also decide for every position, see `position_router`."""
@@ -206,8 +157,13 @@ ROUTERS: dict[str, tuple[Scope, Callable[..., nn.Module]]] = {
     "stage": ("stage", LinearRouter),
     "tied": ("node", TiedRouter),
     "constant": ("stage", ConstantRouter),
+    "content": ("column", ContentRouter),
 }
-"""For each name, its scope (one router per `node` or per `stage`) and its factory."""
+"""For each name, its scope and its factory.
+
+There is one router per `node`, which decides its outgoing edges, or per `stage`. A `column` router
+decides the edges into the next node; only `content_router` has that form.
+"""
 
 
 def find_router(text: str) -> tuple[Scope, Router]:
@@ -230,7 +186,7 @@ def find_router(text: str) -> tuple[Scope, Router]:
     return scope, bound
 
 
-def register_router(name: str, make: Router, *, scope: Scope = "node") -> None:
+def register_router(name: str, make: Router, *, scope: Literal["node", "stage"] = "node") -> None:
     """Register a router, to be selected with `router=name`.
 
     Args:
