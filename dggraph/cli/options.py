@@ -85,7 +85,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--router",
                 default="node",
                 show_default=True,
-                help="node, stage, node(16), tied, constant, or a registered name.",
+                help="node, stage, node(16), content, tied, constant, or a registered name.",
             ),
             _of_routing(
                 "--gate",
