@@ -88,8 +88,8 @@ class TrainConfig(BaseModel):
     router: str = Field(
         "node",
         description=(
-            "node, stage, node(16, inputs=pool+std, norm=rms, gradient=stop), content, tied, constant, a"
-            " registered name, or none, which trains the static backbone."
+            "node, stage, node(16, inputs=pool+std, norm=rms, gradient=stop), content, tied,"
+            " constant, a registered name, or none, which trains the static backbone."
         ),
     )
     gate: str | None = Field(
