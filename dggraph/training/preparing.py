@@ -48,8 +48,9 @@ Detectors resize, normalise and batch images themselves, each image to another s
 """
 DETECTION_KEYS = ("max_size", "on_bad_box")
 GRAPH_KEYS = (
-    "wiring", "residual", "router", "gate", "init", "tune", "decide", "pin_divergence", "recompute",
-    "threshold", "threshold_warmup", "temperature", "budget", "budget_weight",
+    "wiring", "residual", "router", "gate", "granularity", "init", "tune", "decide",
+    "pin_divergence", "recompute", "threshold", "threshold_warmup", "temperature", "budget",
+    "budget_weight",
 )  # fmt: skip
 """Keys of the dynamic graph, without a meaning for other methods."""
 

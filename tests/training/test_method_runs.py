@@ -87,6 +87,7 @@ def test_what_asks_for_paths_says_that_there_are_none(
     [
         ({"budget": 0.8}, "budget = 0.8 is for the dynamic graph"),
         ({"wiring": "window(2)"}, "wiring = 'window.2.' is for the dynamic graph"),
+        ({"granularity": "channel"}, "granularity = 'channel' is for the dynamic graph"),
         ({"method": "squeeze"}, "method='squeeze' is not one of dynamic_graph, "),
         ({"parallel": "fsdp"}, "not tested on sharded weights"),
     ],
