@@ -139,7 +139,6 @@ def build_twin(draft: Draft, gates: Mapping[str, BlockGate]) -> SkippingTwin:
             kept_because=kept_because,
             router="node",
             gate="anchored",
-            granularity="edge",
             leaves=(),
             input_shape=tuple(draft.example.shape[1:]),
             dtype=str(draft.example.dtype).removeprefix("torch."),

@@ -336,7 +336,7 @@ def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
             f"--{found.replace('_', '-')} is for classifiers; it means nothing for a detector."
             " Leave it out."
         )
-    converting = ("wiring", "residual", "router", "gate", "granularity", "threshold")
+    converting = ("wiring", "residual", "router", "gate", "granularity", "aggregation", "threshold")
     refuse_answered(
         "a detector: its backbone is dynamic as it was trained, or static.",
         **{name: options[name] for name in converting},

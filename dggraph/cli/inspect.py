@@ -133,6 +133,14 @@ def show_report(report: "ConversionReport", weights_origin: str) -> None:
         single = [stage.name for stage in report.stages if stage.granularity == "edge"]
         others = f"; one in {', '.join(single)}, where they concatenate or pad" if single else ""
         console.print(for_terminal(f"Edges have a weight for {named}{others}."), soft_wrap=True)
+    added = [stage.name for stage in report.stages if stage.aggregation == "additive"]
+    if added:
+        console.print(
+            for_terminal(
+                f"Nodes of {', '.join(added)} read the plain sum and an added, weighted one."
+            ),
+            soft_wrap=True,
+        )
     kept = [f"{stage.name}: {stage.kept_because}" for stage in report.stages if stage.kept_because]
     if kept:
         console.print(

@@ -98,6 +98,13 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 help="Weights of an edge: edge, a number of channel groups, channel, or pixel.",
             ),
             _of_routing(
+                "--aggregation",
+                default="sum",
+                show_default=True,
+                type=click.Choice(["sum", "additive"]),
+                help="Weighted sums of sources, or additions to plain ones (lifted residuals).",
+            ),
+            _of_routing(
                 "--threshold",
                 default=0.5,
                 show_default=True,
@@ -130,6 +137,7 @@ def refuse_answered(what: str, **options: Any) -> None:
         "residual": "auto",
         "router": "node",
         "granularity": "edge",
+        "aggregation": "sum",
         "threshold": 0.5,
     }
     given = next((name for name, value in options.items() if value != defaults.get(name)), None)

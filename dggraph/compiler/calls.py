@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import fx
 
+from dggraph.ops.additive import add_normed
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 
 STACK = "nn_module_stack"
 """Key of an fx node's `meta`: the calls around it, {key: (module path, class)}, outermost first."""
 _FEATURE, _LIFTED, _STRUCTURED = "dg_feature", "dg_lifted", "dg_structured"
-_FEATURE_OPS = (share, adapt, aggregate, concatenate)
+_FEATURE_OPS = (share, adapt, aggregate, add_normed, concatenate)
 _SIZE_METHODS = ("size", "dim", "numel", "ndimension")
 
 

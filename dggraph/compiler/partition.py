@@ -66,7 +66,7 @@ class StageProgram:
     sizes: tuple[BlockSize, ...]
     """One for each block."""
     sums_only: bool
-    """Whether every edge adds its source: no concatenations, no adapters."""
+    """Whether nodes read plain weighted sums: no concatenations, adapters or additive sums."""
     plans: StagePlans | None
     """For each pattern of open edges, what to run.
 
@@ -274,7 +274,7 @@ def _stage_program(
         BlockSize(_num_calls(block.piece.graph), node.macs / _positions(node.shape, position) / 1e3)
         for block, node in zip(blocks, graph.nodes(stage.name)[1:-1], strict=True)
     )
-    sums_only = set(kinds) == {"add"}
+    sums_only = set(kinds) == {"add"} and stage.aggregation == "sum"
     return StageProgram(
         plan=stage,
         topology=topology,

@@ -25,6 +25,9 @@ EFFECT, NEEDED = "dg_effect", "dg_needed"
 node.
 """
 
+Aggregation = Literal["sum", "additive"]
+"""How a node reads its sources: their weighted sum, or as in `ops/additive`."""
+
 ReadKind = Literal["constant", "rows", "batched", "unknown"]
 
 
@@ -70,6 +73,7 @@ class StagePlan:
     gates: tuple[str, ...]
     """The edge weights after and before the threshold, and all parts of edges that have several."""
     granularity: Granularity
+    aggregation: Aggregation
     own: tuple[str, ...]
     """Every fx node that lowering wrote for the stage: routers, gates and aggregation."""
     blocks: tuple[BlockPlan, ...]

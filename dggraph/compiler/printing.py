@@ -5,6 +5,7 @@
 
 from torch.fx.graph import CodeGen
 
+from dggraph.ops.additive import add_normed
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.content_router import content_logits, of_live
@@ -23,8 +24,8 @@ from dggraph.ops.stage_cache import stage_cache
 from dggraph.system.torch_private import NamingCodeGen
 
 OPS = (
-    adapt, aggregate, collect, column, concatenate, content_logits, hold, is_live, largest,
-    live_sources, of_live, open_edges, open_output, settle, settle_parts, share, shrink,
+    adapt, add_normed, aggregate, collect, column, concatenate, content_logits, hold, is_live,
+    largest, live_sources, of_live, open_edges, open_output, settle, settle_parts, share, shrink,
     shrink_parts, stage_cache, Topology, weigh,
 )  # fmt: skip
 

@@ -26,12 +26,13 @@ from torch import fx, nn
 from dggraph.compiler.aliasing import may_overwrite, writers
 from dggraph.compiler.calls import mark_lifted, mark_routing
 from dggraph.compiler.lowered import StageRouting, routing_name
-from dggraph.compiler.planning import BlockPlan, StagePlan, plan_block, why_dense
+from dggraph.compiler.planning import Aggregation, BlockPlan, StagePlan, plan_block, why_dense
 from dggraph.compiler.regions import Flow, Region
 from dggraph.compiler.residuals import StageAdds, branch
 from dggraph.compiler.stages import FoundStage
 from dggraph.errors import WiringError
 from dggraph.graph.ir import DynamicGraph
+from dggraph.ops.additive import Gain, add_normed
 from dggraph.ops.aggregation import adapt, aggregate, concatenate, share
 from dggraph.ops.collecting import collect, weigh
 from dggraph.ops.content_router import content_logits, of_live
@@ -54,6 +55,7 @@ class Deciders:
     gate: GateKind
     threshold: float
     granularity: Granularity = "edge"
+    aggregation: Aggregation = "sum"
 
 
 class StageWriter:
@@ -91,6 +93,7 @@ class StageWriter:
         self.topology = stage_topology(graph, name)
         self.granularity = stage_granularity(graph, name, deciders.granularity)
         self.has_parts = self.granularity != "edge"
+        self.aggregation = stage_aggregation(graph, name, deciders.aggregation)
         self.values = [by_name[stage.entry]]
         self.shared: list[fx.Node] = []
         self.rows: list[fx.Node] = []
@@ -106,6 +109,7 @@ class StageWriter:
             deciders.scope != "column"
             and not shrinks_rows
             and not self.has_parts
+            and self.aggregation == "sum"
             and all(edge.kind == "add" for edge in graph.edges(name))
         )
         """Whether `weigh` or `collect` computes the gradients of all edge weights."""
@@ -200,6 +204,7 @@ class StageWriter:
             output=new_output.name,
             gates=tuple(gate.name for gate in gates),
             granularity=self.granularity,
+            aggregation=self.aggregation,
             own=tuple(fx_node.name for fx_node in self.own),
             blocks=tuple(self.blocks),
             writes_output=may_overwrite(self.flow, new_output),
@@ -235,6 +240,11 @@ class StageWriter:
             None if edge.kind == "adapter" else source
             for source, edge in zip(sources, incoming, strict=True)
         )
+        if self.aggregation == "additive":
+            self.routing.add_module(f"sum_{index}", Gain())
+            path = f"{routing_name(self.name)}.sum_{index}.gain"
+            gain = self._node("get_attr", path, (), f"gain{index}")
+            return self._call(add_normed, (features, weights, gain, axis), f"in{index}")
         given: tuple[Any, ...] = (features, weights, self.cache, marks, index)
         if self.collects and self.deciders.scope == "stage":
             given = (*given, [self.settled])
@@ -435,6 +445,11 @@ def stage_granularity(graph: DynamicGraph, stage: str, asked: Granularity) -> Gr
             f' into {asked} equal groups. Use a number that divides them, or "channel".'
         )
     return asked
+
+
+def stage_aggregation(graph: DynamicGraph, stage: str, asked: Aggregation) -> Aggregation:
+    """Return the aggregation of one stage: `asked`, or `sum` where residuals are not lifted."""
+    return asked if graph.stages[stage].residual == "lift" else "sum"
 
 
 def stage_topology(graph: DynamicGraph, stage: str) -> Topology:

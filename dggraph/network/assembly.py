@@ -49,6 +49,7 @@ def assemble(
         gate=find_gate(blueprint.gate),
         threshold=threshold,
         granularity=blueprint.granularity,
+        aggregation=blueprint.aggregation,
     )
     lowered = lower(flow, blueprint.found, adds, graph=graph, deciders=deciders)
     _follow_backbone_(lowered.module, graph, flow.module)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dggraph.compiler.planning import Aggregation
 from dggraph.compiler.stages import FoundStage
 from dggraph.ops.granularity import Granularity
 
@@ -18,8 +19,10 @@ class Blueprint:
     """Per stage, why its residuals are kept; empty if they are lifted."""
     router: str
     gate: str
-    granularity: Granularity
+    granularity: Granularity = "edge"
     """How many weights an edge has."""
+    aggregation: Aggregation = "sum"
+    """How nodes of lifted stages read their sources."""
     leaves: tuple[str, ...]
     """Qualified names of the module classes that the caller kept as a single call."""
     input_shape: tuple[int, ...]

@@ -11,6 +11,7 @@ from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
 from dggraph.compiler.fingerprints import fingerprint, qualified_name
 from dggraph.compiler.lowered import routing_of
+from dggraph.compiler.planning import Aggregation
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.static_graph import (
@@ -45,6 +46,7 @@ def convert(
     router: str = "node",
     gate: str | None = None,
     granularity: Granularity | str = "edge",
+    aggregation: Aggregation = "sum",
     threshold: float = 0.5,
     init: Literal["preserve", "scratch"] = "preserve",
     stages: Mapping[str, Sequence[str]] | None = None,
@@ -72,6 +74,9 @@ def convert(
             of channels (their number, such as 4), or one for each `channel` or position (`pixel`).
             An edge is open if its largest weight is above the threshold. Stages whose edges
             concatenate, or pad channels, keep one weight an edge; `net.report` lists them.
+        aggregation: `sum` reads the weighted sum of the sources. `additive` keeps the plain sum of
+            open edges, and adds gain * norm(weighted sum of normed sources), with gains from 0. It
+            is for lifted residuals; other stages keep `sum`.
         threshold: Edges with weights at or below it are dropped; in [0, 1).
         init: With `preserve` the network starts as the backbone, or an error is raised, whatever
             the router and the gate. `scratch` is for training from random weights.
@@ -108,6 +113,7 @@ def convert(
         residual=residual,
         init=init,
         granularity=granularity,
+        aggregation=aggregation,
         threshold=threshold,
         leaves=leaves,
     )
@@ -136,13 +142,13 @@ def convert(
             router=router,
             gate=gate,
             granularity=read_granularity(granularity),
+            aggregation=aggregation,
             leaves=_kept_classes(given, leaves),
             input_shape=tuple(example.shape[1:]),
             dtype=str(example.dtype).removeprefix("torch."),
         )
         net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=threshold)
-        if net.blueprint.granularity != "edge":
-            _refuse_no_parts(net)
+        _refuse_no_effect(net)
         difference = check_converted_(net, backbone, example, init)
         report = note_checks(net.report, net.plan, max_difference=difference)
         net.report = replace(report, detached=stored_activations(given), branches=advice(given))
@@ -177,9 +183,15 @@ def _routes(graph: DynamicGraph) -> bool:
     return any(len(graph.edges(stage)) > len(graph.nodes(stage)) - 1 for stage in graph.stages)
 
 
-def _refuse_no_parts(net: DynamicNetwork) -> None:
-    """Raise WiringError if edges have one weight in all stages, though several were asked for."""
-    if all(plan.granularity == "edge" for plan in net.plan):
+def _refuse_no_effect(net: DynamicNetwork) -> None:
+    """Raise WiringError if no stage can take the granularity or aggregation that was asked for."""
+    asked = net.blueprint
+    if asked.aggregation != "sum" and all(plan.aggregation == "sum" for plan in net.plan):
+        raise WiringError(
+            f"aggregation={asked.aggregation!r} needs residuals that are lifted, and no stage of"
+            f' {net.graph.name} has them. Use aggregation="sum".'
+        )
+    if asked.granularity != "edge" and all(plan.granularity == "edge" for plan in net.plan):
         raise WiringError(
             f"granularity={net.blueprint.granularity!r} is not possible in {net.graph.name}: the"
             ' edges of all its stages concatenate, or pad channels. Use granularity="edge".'

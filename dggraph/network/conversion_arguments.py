@@ -77,6 +77,7 @@ def check_options(
     residual: str,
     init: str,
     granularity: object,
+    aggregation: str,
     threshold: object,
     leaves: object,
 ) -> None:
@@ -101,9 +102,15 @@ def check_options(
             f"router={router!r} compares the pooled features of nodes, so edges have one weight."
             f" Use granularity='edge', or router='node' with granularity={granularity!r}."
         )
+    if aggregation == "additive" and read_granularity(granularity) != "edge":
+        raise InputError(
+            f"aggregation='additive' goes with one weight an edge, not granularity={granularity!r}."
+            " Leave one of them out."
+        )
     choices = {
         "residual": (residual, ("auto", "keep", "lift")),
         "init": (init, ("preserve", "scratch")),
+        "aggregation": (aggregation, ("sum", "additive")),
     }
     for option, (value, known) in choices.items():
         if value not in known:

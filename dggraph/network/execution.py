@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dggraph.compiler.lowered import routing_of
+from dggraph.compiler.lowered import routing_name, routing_of
 from dggraph.compiler.partition import (
     BoundRouting,
     Piece,
@@ -45,6 +45,7 @@ from dggraph.network.decisions import (
     decide_stage,
     refuse_nan,
 )
+from dggraph.ops.additive import add_gained, rms_norm
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.gating import settled_weight
@@ -297,6 +298,7 @@ def _run_rows(
             row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
             new_input = _gather(
                 step,
+                lowered,
                 vertex,
                 features,
                 row_of_BV,
@@ -312,6 +314,7 @@ def _run_rows(
         decisions.ran(vertex, output, instances)
     return _gather(
         step,
+        lowered,
         len(features),
         features,
         row_of_BV,
@@ -347,6 +350,7 @@ def _block_runner(
 
 def _gather(
     step: StageProgram,
+    lowered: nn.Module,
     vertex: int,
     features: Sequence[Tensor | None],
     row_of_BV: Places,
@@ -378,6 +382,13 @@ def _gather(
     ]
     if all(one is None for one in incoming):
         return _no_features(step, vertex, entry, len(weights_RE))
+    if step.plan.aggregation == "additive":
+        gain = lowered.get_parameter(f"{routing_name(step.plan.name)}.sum_{vertex}.gain")
+        is_open_RE = (weights_RE != 0).astype(weights_RE.dtype)
+        own = sum_rows(incoming, places_RE, is_open_RE, may_alias=False)
+        normed = [None if one is None else rms_norm(one, axis) for one in incoming]
+        added = sum_rows(normed, places_RE, weights_RE, may_alias=False)
+        return add_gained(own, added, gain, axis)
     if decisions.parts is not None:
         parts_REP = take_rows(decisions.closed_parts(place), instances)
         return sum_rows_of_parts(incoming, places_RE, weights_RE, parts_REP)

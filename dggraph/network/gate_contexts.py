@@ -1,4 +1,4 @@
-"""Context managers around forward passes: pinned gates, collected gates, temporary thresholds."""
+"""Context managers around forward passes: pinned gates, collected gates, own thresholds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dggraph.compiler.lowered import routing_of
-from dggraph.network.gates import Gates
+from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
+from dggraph.ops.additive import Gain
 
 
 def decided_edges(net: DynamicNetwork, stage: str) -> dict[int, list[int]]:
@@ -94,3 +95,18 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def static_path(net: DynamicNetwork) -> Iterator[None]:
+    """Give every image the backbone's own weights and sums, within this context."""
+    gains = [module.gain for module in net.lowered.modules() if isinstance(module, Gain)]
+    before = [gain.detach().clone() for gain in gains]
+    for gain in gains:
+        gain.detach().zero_()
+    try:
+        with pinned_gates(net, static_weights(net.graph)):
+            yield
+    finally:
+        for gain, value in zip(gains, before, strict=True):
+            gain.detach().copy_(value)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from dggraph.compiler.planning import Aggregation
 from dggraph.compiler.regions import Region
 from dggraph.compiler.stages import FoundStage
 from dggraph.errors import ArchiveError
@@ -136,6 +137,8 @@ class Manifest(Strict):
     budgets: _Budgets | None
     granularity: Annotated[int, Field(ge=1)] | Literal["edge", "channel", "pixel"] = "edge"
     """How many weights an edge has; archives written before version 0.2 do not record it."""
+    aggregation: Aggregation = "sum"
+    """How nodes of lifted stages read their sources; as for `granularity`."""
     weights_origin: Name = UNKNOWN
     """The origin of the weights; archives written before version 0.2 do not record it."""
     sha256: dict[str, str]
@@ -187,6 +190,7 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
         "router": blueprint.router,
         "gate": blueprint.gate,
         "granularity": blueprint.granularity,
+        "aggregation": blueprint.aggregation,
         "leaves": list(blueprint.leaves),
         "input_shape": list(blueprint.input_shape),
         "dtype": blueprint.dtype,
@@ -208,6 +212,7 @@ def unpack_blueprint(manifest: Manifest) -> Blueprint:
         router=manifest.router,
         gate=manifest.gate,
         granularity=manifest.granularity,
+        aggregation=manifest.aggregation,
         leaves=tuple(manifest.leaves),
         input_shape=tuple(manifest.input_shape),
         dtype=manifest.dtype,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dggraph.compiler.answers import Assumption
-from dggraph.compiler.planning import StagePlan
+from dggraph.compiler.planning import Aggregation, StagePlan
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.stages import FoundStage
 from dggraph.compiler.tracing import Opaque
@@ -37,6 +37,8 @@ class StageReport:
     """Why its blocks always run on full batches; empty if images can skip them."""
     granularity: Granularity = "edge"
     """How many weights its edges have."""
+    aggregation: Aggregation = "sum"
+    """How its nodes read their sources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +185,12 @@ def note_checks(
         max_difference: max |backbone - network| on the static path.
     """
     stages = tuple(
-        replace(stage, dense_because=one.dense_only, granularity=one.granularity)
+        replace(
+            stage,
+            dense_because=one.dense_only,
+            granularity=one.granularity,
+            aggregation=one.aggregation,
+        )
         for stage, one in zip(report.stages, plan, strict=True)
     )
     return replace(report, stages=stages, max_difference=max_difference)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.profiling import TIED_IMAGES, TRACED_BATCH, unchanged
 from dggraph.errors import DggraphError, InputError, LoweringError
-from dggraph.network.gate_contexts import decided_edges, pinned_gates
+from dggraph.network.gate_contexts import decided_edges, pinned_gates, static_path
 from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import structure_of, tensors_in
+from dggraph.ops.additive import Gain
 from dggraph.ops.content_router import ContentRouter
 from dggraph.ops.granularity import ChannelGate, PositionGate
 
@@ -148,14 +149,14 @@ def _started(
     is_static = all(
         torch.equal(raw_BE, static[stage].to(raw_BE).expand_as(raw_BE))
         for stage, raw_BE in gates.raw.items()
-    )
+    ) and not any(bool(one.gain) for one in net.lowered.modules() if isinstance(one, Gain))
     return (given, changed) if is_static else None
 
 
 def _pinned(net: DynamicNetwork, x: Tensor, buffers: Mapping[str, Tensor]) -> tuple[Any, list[str]]:
     """Run with the backbone's weights; returns what `_started` returns."""
     try:
-        with unchanged(net.lowered), _watched(net), pinned_gates(net, static_weights(net.graph)):
+        with unchanged(net.lowered), _watched(net), static_path(net):
             given = _run(net, x)
             return given, [name for name, old in buffers.items() if _is_other(net, name, old)]
     except DggraphError:

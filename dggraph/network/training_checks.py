@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from dggraph.compiler.profiling import unchanged
 from dggraph.errors import DggraphError, LoweringError
-from dggraph.network.gate_contexts import pinned_gates
-from dggraph.network.gates import static_weights
+from dggraph.network.gate_contexts import static_path
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.outputs import tensors_in
 from dggraph.network.static_checks import are_equal, largest, largest_difference
@@ -110,7 +109,7 @@ def check_autocast(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> None
         expected = _cast(reference, x)
     except Exception:  # the backbone itself fails under autocast
         return
-    with pinned_gates(net, static_weights(net.graph)):
+    with static_path(net):
         actual = _cast(net, x)
     scale = largest(expected)
     if (
@@ -158,7 +157,7 @@ def _gradients_of(
     net: DynamicNetwork, x: Tensor, names: Collection[str] = ()
 ) -> dict[str, Tensor | None]:
     try:
-        with pinned_gates(net, static_weights(net.graph)):
+        with static_path(net):
             return _gradients(net, dict(net.lowered.named_parameters()), x, names) or {}
     except DggraphError:
         raise

@@ -101,6 +101,13 @@ class TrainConfig(BaseModel):
             "Weights of an edge: edge (one), a number of channel groups, channel, or pixel."
         ),
     )
+    aggregation: Literal["sum", "additive"] = Field(
+        "sum",
+        description=(
+            "How nodes read their sources: the weighted sum, or, with lifted residuals, the plain"
+            " sum and a normalised weighted one with a learned gain."
+        ),
+    )
     init: Literal["preserve", "scratch"] = Field(
         "preserve",
         description="Start as the backbone (preserve), or with every edge open (scratch).",
@@ -379,7 +386,7 @@ class TrainConfig(BaseModel):
     def conversion(self) -> dict[str, Any]:
         """The options of `convert` at the start of training."""
         threshold = 0.0 if self.threshold_warmup else self.final_threshold
-        names = ("wiring", "residual", "router", "gate", "granularity", "init")
+        names = ("wiring", "residual", "router", "gate", "granularity", "aggregation", "init")
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 
     @property
