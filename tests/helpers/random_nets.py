@@ -78,3 +78,28 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(self.stem(x))).mean((2, 3))
+
+
+class TokenBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix, self.second = (
+            nn.LayerNorm(CHANNELS),
+            nn.Linear(CHANNELS, CHANNELS),
+            nn.Linear(CHANNELS, CHANNELS),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.mix(self.norm(x))))
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, channels last."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, CHANNELS, 2, stride=2), nn.Linear(CHANNELS, 5)
+        self.body = nn.Sequential(*(TokenBlock() for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_nets import SIDE, Net
+from random_nets import SIDE, Net, Tokens
 from reference import randomise, randomise_routers
 from small import Net as Small
 from small import X
-from test_execution import Tokens
 from torch import Tensor, nn
 
 import dggraph

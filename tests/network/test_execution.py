@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_nets import CHANNELS, SIDE, Net
+from random_nets import CHANNELS, SIDE, Net, Tokens
 from reference import randomise, randomise_routers
 from torch import Tensor, nn
 
@@ -18,31 +18,6 @@ from dggraph.network.gate_contexts import pinned_gates
 from dggraph.network.gates import static_weights
 
 EXAMPLES = 520
-
-
-class TokenBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.mix, self.second = (
-            nn.LayerNorm(CHANNELS),
-            nn.Linear(CHANNELS, CHANNELS),
-            nn.Linear(CHANNELS, CHANNELS),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(torch.relu(self.mix(self.norm(x))))
-
-
-class Tokens(nn.Module):
-    """Patches as tokens, channels last."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Conv2d(3, CHANNELS, 2, stride=2), nn.Linear(CHANNELS, 5)
-        self.body = nn.Sequential(*(TokenBlock() for _ in range(depth)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
 
 
 @cache
