@@ -6,10 +6,8 @@ Shape suffixes: B images, C channels, K experts.
 import torch
 from torch import Tensor, nn
 
-from dggraph.baselines.draft import finish, open_draft
-from dggraph.baselines.expert_mixing import ExpertInit, mix_convs_
+from dggraph.baselines.expert_mixing import ExpertInit, mixed_network
 from dggraph.baselines.network import BaselineNetwork
-from dggraph.baselines.options import at_least, one_of
 from dggraph.models.registry import LoadedModel
 from dggraph.ops.pooling import pool
 
@@ -62,7 +60,7 @@ def cond_conv(
             torch draws a convolution, and the network starts as another function.
 
     Raises:
-        InputError: An option is not valid, or the model is not, or there are no convolutions.
+        InputError: An option or the model is not valid, or the model has no convolutions.
         TraceError: The backbone has data-dependent control flow.
         NothingToRouteError: The backbone has no blocks.
 
@@ -72,25 +70,13 @@ def cond_conv(
         >>> net.get_submodule("dg_method.layer3_2_conv2").weights.shape
         torch.Size([3, 32, 32, 3, 3])
     """
-    at_least("experts", experts, 2)
-    at_least("num_blocks", num_blocks, 0)
-    one_of("init", init, ("preserve", "scratch"))
-    draft = open_draft(model, example_input, method="cond_conv")
-    mix_convs_(
-        draft,
-        lambda conv: SigmoidMixture(conv.in_channels, experts),
-        num_experts=experts,
+    return mixed_network(
+        model,
+        example_input,
+        method="cond_conv",
+        count=("experts", experts),
         num_blocks=num_blocks,
         init=init,
-    )
-    return finish(
-        draft,
-        method="cond_conv",
-        options={"experts": experts, "num_blocks": num_blocks, "init": init},
-        exactness="up to rounding" if init == "preserve" else "no",
-        reason=(
-            "experts start as copies, and their weights add up to 1"
-            if init == "preserve"
-            else "experts are drawn anew"
-        ),
+        make=lambda conv: SigmoidMixture(conv.in_channels, experts),
+        reason="experts start as copies, and their weights add up to 1",
     )

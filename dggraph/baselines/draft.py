@@ -29,9 +29,9 @@ from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.compiler.tracing import trace
 from dggraph.errors import InputError, LoweringError, NothingToRouteError
 from dggraph.graph.ir import DynamicGraph
-from dggraph.models.registry import LoadedModel, load_model
+from dggraph.models.registry import LoadedModel
 from dggraph.network.assembly import freeze_unused_
-from dggraph.network.conversion_arguments import example_of, plain_backbone
+from dggraph.network.conversion_arguments import read_given
 from dggraph.network.standin import note_weights_
 from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
@@ -118,10 +118,7 @@ def open_draft(
         TraceError: The backbone has data-dependent control flow.
         NothingToRouteError: No blocks were found.
     """
-    loaded = load_model(model) if isinstance(model, str) else model
-    given = plain_backbone(loaded.model if isinstance(loaded, LoadedModel) else loaded)
-    preprocess = loaded.preprocess if isinstance(loaded, LoadedModel) else None
-    example = example_of(given, example_input, preprocess)
+    loaded, given, example = read_given(model, example_input)
     with ordinary_surroundings(example.device):
         backbone = copy_model(given)
         traced = trace(backbone, (), example)

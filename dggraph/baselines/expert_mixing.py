@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dggraph.baselines.draft import Draft
+from dggraph.baselines.draft import Draft, finish, open_draft
+from dggraph.baselines.network import BaselineNetwork
+from dggraph.baselines.options import at_least, one_of
 from dggraph.compiler.regions import Region
+from dggraph.models.registry import LoadedModel
 
 ExpertInit = Literal["preserve", "scratch"]
 
@@ -66,23 +69,39 @@ class MixedConv(nn.Module):
         return y
 
 
-def mix_convs_(
-    draft: Draft,
-    make: Callable[[nn.Conv2d], nn.Module],
+def mixed_network(
+    model: nn.Module | str | LoadedModel,
+    example_input: Tensor | None,
     *,
-    num_experts: int,
+    method: str,
+    count: tuple[str, int],
     num_blocks: int,
     init: ExpertInit,
-) -> None:
-    """Replace each plain convolution in the last `num_blocks` blocks of `draft`. In place.
+    make: Callable[[nn.Conv2d], nn.Module],
+    reason: str,
+    kind: type[BaselineNetwork] = BaselineNetwork,
+) -> BaselineNetwork:
+    """Replace each plain convolution in the last `num_blocks` blocks by a mixture of experts.
 
     Args:
-        draft: The backbone.
-        make: Maps a convolution to the module that decides its mixture.
-        num_experts: Experts of each convolution.
+        model: As for `convert`.
+        example_input: As for `convert`.
+        method: Its name.
+        count: What the method calls its experts, and how many each convolution has.
         num_blocks: 0 for all blocks.
         init: How added experts start.
+        make: Maps a convolution to the module that decides its mixture.
+        reason: Why experts that start as copies give the backbone.
+        kind: The class of the network.
+
+    Raises:
+        InputError: An option or the model is not valid, or the model has no convolutions.
     """
+    name, num_experts = count
+    at_least(name, num_experts, 2)
+    at_least("num_blocks", num_blocks, 0)
+    one_of("init", init, ("preserve", "scratch"))
+    draft = open_draft(model, example_input, method=method)
     blocks = [block for block, _ in draft.blocks()]
     first = max(0, len(blocks) - num_blocks) if num_blocks else 0
     draft.unchanged += [
@@ -90,6 +109,15 @@ def mix_convs_(
     ]
     for block in blocks[first:]:
         _mix_block_(draft, block, make, num_experts=num_experts, init=init)
+    is_copied = init == "preserve"
+    return finish(
+        draft,
+        method=method,
+        options={name: num_experts, "num_blocks": num_blocks, "init": init},
+        exactness="up to rounding" if is_copied else "no",
+        reason=reason if is_copied else f"{name} are drawn anew",
+        kind=kind,
+    )
 
 
 def _mix_block_(

@@ -114,7 +114,7 @@ def gaternet(
         sparsity: Factor of the mean gate in the loss.
 
     Raises:
-        InputError: An option is not valid, or the model is not, or there are no convolutions.
+        InputError: An option or the model is not valid, or the model has no convolutions.
         TraceError: The backbone has data-dependent control flow.
         NothingToRouteError: The backbone has no blocks.
 

@@ -6,10 +6,8 @@ Shape suffixes: B images, C channels, K kernels.
 import torch
 from torch import Tensor, nn
 
-from dggraph.baselines.draft import finish, open_draft
-from dggraph.baselines.expert_mixing import ExpertInit, mix_convs_
+from dggraph.baselines.expert_mixing import ExpertInit, mixed_network
 from dggraph.baselines.network import BaselineNetwork
-from dggraph.baselines.options import at_least, one_of
 from dggraph.models.registry import LoadedModel
 from dggraph.ops.pooling import pool
 
@@ -74,7 +72,7 @@ def dynamic_conv(
             torch draws a convolution, and the network starts as another function.
 
     Raises:
-        InputError: An option is not valid, or the model is not, or there are no convolutions.
+        InputError: An option or the model is not valid, or the model has no convolutions.
         TraceError: The backbone has data-dependent control flow.
         NothingToRouteError: The backbone has no blocks.
 
@@ -85,26 +83,14 @@ def dynamic_conv(
         >>> float(net.get_submodule("dg_method.layer1_0_conv1").mixture.temperature)
         15.5
     """
-    at_least("kernels", kernels, 2)
-    at_least("num_blocks", num_blocks, 0)
-    one_of("init", init, ("preserve", "scratch"))
-    draft = open_draft(model, example_input, method="dynamic_conv")
-    mix_convs_(
-        draft,
-        lambda conv: KernelAttention(conv.in_channels, kernels),
-        num_experts=kernels,
+    return mixed_network(
+        model,
+        example_input,
+        method="dynamic_conv",
+        count=("kernels", kernels),
         num_blocks=num_blocks,
         init=init,
-    )
-    return finish(
-        draft,
-        method="dynamic_conv",
-        options={"kernels": kernels, "num_blocks": num_blocks, "init": init},
-        exactness="up to rounding" if init == "preserve" else "no",
-        reason=(
-            "kernels start as copies, and a softmax adds up to 1"
-            if init == "preserve"
-            else "kernels are drawn anew"
-        ),
+        make=lambda conv: KernelAttention(conv.in_channels, kernels),
+        reason="kernels start as copies, and a softmax adds up to 1",
         kind=DynamicConvNetwork,
     )

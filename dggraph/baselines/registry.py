@@ -41,7 +41,7 @@ def read_method(text: str) -> Spec:
     """Parse a text such as `cond_conv(experts=4)`, and check its options.
 
     Raises:
-        InputError: There is no such method, or it has no such options.
+        InputError: The method is unknown, or does not take these options.
     """
     known = (DYNAMIC_GRAPH, *BASELINES)
     spec = read_known("method", text, known, example="Write for example cond_conv(experts=4).")
@@ -59,7 +59,7 @@ def make_baseline(
     """Apply the method that `text` names to `model`.
 
     Raises:
-        InputError: There is no such method, or it refuses its options or the model.
+        InputError: The method is unknown, or refuses its options or the model.
     """
     spec = read_method(text)
     return bind(spec, BASELINES[spec.name], num_taken=2)(model, example_input)

@@ -69,7 +69,7 @@ def record(
         for stage in net.graph.stages:
             refuse_nan(net.graph, stage, gates.raw[stage])
             weights[stage].append(gates.mean_weights(stage).cpu())
-            pins[stage].append(gates.parts.get(stage, gates.weights[stage]).cpu())
+            pins[stage].append(gates.all_weights(stage).cpu())
             raw[stage].append(gates.raw[stage].cpu())
     return Recorded(
         {stage: torch.cat(found) for stage, found in weights.items()},

@@ -69,7 +69,7 @@ def swap_gates(
     with evaluating(net):
         for batch, labels in load_batches(images, batches, workers=0):
             output, gates = net(batch.to(device), return_gates=True)
-            weights = gates.weights
+            weights = {stage: gates.all_weights(stage) for stage in gates.weights}
             for stage, weight in weights.items():
                 sums[stage] = sums.get(stage, 0) + weight.double().sum(0)
             rolled = {stage: weight.roll(1, 0) for stage, weight in weights.items()}

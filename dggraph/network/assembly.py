@@ -19,6 +19,7 @@ from dggraph.network.snapshot import Snapshot, count_outputs, outline_of
 from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
 from dggraph.system.devices import first_weight
+from dggraph.system.specs import read_spec
 
 
 def assemble(
@@ -45,7 +46,7 @@ def assemble(
     deciders = Deciders(
         scope=scope,
         router=make_router,
-        is_tied=blueprint.router.partition("(")[0].strip() == "tied",
+        is_tied=read_spec(blueprint.router).name == "tied",
         gate=find_gate(blueprint.gate),
         threshold=threshold,
         granularity=blueprint.granularity,

@@ -25,11 +25,11 @@ from dggraph.compiler.tracing import Opaque, trace
 from dggraph.errors import NothingToRouteError, WiringError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.graph.wiring import Wiring, is_complete, wire
-from dggraph.models.registry import LoadedModel, load_model
+from dggraph.models.registry import LoadedModel
 from dggraph.models.reparameterisation import advice
 from dggraph.network.assembly import assemble
 from dggraph.network.blueprint import Blueprint
-from dggraph.network.conversion_arguments import check_options, example_of, plain_backbone
+from dggraph.network.conversion_arguments import check_options, read_given
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_converted_
@@ -117,10 +117,7 @@ def convert(
         threshold=threshold,
         leaves=leaves,
     )
-    loaded = load_model(model) if isinstance(model, str) else model
-    given = plain_backbone(loaded.model if isinstance(loaded, LoadedModel) else loaded)
-    preprocess = loaded.preprocess if isinstance(loaded, LoadedModel) else None
-    example = example_of(given, example_input, preprocess)
+    loaded, given, example = read_given(model, example_input)
     with ordinary_surroundings(example.device):
         backbone = copy_model(given)
         traced = trace(backbone, leaves, example)

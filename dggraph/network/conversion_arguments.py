@@ -1,6 +1,7 @@
 """Checks of the arguments of `convert`: the module, the options and the example input."""
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,33 @@ from torch.nn.parameter import is_lazy
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess, input_size_of
+from dggraph.models.registry import LoadedModel, load_model
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.gating import find_gate
 from dggraph.ops.granularity import read_granularity
 from dggraph.ops.routing import PIXEL_ROUTERS, find_router
 from dggraph.system.devices import first_weight
+
+
+class Given(NamedTuple):
+    """What a caller gave to convert."""
+
+    loaded: nn.Module | LoadedModel
+    backbone: nn.Module
+    """The bare module; the caller's own, not a copy."""
+    example: Tensor
+
+
+def read_given(model: nn.Module | str | LoadedModel, example_input: Tensor | None) -> Given:
+    """Load `model` if it is a name, and find its example input, see `convert`.
+
+    Raises:
+        InputError: As for `plain_backbone` and `example_of`, or no model has this name.
+    """
+    loaded = load_model(model) if isinstance(model, str) else model
+    backbone = plain_backbone(loaded.model if isinstance(loaded, LoadedModel) else loaded)
+    preprocess = loaded.preprocess if isinstance(loaded, LoadedModel) else None
+    return Given(loaded, backbone, example_of(backbone, example_input, preprocess))
 
 
 def plain_backbone(model: object) -> nn.Module:

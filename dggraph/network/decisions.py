@@ -18,7 +18,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.content_router import ContentRouter, content_logits
 from dggraph.ops.device_copies import number, to_device, to_host, to_lists
 from dggraph.ops.gating import shrink
-from dggraph.ops.granularity import close_parts, largest, shrink_parts
+from dggraph.ops.granularity import applied_parts, largest
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -78,8 +78,7 @@ class Decisions:
             for one in (self.raw_BE, self.weights_BE)
         )
         threshold = float(self.threshold)
-        settled_BEP = close_parts(self.parts[:, place], raw_BE, weights_BE, threshold)
-        return shrink_parts(settled_BEP, threshold) if self.shrinks else settled_BEP
+        return applied_parts(self.parts[:, place], raw_BE, weights_BE, threshold, self.shrinks)
 
 
 class StageDecisions(Decisions):

@@ -45,13 +45,14 @@ from dggraph.network.decisions import (
     decide_stage,
     refuse_nan,
 )
-from dggraph.ops.additive import add_gained, rms_norm
+from dggraph.ops.additive import add_gained
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.gating import settled_weight
-from dggraph.ops.granularity import close_parts, shrink_parts
+from dggraph.ops.granularity import applied_parts, shrink_parts
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.part_sums import sum_rows_of_parts
+from dggraph.ops.pooling import normalised
 from dggraph.ops.rows import Places, concatenate_rows, sum_rows, take_rows, zeros
 from dggraph.ops.stage_costs import choose_way
 from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
@@ -195,10 +196,8 @@ def _with_parts(
     if parts_BEP is None:
         return gates
     weights_BE, raw_BE = gates
-    settled_BEP = close_parts(parts_BEP, raw_BE, weights_BE, threshold)
-    if step.plan.shrinks:
-        settled_BEP = shrink_parts(settled_BEP, threshold)
-    return weights_BE, raw_BE, settled_BEP
+    shrinks = step.plan.shrinks
+    return weights_BE, raw_BE, applied_parts(parts_BEP, raw_BE, weights_BE, threshold, shrinks)
 
 
 def _run_groups(
@@ -386,7 +385,7 @@ def _gather(
         gain = lowered.get_parameter(f"{routing_name(step.plan.name)}.sum_{vertex}.gain")
         is_open_RE = (weights_RE != 0).astype(weights_RE.dtype)
         own = sum_rows(incoming, places_RE, is_open_RE, may_alias=False)
-        normed = [None if one is None else rms_norm(one, axis) for one in incoming]
+        normed = [None if one is None else normalised(one, axis) for one in incoming]
         added = sum_rows(normed, places_RE, weights_RE, may_alias=False)
         return add_gained(own, added, gain, axis)
     if decisions.parts is not None:

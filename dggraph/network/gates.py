@@ -67,6 +67,10 @@ class Gates(NamedTuple):
         parts_BEP = self.parts.get(stage)
         return self.weights[stage] if parts_BEP is None else mean_of_parts(parts_BEP)
 
+    def all_weights(self, stage: str) -> Tensor:
+        """Return every weight of each edge of one stage: (B, E), or (B, E, ...) with several."""
+        return self.parts.get(stage, self.weights[stage])
+
     def adjacency(self, stage: str) -> Tensor:
         """Return the adjacency matrices of one stage, (B, V, V): row = source, column = target.
 

@@ -2,7 +2,7 @@
 
 A node reads sum x_i + gain * norm(sum a_i norm(x_i)) over its open edges: the weights act on what
 is added, the backbone's own sum stays. Learned gains start at 0. Additive routing over depth has
-this form (arXiv 2605.18855); replacing the sum by a weighted one is the default, `aggregation`.
+this form (arXiv 2605.18855); the default, in `aggregation`, weighs the sum itself.
 
 Shape suffixes: B instances, E incoming edges.
 """
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.ops.aggregation import aggregate
-
-EPSILON = 1e-6
+from dggraph.ops.pooling import normalised
 
 
 class Gain(nn.Module):
@@ -39,15 +38,10 @@ def add_normed(
     """
     is_open_BE = (weights_BE.detach() != 0).to(weights_BE.dtype)
     own = aggregate(features, is_open_BE)
-    added = aggregate([rms_norm(one, channel_axis) for one in features], weights_BE)
+    added = aggregate([normalised(one, channel_axis) for one in features], weights_BE)
     return add_gained(own, added, gain, channel_axis)
 
 
 def add_gained(own: Tensor, added: Tensor, gain: Tensor, channel_axis: int) -> Tensor:
     """Return own + gain * norm(added)."""
-    return own + gain.to(own.dtype) * rms_norm(added, channel_axis)
-
-
-def rms_norm(features: Tensor, channel_axis: int) -> Tensor:
-    """Return `features` divided by the root mean square over channels of each position."""
-    return features * torch.rsqrt(features.square().mean(channel_axis, keepdim=True) + EPSILON)
+    return own + gain.to(own.dtype) * normalised(added, channel_axis)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from dggraph.ops.pooling import mean_channels, normalised, outside_autocast
+from dggraph.ops.pooling import mean_channels, normalised
+from dggraph.system.devices import outside_autocast
 
 
 class ContentRouter(nn.Module):

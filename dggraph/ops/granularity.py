@@ -198,6 +198,14 @@ def shrink_parts(settled_BEP: Tensor, threshold: Tensor | float) -> Tensor:
     return straight_through(shrunk_BEP, settled_BEP / (1 - tau))
 
 
+def applied_parts(
+    parts_BEP: Tensor, raw_BE: Tensor, weights_BE: Tensor, threshold: float, shrinks: bool
+) -> Tensor:
+    """Return the parts that aggregation uses; `shrinks`: behind a `ShrinkGate`. No gradients."""
+    settled_BEP = close_parts(parts_BEP, raw_BE, weights_BE, threshold)
+    return shrink_parts(settled_BEP, threshold) if shrinks else settled_BEP
+
+
 def mean_of_parts(parts_BEP: Tensor) -> Tensor:
     """Return the mean weight of each edge, (B, E), which is 0 for closed edges alone."""
     flat = parts_BEP.flatten(2)

@@ -4,6 +4,7 @@ Shape suffixes: B instances, R rows of the result, E edges, P the parts of an ed
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from dggraph.ops.device_copies import to_device
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, Weights, take_rows
-from dggraph.ops.weighted_sum import masked
+from dggraph.ops.weighted_sum import masked, with_finite
 from dggraph.system.torch_private import has_values
 
 
@@ -55,11 +56,8 @@ class _SumParts(torch.autograd.Function):
                 grads[edge] = grad * column if is_open else masked(grad, column)
         grad_parts = None
         if ctx.needs_input_grad[0]:
-            grad_parts = _products(features, grad, parts_BEP.shape[2:])
-            if not is_finite(grad_parts):
-                finite = [torch.where(x.isfinite(), x, 0.0) for x in features]
-                grad_parts = _products(finite, grad, parts_BEP.shape[2:])
-            grad_parts = grad_parts.to(parts_BEP.dtype)
+            products_of = partial(_products, grad=grad, shape=parts_BEP.shape[2:])
+            grad_parts = with_finite(products_of, features).to(parts_BEP.dtype)
         return grad_parts, *grads
 
 
@@ -96,11 +94,6 @@ def sum_rows_of_parts(
             total = empty_rows(len(weights_RE), like, like.dtype).fill_(-0.0)
         total.index_add_(0, index, taken * parts_RP[index])
     return empty_rows(len(weights_RE), like, like.dtype).zero_() if total is None else total
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all values are finite, as far as this can be known without waiting for a device."""
-    return values.device.type == "cpu" and bool(values.isfinite().all())
 
 
 def _all_open(parts_BEP: Tensor) -> bool:

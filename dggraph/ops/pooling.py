@@ -1,7 +1,6 @@
 """What routers read of features: means and deviations of channels, in at least float32."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -40,21 +39,19 @@ def deviation(features: Tensor, channel_axis: int, dtype: torch.dtype) -> Tensor
     return (wide.var(dim=axes, correction=0) + EPSILON).sqrt()
 
 
-def normalised(values_BN: Tensor) -> Tensor:
-    """Return `values_BN` divided by the root mean square of each row."""
-    return values_BN * torch.rsqrt(values_BN.square().mean(1, keepdim=True) + EPSILON)
+def normalised(values: Tensor, axis: int = 1) -> Tensor:
+    """Return `values` divided by their root mean square over `axis`."""
+    return values * inverse_rms(values, axis)
+
+
+def inverse_rms(values: Tensor, axis: int) -> Tensor:
+    """Return 1 over the root mean square of `values` over `axis`, which stays as an axis of 1."""
+    return torch.rsqrt(values.square().mean(axis, keepdim=True) + EPSILON)
 
 
 def position_axes(features: Tensor, channel_axis: int) -> list[int]:
     """Return the axes of `features` (B, ...) apart from the batch and the channels."""
     return [axis for axis in range(1, features.ndim) if axis != channel_axis % features.ndim]
-
-
-def outside_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off: routers decide in at least float32."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class _Pool(torch.autograd.Function):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dggraph.ops.pooling import EPSILON, outside_autocast
+from dggraph.ops.pooling import inverse_rms
+from dggraph.system.devices import outside_autocast
 
 HIDDEN_SHARE = 16
 """Channels for each hidden unit."""
@@ -37,8 +38,7 @@ class PositionRouter(nn.Module):
         with outside_autocast(features.device.type):
             last = features.to(dtype).movedim(self.channel_axis, -1)
             # The scale comes after the first layer, since both are linear: it has fewer channels.
-            scale = last.square().mean(-1, keepdim=True).add(EPSILON).rsqrt()
-            hidden = functional.linear(last, self.hidden.weight.to(dtype)) * scale
+            hidden = functional.linear(last, self.hidden.weight.to(dtype)) * inverse_rms(last, -1)
             hidden = functional.gelu(hidden + self.hidden.bias.to(dtype))
             return functional.linear(hidden, self.weight.to(dtype), self.bias.to(dtype))
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dggraph.errors import InputError
 from dggraph.ops.content_router import ContentRouter
-from dggraph.ops.pooling import deviation, mean_channels, normalised, outside_autocast
+from dggraph.ops.pooling import deviation, mean_channels, normalised
+from dggraph.system.devices import outside_autocast
 from dggraph.system.specs import bind, read_known
 
 

@@ -4,14 +4,14 @@ Shape suffixes: B instances, E edges. Weights are per instance and edge; 0 means
 contributes exactly nothing, even where its source holds inf or NaN.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dggraph.ops import device_kernels, kernels
 from dggraph.ops.rows import sum_rows
+from dggraph.system.devices import outside_autocast
 from dggraph.system.torch_private import has_values
 
 
@@ -95,6 +95,20 @@ def sum_and_products(
     return weighted_sum(grads, weights_BE), products_with(grads, feature)
 
 
+def with_finite(
+    products_of: Callable[[Sequence[Tensor]], Tensor], features: Sequence[Tensor]
+) -> Tensor:
+    """Return `products_of(features)`, with non-finite elements of the features taken as 0.
+
+    On the CPU a finite result is final. Elsewhere looking at it would mean to wait.
+    """
+    if features[0].device.type == "cpu":
+        products = products_of(features)
+        if bool(products.isfinite().all()):
+            return products
+    return products_of([torch.where(one.isfinite(), one, 0.0) for one in features])
+
+
 def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
     """Return `weight_B` in the feature's dtype, (B,) as (B, 1, ..., 1); others broadcast."""
     weight = weight_B.to(feature.dtype)
@@ -103,11 +117,12 @@ def expand_weight(weight_B: Tensor, feature: Tensor) -> Tensor:
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return <feature, grad> of each instance for each pair, (B, pairs), non-finite ones as 0."""
-    products = torch.stack([_inner_product(feature, grad) for feature, grad in pairs], dim=1)
-    if products.device.type == "cpu" and bool(products.isfinite().all()):
-        return products
-    finite = [(torch.where(torch.isfinite(feature), feature, 0.0), grad) for feature, grad in pairs]
-    return torch.stack([_inner_product(feature, grad) for feature, grad in finite], dim=1)
+    features, grads = zip(*pairs, strict=True)
+
+    def products_of(features: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(map(_inner_product, features, grads)), dim=1)
+
+    return with_finite(products_of, features)
 
 
 def _inner_product(feature: Tensor, grad: Tensor) -> Tensor:
@@ -119,17 +134,10 @@ def _inner_product(feature: Tensor, grad: Tensor) -> Tensor:
         if all(_is_channels_last(one) for one in pair):
             pair = (feature.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1))  # no copies
         rows, others = (one.reshape(len(one), 1, -1) for one in pair)
-        with _autocast_off():
+        with outside_autocast("cpu"):  # `bmm` would round
             return torch.bmm(rows, others.transpose(1, 2)).reshape(-1)
     return (feature.to(wide) * grad.to(wide)).flatten(1).sum(1)
 
 
 def _is_channels_last(value: Tensor) -> bool:
     return value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
-
-
-def _autocast_off() -> AbstractContextManager[object]:
-    """Return a context in which `bmm` does not round to 16 bits."""
-    if torch.is_autocast_enabled("cpu"):
-        return torch.autocast("cpu", enabled=False)
-    return nullcontext()

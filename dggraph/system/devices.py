@@ -1,5 +1,6 @@
 """The device and dtype of a model."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import torch
@@ -32,3 +33,10 @@ def channels_last_(model: nn.Module) -> None:
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of a batch to `device`; the host waits for a GPU only if it is not pinned."""
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def outside_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off, so that nothing is rounded to 16 bits."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -1,5 +1,7 @@
 """Converted `random_nets`, images for them, and routers trained to keep answers."""
 
+from typing import Any
+
 import torch
 from random_nets import Net
 from reference import randomise
@@ -49,3 +51,40 @@ def train_routers(
     x = images(512, 10**6 + seed).to(routers[0].dtype)
     with torch.no_grad():
         return float((net.eval()(x) - model(x)).square().mean() / model(x).var())
+
+
+def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
+    """Output and gates of a pass without gradients."""
+    net.executor = executor
+    with torch.no_grad():
+        output, gates = net(x, return_gates=True)
+    return output, gates
+
+
+def assert_all_learn(net: DynamicNetwork, x: Tensor, num_steps: int) -> None:
+    """Every parameter has a gradient once `num_steps` steps were made. In place.
+
+    What lies behind a layer that starts at zero gets none before that layer has moved.
+    """
+    net.train()
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for _ in range(num_steps):
+        net(x).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    net(x).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def assert_executors_agree(net: Any, x: Tensor) -> tuple[Any, Any]:
+    """Dense, sparse and one by one, to 1e-12; returns the gates of dense and sparse."""
+    dense, gates = run(net, x, "dense")
+    sparse, sparse_gates = run(net, x, "sparse")
+    assert net.last_run == "sparse"
+    alone = torch.cat([run(net, one, "sparse")[0] for one in x.split(1)])
+    tolerance = 1e-12 * float(dense.abs().max())
+    assert float((sparse - dense).abs().max()) <= tolerance
+    assert float((alone - dense).abs().max()) <= tolerance
+    return gates, sparse_gates

@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_nets import SIDE, Net, Tokens
 from reference import randomise, randomise_routers
+from routed import assert_all_learn, assert_executors_agree, run
 from small import Net as Small
 from small import X
 from torch import Tensor, nn
@@ -39,13 +40,6 @@ def build(kind: str, router: str, bias: float = 0.0) -> tuple[Any, Tensor]:
     return net, torch.randn(8, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
 
 
-def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
-    net.executor = executor
-    with torch.no_grad():
-        output, gates = net(x, return_gates=True)
-    return output, gates
-
-
 @pytest.mark.parametrize(("kind", "router"), CASES)
 def test_it_starts_as_the_backbone_and_every_parameter_learns(kind: str, router: str) -> None:
     model, net = converted(kind, router)
@@ -53,29 +47,14 @@ def test_it_starts_as_the_backbone_and_every_parameter_learns(kind: str, router:
     x = torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(net(x), model(x))
-    net.train()
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
-    for _ in range(2):  # routers learn once gains differ from zero, and keys once queries do
-        net(x).square().mean().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    net(x).square().mean().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
+    assert_all_learn(net, x, num_steps=2)
 
 
 @pytest.mark.parametrize(("kind", "router"), CASES)
 @pytest.mark.parametrize("bias", [0.0, -0.6, -50.0])
 def test_executors_agree(kind: str, router: str, bias: float) -> None:
     net, x = build(kind, router, bias)
-    dense, gates = run(net, x, "dense")
-    sparse, sparse_gates = run(net, x, "sparse")
-    assert net.last_run == "sparse"
-    alone = torch.cat([run(net, one, "sparse")[0] for one in x.split(1)])
-    tolerance = 1e-12 * float(dense.abs().max())
-    assert float((sparse - dense).abs().max()) <= tolerance
-    assert float((alone - dense).abs().max()) <= tolerance
+    gates, sparse_gates = assert_executors_agree(net, x)
     for stage, weights in gates.weights.items():
         assert torch.allclose(weights, sparse_gates.weights[stage], atol=1e-12)
     if bias == -0.6:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from random_nets import CHANNELS, SIDE, Net, Tokens
 from reference import randomise, randomise_routers
+from routed import run
 from torch import Tensor, nn
 
 import dggraph
@@ -72,13 +73,6 @@ def chooser(number: int) -> Any:
     """A function that picks one of its arguments, seeded."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(number)
     return lambda *options: options[int(torch.randint(len(options), (), generator=generator))]
-
-
-def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
-    net.executor = executor
-    with torch.no_grad():
-        output, gates = net(x, return_gates=True)
-    return output, gates
 
 
 def test_executors_agree_on_random_networks() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_nets import SIDE, Net, Tokens
 from reference import randomise, randomise_routers
+from routed import assert_all_learn, assert_executors_agree, run
 from small import Net as Small
 from small import X
 from torch import Tensor, nn
@@ -40,13 +41,6 @@ def build(kind: str, granularity: Any, router: str, bias: float = 0.0) -> tuple[
     return net, torch.randn(6, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
 
 
-def run(net: Any, x: Tensor, executor: str) -> tuple[Tensor, Any]:
-    net.executor = executor
-    with torch.no_grad():
-        output, gates = net(x, return_gates=True)
-    return output, gates
-
-
 @pytest.mark.parametrize("kind", ["kept", "lifted", "tokens"])
 @pytest.mark.parametrize(("granularity", "router"), CASES)
 def test_it_starts_as_the_backbone_and_every_parameter_learns(
@@ -58,15 +52,7 @@ def test_it_starts_as_the_backbone_and_every_parameter_learns(
     with torch.no_grad():
         assert torch.equal(net(x), model(x))
     assert {stage.granularity for stage in net.report.stages} == {granularity}
-    net.train()
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
-    net(x).square().mean().backward()
-    optimiser.step()  # the hidden layer of a router by position learns from the second step on
-    optimiser.zero_grad()
-    net(x).square().mean().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
+    assert_all_learn(net, x, num_steps=1)
 
 
 @pytest.mark.parametrize("kind", ["kept", "lifted", "tokens"])
@@ -74,13 +60,7 @@ def test_it_starts_as_the_backbone_and_every_parameter_learns(
 @pytest.mark.parametrize("bias", [0.0, -0.7, -50.0])
 def test_executors_agree(kind: str, granularity: Any, router: str, bias: float) -> None:
     net, x = build(kind, granularity, router, bias)
-    dense, gates = run(net, x, "dense")
-    sparse, sparse_gates = run(net, x, "sparse")
-    assert net.last_run == "sparse"
-    alone = [run(net, one, "sparse")[0] for one in x.split(1)]
-    tolerance = 1e-12 * float(dense.abs().max())
-    assert float((sparse - dense).abs().max()) <= tolerance
-    assert float((torch.cat(alone) - dense).abs().max()) <= tolerance
+    gates, sparse_gates = assert_executors_agree(net, x)
     for stage, weights in gates.weights.items():
         assert torch.equal(weights != 0, sparse_gates.weights[stage] != 0)
         assert torch.allclose(gates.parts[stage], sparse_gates.parts[stage], atol=1e-12)
@@ -110,12 +90,7 @@ def test_every_router_and_gate_goes_with_it(granularity: Any, router: str, gate:
     with torch.no_grad():
         assert torch.equal(net(x), model(x))
     randomise_routers(net, 1)
-    dense, gates = run(net, x, "dense")
-    sparse, sparse_gates = run(net, x, "sparse")
-    alone = torch.cat([run(net, one, "sparse")[0] for one in x.split(1)])
-    tolerance = 1e-12 * float(dense.abs().max())
-    assert float((sparse - dense).abs().max()) <= tolerance
-    assert float((alone - dense).abs().max()) <= tolerance
+    gates, sparse_gates = assert_executors_agree(net, x)
     (stage,) = gates.parts
     parts, others = gates.parts[stage], sparse_gates.parts[stage]
     assert torch.allclose(parts, others, atol=1e-12)
