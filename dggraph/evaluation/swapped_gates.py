@@ -75,7 +75,7 @@ def swap_gates(
             rolled = {stage: weight.roll(1, 0) for stage, weight in weights.items()}
             right["own"] += _num_right(output, labels)
             right["other"] += _num_right(_pinned(net, batch.to(device), rolled), labels)
-        means = {stage: (total / len(places)).float() for stage, total in sums.items()}
+        means = {stage: (total / len(places)).float()[None] for stage, total in sums.items()}
         for batch, labels in load_batches(images, batches, workers=0):
             right["mean"] += _num_right(_pinned(net, batch.to(device), means), labels)
     shares = {name: count / len(places) for name, count in right.items()}

@@ -78,3 +78,31 @@ def test_other_adjacencies_matter_and_the_network_stays(net: DynamicNetwork) -> 
 def test_one_image_has_no_other(net: DynamicNetwork) -> None:
     with pytest.raises(InputError, match="at least 2"):
         swap_gates(net, Doubles(1, False, 0))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "pixel"])
+def test_edges_with_several_weights_keep_them_all(granularity: str) -> None:
+    """Equal images have equal adjacencies, so a swap changes nothing. The image is one that gets
+    another answer where each edge has only the largest of its weights.
+    """
+    net = dggraph.convert(
+        "dggraph:resnet14_4",
+        torch.zeros(1, 3, 16, 16),
+        router="stage",
+        granularity=granularity,
+        threshold=0.0,
+    )
+    randomise_routers(net, 3).eval()
+    image, label = next(filter(None, (_told_apart(net, seed) for seed in range(200))))
+    swapped = swap_gates(net, [(image, label)] * 4)  # type: ignore[arg-type]
+    assert (swapped.own, swapped.mean, swapped.other) == (1, 1, 1)
+
+
+def _told_apart(net: DynamicNetwork, seed: int) -> tuple[torch.Tensor, int] | None:
+    image = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        output, gates = net(image, return_gates=True)
+        with pinned_gates(net, gates.weights):
+            other = net(image)
+    label = int(output.argmax())
+    return (image[0], label) if label != int(other.argmax()) else None
