@@ -19,12 +19,12 @@ from dggraph.baselines.network import (
 )
 from dggraph.compiler.copying import copy_model
 from dggraph.compiler.discovery import Discovery, discover
+from dggraph.compiler.edge_writer import Deciders
 from dggraph.compiler.fingerprints import fingerprint
 from dggraph.compiler.lowered import ROUTING, LoweredModule, plain_owner
 from dggraph.compiler.lowering import lower
 from dggraph.compiler.profiling import profile
 from dggraph.compiler.regions import Flow, Region
-from dggraph.compiler.stage_writer import Deciders
 from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.compiler.tracing import trace
 from dggraph.errors import InputError, LoweringError, NothingToRouteError

@@ -15,13 +15,14 @@ from dggraph.compiler.aliasing import is_effect
 from dggraph.compiler.calls import mark_features
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
+from dggraph.compiler.edge_writer import Deciders
 from dggraph.compiler.lowered import LoweredModule, StageRouting, adopt_, routing_name
 from dggraph.compiler.planning import EFFECT, StagePlan, dense_where_read, mark_needed
 from dggraph.compiler.printing import short_names
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.residuals import StageAdds
 from dggraph.compiler.returns import restore_structure
-from dggraph.compiler.stage_writer import Deciders, StageWriter
+from dggraph.compiler.stage_writer import StageWriter
 from dggraph.compiler.stages import FoundStage
 from dggraph.errors import LoweringError
 from dggraph.graph.ir import DynamicGraph

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
 from dggraph.compiler.contexts import CONTEXTS
+from dggraph.compiler.edge_writer import stage_topology
 from dggraph.compiler.lowered import LoweredModule, StageRouting
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.compiler.planning import (
@@ -24,7 +25,6 @@ from dggraph.compiler.planning import (
     batch_norms,
     mark_needed,
 )
-from dggraph.compiler.stage_writer import stage_topology
 from dggraph.graph.ir import DynamicGraph, EdgeKind
 from dggraph.ops.decisions import Decide, DecideOne, called_decision
 from dggraph.ops.liveness import Topology

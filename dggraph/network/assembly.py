@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from dggraph.compiler.edge_writer import Deciders
 from dggraph.compiler.lowered import LoweredModule, routing_of
 from dggraph.compiler.lowering import lower
 from dggraph.compiler.regions import Flow
 from dggraph.compiler.residuals import StageAdds
-from dggraph.compiler.stage_writer import Deciders
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.cost import tabulate_macs

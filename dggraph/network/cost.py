@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dggraph.compiler.edge_writer import stage_topology
 from dggraph.compiler.lowered import LoweredModule, routing_of
-from dggraph.compiler.stage_writer import stage_topology
 from dggraph.errors import InputError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.network.decisions import refuse_nan
