@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dggraph.compiler.lowered import routing_name, routing_of
+from dggraph.compiler.lowered import routing_of
 from dggraph.compiler.partition import (
     BoundRouting,
     Piece,
@@ -45,15 +45,12 @@ from dggraph.network.decisions import (
     decide_stage,
     refuse_nan,
 )
-from dggraph.ops.additive import add_gained
-from dggraph.ops.aggregation import adapt
+from dggraph.network.gathering import gather, no_features, read_outside
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.gating import settled_weight
 from dggraph.ops.granularity import applied_parts, shrink_parts
 from dggraph.ops.kernels import empty_rows
-from dggraph.ops.part_sums import sum_rows_of_parts
-from dggraph.ops.pooling import normalised
-from dggraph.ops.rows import Places, concatenate_rows, sum_rows, take_rows, zeros
+from dggraph.ops.rows import Places, take_rows
 from dggraph.ops.stage_costs import choose_way
 from dggraph.ops.stage_plans import PatternPlan, run_plan, weights_for
 from dggraph.ops.stage_walk import walk_stage
@@ -272,7 +269,7 @@ def _walk(
         settled_weight(threshold, shrinks=step.plan.shrinks),
     )
     if output is None:
-        output = _no_features(step, len(step.blocks) + 1, entry, 1)
+        output = no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
         gates[name] = _gates([weights], [raw], dtype, entry.device)
     return output
@@ -295,7 +292,7 @@ def _run_rows(
         output = None
         if instances is None or len(instances):
             row_of_BV[:, vertex] = np.cumsum(runs_B) - 1
-            new_input = _gather(
+            new_input = gather(
                 step,
                 lowered,
                 vertex,
@@ -307,11 +304,13 @@ def _run_rows(
             )
             for source in decisions.done_with(vertex):
                 features[source] = None
-            around = [_read(values, name, kind, instances, len(entry)) for name, kind in reads]
+            around = [
+                read_outside(values, name, kind, instances, len(entry)) for name, kind in reads
+            ]
             (output,) = piece.run(lowered, new_input, *around)
         features.append(output)
         decisions.ran(vertex, output, instances)
-    return _gather(
+    return gather(
         step,
         lowered,
         len(features),
@@ -321,13 +320,6 @@ def _run_rows(
         None,
         may_alias=not step.plan.writes_output,
     )
-
-
-def _no_features(step: StageProgram, vertex: int, entry: Tensor, num_rows: int) -> Tensor:
-    """Return the zeros that `vertex` gets if no node leads to it."""
-    shape = [num_rows, *entry.shape[1:]]
-    shape[step.channel_axis] = step.num_channels[vertex]
-    return zeros(shape, entry)
 
 
 def _block_runner(
@@ -340,72 +332,10 @@ def _block_runner(
         piece, _, reads = step.blocks[vertex - 1]
         around: Sequence[Any] = ()
         if reads:
-            around = [_read(values, name, kind, instances, num_instances) for name, kind in reads]
+            around = [
+                read_outside(values, name, kind, instances, num_instances) for name, kind in reads
+            ]
         output: Tensor = piece.run(lowered, x, *around)[0]
         return output
 
     return run_block
-
-
-def _gather(
-    step: StageProgram,
-    lowered: nn.Module,
-    vertex: int,
-    features: Sequence[Tensor | None],
-    row_of_BV: Places,
-    decisions: StageDecisions | NodeDecisions,
-    instances: Places | None,
-    *,
-    may_alias: bool,
-) -> Tensor:
-    """Return the input of `vertex` for `instances`."""
-    place = step.topology.incoming(vertex)
-    sources, kinds = step.topology.sources[place], step.kinds[place]
-    weights_BE = decisions.weights_BE[:, place]
-    weights_RE = weights_BE if instances is None else weights_BE[instances]
-    incoming, entry = [features[source] for source in sources], features[0]
-    assert entry is not None
-    is_whole = instances is None and all(one is None or len(one) == len(entry) for one in incoming)
-    places_RE = (
-        None
-        if is_whole
-        else (row_of_BV if instances is None else row_of_BV[instances])[:, list(sources)]
-    )
-    axis, wanted = step.channel_axis, step.num_channels[vertex]
-    if kinds[0] == "concat":
-        channels = [step.num_channels[source + 1] for source in sources]
-        return concatenate_rows(incoming, channels, places_RE, weights_RE, axis)
-    incoming = [
-        adapt(one, wanted, axis) if kind == "adapter" and one is not None else one
-        for one, kind in zip(incoming, kinds, strict=True)
-    ]
-    if all(one is None for one in incoming):
-        return _no_features(step, vertex, entry, len(weights_RE))
-    if step.plan.aggregation == "additive":
-        gain = lowered.get_parameter(f"{routing_name(step.plan.name)}.sum_{vertex}.gain")
-        is_open_RE = (weights_RE != 0).astype(weights_RE.dtype)
-        own = sum_rows(incoming, places_RE, is_open_RE, may_alias=False)
-        normed = [None if one is None else normalised(one, axis) for one in incoming]
-        added = sum_rows(normed, places_RE, weights_RE, may_alias=False)
-        return add_gained(own, added, gain, axis)
-    if decisions.parts is not None:
-        parts_REP = take_rows(decisions.closed_parts(place), instances)
-        return sum_rows_of_parts(incoming, places_RE, weights_RE, parts_REP)
-    return sum_rows(incoming, places_RE, weights_RE, may_alias=may_alias)
-
-
-def _read(
-    values: dict[str, Any], name: str, kind: str, instances: Places | None, num_instances: int
-) -> Any:
-    """Return a value from outside the stage, as seen by a block that runs on `instances`."""
-    if kind == "rows":
-        return num_instances if instances is None else len(instances)
-    value = values[name]
-    if (
-        kind == "batched"
-        and isinstance(value, Tensor)
-        and value.ndim
-        and len(value) == num_instances
-    ):
-        return take_rows(value, instances)
-    return value
