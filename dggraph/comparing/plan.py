@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -203,25 +204,24 @@ def _refuse_unknown(file: Path, key: str, name: str, comparison: Comparison) -> 
 
 
 def _runs(file: Path, comparison: Comparison, output: Path) -> Iterator[PlannedRun]:
-    for seed in comparison.seeds:
-        for data in comparison.data:
-            for family in comparison.families:
-                base = _config(file, comparison, comparison.baseline, family, data)
-                for method, table in comparison.methods.items():
-                    own = _config(file, comparison, method, family, data)
-                    budgets = table.get("budgets", comparison.budgets)
-                    has_paths = own.router != "none" and not own.has_method
-                    if not has_paths and "budgets" not in table:
-                        budgets = ()
-                    for budget in (None, *budgets):
-                        yield _run(
-                            own.model_copy(update={"seed": seed, "budget": budget}),
-                            output,
-                            method=method,
-                            family=family,
-                            data=data,
-                            baseline_model=base.model,
-                        )
+    # A family is finished before the next begins: its tables are whole while the queue goes on.
+    for family, seed, data in product(comparison.families, comparison.seeds, comparison.data):
+        base = _config(file, comparison, comparison.baseline, family, data)
+        for method, table in comparison.methods.items():
+            own = _config(file, comparison, method, family, data)
+            budgets = table.get("budgets", comparison.budgets)
+            has_paths = own.router != "none" and not own.has_method
+            if not has_paths and "budgets" not in table:
+                budgets = ()
+            for budget in (None, *budgets):
+                yield _run(
+                    own.model_copy(update={"seed": seed, "budget": budget}),
+                    output,
+                    method=method,
+                    family=family,
+                    data=data,
+                    baseline_model=base.model,
+                )
 
 
 def _run(
