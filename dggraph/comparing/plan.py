@@ -204,8 +204,8 @@ def _refuse_unknown(file: Path, key: str, name: str, comparison: Comparison) -> 
 
 
 def _runs(file: Path, comparison: Comparison, output: Path) -> Iterator[PlannedRun]:
-    # A family is finished before the next begins: its tables are whole while the queue goes on.
-    for family, seed, data in product(comparison.families, comparison.seeds, comparison.data):
+    # A family on a data set is finished before the next begins: tables are whole one by one.
+    for family, data, seed in product(comparison.families, comparison.data, comparison.seeds):
         base = _config(file, comparison, comparison.baseline, family, data)
         for method, table in comparison.methods.items():
             own = _config(file, comparison, method, family, data)

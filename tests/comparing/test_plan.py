@@ -41,10 +41,10 @@ def test_methods_by_seeds_by_families_by_data_sets(tmp_path: Path) -> None:
         ("static", "a", "x", 3, None),
         ("node", "a", "x", 3, None),
         ("node", "a", "x", 3, 0.8),
-        ("static", "a", "y", 3, None),
+        ("static", "a", "x", 5, None),
     ]
-    families = [run.names[1] for run in plan.runs]
-    assert families == sorted(families)  # One family is finished before the next begins.
+    cells = [run.names[1:3] for run in plan.runs]
+    assert cells == sorted(cells)  # One family on one data set is finished before the next begins.
     by_name = {run.names: run for run in plan.runs}
     node = by_name["node", "b", "y", 5, 0.8].config
     assert (node.model, node.lr, node.router, node.router_lr) == (
