@@ -23,16 +23,25 @@ from dggraph.system.allocator import keep_freed_memory
 
 
 class Drawn(nn.Module):
-    """The last layer of a gate that is open for a given share of the images, at random."""
+    """The last layer of a gate that is open for a given share of the images, at random.
+
+    An image keeps its draw in both forms, although sums in another order change its features in
+    the last digits, and the sparse form asks for some images only: an image is the one whose
+    features, when the masked form first ran, are nearest.
+    """
 
     def __init__(self, share: float, seed: int) -> None:
         super().__init__()
         self.share, self.seed = share, seed
+        self.known: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, 1); equal features get equal logits."""
-        key = (hidden.double().sum(1, keepdim=True) * 1e4 + self.seed).sin() * 1e4
-        return (key - key.floor() < self.share).to(hidden.dtype) - 0.5
+        """Map features (B, H) to logits (B, 1)."""
+        self.known = hidden.clone() if self.known is None else self.known
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(len(self.known), 1, generator=generator)
+        nearest = torch.cdist(hidden, self.known).argmin(1)
+        return (drawn[nearest] < self.share).to(hidden.dtype) - 0.5
 
 
 @torch.no_grad()

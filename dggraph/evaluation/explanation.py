@@ -65,7 +65,8 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
     Args:
         net: a converted network with preprocessing, as those built from a name have; its mode is
             restored.
-        image: a path, a PIL image, or a uint8 array (H, W, 3).
+        image: a path, a PIL image, a uint8 array (H, W, 3), or a tensor (3, H, W) of uint8 or of
+            floats from 0 to 1.
 
     Raises:
         InputError: `image` cannot be read as an image; or the network does not say how images

@@ -36,7 +36,7 @@ FOREIGN = {
 """First bytes, in lower case, of files that are often mistaken for images."""
 
 
-Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
 """Everything that can be read as one image."""
 
 
@@ -66,7 +66,8 @@ class Preprocess:
         """Preprocess one image to float32 (1, C, H, W).
 
         Args:
-            image: a path, a PIL image, or a uint8 array (H, W), (H, W, 1) or (H, W, 3).
+            image: a path, a PIL image, a uint8 array (H, W), (H, W, 1) or (H, W, 3), or a tensor
+                (1, H, W) or (3, H, W) of uint8 or of floats from 0 to 1.
 
         Raises:
             InputError: `image` cannot be read as an image, or the network reads neither colour (3
@@ -90,7 +91,7 @@ def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
 
 
 def as_image(image: "Picturable") -> Image.Image:
-    """Open a path, wrap an array, or return a PIL image unchanged.
+    """Open a path, wrap an array or a tensor, or return a PIL image unchanged.
 
     Raises:
         InputError: `image` is none of these, or cannot be read.
@@ -107,11 +108,31 @@ def as_image(image: "Picturable") -> Image.Image:
                 " uint8 (height, width, 3), or (height, width) for grey."
             )
         return Image.fromarray(pixels)
+    if isinstance(image, Tensor):
+        return _tensor_as_image(image)
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     raise InputError(
-        f"{type(image).__name__} is not an image: give a path, a PIL image, or a uint8 array."
+        f"{type(image).__name__} is not an image: give a path, a PIL image, a uint8 array or a"
+        " tensor (C, H, W)."
     )
+
+
+def _tensor_as_image(image: Tensor) -> Image.Image:
+    is_image = image.ndim == 3 and image.shape[0] in (1, 3) and image.numel() > 0
+    if not is_image or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise InputError(
+            f"a tensor of {image.dtype} and shape {tuple(image.shape)} is not an image: give uint8"
+            " or floats from 0 to 1, (3, height, width) or, for grey, (1, height, width)."
+        )
+    if image.is_floating_point() and not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(
+            f"the tensor has values from {float(image.min()):.3g} to {float(image.max()):.3g}, and"
+            " pixels go from 0 to 1: give the image as it was before it was normalised, or call the"
+            " network itself with a batch."
+        )
+    picture: Image.Image = functional.to_pil_image(image.detach().cpu())
+    return picture
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int, int] | None:
