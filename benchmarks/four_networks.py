@@ -47,6 +47,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "stage(16), channel": {"router": "stage(16)", "granularity": "channel"},
     "node, pixel": {"granularity": "pixel"},
     "constant, channel": {"router": "constant", "granularity": "channel"},
+    "stage, additive": {"router": "stage", "aggregation": "additive"},
+    "node, dilated(2, 2)": {"wiring": "dilated(2, 2)"},
+    "node, window(2)+entry": {"wiring": "window(2)+entry"},
 }
 """Options of `convert` for each form; the threshold is 0 where none is given."""
 
