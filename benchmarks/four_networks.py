@@ -148,45 +148,51 @@ def page(kind: str, rows: list[Mapping[str, Any]]) -> str:
         "",
         f"Random weights, {SIDE} x {SIDE} pixels, a batch of {BATCH} random images, {STEPS} steps"
         f" of SGD at {RATE} with momentum on that batch. Differences are relative to the largest"
-        f" output, in float32. {len(rows)} of {len(MODELS) * num_forms} pairs have been measured;"
-        " the command measures the others.",
+        f" output, in float32. {len(rows)} of {len(MODELS) * num_forms} pairs have been measured"
+        + ("." if len(rows) == len(MODELS) * num_forms else "; the command measures the others."),
+        "",
+        *(f"- **{name}**: {meaning}" for name, meaning in columns.items()),
         "",
         "<!-- not run: trains for hours -->",
         "",
         "```bash",
         f"OMP_NUM_THREADS=1 python benchmarks/four_networks.py {kind}",
         "```",
-        "",
     ]
-    lines += [_line(columns), "|---" * len(columns) + "|"]
-    for row in rows:
-        cells = [row["model"], f"`{row['form']}`", _amount(row["difference"])]
-        cells += [_amount(row["one_by_one"]), f"{row['added_parameters']:,}"]
-        cells += [str(len(row["without_gradient"]))]
-        cells += [f"{row['first_losses']:.2f}, {row['last_losses']:.2f}"]
-        cells += ["bitwise" if row["archive"] else "differs"]
-        if kind == "forms":
-            cells += [_amount(row["sparse"]), f"{row['open']:.2f}", str(row["paths"])]
-        lines.append(_line(cells))
+    for model in MODELS:
+        own = [row for row in rows if row["model"] == model]
+        if own:
+            lines += ["", f"## {model}", "", _line(("Form", *columns))]
+            lines += ["|---" * (len(columns) + 1) + "|", *(_line(_cells(kind, row)) for row in own)]
     return "\n".join(lines) + "\n"
 
 
-_COLUMNS = (
-    "Network",
-    "Form",
-    "Difference at the start",
-    "Batch against one by one",
-    "Added parameters",
-    "Without gradient",
-    "Mean loss, first 5 and last 5 steps",
-    "Archive",
-)
+def _cells(kind: str, row: Mapping[str, Any]) -> list[str]:
+    cells = [f"`{row['form']}`", _amount(row["difference"]), _amount(row["one_by_one"])]
+    cells += [f"{row['added_parameters']:,}", str(len(row["without_gradient"]))]
+    cells += [f"{row['first_losses']:.2f}, {row['last_losses']:.2f}"]
+    cells += ["bitwise" if row["archive"] else "differs"]
+    if kind == "forms":
+        cells += [_amount(row["sparse"]), f"{row['open']:.2f}", str(row["paths"])]
+    return cells
+
+
+_COLUMNS = {
+    "Start": "the largest difference from the backbone's output before training",
+    "One by one": "the difference of a batch from the same images one by one",
+    "Added": "parameters that the backbone has not",
+    "Silent": "parameters that had no gradient in the first three steps",
+    "Loss": "means of the first five steps and of the last five",
+    "Archive": "the output of the saved and loaded network",
+}
+_PATHS = {
+    "Sparse": "the difference of the sparse executor, and of images one by one, from the dense one,"
+    " at a threshold that closes some edges",
+    "Open": "the share of candidate edges that are open there",
+    "Paths": f"different paths of {BATCH} images there",
+}
 _HEADS = {
-    "forms": (
-        "Forms of dynamic wiring",
-        len(FORMS),
-        (*_COLUMNS, "Sparse and one by one against dense", "Open", "Paths of 8 images"),
-    ),
+    "forms": ("Forms of dynamic wiring", len(FORMS), _COLUMNS | _PATHS),
     "baselines": ("Baselines", len(BASELINES), _COLUMNS),
 }
 

@@ -27,11 +27,8 @@ def printed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
-    found = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            found.append(str(output.get("text", "")) + " ".join(output.get("data", {})))
-    return "\n".join(found)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "\n".join(str(one.get("text", "")) + " ".join(one.get("data", {})) for one in outputs)
 
 
 @pytest.fixture
