@@ -91,7 +91,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All runs, in the order in which they are wanted: a whole seed before the next one."""
+    """All runs in their order: each family on each data set in turn, and there seed by seed."""
 
     name: str
     comparison: Comparison
