@@ -4,18 +4,17 @@ It is read from TOML and overridden by flags. Unknown keys and invalid values ar
 anything is loaded.
 """
 
-import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
 from dggraph.system.paths import decode_text, locate
+from dggraph.training.config_errors import explain, on_backslashes
 
 try:
     import tomllib
@@ -472,13 +471,13 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             raise InputError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
         except tomllib.TOMLDecodeError as error:
             raise InputError(
-                f"{file} is not TOML: {error}.{_on_backslashes(text, error)}"
+                f"{file} is not TOML: {error}.{on_backslashes(text, error)}"
             ) from error
     keys |= {key: value for key, value in overrides.items() if value is not None}
     try:
         return TrainConfig(**keys)
     except pydantic.ValidationError as error:
-        told = dict.fromkeys(_explain(one, file).rstrip(".") for one in error.errors())
+        told = dict.fromkeys(explain(one, file, TrainConfig).rstrip(".") for one in error.errors())
         raise InputError(f"{'; '.join(told)}.") from error
 
 
@@ -493,55 +492,3 @@ def configured(preprocess: "Preprocess", config: TrainConfig) -> "Preprocess":
     return replace(
         preprocess, **{name: value for name, value in given.items() if value is not None}
     )
-
-
-def _on_backslashes(text: str, error: Exception) -> str:
-    """Return a hint if the line of the error has a backslash, as Windows paths do."""
-    found = re.search(r"at line (\d+)", str(error))
-    lines = text.split("\n")
-    line = lines[int(found.group(1)) - 1] if found and int(found.group(1)) <= len(lines) else ""
-    if "\\" not in line:
-        return ""
-    return (
-        ' In "..." a backslash starts an escape: write a Windows path in single quotes,'
-        " 'C:\\data', or with /, \"C:/data\"."
-    )
-
-
-def _explain(error: Any, file: Path | None) -> str:
-    key = str(error["loc"][0])
-    where = f" in {file}" if file is not None else ""
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`dggraph train --help` lists them."
-        return f"unknown key {key!r}{where}: {hint}"
-    flag = f"--{key.replace('_', '-')}"
-    if error["type"] == "missing" and len(error["loc"]) == 1:
-        return (
-            f"{key!r} is missing{where}; give it {'there' if where else 'in CONFIG'} or as {flag}"
-        )
-    if error["type"] in ("missing", "too_long"):
-        return (
-            f"{key}{where} needs {len(get_args(TrainConfig.model_fields[key].annotation))} values"
-        )
-    return f"{key} = {error['input']!r}{where}: {_in_plain_words(error)}"
-
-
-def _in_plain_words(error: Any) -> str:
-    """What is wrong with a value, without pydantic's names of Python's types."""
-    context = error.get("ctx", {})
-    if error["type"].startswith("int"):
-        return "give a whole number"
-    if error["type"].startswith("float") or error["type"] == "finite_number":
-        return "give a number"
-    if error["type"].startswith("bool"):
-        return "give true or false"
-    if error["type"].startswith("string"):
-        return "give a text"
-    if error["type"].startswith(("tuple", "list")):
-        return "give several values, [a, b]"
-    if error["type"] == "literal_error":
-        return f"give one of {context['expected'].replace(' or ', ', ')}"
-    bounds = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
-    found = [f"{bounds[bound]} {limit:g}" for bound, limit in context.items() if bound in bounds]
-    return f"it must be {found[0]}" if found else str(error["msg"]).removeprefix("Value error, ")
