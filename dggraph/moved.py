@@ -14,6 +14,7 @@ from typing import Any, cast
 MOVED = {
     "compiler.building": "compiler.static_graph",
     "compiler.cutting": "compiler.partition",
+    "comparing.memory": "system.tensor_memory",
     "runtime.archive": "network.archive",
     "runtime.atlas": "evaluation.atlas",
     "runtime.backbones": "models.small_resnet",

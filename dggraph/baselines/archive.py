@@ -38,9 +38,13 @@ from dggraph.network.manifest import (
     unpack_preprocess,
 )
 from dggraph.network.network import DynamicNetwork
-from dggraph.network.reconstruction import rebuild_backbone
+from dggraph.network.reconstruction import affordable_bytes, rebuild_backbone
 from dggraph.network.standin import note_weights_
 from dggraph.system.devices import first_weight
+from dggraph.system.tensor_memory import TensorMemoryError, at_most_bytes
+
+ACTIVATIONS = 1000
+"""What a method's check of itself may hold at one time, in copies of its input."""
 
 
 def save(
@@ -186,12 +190,15 @@ def _load(folder: Path, model: nn.Module | None) -> BaselineNetwork:
         )
     state = archive.read_state(folder, manifest)
     with ordinary_surroundings(torch.device("cpu")):
-        given = rebuild_backbone(folder, manifest) if model is None else plain_backbone(model)
+        given = (
+            rebuild_backbone(folder, manifest, state) if model is None else plain_backbone(model)
+        )
         backbone = archive.in_stored_type(given, manifest).eval()
         example = torch.zeros((1, *manifest.input_shape), dtype=getattr(torch, manifest.dtype))
         try:
-            net = BASELINES[manifest.method](backbone, example, **manifest.options)
-        except (DggraphError, TypeError) as error:
+            with at_most_bytes(affordable_bytes(state) + ACTIVATIONS * example.nbytes):
+                net = BASELINES[manifest.method](backbone, example, **manifest.options)
+        except (DggraphError, TypeError, TensorMemoryError) as error:
             raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
     assert isinstance(net, BaselineNetwork)
     if net.fingerprint != manifest.fingerprint:
@@ -205,7 +212,7 @@ def _load(folder: Path, model: nn.Module | None) -> BaselineNetwork:
     except RuntimeError as error:
         raise ArchiveError(
             f"the weights in {folder} do not fit its backbone:"
-            f" {str(error).splitlines()[-1].strip()} Pass the backbone that it was made"
+            f" {str(error).splitlines()[-1].strip()[:300]} Pass the backbone that it was made"
             " from, with load(folder, model=...)."
         ) from error
     archive.restore_types_(net.lowered, state, manifest)

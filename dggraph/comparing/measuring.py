@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from dggraph.baselines.network import BaselineNetwork
-from dggraph.comparing.memory import peak_bytes
 from dggraph.evaluation.swapped_gates import swap_gates
 from dggraph.evaluation.timing import CLOCKS, compare, wait_for
 from dggraph.network.network import DynamicNetwork
 from dggraph.system.devices import first_weight
 from dggraph.system.loaders import num_samples
 from dggraph.system.modes import evaluating, keeping_modes
+from dggraph.system.tensor_memory import peak_bytes
 
 BATCH_SIZES = (1, 16)
 NUM_SINGLE = 8

@@ -8,6 +8,7 @@ It is read from a TOML file. `[recipe]` has the keys that all runs share; `[data
 
 import difflib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
+from dggraph.system.files import read_at_most
 from dggraph.system.paths import decode_text
-from dggraph.training.config import TrainConfig, read_config
+from dggraph.training.config import MAX_TOLD, TrainConfig, read_config
 
 try:
     import tomllib
@@ -35,6 +37,7 @@ OWN_KEYS = ("seed", "budget", "output", "experiment")
 CHECKPOINT_STEPS = 500
 """Steps between checkpoints where the recipe does not say; a killed run repeats at most these."""
 LOG_INTERVAL = 10
+MAX_RUNS = 10_000
 
 
 class Comparison(BaseModel):
@@ -116,6 +119,7 @@ def read_plan(file: Path) -> Plan:
         for name in getattr(comparison, key):
             _refuse_unknown(file, key, name, comparison)
     _refuse_unknown(file, "baseline", comparison.baseline, comparison)
+    _refuse_too_many(file, comparison)
     output = comparison.output or Path("runs", file.stem)
     runs = tuple(_runs(file, comparison, output))
     by_folder = {run.folder: run for run in runs}
@@ -170,18 +174,20 @@ def _quoted(value: Any) -> str:
 
 def _read(file: Path) -> Comparison:
     try:
-        keys = tomllib.loads(decode_text(file.read_bytes()))
+        keys = tomllib.loads(decode_text(read_at_most(file)))
     except OSError as error:
         raise InputError(
             f"cannot read the comparison {file}: {error.strerror or error}. Give a .toml file, see"
             " docs/compare.md."
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # beside what is no TOML: digits, brackets
         raise InputError(f"{file} is not TOML: {error}.") from error
     try:
         return Comparison.model_validate(keys)
     except pydantic.ValidationError as error:
-        raise InputError("; ".join(_explain(one, file) for one in error.errors()) + ".") from error
+        raise InputError(
+            "; ".join(_explain(one, file) for one in error.errors()[:MAX_TOLD]) + "."
+        ) from error
 
 
 def _explain(error: Any, file: Path) -> str:
@@ -200,6 +206,16 @@ def _refuse_unknown(file: Path, key: str, name: str, comparison: Comparison) -> 
         raise InputError(
             f"{key} in {file} names {name!r}, which is not a method. The methods are"
             f" {', '.join(map(repr, comparison.methods))}."
+        )
+
+
+def _refuse_too_many(file: Path, comparison: Comparison) -> None:
+    tables = (comparison.families, comparison.data, comparison.seeds, comparison.methods)
+    number = math.prod(map(len, tables))
+    if number > MAX_RUNS:
+        raise InputError(
+            f"{file} plans at least {number} runs, and a comparison has at most {MAX_RUNS}. Plan"
+            " fewer seeds, methods, families or data sets."
         )
 
 

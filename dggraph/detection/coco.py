@@ -1,5 +1,6 @@
 """Read COCO's JSON completely, and check it before it is used for training or evaluation."""
 
+import errno
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -103,6 +104,8 @@ def read_coco(annotations: Path, images: Path, *, on_bad: OnBadBox = "error") ->
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise InputError(
@@ -180,7 +183,9 @@ def _image(
         return None
     file = file_of(folder, name)
     if file is None:
-        findings.note(f"{what}: there is no file {name!r} in {folder}{other_place(folder, name)}")
+        findings.note(
+            f"{what}: there is no file {name[:300]!r} in {folder}{other_place(folder, name)}"
+        )
         return None
     return image_id, name, file, width, height
 

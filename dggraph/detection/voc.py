@@ -116,7 +116,7 @@ def _read(
     for stem, file in files.items():
         try:
             roots[stem] = ElementTree.parse(file).getroot()
-        except (ElementTree.ParseError, OSError, ValueError) as error:
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
             if stem in taken:
                 findings.note(f"{file.name} is not XML: {error}")
     given = tuple(classes) if classes is not None else _classes(roots.values())

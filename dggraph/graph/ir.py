@@ -316,8 +316,8 @@ def verify(graph: DynamicGraph) -> None:
         kinds = [node.kind for node in members]
         if len(kinds) < 3 or kinds != ["entry", *["block"] * (len(kinds) - 2), "out"]:
             raise GraphError(
-                f"stage {stage!r} has nodes of kinds {kinds}; it needs one entry, then blocks, then"
-                " one out."
+                f"stage {stage!r} has nodes of kinds {kinds[:20]}; it needs one entry, then"
+                " blocks, then one out."
             )
         position = {node.name: index for index, node in enumerate(members)}
         shapes = {node.name: node.shape for node in members}

@@ -73,8 +73,8 @@ def to_json(graph: DynamicGraph) -> str:
     return json.dumps(document, indent=1)
 
 
-def from_json(text: str) -> DynamicGraph:
-    """Parse the text that `to_json` wrote.
+def from_json(text: str | bytes) -> DynamicGraph:
+    """Parse the text that `to_json` wrote, or its UTF-8.
 
     Raises:
         ArchiveError: the text is not JSON, does not follow the schema, has a newer version, or

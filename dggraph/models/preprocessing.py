@@ -281,7 +281,9 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
             f"{name} is not an image that can be read: {_what_it_is(file)}."
         ) from error
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
-        raise InputError(f"{name} is not an image that can be read: {error}.") from error
+        raise InputError(
+            f"{name} is not an image that can be read: {str(error).rstrip('.')}."
+        ) from error
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:

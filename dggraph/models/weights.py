@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import re
 import types
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -202,14 +203,19 @@ def _describe_left(weights: Weights, expected: Mapping[str, Tensor], left: list[
 
 def _read(file: str) -> Any:
     try:
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would block
+            raise InputError(f"the checkpoint {file!r} is not a file. Give the file of weights.")
         with open(file, "rb") as stream:
             start = stream.read(9)
         if file.endswith(".safetensors") or (
             len(start) == 9 and start[8:] == b"{" and not start.startswith(b"\x80")
         ):
             return safetensors.torch.load_file(file)
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals(list(HARMLESS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read is an error
             return torch.load(file, "cpu", weights_only=True)
+    except InputError:
+        raise
     except OSError as error:
         why = (
             "there is no such file"

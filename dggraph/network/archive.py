@@ -45,6 +45,7 @@ from dggraph.network.inference import InferenceNetwork
 from dggraph.network.manifest import (
     GRAPH,
     MANIFEST,
+    MAX_JSON_BYTES,
     SCHEMA_VERSION,
     WEIGHTS,
     AnyManifest,
@@ -223,12 +224,14 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
     """
     folder = Path(os.fsdecode(folder))
     manifest = read_manifest(folder)
-    graph = from_json(_checked_part(folder, GRAPH, manifest).read_text(encoding="utf-8"))
+    graph = from_json(_checked_part(folder, GRAPH, manifest, MAX_JSON_BYTES).read_bytes())
     state = read_state(folder, manifest)
     blueprint = unpack_blueprint(manifest)
     refuse_unregistered(folder, blueprint)
     with ordinary_surroundings(torch.device("cpu")):
-        given = rebuild_backbone(folder, manifest) if model is None else plain_backbone(model)
+        given = (
+            rebuild_backbone(folder, manifest, state) if model is None else plain_backbone(model)
+        )
         backbone = in_stored_type(given, manifest)
         net = lower_again(folder, backbone, graph, blueprint, state)
     net.report = replace(net.report, detached=stored_activations(given))
@@ -259,8 +262,12 @@ def read_state(folder: Path, manifest: Manifest | MethodManifest) -> dict[str, T
     return state | {key: state[twin] for key, twin in manifest.tied.items() if twin in state}
 
 
-def _checked_part(folder: Path, name: str, manifest: Manifest | MethodManifest) -> Path:
+def _checked_part(
+    folder: Path, name: str, manifest: Manifest | MethodManifest, limit: float = float("inf")
+) -> Path:
     file = part_of(folder, name)
+    if file.is_file() and file.stat().st_size > limit:
+        raise ArchiveError(f"{file} is larger than {limit:.0f} bytes, so it is not dggraph's.")
     if not file.is_file() or sha256_of(file) != manifest.sha256.get(name):
         raise ArchiveError(
             f"{file} is missing or differs from the digest in the manifest. Copy the archive again."

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from dggraph.compiler.planning import Aggregation
@@ -45,6 +45,7 @@ def _affordable(shape: list[int]) -> list[int]:
     return shape
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Shape = Annotated[list[Size], Field(min_length=3, max_length=3), AfterValidator(_affordable)]
 
 
@@ -85,14 +86,23 @@ class _Static(Strict):
 
 
 class PackedPreprocess(Strict):
-    """A `Preprocess`."""
+    """A `Preprocess` that images can go through."""
 
-    input_size: Annotated[list[Size], Field(min_length=3, max_length=3)]
-    mean: list[float]
-    std: list[float]
-    interpolation: Name
-    crop_fraction: float
+    input_size: Shape
+    mean: Annotated[list[Finite], Field(min_length=1)]
+    std: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=1)]
+    interpolation: Literal[
+        "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
+    ]
+    crop_fraction: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
     antialias: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_value_for_each_channel(self) -> "PackedPreprocess":
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.input_size[0]):
+                raise ValueError(f"{name} needs one number, or one for each channel")
+        return self
 
 
 class _Point(Strict):

@@ -4,7 +4,7 @@ Code that an archive names is never run. The backbone comes from a closed regist
 caller.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,9 @@ from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_loaded_
 from dggraph.ops.gating import find_gate
 from dggraph.ops.routing import find_router
+from dggraph.system.tensor_memory import TensorMemoryError, at_most_bytes
+
+SPARE_BYTES = 64 * 1024 * 1024
 
 
 def lower_again(
@@ -67,10 +70,19 @@ def lower_again(
         flow = Flow(traced, profile(traced.module, traced.graph, example))
         refuse_unknown_names(folder, blueprint.found, flow.by_name)
         adds = find_adds(flow, blueprint.found)
-        net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=0.5)
+        with at_most_bytes(affordable_bytes(state)):
+            net = assemble(flow, adds, graph=graph, blueprint=blueprint, threshold=0.5)
     except ArchiveError:
         raise
-    except (DggraphError, ValueError, StopIteration, KeyError, IndexError, RuntimeError) as error:
+    except (
+        DggraphError,
+        ValueError,
+        StopIteration,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        TensorMemoryError,
+    ) as error:
         raise ArchiveError(
             f"{folder}: graph.json and the manifest do not describe one network: {error}."
         ) from error
@@ -80,7 +92,8 @@ def lower_again(
         owner.load_state_dict({key: state[key] for key in owner.state_dict()})
     except (RuntimeError, KeyError) as error:
         raise ArchiveError(
-            f"{folder / WEIGHTS} does not fit the network: {str(error).splitlines()[-1].strip()}"
+            f"{folder / WEIGHTS} does not fit the network:"
+            f" {str(error).splitlines()[-1].strip()[:300]}"
         ) from error
     try:
         difference = check_loaded_(net, backbone, example)
@@ -90,11 +103,22 @@ def lower_again(
     return net
 
 
-def rebuild_backbone(folder: Path, manifest: Manifest | MethodManifest) -> nn.Module:
+def affordable_bytes(state: Mapping[str, Tensor]) -> int:
+    """Return how many bytes of tensors the network with the weights `state` may take to build.
+
+    A few kilobytes can name a backbone of many gigabytes, or a layer of that size.
+    """
+    return SPARE_BYTES + 4 * sum(tensor.nbytes for tensor in state.values())
+
+
+def rebuild_backbone(
+    folder: Path, manifest: Manifest | MethodManifest, state: Mapping[str, Tensor]
+) -> nn.Module:
     """Build the backbone that `manifest` names, with random weights.
 
     Raises:
-        ArchiveError: It names no backbone, or one that is not registered or cannot be built.
+        ArchiveError: It names no backbone, or one that is not registered, cannot be built, or is
+            much larger than the weights in the archive.
     """
     if manifest.source is None:
         raise ArchiveError(
@@ -107,10 +131,11 @@ def rebuild_backbone(folder: Path, manifest: Manifest | MethodManifest) -> nn.Mo
                 f"{manifest.source!r} is not in a registry, and code that an archive names is never"
                 " run."
             )
-        return build_trusted(
-            manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size
-        )
-    except (InputError, TypeError) as error:
+        with at_most_bytes(affordable_bytes(state)):
+            return build_trusted(
+                manifest.source, num_classes=manifest.num_classes, image_size=manifest.image_size
+            )
+    except (InputError, TypeError, TensorMemoryError) as error:
         raise ArchiveError(f"{folder} cannot be rebuilt: {error}") from error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dggraph.errors import InputError
 
+MAX_TEXT_BYTES = 64 * 1024 * 1024
 NEW = ".new"
 """Subfolder of a folder that is being replaced."""
 
@@ -118,6 +119,19 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def read_at_most(file: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Return the content of a file of text that comes from others, which may have no end.
+
+    Raises:
+        OSError: The file cannot be read, or has more than `limit` bytes.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(file))
+    return content
 
 
 def sha256_of(file: Path) -> str:

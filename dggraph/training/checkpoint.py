@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dggraph.errors import CheckpointError
-from dggraph.system.files import part_of, write_folder
+from dggraph.system.files import part_of, read_at_most, write_folder
 from dggraph.system.sharding import full_tensor, shard_like
 
 STATE = "state.json"
@@ -90,7 +90,8 @@ def load_checkpoint(target: Path) -> Checkpoint:
         CheckpointError: a file is missing, or differs from what was written.
     """
     try:
-        seal, _, document = part_of(target, STATE).read_text().partition("\n")
+        text = read_at_most(part_of(target, STATE)).decode()
+        seal, _, document = text.partition("\n")
         if hashlib.sha256(document.rstrip("\n").encode()).hexdigest() != seal:
             raise CheckpointError(
                 f"the checkpoint {target} is damaged: {STATE} differs from its digest. Delete it to"
@@ -104,19 +105,26 @@ def load_checkpoint(target: Path) -> Checkpoint:
             )
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, digest in found["sha256"].items():
-            content = part_of(target, name).read_bytes()
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is not the name of a part")
+            file = part_of(target, name)
+            if not file.is_file():  # a link may lead to a pipe, or to a device without an end
+                raise FileNotFoundError(f"{name} is missing")
+            content = file.read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise CheckpointError(
                     f"the checkpoint {target} is damaged: {name} differs from its digest. Delete it"
                     " to continue from the one before."
                 )
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(content)
-    except (OSError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        return Checkpoint(found["step"], tensors, dict(found["state"]))
+    except CheckpointError:
+        raise
+    except Exception as error:  # a state whose digest fits may still hold anything
         raise CheckpointError(
-            f"the checkpoint {target} cannot be read: {error}. Delete it to continue from the one"
-            " before."
+            f"the checkpoint {target} cannot be read: {type(error).__name__}: {error}. Delete it to"
+            " continue from the one before."
         ) from error
-    return Checkpoint(found["step"], tensors, found["state"])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

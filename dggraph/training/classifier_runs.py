@@ -19,7 +19,9 @@ from dggraph.network.conversion import convert
 from dggraph.network.gate_constraints import decide_blocks_, pin_open_, release_
 from dggraph.network.manifest import MANIFEST
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.reconstruction import affordable_bytes
 from dggraph.network.standin import note_weights_
+from dggraph.system.tensor_memory import TensorMemoryError, at_most_bytes
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.config import TrainConfig, configured, read_config
 from dggraph.training.runs import ARCHIVE, CHECKPOINTS, WEIGHTS
@@ -91,7 +93,7 @@ def open_classifier(
             f"the run in {folder} is of an older version that did not store the classes. Finish it"
             " with the command that started it."
         )
-    tensors = found.tensors["model"]
+    tensors = found.tensors.get("model", {})
     if "average" in found.tensors:
         # the threshold is scheduled, not learned, so its average would lag behind
         prefix, now = "module.", tensors
@@ -104,7 +106,13 @@ def open_classifier(
             key: now[key] if key.endswith((".threshold", ".temperature")) else value
             for key, value in averaged.items()
         }
-    net = _built(config, backbone, folder, tensors, tuple(found.state["data"]["classes"]))
+    try:
+        classes = tuple(str(name) for name in found.state["data"]["classes"])
+    except (KeyError, TypeError) as error:
+        raise ArchiveError(
+            f"the run in {folder} is damaged: its state names no classes. Train it again."
+        ) from error
+    net = _built(config, backbone, folder, tensors, classes)
     return net, f"the run in {folder} is not finished: this is its network after step {found.step}"
 
 
@@ -119,7 +127,13 @@ def _built(
     # distillation learns the teacher's outputs, which the data's classes do not name
     classes = classes if config.objective == "labels" else ()
     number = config.num_classes or (len(classes) or None if takes_num_classes(name) else None)
-    loaded = load_model(name, num_classes=number, input_size=config.input_size)
+    try:
+        with at_most_bytes(affordable_bytes(tensors)):
+            loaded = load_model(name, num_classes=number, input_size=config.input_size)
+    except TensorMemoryError as error:
+        raise ArchiveError(
+            f"{name} is much larger than the weights in {folder}: {error}. They are another's."
+        ) from error
     if loaded.preprocess is None:
         raise InputError(
             f"neither {name} nor the run in {folder} says what images the model takes. Train it"
@@ -142,8 +156,8 @@ def _built(
             release_(dynamic)
     except RuntimeError as error:
         raise ArchiveError(
-            f"the weights in {folder} do not fit {name}: {str(error)[:300]}. Check whether its code"
-            " has changed since."
+            f"the weights in {folder} do not fit {name}: {' '.join(str(error).split())[:300]}."
+            " Check whether its code has changed since."
         ) from error
     net.labels, net.preprocess = classes or loaded.labels, preprocess
     note_weights_(net, TRAINED)

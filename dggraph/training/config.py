@@ -13,6 +13,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
+from dggraph.system.files import read_at_most
 from dggraph.system.paths import decode_text, locate
 from dggraph.training.config_errors import explain, on_backslashes
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # the command line reads configurations without torch
     from dggraph.data.sources import Source
     from dggraph.models.preprocessing import Preprocess
 
+MAX_TOLD = 20
+"""How many faults of a configuration one message names."""
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -459,7 +462,7 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             shipped if not file.exists() and file.name == str(file) and shipped.is_file() else file
         )
         try:
-            text = decode_text(file.read_bytes())
+            text = decode_text(read_at_most(file))
             keys = tomllib.loads(text)
         except OSError as error:
             names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
@@ -469,7 +472,7 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             ) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # beside what is no TOML: digits, brackets
             raise InputError(
                 f"{file} is not TOML: {error}.{on_backslashes(text, error)}"
             ) from error
@@ -477,7 +480,10 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     try:
         return TrainConfig(**keys)
     except pydantic.ValidationError as error:
-        told = dict.fromkeys(explain(one, file, TrainConfig).rstrip(".") for one in error.errors())
+        found = error.errors()
+        first = (explain(one, file, TrainConfig).rstrip(".") for one in found[:MAX_TOLD])
+        told = list(dict.fromkeys(first))
+        told += [f"and {len(found) - MAX_TOLD} more"] if len(found) > MAX_TOLD else []
         raise InputError(f"{'; '.join(told)}.") from error
 
 

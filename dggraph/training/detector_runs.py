@@ -145,8 +145,8 @@ def open_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         detector.model.load_state_dict(state)
     except RuntimeError as error:
         raise ArchiveError(
-            f"{file} does not fit {detector.config.model}: {str(error)[:300]}. Check whether its"
-            " code has changed since."
+            f"{file} does not fit {detector.config.model}:"
+            f" {' '.join(str(error).split())[:300]}. Check whether its code has changed since."
         ) from error
     detector.model.eval()
     if detector.net is not None:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Guard:
             return f"{event} {arguments!r}"[:300]
         if event == "import":
             name = str(arguments[0])
-            return None if name.partition(".")[0] in self.known else f"import {name}"
+            top = name.partition(".")[0]  # of an optional package that is missing, nothing is run
+            is_strange = top not in self.known and PathFinder.find_spec(top) is not None
+            return f"import {name}" if is_strange else None
         if event == "compile":
             source = arguments[0]
             text = source.decode(errors="replace") if isinstance(source, bytes) else str(source)

@@ -1,4 +1,4 @@
-"""The peak of the memory that torch allocates in a function, counted tensor by tensor.
+"""The memory that torch allocates in a function, tensor by tensor: its peak, or a limit.
 
 The memory of a process on a CPU is mostly torch and the data set, and a system gives it back when
 it likes. So this counts the storages that operations return while they live, on any device. The
@@ -6,7 +6,8 @@ count is the same in every run.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ import torch
 from dggraph.system.torch_private import TorchDispatchMode, tree_leaves
 
 
+class TensorMemoryError(MemoryError):
+    """More bytes of tensors would live at one time than `at_most_bytes` allows."""
+
+
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of living storages that operations returned."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = float("inf")) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.limit = limit
         self.living: dict[int, int] = {}
         self.now = self.peak = 0
 
@@ -37,6 +43,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.living[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
+        if self.now > self.limit:
+            raise TensorMemoryError(f"more than {self.limit / 1e6:.0f} MB of tensors are needed")
         weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
@@ -49,6 +57,24 @@ def peak_bytes(run: Callable[[], object]) -> int:
         run()
     peak: int = counter.peak
     return peak
+
+
+@contextmanager
+def at_most_bytes(limit: float) -> Iterator[None]:
+    """Within this context, stop the operation after which more bytes of new tensors live.
+
+    Memory that is only reserved, as `torch.empty` does, is counted before it is filled.
+
+    Raises:
+        TensorMemoryError: more than `limit` bytes live, or the system has too few for one tensor.
+    """
+    try:
+        with _Counter(limit):
+            yield
+    except RuntimeError as error:
+        if "allocate" not in str(error) and "overflow" not in str(error):
+            raise
+        raise TensorMemoryError(str(error).splitlines()[0]) from error
 
 
 def _is_tensor(value: object) -> bool:
