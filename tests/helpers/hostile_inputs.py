@@ -1,5 +1,6 @@
 """Reads hostile inputs in a guarded process: `python hostile_inputs.py FOLDER KIND` makes each case
-of a kind, or some of each, in a folder of its own, gives it to the command that reads it, and prints a line of JSON.
+of a kind (`some`: a few of each) in a folder of its own, gives it to the command that reads it, and
+prints a line of JSON.
 """
 
 import contextlib

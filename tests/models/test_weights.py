@@ -160,7 +160,7 @@ def test_a_trap_does_not_snap(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.pth' is not a state dict in torch's format"):
         read_checkpoint(tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(Trap(tmp_path / "snapped")))
-    with pytest.raises(InputError, match=r"y\.pth' is not a checkpoint"):
+    with pytest.raises(InputError, match=r"y\.pth' is not a state dict"):
         read_checkpoint(tmp_path / "y.pth")
     assert not (tmp_path / "snapped").exists()
 
