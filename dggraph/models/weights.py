@@ -203,8 +203,10 @@ def _describe_left(weights: Weights, expected: Mapping[str, Tensor], left: list[
 
 def _read(file: str) -> Any:
     try:
-        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would block
-            raise InputError(f"the checkpoint {file!r} is not a file. Give the file of weights.")
+        if os.path.exists(file) and not (os.path.isfile(file) or os.path.isdir(file)):
+            raise InputError(  # reading a pipe would block
+                f"the checkpoint {file!r} is not a file. Give the file of weights."
+            )
         with open(file, "rb") as stream:
             start = stream.read(9)
         if file.endswith(".safetensors") or (
