@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dggraph.system.allocator import keep_freed_memory as keep_freed_memory
     from dggraph.views.drawing import render as render
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ActivatedPath",
     "BlockNode",

@@ -30,8 +30,9 @@ class Steady:
         self.failure: OSError | None = None
         """Why nothing is written any more."""
 
-    def write(self, text: str) -> int:
-        """As for any text stream."""
+    def write(self, text: str | bytes) -> int:
+        """As for any text stream; click writes completions as bytes."""
+        text = text.decode() if isinstance(text, bytes) else text
         try:
             return self.stream.write(text)
         except OSError as error:

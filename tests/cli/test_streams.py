@@ -122,3 +122,16 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
         main(["inspect", "resnet18", "--json"])
     assert ended.value.code == 130
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "Interrupted"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell: str) -> None:
+    """By words that click writes past text streams, as bytes."""
+    asked = {"COMP_WORDS": "dggraph co", "COMP_CWORD": "1" if shell != "fish" else "co"}
+    environment = {**os.environ, **asked, "_DGGRAPH_COMPLETE": f"{shell}_complete"}
+    program = [sys.executable, "-c", "from dggraph.cli.main import main; main()"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "compare" in done.stdout
+    assert "convert" in done.stdout
+    assert "train" not in done.stdout.split()
