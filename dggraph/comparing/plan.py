@@ -180,7 +180,7 @@ def _read(file: Path) -> Comparison:
             f"cannot read the comparison {file}: {error.strerror or error}. Give a .toml file, see"
             " docs/compare.md."
         ) from error
-    except (ValueError, RecursionError) as error:  # beside what is no TOML: digits, brackets
+    except (ValueError, RecursionError) as error:  # not TOML, or too many digits or brackets
         raise InputError(f"{file} is not TOML: {error}.") from error
     try:
         return Comparison.model_validate(keys)

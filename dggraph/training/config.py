@@ -472,7 +472,7 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             ) from error
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-        except (ValueError, RecursionError) as error:  # beside what is no TOML: digits, brackets
+        except (ValueError, RecursionError) as error:  # not TOML, or too many digits or brackets
             raise InputError(
                 f"{file} is not TOML: {error}.{on_backslashes(text, error)}"
             ) from error

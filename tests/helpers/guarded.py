@@ -37,7 +37,7 @@ class Guard:
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.is_on:
             return
-        self.is_on = False  # what this does itself is no event
+        self.is_on = False  # its own work does not count
         try:
             why = self._why_not(event, arguments)
         finally:
