@@ -86,6 +86,10 @@ class MissingExtraError(DggraphError):
     """An optional dependency is missing; the message names the extra that installs it."""
 
 
+class BusyError(DggraphError):
+    """The page of `dggraph view` has more to do than it can; the same request works later."""
+
+
 class KernelError(DggraphError):
     """The optional C++ kernels could not be built; the message quotes the compiler."""
 

@@ -32,6 +32,7 @@ COMMANDS = {
         " worth."
     ),
     "atlas": "Report on the paths of a whole set of images.",
+    "view": "A page on which to drop photos, move the threshold and compare paths.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
     "doctor": "Say what is installed, and what is missing.",

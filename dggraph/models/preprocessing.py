@@ -3,6 +3,7 @@
 Image files may be hostile: a PNG of 48 KB can hold 400 megapixels.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -34,6 +35,8 @@ FOREIGN = {
     b"%pdf": "it is a PDF: export its pages as pixels",
 }
 """First bytes, in lower case, of files that are often mistaken for images."""
+BEGINS = 64
+"""How many first bytes of a file are looked at to say what it is instead."""
 
 
 Picturable = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
@@ -237,9 +240,28 @@ def open_image(file: str | os.PathLike[str], *, is_turned: bool = True) -> Image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata; size is checked here, and damage raises
         with opened(file) as image:
-            return in_eight_bits(ImageOps.exif_transpose(image) if is_turned else image).convert(
-                "RGB"
-            )
+            return _upright(image) if is_turned else in_eight_bits(image).convert("RGB")
+
+
+def decode_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the first frame of an image in RGB, upright, from the content of a file.
+
+    Args:
+        content: the bytes of the file.
+        name: what errors call it.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        InputError: as for `open_image`; names `name`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        with _identified(io.BytesIO(content), repr(name), content[:BEGINS], max_pixels) as image:
+            return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return in_eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
 
 
 @contextmanager
@@ -253,10 +275,30 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would block
             raise InputError(f"{name} is not a file.")
-        with Image.open(file, formats=_readable_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with open(file, "rb") as stream:
+            begins = stream.read(BEGINS)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{name} is a link to a file that does not exist."
+            if os.path.islink(file)
+            else f"{name} does not exist."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{name} is not an image that can be read: {error}.") from error
+    with _identified(file, name, begins, MAX_PIXELS) as image:
+        yield image
+
+
+@contextmanager
+def _identified(
+    source: str | os.PathLike[str] | io.BytesIO, name: str, begins: bytes, max_pixels: int
+) -> Iterator[Image.Image]:
+    """Open what `source` holds after checking its header; `name` is quoted already."""
+    try:
+        with Image.open(source, formats=_readable_formats()) as image:
+            if image.width * image.height > max_pixels:
                 raise InputError(
-                    f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}."
+                    f"{name} has {image.width}x{image.height} pixels; the limit is {max_pixels}."
                     " Scale it down."
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
@@ -270,15 +312,9 @@ def opened(file: str | os.PathLike[str]) -> Iterator[Image.Image]:
             yield image
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{name} is a link to a file that does not exist."
-            if os.path.islink(file)
-            else f"{name} does not exist."
-        ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name} is not an image that can be read: {_what_it_is(file)}."
+            f"{name} is not an image that can be read: {_what_it_is(begins)}."
         ) from error
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         raise InputError(
@@ -300,9 +336,7 @@ def _readable_formats() -> tuple[str, ...]:
     return tuple(one for one in FORMATS if one in Image.OPEN)
 
 
-def _what_it_is(file: str | os.PathLike[str]) -> str:
-    with open(file, "rb") as stream:
-        begins = stream.read(64)
+def _what_it_is(begins: bytes) -> str:
     if not begins:
         return "it is empty, 0 bytes"
     known = next(

@@ -21,7 +21,10 @@ def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[floa
         stage: The name of the stage.
         frequencies: Shares of images, in the order of `graph.edges(stage)`.
     """
-    nodes = graph.nodes(stage)
+    nodes, number = graph.nodes(stage), list(graph.stages).index(stage)
+    labels = {
+        node.name: "out" if node.kind == "out" else node.module_path or node.name for node in nodes
+    }
     side = 36.0 if len(nodes) <= 9 else 25.0 if len(nodes) <= 16 else 13.0
     names = [
         fit(f"v{index} {node.module_path or node.name}", 10, LABEL)
@@ -53,7 +56,18 @@ def draw_frequencies(graph: DynamicGraph, stage: str, frequencies: Sequence[floa
             f"{edge.source} to {edge.target}: open for {share:.1%} of the"
             f" images{', static edge' if edge.is_static else ''}"
         )
-        parts.append(_cell(x, y, side, "more", share, told))
+        parts.append(
+            _cell(
+                x,
+                y,
+                side,
+                "more",
+                share,
+                told,
+                key=f"e{number}-{place}",
+                name=f"{labels[edge.source]} → {labels[edge.target]}",
+            )
+        )
         if side >= MIN_SIDE_FOR_NUMBERS:
             shade = "strong" if share > 0.55 else "weak"
             parts.append(
@@ -123,9 +137,20 @@ def _open(width: float, height: float, told: str, kind: str) -> str:
     return f'<svg class="{kind}" {size} role="img" aria-label="{for_xml(told)}">'
 
 
-def _cell(x: float, y: float, side: float, kind: str, opacity: float, told: str) -> str:
+def _cell(
+    x: float,
+    y: float,
+    side: float,
+    kind: str,
+    opacity: float,
+    told: str,
+    *,
+    key: str = "",
+    name: str = "",
+) -> str:
+    named = f' data-edge="{key}" data-name="{for_xml(name)}"' if key else ""
     place = f'x="{x:g}" y="{y:g}" width="{side:g}" height="{side:g}"'
     return (
-        f'<rect class="cell {kind}" {place}'
+        f'<rect class="cell {kind}"{named} {place}'
         f' fill-opacity="{opacity:.3g}"><title>{for_xml(told)}</title></rect>'
     )

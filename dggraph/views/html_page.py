@@ -9,9 +9,10 @@ import base64
 import hashlib
 import html
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dggraph.views.escaping import count, plural, visible
 
@@ -30,23 +31,35 @@ def render(template: str, **values: object) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def write_page(template: str, title: str, script: str = "", **values: object) -> str:
+def write_page(
+    template: str,
+    title: str,
+    script: str = "",
+    *,
+    styles: Sequence[str] = ("report.css",),
+    fetches: Literal["nothing", "own server"] = "nothing",
+    **values: object,
+) -> str:
     """Return a complete HTML document without external resources.
 
     Style sheet and script are part of it, and its content policy makes the browser run no other
-    script and fetch nothing.
+    script.
 
     Args:
         template: A template that extends `page.html`.
         title: Plain text.
-        script: Runs at the end of the body; the page must be readable without it.
+        script: Runs at the end of the body; reports must be readable without it.
+        styles: The style sheets, by file name.
+        fetches: What the policy lets the page ask for: nothing, or the server that it comes from.
         values: The values that the template prints, by name.
     """
-    style = asset("report.css")
+    style = "".join(asset(name) for name in styles)
     runs = f"'sha256-{_hash(script)}'" if script else "'none'"
+    images = "data:" if fetches == "nothing" else "data: 'self'"
+    connections = "" if fetches == "nothing" else "connect-src 'self'; "
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_hash(style)}'; script-src {runs}; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src {images}; style-src 'sha256-{_hash(style)}'; script-src"
+        f" {runs}; {connections}base-uri 'none'; form-action 'none'"
     )
     return render(template, title=title, policy=policy, style=style, script=script, **values)
 

@@ -7,10 +7,17 @@ each image refers to them, so the size of a page with a hundred images stays sma
 from collections.abc import Iterator
 
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
-from dggraph.views.annotations import NodeMark, edge_width
+from dggraph.views.annotations import EDGE_LOOKS, EdgeMark, NodeMark, edge_width
 from dggraph.views.escaping import for_xml, plural
 from dggraph.views.layout import Layout, Panel, Rectangle
-from dggraph.views.picture import Picture, baselines, lines_of, mark_of, picture_path
+from dggraph.views.picture import (
+    Picture,
+    baselines,
+    lines_of,
+    mark_of,
+    picture_difference,
+    picture_path,
+)
 
 PAD, WIDE = 12.0, 480.0
 """Margin of a diagram, and the width from which it scrolls sideways on a narrow screen."""
@@ -41,7 +48,24 @@ def draw_diagram(graph: DynamicGraph, path: ActivatedPath, layout: Layout) -> st
         path: The activated path.
         layout: From `lay_out(graph)`; the page must have its curves.
     """
-    picture = picture_path(graph, path, layout=layout)
+    return _draw(picture_path(graph, path, layout=layout), layout)
+
+
+def draw_difference_diagram(
+    graph: DynamicGraph, first: ActivatedPath, second: ActivatedPath, layout: Layout
+) -> str:
+    """Draw what only the path of one of two images uses, and what both use.
+
+    Args:
+        graph: The wired graph.
+        first: The path of one image.
+        second: The path of the other.
+        layout: As for `draw_diagram`.
+    """
+    return _draw(picture_difference(graph, first, second, layout=layout), layout)
+
+
+def _draw(picture: Picture, layout: Layout) -> str:
     panels = (_panel(picture, number, panel) for number, panel in enumerate(layout.panels))
     return f'<div class="path">{"".join(panels)}</div>'
 
@@ -56,7 +80,6 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
     left, width = panel.boxes[0].x - PAD, last.x + last.width - panel.boxes[0].x + 2 * PAD
     box = f"{left:g} {top:g} {width:g} {height:g}"
     told = f"{panel.stage}: {_describe(picture, panel)}"
-    looks = "active dense" if any(curve.scale < 1 for curve in panel.curves) else "active"
     kind = 'class="panel wide" tabindex="0"' if width > WIDE else 'class="panel"'
     parts = [
         (
@@ -64,8 +87,8 @@ def _panel(picture: Picture, number: int, panel: Panel) -> str:
             f' aria-label="{for_xml(told)}">'
         ),
         f'<use href="#s{number}" class="dropped"/>',
-        f'<g class="{looks}">{"".join(_edges(picture, number, panel))}</g>',
-        *(_box(picture, one) for one in panel.boxes),
+        *_edges(picture, number, panel),
+        *(_box(picture, one, f"n{number}-{place}") for place, one in enumerate(panel.boxes)),
         "</svg>",
     ]
     return (
@@ -77,8 +100,13 @@ def _describe(picture: Picture, panel: Panel) -> str:
     """Return for example `7 of 10 edges active; never reached: layer1.2`."""
     graph, marks = picture.graph, picture.marks
     edges = [marks.edges[edge.source, edge.target] for edge in graph.edges(panel.stage)]
-    texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
+    texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
+    if "active" not in marks.edges.values():
+        sides: dict[EdgeMark, str] = {"first": "only in the first", "second": "only in the second"}
+        texts = [f"{plural(edges.count(mark), 'edge')} {text}" for mark, text in sides.items()]
+        texts.append(f"{edges.count('both')} in both")
+        states = {"first": sides["first"], "second": sides["second"], "dead": "in neither"}
     for mark, text in states.items():
         names = [
             node.module_path or node.name
@@ -90,32 +118,38 @@ def _describe(picture: Picture, panel: Panel) -> str:
 
 
 def _edges(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
-    """Yield active edges by width.
+    """Yield the edges that are not dropped, by mark and width.
 
     In a large graph, widths are rounded to one digit and weights are left out, to save space.
     """
     marks, is_large = picture.marks, len(picture.marks.edges) > MAX_TOLD_EDGES
-    groups: dict[float, list[str]] = {}
+    groups: dict[EdgeMark, dict[float, list[str]]] = {mark: {} for mark in EDGE_LOOKS}
     for place, curve in enumerate(panel.curves):
         ends = (curve.edge.source, curve.edge.target)
-        if marks.edges[ends] == "active":
-            width = round(
-                edge_width("active", marks.weights[ends]) * curve.scale, 1 if is_large else 2
-            )
-            title = f"<title>{ends[0]} to {ends[1]}: {marks.weights[ends][0]:.3f}</title></use>"
-            groups.setdefault(width, []).append(
+        mark = marks.edges[ends]
+        if mark != "dropped":
+            width = edge_width(mark, marks.weights[ends]) * curve.scale
+            told = " and ".join(f"{weight:.3f}" for weight in marks.weights[ends])
+            title = f"<title>{ends[0]} to {ends[1]}: {told}</title></use>"
+            groups[mark].setdefault(round(width, 1 if is_large else 2), []).append(
                 f'<use href="#e{number}-{place}"{"/>" if is_large else f">{title}"}'
             )
-    for width, edges in groups.items():
-        yield f'<g stroke-width="{width:g}">{"".join(edges)}</g>'
+    dense = " dense" * any(curve.scale < 1 for curve in panel.curves)
+    for mark, widths in groups.items():
+        inner = (
+            f'<g stroke-width="{width:g}">{"".join(edges)}</g>' for width, edges in widths.items()
+        )
+        if widths:
+            yield f'<g class="edges {mark}{dense}">{"".join(inner)}</g>'
 
 
-def _box(picture: Picture, box: Rectangle) -> str:
+def _box(picture: Picture, box: Rectangle, key: str) -> str:
     mark, lines = mark_of(picture, box), lines_of(picture, box)
     kind = "end" if box.card.kind in ("entry", "out") and mark == "live" else mark
     radius = 9 if box.card.kind == "out" else 4
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
-    parts = [f'<g class="node {kind}"><rect {place} rx="{radius}"/>']
+    told = f' data-node="{key}"' if box.card.kind == "block" else ""
+    parts = [f'<g class="node {kind}"{told}><rect {place} rx="{radius}"/>']
     for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
         looks = (
             f'class="{"name" if index == 0 else "detail"}"'

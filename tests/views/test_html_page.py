@@ -41,8 +41,8 @@ def test_only_what_the_package_made_goes_in_as_markup(name: str, source: str) ->
     """`|safe` for the page's own policy, style and script; `|svg` for what `views` drew."""
     assert set(re.findall(r"(\w+)\|safe", source)) <= {"policy", "style", "script"}
     assert set(re.findall(r"([\w.]+)\|svg", source)) <= {
-        "curves", "costs.histogram", "map", "one.map", "one.diagram", "one.outlined", "chart",
-        "sample", "picture", "threshold_chart",
+        "curves", "costs.histogram", "map", "one.map", "diagram", "one.diagram",
+        "one.outlined", "chart", "sample", "picture", "threshold_chart",
     }  # fmt: skip
     assert "autoescape" not in source
 

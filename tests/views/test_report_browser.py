@@ -2,8 +2,6 @@
 of nothing and asks nobody for anything.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headless import headless_browser, needs_chromium, requests
 from small import Net, X
 from toy_atlas import build, hostile_atlas, paint
 
@@ -21,18 +20,10 @@ from dggraph.graph.detection import Detected, Detection
 from dggraph.views.html_table import html_table
 from dggraph.views.report import make_report
 
-webdriver = pytest.importorskip(
+pytest.importorskip(
     "selenium.webdriver", reason="selenium is not here: pip install 'dggraph[test]'"
 )
-
-CHROMIUM, DRIVER = (
-    shutil.which("chromium") or shutil.which("google-chrome"),
-    shutil.which("chromedriver"),
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="chromium or its driver is not here: apt-get install chromium chromium-driver",
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +34,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(30)
-    driver.set_script_timeout(30)
-    try:
+    with headless_browser() as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture
@@ -92,17 +65,6 @@ def choose(page: Any, where: str, value: str) -> None:
     from selenium.webdriver.support.select import Select
 
     Select(page.find_element("id", where)).select_by_value(value)
-
-
-def requests(page: Any) -> list[str]:
-    """Every address that the browser asked for, except what is inside the page."""
-    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    sent = [
-        one["params"]["request"]["url"]
-        for one in messages
-        if one["method"] == "Network.requestWillBeSent"
-    ]
-    return [url for url in sent if not url.startswith("data:")]
 
 
 def test_images_are_switched_and_filtered(page: Any, collected: Collected) -> None:

@@ -1,0 +1,1 @@
+"""The page of `dggraph view`: a server for this computer alone, its images and their paths."""
