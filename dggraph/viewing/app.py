@@ -146,5 +146,7 @@ def _step() -> int | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdecimal() and len(given) <= 2 and int(given) < STEPS):
-        raise InputError(f"step={given[:20]!r} is not a threshold: give hundredths, 0 to {STEPS - 1}.")
+        raise InputError(
+            f"step={given[:20]!r} is not a threshold: give hundredths, 0 to {STEPS - 1}."
+        )
     return int(given)

@@ -18,13 +18,13 @@ from dggraph.errors import InputError
 from dggraph.viewing.confinement import MAX_BYTES
 
 LOOPBACK = "127.0.0.1"
-NUM_THREADS, NUM_CONNECTIONS = 4, 160
+NUM_THREADS, NUM_CONNECTIONS, BACKLOG = 4, 160, 1024
 IDLE_SECONDS, REQUEST_SECONDS = 20, 40
 """How long a connection may be silent, and how long a request may take to arrive."""
 
 
 def bind(port: int) -> socket.socket:
-    """Return a socket on a port of this computer's own address; 0 is any free port.
+    """Return a socket that listens on a port of this computer's own address; 0 is any free port.
 
     Raises:
         InputError: the port is taken, or may not be used.
@@ -32,6 +32,7 @@ def bind(port: int) -> socket.socket:
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         one.bind((LOOPBACK, port))
+        one.listen(BACKLOG)  # at once: a browser may ask before the threads are there
     except OSError as error:
         one.close()
         raise InputError(
@@ -70,6 +71,7 @@ def make_server(app: Flask, bound: socket.socket) -> Any:
         sockets=[bound],
         threads=NUM_THREADS,
         connection_limit=NUM_CONNECTIONS,
+        backlog=BACKLOG,
         channel_timeout=IDLE_SECONDS,
         cleanup_interval=5,
         max_request_body_size=MAX_BYTES + 2**16,  # a little more is answered in words

@@ -10,6 +10,13 @@ from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.annotations import EDGE_LOOKS, EdgeMark, NodeMark, edge_width
 from dggraph.views.escaping import for_xml, plural
 from dggraph.views.layout import Layout, Panel, Rectangle
+from dggraph.views.matrix_diagram import (
+    cell_curves,
+    draw_cells,
+    draw_diagonal,
+    is_matrix,
+    matrix_size,
+)
 from dggraph.views.picture import (
     Picture,
     baselines,
@@ -30,8 +37,10 @@ def define_curves(layout: Layout) -> str:
     groups = []
     for number, panel in enumerate(layout.panels):
         curves = (
-            f'<path id="e{number}-{place}" d="{curve.svg}"/>'
-            for place, curve in enumerate(panel.curves)
+            f'<path id="e{number}-{place}" d="{curve}"/>'
+            for place, curve in enumerate(
+                cell_curves(panel) if is_matrix(panel) else [one.svg for one in panel.curves]
+            )
         )
         groups.append(f'<g id="s{number}">{"".join(curves)}</g>')
     return (
@@ -71,47 +80,60 @@ def _draw(picture: Picture, layout: Layout) -> str:
 
 
 def _panel(picture: Picture, number: int, panel: Panel) -> str:
-    first = panel.boxes[0].y
-    rise = max(
-        (-0.75 * min(y - first for _, y in curve.points) for curve in panel.curves), default=0.0
-    )
-    top, height = first - rise - 8, rise + 8 + panel.y + panel.height - first
-    last = panel.boxes[-1]
-    left, width = panel.boxes[0].x - PAD, last.x + last.width - panel.boxes[0].x + 2 * PAD
+    told = _describe(picture, panel)
+    if is_matrix(panel):
+        width = height = matrix_size(panel) + 2
+        left = top = -1.0
+        parts = [*draw_cells(picture, number, panel), *draw_diagonal(picture, number, panel)]
+        caption = f"{panel.stage} <small>{for_xml('; '.join(_count_edges(picture, panel)))}</small>"
+        look = "panel matrix"
+    else:
+        first, last = panel.boxes[0], panel.boxes[-1]
+        rise = max(
+            (-0.75 * min(y - first.y for _, y in curve.points) for curve in panel.curves),
+            default=0.0,
+        )
+        top, height = first.y - rise - 8, rise + 8 + panel.y + panel.height - first.y
+        left, width = first.x - PAD, last.x + last.width - first.x + 2 * PAD
+        boxes = (_box(picture, one, f"n{number}-{place}") for place, one in enumerate(panel.boxes))
+        parts = [*_edges(picture, number, panel), *boxes]
+        caption, look = for_xml(panel.stage), "panel"
     box = f"{left:g} {top:g} {width:g} {height:g}"
-    told = f"{panel.stage}: {_describe(picture, panel)}"
-    kind = 'class="panel wide" tabindex="0"' if width > WIDE else 'class="panel"'
-    parts = [
-        (
-            f'<svg viewBox="{box}" width="{width:g}" height="{height:g}" role="img"'
-            f' aria-label="{for_xml(told)}">'
-        ),
-        f'<use href="#s{number}" class="dropped"/>',
-        *_edges(picture, number, panel),
-        *(_box(picture, one, f"n{number}-{place}") for place, one in enumerate(panel.boxes)),
-        "</svg>",
-    ]
+    kind = f'class="{look} wide" tabindex="0"' if width > WIDE else f'class="{look}"'
     return (
-        f"<figure {kind}><figcaption>{for_xml(panel.stage)}</figcaption>{''.join(parts)}</figure>"
+        f'<figure {kind}><figcaption>{caption}</figcaption><svg viewBox="{box}" width="{width:g}"'
+        f' height="{height:g}" role="img" aria-label="{for_xml(f"{panel.stage}: {told}")}">'
+        f'<use href="#s{number}" class="dropped"/>{"".join(parts)}</svg></figure>'
     )
+
+
+def _count_edges(picture: Picture, panel: Panel) -> list[str]:
+    """Return for example `7 of 10 edges active`, or how many edges are whose in a difference."""
+    marks = picture.marks.edges
+    edges = [marks[edge.source, edge.target] for edge in picture.graph.edges(panel.stage)]
+    if _is_difference(picture):
+        first, second = edges.count("first"), edges.count("second")
+        texts = [f"{plural(first, 'edge')} only in the first", f"{second} only in the second"]
+        return [*texts, f"{edges.count('both')} in both"]
+    return [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
+
+
+def _is_difference(picture: Picture) -> bool:
+    return any(len(weights) == 2 for weights in picture.marks.weights.values())
 
 
 def _describe(picture: Picture, panel: Panel) -> str:
     """Return for example `7 of 10 edges active; never reached: layer1.2`."""
-    graph, marks = picture.graph, picture.marks
-    edges = [marks.edges[edge.source, edge.target] for edge in graph.edges(panel.stage)]
+    texts = _count_edges(picture, panel)
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
-    texts = [f"{edges.count('active')} of {plural(len(edges), 'edge')} active"]
-    if "active" not in marks.edges.values():
-        sides: dict[EdgeMark, str] = {"first": "only in the first", "second": "only in the second"}
-        texts = [f"{plural(edges.count(mark), 'edge')} {text}" for mark, text in sides.items()]
-        texts.append(f"{edges.count('both')} in both")
-        states = {"first": sides["first"], "second": sides["second"], "dead": "in neither"}
+    if _is_difference(picture):
+        states = {"first": "only in the first", "second": "only in the second"}
+        states["dead"] = "in neither"
     for mark, text in states.items():
         names = [
             node.module_path or node.name
-            for node in graph.nodes(panel.stage)
-            if node.kind == "block" and marks.nodes[node.name] == mark
+            for node in picture.graph.nodes(panel.stage)
+            if node.kind == "block" and picture.marks.nodes[node.name] == mark
         ]
         texts += [f"{text}: {', '.join(names)}"] if names else []
     return "; ".join(texts)

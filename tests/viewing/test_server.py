@@ -96,7 +96,6 @@ def wait_for(is_so: Any) -> None:
 
 def test_a_port_that_is_taken_is_named() -> None:
     with bind(0) as bound:
-        bound.listen()
         port = bound.getsockname()[1]
         assert bound.getsockname()[0] == "127.0.0.1"
         with pytest.raises(InputError, match=f"port {port} cannot be used"):
@@ -117,6 +116,7 @@ def test_the_command_serves_until_ctrl_c(photos: Path) -> None:
         rest, complaints = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 0
     assert "Stopped." in rest
     assert complaints == ""
