@@ -1,0 +1,67 @@
+"""Diagrams in pages: stages of many edges are matrices, and two paths are told apart."""
+
+import re
+from xml.etree import ElementTree
+
+from drawn import path_of, stages
+
+from dggraph.views.layout import lay_out
+from dggraph.views.matrix_diagram import MAX_ARCS
+from dggraph.views.stage_diagram import define_curves, draw_diagram, draw_difference_diagram
+
+
+def cells(graph_depth: int) -> dict[str, tuple[float, float, float]]:
+    """Left, top and side of the cell of each edge."""
+    curves = define_curves(lay_out(stages(graph_depth)))
+    return {
+        key: (float(x), float(y), float(side))
+        for key, x, y, side in re.findall(r'id="(e0-\d+)" d="M([\d.]+),([\d.]+)h([\d.]+)v', curves)
+    }
+
+
+def test_a_stage_of_many_edges_is_a_matrix() -> None:
+    """Arcs up to 150 edges; above, each edge has its cell: row = source, column = target."""
+    few, many = stages(15), stages(35)
+    assert len(few.edges("a")) == 136 <= MAX_ARCS < len(many.edges("a"))
+    assert cells(15) == {}
+    places = {node.name: index for index, node in enumerate(many.nodes("a"))}
+    found = cells(35)
+    for place, edge in enumerate(many.edges("a")):
+        x, y, side = found[f"e0-{place}"]
+        assert (x, y) == (side * places[edge.target], side * places[edge.source])
+
+
+def test_a_matrix_shows_active_edges_and_the_state_of_blocks() -> None:
+    graph = stages(35)
+    path = path_of(graph, {"a_0 a_3": 1.5, "a_3 a_out": 0.15, "a_0 a_7": 0.7})
+    drawn = draw_diagram(graph, path, lay_out(graph))
+    ElementTree.fromstring(drawn)
+    edges = [f"{edge.source} {edge.target}" for edge in graph.edges("a")]
+    shades = {
+        edges[int(place)]: float(shade)
+        for shade, inside in re.findall(r'<g fill-opacity="([\d.]+)">(.*?)</g>', drawn)
+        for place in re.findall(r'href="#e0-(\d+)"', inside)
+    }
+    assert shades == {"a_0 a_3": 1.0, "a_3 a_out": 0.4, "a_0 a_7": 0.6}
+    marks = dict(re.findall(r'<g class="node (\w+)" data-node="n0-(\d+)"', drawn))
+    assert drawn.count('class="node dead"') == 33
+    assert re.search(r'class="node unused" data-node="n0-7"', drawn), marks
+    assert re.search(r'class="node live" data-node="n0-3"', drawn), marks
+    assert "3 of 666 edges active" in drawn
+    assert "never reached: a.1, a.2" in drawn, "the label says what the colours say"
+
+
+def test_a_difference_says_whose_edges_and_blocks_they_are() -> None:
+    for depth in (3, 35):
+        graph = stages(depth)
+        first = path_of(graph, {"a_0 a_1": 1.0, "a_1 a_out": 1.0, "a_0 a_out": 1.0})
+        second = path_of(graph, {"a_0 a_2": 1.0, "a_2 a_out": 1.0, "a_0 a_out": 1.0})
+        drawn = draw_difference_diagram(graph, first, second, lay_out(graph))
+        ElementTree.fromstring(drawn)
+        assert "2 edges only in the first; 2 only in the second; 1 in both" in drawn
+        groups = re.findall(r'<g class="edges (?:cells )?(\w+)[ \w]*">((?:<g .*?</g>)+)</g>', drawn)
+        numbers = {mark: inside.count("<use ") for mark, inside in groups}
+        assert numbers == {"first": 2, "second": 2, "both": 1}
+        assert 'class="node first" data-node="n0-1"' in drawn
+        assert 'class="node second" data-node="n0-2"' in drawn
+        assert "only in the first: a.1; only in the second: a.2" in drawn
