@@ -133,7 +133,7 @@ CONVERTED: dict[str, Case] = {
     "no number as MACs": (within("static.0.macs", 1e400), "static.0.macs"),
     "a great crop": (within("preprocess.crop_fraction", 1e-9), "crop_fraction"),
     "no crop": (within("preprocess.crop_fraction", 0.0), "crop_fraction"),
-    "a crop that is not a number": (within("preprocess.crop_fraction", float("nan")), "crop_fraction"),
+    "a crop of NaN": (within("preprocess.crop_fraction", float("nan")), "crop_fraction"),
     "other means": (within("preprocess.mean", [0.5] * 9), "mean"),
     "no deviation": (within("preprocess.std", [0.0] * 3), "std"),
     "another interpolation": (within("preprocess.interpolation", CANARY), "interpolation"),
