@@ -5,6 +5,7 @@ full.
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -80,7 +81,8 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> N
         table.add_row("é" * 200)
         Console(width=40).print(table)
     assert lost == []
-    assert b"\\xc4pfel \\udcff \\u2026" in raw.getvalue()
+    # newer versions of click replace lone surrogates themselves
+    assert re.search(rb"\\xc4pfel (\\udcff|\?) \\u2026", raw.getvalue())
     assert b"\\u65e5\\u672c" in raw.getvalue()
 
 

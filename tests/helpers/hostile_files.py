@@ -228,7 +228,11 @@ RUNS: dict[str, Case] = {
         4,
         "0000018",
     ),
-    "a state without a model": (state(lambda found: found.update(sha256={})), 4, "0000018|model"),
+    "a state without a model": (
+        state(lambda found: found.update(sha256={})),
+        4,
+        "0000018|model|do not fit",
+    ),
     "weights of others": (state(_other_weights), 4, CANARY + "|missing|fit|Missing"),
     "no weights": (state(_no_weights), 4, "0000018"),
     "endless weights": (state(_endless), 4, "0000018"),

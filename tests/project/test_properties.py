@@ -17,24 +17,22 @@ from reference import hooked, randomise, randomise_routers
 import dggraph
 from dggraph.graph.schema import from_json, to_json
 
-EXAMPLES = 320
+EXAMPLES, MANY_EXAMPLES = 320, 2000
 
 
+KINDS = ("kept", "lifted", "concat", "adapter")
 seen: Counter[str] = Counter()
 
 
 @given(
-    kind=st.sampled_from(["kept", "lifted", "concat", "adapter"]),
+    kind=st.sampled_from(KINDS),
     depth=st.integers(3, 5),
     router=st.sampled_from(["node", "stage"]),
     keep_rate=st.sampled_from([1.0, 0.5, 0.2]),
     bias=st.sampled_from([0.0, -0.7, -3.0, 1.5]),
     seed=st.integers(0, 10_000),
 )
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-def check_random_networks(
+def check_random_network(
     kind: str, depth: int, router: str, keep_rate: float, bias: float, seed: int
 ) -> None:
     model = randomise(Net(kind, depth), seed).double().eval()
@@ -78,9 +76,27 @@ def check_random_networks(
     seen["adapter edge"] += any(edge.kind == "adapter" for edge in net.graph.edges(stage))
 
 
+def check_random_networks(number: int) -> None:
+    chosen = settings(
+        max_examples=number,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    chosen(check_random_network)()
+
+
+@pytest.mark.attack
+def test_thousands_of_random_networks() -> None:
+    seen.clear()
+    check_random_networks(MANY_EXAMPLES)
+    assert sum(seen[kind] for kind in (*KINDS, "near tie")) >= MANY_EXAMPLES
+    assert all(seen[kind] >= MANY_EXAMPLES / 20 for kind in KINDS), seen
+
+
 def test_random_networks() -> None:
     seen.clear()
-    check_random_networks()
+    check_random_networks(EXAMPLES)
     minimum = {
         "kept": 40,
         "lifted": 40,
@@ -90,5 +106,5 @@ def test_random_networks() -> None:
         "dead node": 40,
         "nothing reached out": 40,
     }
-    assert sum(seen[kind] for kind in ("kept", "lifted", "concat", "adapter")) >= 300
+    assert sum(seen[kind] for kind in KINDS) >= 300
     assert all(seen[kind] >= count for kind, count in minimum.items()), seen

@@ -1,5 +1,6 @@
 """Writes that are whole or not there: a process is killed at every step of them."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dggraph.errors import InputError
+from dggraph.system import files
 from dggraph.system.files import NEW, part_of, write_folder, write_whole
 
 KILLING = """
@@ -134,3 +136,36 @@ def test_a_file_gets_the_mode_that_the_user_asks_for(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+WRITERS = {
+    "comparing/queue.py": "a job and a log, which a restarted queue writes again",
+    "comparing/rows.py": "rows, whose torn end is cut off",
+    "ops/kernels.py": "in a folder that is renamed when it is whole",
+    "system/files.py": "what these tests are about",
+    "system/locks.py": "who holds a lock",
+    "training/metrics.py": "rows, whose torn end is cut off",
+}
+
+
+def is_a_write(call: ast.Call) -> bool:
+    """Whether a call writes a file, or opens one for that."""
+    name = ast.unparse(call.func).split(".")[-1]
+    modes = [one for one in call.args if isinstance(one, ast.Constant)]
+    is_opening = name == "open" and any(
+        isinstance(one.value, str) and set("wax+") & set(one.value) and len(one.value) <= 3
+        for one in modes
+    )
+    return name in ("write_text", "write_bytes") or is_opening
+
+
+def test_whatever_else_is_written_is_written_whole() -> None:
+    """So that each kind of file is the old one or the new one when its writer is killed."""
+    package = Path(files.__file__).parents[1]
+    found = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and is_a_write(node)
+    }
+    assert found == set(WRITERS)

@@ -1,0 +1,131 @@
+"""Are faults noticed? `python mutants.py SEED COUNT` changes one place of a module at a time, in a
+copy of the package, and runs the tests of that module: a mutant that passes them survives.
+
+Prints a line of JSON for each mutant, and the share that was killed.
+"""
+
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = {
+    "graph/ir.py": ["graph"],
+    "graph/schema.py": ["graph", "network/test_archive.py"],
+    "graph/wiring.py": ["graph"],
+    "ops/gating.py": ["ops/test_gates_and_routers.py", "network/test_gate_forms.py"],
+    "ops/liveness.py": ["ops/test_gates_and_routers.py", "ops/test_stage_plans.py",
+                        "network/test_execution.py"],
+    "network/archive.py": ["network/test_archive.py"],
+    "network/archive_checks.py": ["network/test_archive.py"],
+    "network/manifest.py": ["network/test_archive.py"],
+    "system/files.py": ["system/test_files.py"],
+}  # fmt: skip
+"""The modules, and the tests that are theirs."""
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+TIMEOUT = 600
+
+
+def changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Each place that can be changed, by its number in a walk of the tree, and how."""
+    annotations = {
+        id(inner)
+        for node in ast.walk(tree)
+        for part in (getattr(node, "annotation", None), getattr(node, "returns", None))
+        if part is not None
+        for inner in ast.walk(part)
+    }
+    for number, node in enumerate(ast.walk(tree)):
+        if id(node) in annotations:
+            continue
+        if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+            yield number, "comparison"
+        elif isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
+            yield number, "operator"
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            yield number, "not"
+        elif isinstance(node, ast.If | ast.IfExp):
+            yield number, "condition"
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+            yield number, "number"
+        elif isinstance(node, ast.Return) and node.value is not None:
+            yield number, "return"
+
+
+def changed(tree: ast.Module, number: int, how: str) -> tuple[str, int]:
+    """The source with one place changed, and the line of it."""
+    tree = copy.deepcopy(tree)
+    node = list(ast.walk(tree))[number]
+    if isinstance(node, ast.Compare):
+        node.ops[0] = SWAPS[type(node.ops[0])]()
+    elif isinstance(node, ast.BinOp | ast.BoolOp):
+        node.op = SWAPS[type(node.op)]()
+    elif isinstance(node, ast.UnaryOp):
+        node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
+    elif isinstance(node, ast.If | ast.IfExp):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    elif isinstance(node, ast.Constant):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    elif isinstance(node, ast.Return):
+        node.value = ast.Constant(None)
+    return ast.unparse(ast.fix_missing_locations(tree)), node.lineno
+
+
+def survives(package: Path, module: str, source: str) -> bool:
+    file = package / "dggraph" / module
+    before = file.read_text(encoding="utf-8")
+    file.write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(package),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    try:
+        done = subprocess.run(
+            [*command, *(str(package / "tests" / one) for one in TESTS[module])],
+            cwd=package,
+            env=environment,
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+        return done.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+def main(seed: int, count: int) -> None:
+    draw, killed = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder)
+        for name in ("dggraph", "tests"):
+            shutil.copytree(ROOT / name, package / name)
+        shutil.copy(ROOT / "pyproject.toml", package)
+        trees = {module: ast.parse((ROOT / "dggraph" / module).read_text()) for module in TESTS}
+        places = [(module, *change) for module, tree in trees.items() for change in changes(tree)]
+        for module, number, how in draw.sample(places, min(count, len(places))):
+            source, line = changed(trees[module], number, how)
+            is_alive = survives(package, module, source)
+            killed += not is_alive
+            print(json.dumps([module, line, how, "survives" if is_alive else "killed"]), flush=True)
+    print(f"{killed} of {count} killed; {len(places)} places")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
