@@ -71,7 +71,17 @@ const picking = (() => {
         choose(cell.dataset.edge);
       }
     });
+    document.documentElement.classList.add("picks");
     document.querySelectorAll("svg.heat").forEach(makeMatrix);
+    document.querySelectorAll("th[data-picks]").forEach((head) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "pick";
+      button.dataset.pick = head.dataset.picks;
+      button.setAttribute("aria-pressed", "false");
+      button.append(...head.childNodes);
+      head.append(button);
+    });
     return { clear: () => { if (current) { choose(current); } }, nameOf };
   }
 

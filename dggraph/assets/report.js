@@ -1,12 +1,18 @@
-
-"use strict";
 (() => {
   const find = (id) => document.getElementById(id);
   const cards = Array.from(document.querySelectorAll(".instance"));
   const tools = find("tools"), search = find("search"), group = find("class"), kind = find("kind");
   const pick = find("pick"), previous = find("previous"), next = find("next"), every = find("every"), matches = find("matches");
   const texts = new Map(cards.map((card) => [card, card.querySelector(".head").textContent.toLowerCase()]));
-  let found = cards;
+  const used = new Map(cards.map((card) => [card, keysOf(card)]));
+  let found = cards, part = "";
+
+  // What the path of an image uses, as its diagrams show it.
+  function keysOf(card) {
+    const edges = Array.from(card.querySelectorAll(".edges use"), (use) => use.getAttribute("href").slice(1));
+    const nodes = Array.from(card.querySelectorAll(".node.live[data-node]"), (node) => node.dataset.node);
+    return new Set([...edges, ...nodes]);
+  }
 
   function show(chosen) {
     const place = Math.max(0, found.indexOf(chosen));
@@ -22,6 +28,7 @@
     const wanted = search.value.trim().toLowerCase();
     found = cards.filter((card) => texts.get(card).includes(wanted)
       && (!group || !group.value || card.dataset.class === group.value)
+      && (!part || used.get(card).has(part))
       && (!kind.value || card.dataset.kinds.split(" ").includes(kind.value)));
     pick.replaceChildren(...found.map((card) => {
       const option = document.createElement("option");
@@ -41,10 +48,27 @@
     const card = cards.find((one) => `#${one.id}` === location.hash);
     if (!card) { return; }
     search.value = kind.value = "";
+    picked.clear();
     if (group) { group.value = ""; }
     filter(card);
     card.scrollIntoView();
   }
+
+  const picked = picking.listen((key, name) => {
+    const line = find("picked");
+    part = key;
+    filter(find(pick.value));
+    if (!key) { line.replaceChildren(); return; }
+    const link = document.createElement("a"), clear = document.createElement("button");
+    const number = cards.filter((card) => used.get(card).has(key)).length;
+    link.href = "#images";
+    link.textContent = `${number} of ${cards.length} images below use ${name}`;
+    clear.type = "button";
+    clear.id = "clear";
+    clear.textContent = "Show all images";
+    clear.addEventListener("click", () => { picked.clear(); });
+    line.replaceChildren(link, clear);
+  });
 
   search.addEventListener("input", () => filter(find(pick.value)));
   if (group) { group.addEventListener("change", () => filter(find(pick.value))); }

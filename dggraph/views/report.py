@@ -23,6 +23,7 @@ from dggraph.views.report_sections import (
     edge_values,
     gate_values,
     image_values,
+    most_used_values,
     path_values,
 )
 from dggraph.views.stage_diagram import define_curves
@@ -98,7 +99,7 @@ def make_report(
     html = write_page(
         "atlas.html",
         f"Atlas: {atlas.network} on {atlas.images}",
-        asset("report.js"),
+        asset("picking.js") + asset("report.js"),
         atlas=atlas,
         static_part=static_part(atlas),
         score=score,
@@ -107,6 +108,7 @@ def make_report(
         gates=gate_values(context),
         costs=cost_values(context),
         maps=edge_values(context),
+        most_used=most_used_values(context),
         classes=class_section_values(context),
         paths=path_values(context),
         images=image_values(context),

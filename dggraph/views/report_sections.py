@@ -16,7 +16,7 @@ from dggraph.views.report_parts import (
     strip_values,
 )
 
-NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS = 4, 48, 4000
+NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS, MAX_MOST_USED = 4, 48, 4000, 20
 
 
 def gate_values(context: Context) -> Values:
@@ -46,9 +46,14 @@ def gate_values(context: Context) -> Values:
     return {
         "warnings": gates.warnings,
         "blocks": [
-            (node.module_path or node.name, stage, gates.live_fractions[node.name])
-            for stage in graph.stages
-            for node in graph.nodes(stage)
+            (
+                f"n{number}-{place}",
+                node.module_path or node.name,
+                stage,
+                gates.live_fractions[node.name],
+            )
+            for number, stage in enumerate(graph.stages)
+            for place, node in enumerate(graph.nodes(stage))
             if node.kind == "block"
         ],
         "lists": lists,
@@ -87,6 +92,23 @@ def edge_values(context: Context) -> list[tuple[str, str]]:
     return [
         (stage, draw_frequencies(graph, stage, atlas.frequencies[stage])) for stage in graph.stages
     ]
+
+
+def most_used_values(context: Context) -> list[tuple[str, str, str, float]]:
+    """Return the edges that are open most often, the first one most: key, ends and share."""
+    graph, atlas = context.graph, context.atlas
+    names = node_names(graph)
+    edges = [
+        (
+            f"e{number}-{place}",
+            names[edge.source],
+            names[edge.target],
+            atlas.frequencies[stage][place],
+        )
+        for number, stage in enumerate(graph.stages)
+        for place, edge in enumerate(graph.edges(stage))
+    ]
+    return sorted(edges, key=lambda one: -one[3])[:MAX_MOST_USED]
 
 
 def class_section_values(context: Context) -> Values:

@@ -228,3 +228,43 @@ def test_notebooks_clip_no_picture_and_no_table(browser: Any, tmp_path: Path, wi
     )
     assert [cell for cell, _ in widths] == [width] * len(shown), "nothing sticks out"
     assert all(inside >= 700 for _, inside in widths[:2]), "nothing shrinks until it is unreadable"
+
+
+def test_edges_and_blocks_filter_the_images(page: Any, collected: Collected) -> None:
+    """A cell, a block and an edge of the list leave the images that use it."""
+    from selenium.webdriver.common.keys import Keys
+
+    graph, instances = build().graph, collected.atlas.instances
+    page.find_element("id", "every").click()
+    ids = shown(page)
+    edges = graph.edges("blocks")
+    users = {
+        place: [f"image-{one.index}" for one in instances if one.path.weights["blocks"][place] != 0]
+        for place in range(len(edges))
+    }
+    place = next(place for place in users if 0 < len(users[place]) < len(ids))
+    cell = page.find_element("css selector", f".maps [data-edge='e0-{place}']")
+    cell.click()
+    assert shown(page) == users[place]
+    assert f"{len(users[place])} of {len(ids)} images" in page.find_element("id", "picked").text
+    page.find_element("id", "clear").click()
+    assert shown(page) == ids
+    cell.send_keys(Keys.SPACE)
+    assert shown(page) == users[place], "by keyboard"
+    cell.send_keys(Keys.SPACE)
+    assert shown(page) == ids
+
+    for button in page.find_elements("css selector", "#health [data-pick]"):
+        button.click()
+        number = int(button.get_attribute("data-pick").partition("-")[2])
+        name = graph.nodes("blocks")[number].name
+        assert shown(page) == [
+            f"image-{one.index}" for one in instances if name in one.path.useful_nodes(graph)
+        ]
+        button.click()
+    page.find_element("css selector", ".most summary").click()
+    (first, *_) = page.find_elements("css selector", ".most [data-pick]")
+    first.click()
+    assert shown(page) == users[int(first.get_attribute("data-pick").partition("-")[2])]
+    assert page.get_log("browser") == []
+    assert requests(page) == [page.current_url.partition("#")[0]]
