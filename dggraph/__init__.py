@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dggraph.evaluation.gate_diagnostics import check_gates as check_gates
     from dggraph.evaluation.recording import Recording as Recording
     from dggraph.evaluation.recording import record as record
+    from dggraph.exporting.fixed_path import static as static
+    from dggraph.exporting.network_files import ExportReport as ExportReport
+    from dggraph.exporting.network_files import export as export
     from dggraph.graph.ir import ActivatedPath as ActivatedPath
     from dggraph.graph.ir import BlockNode as BlockNode
     from dggraph.graph.ir import CandidateEdge as CandidateEdge
@@ -50,6 +53,7 @@ __all__ = [
     "DynamicGraph",
     "DynamicNetwork",
     "Explanation",
+    "ExportReport",
     "Gates",
     "Preprocess",
     "Recording",
@@ -62,6 +66,7 @@ __all__ = [
     "errors",
     "evaluation",
     "explain",
+    "export",
     "keep_freed_memory",
     "load",
     "losses",
@@ -74,6 +79,7 @@ __all__ = [
     "register_wiring",
     "render",
     "save",
+    "static",
     "training",
 ]
 
@@ -84,6 +90,7 @@ _HOMES = {
     "DynamicGraph": "dggraph.graph.ir",
     "DynamicNetwork": "dggraph.network.network",
     "Explanation": "dggraph.evaluation.explanation",
+    "ExportReport": "dggraph.exporting.network_files",
     "Gates": "dggraph.network.gates",
     "Preprocess": "dggraph.models.preprocessing",
     "Recording": "dggraph.evaluation.recording",
@@ -96,6 +103,7 @@ _HOMES = {
     "errors": "dggraph.errors",
     "evaluation": "dggraph.evaluation",
     "explain": "dggraph.evaluation.explanation",
+    "export": "dggraph.exporting.network_files",
     "keep_freed_memory": "dggraph.system.allocator",
     "load": "dggraph.baselines.archive",
     "losses": "dggraph.losses",
@@ -108,6 +116,7 @@ _HOMES = {
     "register_wiring": "dggraph.graph.wiring",
     "render": "dggraph.views.drawing",
     "save": "dggraph.baselines.archive",
+    "static": "dggraph.exporting.fixed_path",
     "training": "dggraph.training",
 }
 

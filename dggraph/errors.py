@@ -48,7 +48,11 @@ class WiringError(DggraphError):
     """A wiring names an edge that cannot exist."""
 
 
-class LoweringError(DggraphError):
+class CheckError(DggraphError):
+    """A result is not what it must be, so it was not kept; the message has both values."""
+
+
+class LoweringError(CheckError):
     """The lowered network differs from the backbone, so `convert` does not return it."""
 
 
@@ -80,6 +84,10 @@ class HookError(DggraphError):
 
 class ArchiveError(DggraphError):
     """An archive is damaged, foreign, newer than this version, or cannot be written."""
+
+
+class ExportError(DggraphError):
+    """A network that cannot be written in the requested form; the message says in which it can."""
 
 
 class MissingExtraError(DggraphError):

@@ -71,7 +71,7 @@ def measure_on_images(
 
     images = open_image_set(folder, net.labels)
     with working("Reading images"):
-        inputs, skipped = _read(net, images, limit, is_skipping)
+        inputs, skipped = read_inputs(net, images, limit, is_skipping)
     usable = sorted({size for size in batch_sizes if size <= len(inputs)})
     notes = [*images.notes, *(f"left out, because it cannot be read: {one}" for one in skipped)]
     notes += [
@@ -122,7 +122,7 @@ def _row(row: "Comparison") -> dict[str, Any]:
     return asdict(row) | {"speeds": speeds, "regret": row.regret}
 
 
-def _read(
+def read_inputs(
     net: "DynamicNetwork", images: "ImageSet", limit: int, is_skipping: bool
 ) -> tuple[list["Tensor"], list[str]]:
     """Return inputs (C, H, W) in an order that mixes classes, and why others are missing."""

@@ -17,7 +17,7 @@ import click
 from dggraph.cli.causes import explain
 from dggraph.cli.options import INTERRUPTED
 from dggraph.cli.streams import steady_streams
-from dggraph.errors import DggraphError, LoweringError
+from dggraph.errors import CheckError, DggraphError
 
 BAD_INPUT = 4
 
@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "atlas": "Report on the paths of a whole set of images.",
     "view": "A page on which to drop photos, move the threshold and compare paths.",
+    "export": "Write a network as a file for other runtimes, run it again and compare.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
     "doctor": "Say what is installed, and what is missing.",
@@ -99,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         return 2
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))
-        return 3 if isinstance(error, LoweringError) else BAD_INPUT
+        return 3 if isinstance(error, CheckError) else BAD_INPUT
     except Exception as error:
         if os.environ.get("DGGRAPH_TRACEBACK"):
             raise
