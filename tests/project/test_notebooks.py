@@ -55,3 +55,13 @@ def test_train_within_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert accuracies[-1] > 70  # one in three by chance
     assert float(re.findall(r"paths; MACs ratio ([\d.]+)", text)[0]) < 0.9
     assert text.count("text/html") == 2
+
+
+@pytest.mark.usefixtures("hub")
+def test_deploy_with_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="the notebook runs what it exports")
+    text = printed("3_deploy_with_onnxruntime.ipynb", tmp_path, monkeypatch)
+    lines = re.findall(r"MACs ratio ([\d.]+), +[\d.]+ ms, largest difference ([\d.e-]+)", text)
+    assert len({ratio for ratio, _ in lines}) > 1  # photos take different paths
+    assert len(lines) == 4
+    assert all(float(difference) < 1e-3 for _, difference in lines)  # logits of 10 or so
