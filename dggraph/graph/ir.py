@@ -172,6 +172,11 @@ class DynamicGraph:
         }
         verify(self)
 
+    @property
+    def has_lifted_stages(self) -> bool:
+        """Whether the skips around the blocks of some stage are edges."""
+        return any(stage.residual == "lift" for stage in self.stages.values())
+
     def nodes(self, stage: str) -> tuple[BlockNode, ...]:
         """Return the vertices of `stage`: v0, v1 .. vN, out."""
         return self._nodes[stage]

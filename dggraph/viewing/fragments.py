@@ -47,6 +47,7 @@ def write_view(context: PageContext) -> str:
         num_edges=sum(len(graph.edges(stage)) for stage in graph.stages),
         num_stages=len(graph.stages),
         static_macs=net.macs_table.static,
+        is_lifted=graph.has_lifted_stages,
         is_random=net.weights_origin == RANDOM,
         origin=net.weights_origin,
         notes=context.notes,

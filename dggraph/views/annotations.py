@@ -26,12 +26,14 @@ class Look:
     width: float
     fill: str = "none"
     is_dashed: bool = False
+    is_struck: bool = False
+    """Whether a line runs through it, so that it differs without colours too."""
 
 
 NODE_LOOKS: Mapping[NodeMark, Look] = {
     "plain": Look(INK, 1.0, "#e6f2f5"),
     "live": Look(INK, 1.0, "#e6f2f5"),
-    "unused": Look(AMBER, 1.0, "#fdf3e1", is_dashed=True),
+    "unused": Look(AMBER, 1.0, "#fdf3e1", is_dashed=True, is_struck=True),
     "dead": Look("#b8c1ca", 0.8, "#f1f3f5", is_dashed=True),
     "first": Look(FIRST, 1.3, "#fbe6d8"),
     "second": Look(SECOND, 1.3, "#dcebf6"),

@@ -77,6 +77,8 @@ def draw_diagonal(picture: Picture, number: int, panel: Panel) -> Iterator[str]:
         place = f'x="{side * index:g}" y="{side * index:g}" width="{side:g}" height="{side:g}"'
         name = _name(picture.graph, box.card.members[0])
         yield f'<g class="node {kind}"{named}><title>{for_xml(name)}</title><rect {place} rx="3"/>'
+        if mark == "unused":
+            yield f'<path d="M{side * index:g},{side * (index + 1):g}l{side:g},{-side:g}"/>'
         label = box.lines[0]
         if text_width(label, LABEL) <= side - 1:
             middle = side * (index + 0.5)

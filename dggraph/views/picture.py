@@ -94,7 +94,7 @@ def picture_graph(
         ),
         warning="",
         legend=(
-            *_edge_legend(marks, layout, texts),
+            *_edge_legend(graph, marks, layout, texts),
             LegendEntry(
                 NODE_LOOKS["plain"], "routed block" if layout.level != "stage" else "stage", True
             ),
@@ -133,7 +133,7 @@ def picture_path(
         "dropped": "dropped edge",
     }
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
-    legend = _edge_legend(marks, layout, lines)
+    legend = _edge_legend(graph, marks, layout, lines)
     legend += [
         LegendEntry(NODE_LOOKS[mark], text, True)
         for mark, text in states.items()
@@ -150,7 +150,7 @@ def picture_path(
             *facts,
             (
                 f"{active} of {len(marks.edges)} edges active · {count(path.macs)} MACs · margin"
-                f" {path.margin:.3g}"
+                f" {path.margin:.3g} to the threshold"
             ),
         ),
         warning=(
@@ -257,7 +257,12 @@ def baselines(box: Rectangle, num_lines: int) -> list[float]:
     return [box.y + 14.5 + 12 * index for index in range(num_lines)]
 
 
-def _edge_legend(marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]) -> list[LegendEntry]:
-    """Return legend entries for the marks of the drawn edges."""
+def _edge_legend(
+    graph: DynamicGraph, marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]
+) -> list[LegendEntry]:
+    """Return legend entries for the marks of the drawn edges, and for lifted stages."""
     drawn = set(marks.edges.values()) if layout.level != "stage" else set()
-    return [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in drawn]
+    entries = [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in drawn]
+    if entries and graph.has_lifted_stages:
+        entries.append(LegendEntry(entries[0].look, "lifted: a skip is an edge, too"))
+    return entries

@@ -101,6 +101,7 @@ def make_report(
         f"Atlas: {atlas.network} on {atlas.images}",
         asset("picking.js") + asset("report.js"),
         atlas=atlas,
+        is_lifted=graph.has_lifted_stages,
         static_part=static_part(atlas),
         score=score,
         curves=define_curves(context.layout),

@@ -172,6 +172,9 @@ def _box(picture: Picture, box: Rectangle, key: str) -> str:
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     told = f' data-node="{key}"' if box.card.kind == "block" else ""
     parts = [f'<g class="node {kind}"{told}><rect {place} rx="{radius}"/>']
+    if mark == "unused":
+        strike = f"M{box.x:g},{box.y + box.height:g}l{box.width:g},{-box.height:g}"
+        parts.append(f'<path d="{strike}"/>')
     for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
         looks = (
             f'class="{"name" if index == 0 else "detail"}"'

@@ -92,6 +92,7 @@ def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
     for x, y, (look, _, is_node) in frame.samples:
         if is_node:
             yield f'<rect x="{x:g}" y="{y - 6:g}" width="22" height="12" rx="3" {_paint(look)}/>'
+            yield from _strike(look, x, y - 6, 22.0, 12.0)
         else:
             yield f'<path d="M{x:g},{y:g}h22" {_paint(look)}/>'
 
@@ -148,6 +149,7 @@ def _box(picture: Picture, box: Rectangle) -> Iterator[str]:
     radius = 9 if box.card.kind == "out" else 4
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
+    yield from _strike(look, box.x, box.y, box.width, box.height)
     middle, lines = box.x + box.width / 2, lines_of(picture, box)
     for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
         size, colour = (
@@ -170,6 +172,12 @@ def _tip(picture: Picture, box: Rectangle) -> str:
 
 def _text(x: float, y: float, text: str, looks: str) -> str:
     return f'<text x="{x:g}" y="{y:g}" {looks}>{for_xml(text)}</text>'
+
+
+def _strike(look: Look, x: float, y: float, width: float, height: float) -> Iterator[str]:
+    if look.is_struck:
+        line = f"M{x:g},{y + height:g}l{width:g},{-height:g}"
+        yield f'<path d="{line}" stroke="{look.stroke}" stroke-opacity="0.55"/>'
 
 
 def _paint(look: Look) -> str:

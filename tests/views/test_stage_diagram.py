@@ -5,9 +5,12 @@ from xml.etree import ElementTree
 
 from drawn import path_of, stages
 
+from dggraph.graph.ir import DynamicGraph, Stage
 from dggraph.views.layout import lay_out
 from dggraph.views.matrix_diagram import MAX_ARCS
+from dggraph.views.picture import picture_path
 from dggraph.views.stage_diagram import define_curves, draw_diagram, draw_difference_diagram
+from dggraph.views.svg_picture import write_svg
 
 
 def cells(graph_depth: int) -> dict[str, tuple[float, float, float]]:
@@ -65,3 +68,29 @@ def test_a_difference_says_whose_edges_and_blocks_they_are() -> None:
         assert 'class="node first" data-node="n0-1"' in drawn
         assert 'class="node second" data-node="n0-2"' in drawn
         assert "only in the first: a.1; only in the second: a.2" in drawn
+
+
+def test_what_is_reached_but_unused_differs_without_colours() -> None:
+    """A line runs through it, in files and pages, and through nothing else."""
+    graph = stages(3)
+    path = path_of(graph, {"a_0 a_1": 1.0, "a_0 a_out": 1.0})
+    svg = write_svg(picture_path(graph, path))
+    assert svg.count('stroke-opacity="0.55"') == 2, "the block, and its sample in the legend"
+    drawn = draw_diagram(graph, path, lay_out(graph))
+    struck = re.findall(r'<g class="node (\w+)"[^>]*><rect [^>]*/><path ', drawn)
+    assert struck == ["unused"]
+
+
+def test_legends_say_what_margin_and_lifted_mean() -> None:
+    kept = stages(3)
+    lifted = DynamicGraph(
+        "net",
+        stages=[Stage(name="a", residual="lift")],
+        nodes=kept.nodes("a"),
+        edges=kept.edges("a"),
+    )
+    path = path_of(kept, {"a_0 a_out": 1.0})
+    for graph, is_lifted in ((kept, False), (lifted, True)):
+        svg = write_svg(picture_path(graph, path))
+        assert "margin 0.2 to the threshold" in svg
+        assert ("lifted: a skip is an edge, too" in svg) == is_lifted
