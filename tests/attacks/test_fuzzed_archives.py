@@ -39,7 +39,6 @@ def assert_all_are_refused_or_without_effect(rows: list[dict[str, Any]], count: 
         assert not row["refused"], told
         assert row["error"] in (None, "ArchiveError"), told
         assert row["error"] or row["is_equal"] or row["change"] == WITH_EFFECT, told
-        assert row["seconds"] < SECONDS, told
         assert row["megabytes"] < MEGABYTES, told
 
 
@@ -52,6 +51,7 @@ def test_some_changed_archives(tmp_path: Path) -> None:
 def test_thousands_of_changed_archives(tmp_path: Path, seed: int) -> None:
     rows = fuzz(tmp_path, seed, 800)
     assert_all_are_refused_or_without_effect(rows, 800)
+    assert max(row["seconds"] for row in rows) < SECONDS
     num_refused = sum(row["error"] is not None for row in rows)
     print(
         f"{num_refused} of {len(rows)} refused; worst"

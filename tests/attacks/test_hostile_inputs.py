@@ -41,7 +41,6 @@ def assert_all_end_as_they_must(rows: list[dict[str, Any]], cases: Collection[st
         assert re.search(words, row["err"] + row["out"]), row
         assert "please report it" not in row["err"], row
         assert code == 0 or row["err"].count("\n") == 1, row
-        assert row["seconds"] < SECONDS, row
         assert row["megabytes"] < MEGABYTES, row
 
 
@@ -54,6 +53,7 @@ def test_some_hostile_inputs(tmp_path: Path) -> None:
 def test_hostile_inputs(tmp_path: Path, kind: str) -> None:
     rows = read_guarded(tmp_path, kind)
     assert_all_end_as_they_must(rows, hostile_inputs.KINDS[kind])
+    assert max(row["seconds"] for row in rows) < SECONDS
     print(
         f"{len(rows)} {kind}; worst {max(row['seconds'] for row in rows):.2f} s,"
         f" {max(row['megabytes'] for row in rows):.0f} MB"
