@@ -59,7 +59,8 @@ def kept(gates: Gates) -> Tensor:
 def budget(gates: Gates, target: float) -> Tensor:
     """Return the squared distance of the batch's mean MACs ratio from `target`.
 
-    Add it to the task's loss, scaled by a factor.
+    Add it to the task's loss, scaled by a factor. At a threshold of 0 hardly any edge closes,
+    whatever the factor: let the threshold rise to 0.5 in training, or convert with it.
 
     The loss acts on the mean, not on each instance, so that a hard image may cost more where an
     easy one costs less. The square fades out at the target instead of pulling at full strength from

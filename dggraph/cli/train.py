@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def command(
                 "is_finished": result.is_finished,
             }
             row |= {"notes": notes} if notes else {}
+            row |= {"budget": asdict(result.budget)} if result.budget else {}
             row |= {} if result.evaluation is None else result.evaluation.row()
             click.echo(json.dumps(row) if as_json else _ended(result))
     return 0 if result.is_finished else INTERRUPTED
@@ -71,4 +73,8 @@ def command(
 def _ended(result: "TrainResult") -> str:
     if not result.is_finished:
         return f"stopped; the same call goes on: {result.folder}"
-    return f"finished: {result.folder}. Use it as MODEL: dggraph eval {result.folder}"
+    budget = ""
+    if result.budget is not None:
+        colour = None if result.budget.is_met else "yellow"
+        budget = click.style(f"{result.budget.message}\n", fg=colour)
+    return f"{budget}finished: {result.folder}. Use it as MODEL: dggraph eval {result.folder}"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dggraph.comparing.plan import Plan, PlannedRun, command_of
+from dggraph.comparing.plan import Plan, PlannedRun
 from dggraph.comparing.rows import (
     Row,
     append_row,
@@ -28,6 +28,7 @@ from dggraph.comparing.rows import (
 )
 from dggraph.system.locks import locked
 from dggraph.system.signals import noting_signals
+from dggraph.training.commands import command_of
 
 JOB, ROW, LOG = "job.json", "row.json", "worker.log"
 WORKER = (sys.executable, "-m", "dggraph.comparing.worker")

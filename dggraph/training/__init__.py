@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dggraph.lazy import lazily
 
 if TYPE_CHECKING:
+    from dggraph.training.budget_verdict import BudgetVerdict as BudgetVerdict
     from dggraph.training.config import TrainConfig as TrainConfig
     from dggraph.training.config import read_config as read_config
     from dggraph.training.loop import TrainResult as TrainResult
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dggraph.training.optimisers import param_groups as param_groups
 
 __all__ = [
+    "BudgetVerdict",
     "TrainConfig",
     "TrainResult",
     "param_groups",
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetVerdict": "dggraph.training.budget_verdict",
     "TrainConfig": "dggraph.training.config",
     "TrainResult": "dggraph.training.loop",
     "param_groups": "dggraph.training.optimisers",

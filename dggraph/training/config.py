@@ -309,7 +309,14 @@ class TrainConfig(BaseModel):
         ),
     )
     budget: float | None = Field(None, gt=0, description="Target of the mean MACs ratio.")
-    budget_weight: float = Field(1.0, gt=0, description="Factor of the budget loss.")
+    budget_weight: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Factor of the budget loss, fixed for the whole run; by default it adapts until the"
+            " budget is met."
+        ),
+    )
 
     output: Path = Field(Path("runs"), description="Folder of all runs.")
     experiment: str = Field(
@@ -439,7 +446,10 @@ class TrainConfig(BaseModel):
         later = ("pretrained", "domains", "epoch_steps")
         passing |= {key for key in later if not getattr(self, key)}
         passing |= set() if self.has_method else {"method"}
-        return self.model_dump(mode="json", exclude=passing | {"tensorboard"})
+        keys = self.model_dump(mode="json", exclude=passing | {"tensorboard"})
+        if self.budget is None and self.budget_weight is None:
+            keys["budget_weight"] = 1.0  # without a meaning; what older runs stored
+        return keys
 
 
 def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:

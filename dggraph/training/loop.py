@@ -28,10 +28,12 @@ from dggraph.system.loaders import load_batches
 from dggraph.system.locks import locked
 from dggraph.system.sharding import local_tensors, shard_
 from dggraph.system.signals import noting_signals
+from dggraph.training.budget_multiplier import first_multiplier
+from dggraph.training.budget_verdict import BudgetVerdict, judge_budget, remarks_on_budget
 from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
-from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable
+from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable, read_rows
 from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
@@ -94,6 +96,8 @@ class TrainResult:
     """The evaluation of the last epoch."""
     model: nn.Module | None = field(default=None, repr=False)
     """The trained network, or the average of its weights; None if the run is not finished."""
+    budget: BudgetVerdict | None = None
+    """Whether the budget was met; None without one, or if the run is not finished."""
 
 
 def train(
@@ -174,15 +178,16 @@ def train(
         if processes.rank() == 0:
             if prepared.notes.get("skipped.json"):
                 log({"bad entries left out": len(prepared.notes["skipped.json"])})
-            for sentence in (*remarks, *prepared.remarks):
+            for sentence in (*remarks, *prepared.remarks, *remarks_on_budget(config)):
                 log({"note": sentence})
         if processes.rank() == 0:
             begin(_start_facts(run, config, prepared, folder, per_epoch))
         result = _loop(run, config, prepared.task, folder, per_epoch, log)
         if result.is_finished:
             finish(run, config, folder, prepared.labels, prepared.preprocess)
+            budget = judge_budget(config, read_rows(folder / METRICS)[0])
             with evaluated_model(run) as model:
-                result = replace(result, model=model)
+                result = replace(result, model=model, budget=budget)
         processes.barrier()
     return result
 
@@ -238,6 +243,7 @@ def _start(config: TrainConfig, prepared: Prepared, identity: Identity, per_epoc
         step=0,
         num_evaluated=0,
         best={"score": None, "step": -1},
+        multiplier=first_multiplier(config, processes.device()),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from dggraph.errors import DggraphWarning, InputError, TrainingError
 from dggraph.system.files import write_whole
+from dggraph.training.budget_verdict import judge_budget
 from dggraph.training.config import TrainConfig
 from dggraph.views.training_summary import Record, write_summary
 
@@ -123,9 +124,13 @@ def make_page(folder: Path) -> str:
         read_rows(folder / METRICS),
         read_rows(folder / TIMING),
     )
+    keys = json.loads((folder / "config.json").read_bytes())
+    budget = judge_budget(TrainConfig.model_validate_json(json.dumps(keys)), metrics)
     record = Record(
         name=folder.name,
-        config=json.loads((folder / "config.json").read_bytes()),
+        config=keys,
+        budget_message=budget.message if budget else "",
+        is_budget_missed=budget is not None and not budget.is_met,
         defaults=TrainConfig.model_validate({"model": ""}).model_dump(
             mode="json", exclude={"model"}
         ),

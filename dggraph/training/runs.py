@@ -7,7 +7,8 @@
 - RUN/data.json: for each part of the data, how many images there are, and what was ignored and why.
 - RUN/names.json.gz: the names of the images, see `identity`.
 - RUN/skipped.json: bad images and boxes that were left out, if requested.
-- RUN/metrics.jsonl: losses, rates, accuracy and MACs; identical for an interrupted run.
+- RUN/metrics.jsonl: losses, without that of a budget whose weight adapts, rates, accuracy and
+  MACs; identical for an interrupted run.
 - RUN/timing.jsonl: durations.
 - RUN/summary.html: a page with the curves, written with each checkpoint.
 - RUN/tensorboard/: event files, if requested, see `events`.
@@ -29,7 +30,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dggraph.baselines.archive import save
@@ -58,7 +59,7 @@ from dggraph.training.identity import Identity, describe_differences, write_name
 from dggraph.training.metrics import METRICS, TIMING, cut_rows, dispensable, sync_rows, update_page
 
 CHECKPOINTS = "checkpoints"
-FORMER_THRESHOLD = 0.5
+FORMER_THRESHOLD, FORMER_WEIGHT = 0.5, 1.0
 ARCHIVE = "archive"
 WEIGHTS = {"classification": "backbone.safetensors", "detection": "detector.safetensors"}
 
@@ -89,6 +90,8 @@ class Run:
     num_evaluated: int
     """Number of epochs that were evaluated."""
     best: dict[str, Any]
+    multiplier: Tensor | None = None
+    """The budget's, if it adapts: 0-d float64 on the device; see `budget_multiplier`."""
     unread: Unread | None = None
     """The numbers of the last step that nobody has looked at yet."""
 
@@ -109,12 +112,14 @@ def run_folder(config: TrainConfig) -> Path:
 def as_started(config: TrainConfig) -> TrainConfig:
     """Return `config` with numbers for the keys whose default depends on others.
 
-    A run that has begun keeps those it began with. Older runs closed edges at 0.5 and let routers
-    learn at `lr` where nothing else was said, and their folder is named after that.
+    A run that has begun keeps those it began with. Older runs closed edges at 0.5, let routers
+    learn at `lr` and weighed the budget by 1 where nothing else was said, and their folder is named
+    after that.
     """
     if config.has_method:  # thresholds are not for it, and are refused
         return config.model_copy(update={"router_lr": config.router_rate})
-    unset = [key for key in ("threshold", "router_lr") if getattr(config, key) is None]
+    keys = ("threshold", "router_lr", "budget_weight")
+    unset = [key for key in keys if getattr(config, key) is None]
     now = config.model_copy(
         update={"threshold": config.final_threshold, "router_lr": config.router_rate}
     )
@@ -123,11 +128,14 @@ def as_started(config: TrainConfig) -> TrainConfig:
         if config.threshold is not None
         else config.model_copy(update={"threshold": FORMER_THRESHOLD})
     )
+    weight = config.budget_weight or FORMER_WEIGHT
+    weighed, before = (one.model_copy(update={"budget_weight": weight}) for one in (now, before))
     found: dict[str, Any] = {}
-    for folder in (run_folder(now), run_folder(before)):
+    for folder in (run_folder(now), run_folder(weighed), run_folder(before)):
         try:
             stored = json.loads((folder / "config.json").read_bytes())
             found = {"threshold": stored["threshold"], "router_lr": _former_rate(stored)}
+            found["budget_weight"] = stored["budget_weight"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         found = {key: found[key] for key in unset}
@@ -214,6 +222,8 @@ def save_run(run: Run, config: TrainConfig, folder: Path) -> None:
             "num_judged": run.num_evaluated,
         }
         state["data"] = run.identity.document()
+        if run.multiplier is not None:
+            state["budget_multiplier"] = float(run.multiplier)
         state["metrics_bytes"] = sync_rows(folder / METRICS)
         save_checkpoint(folder / CHECKPOINTS, run.step, parts, state)
         delete_old_checkpoints(
@@ -238,7 +248,7 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
     found = load_checkpoint(checkpoints[-1])
     wanted = config.fingerprint()
     # a run from before a key existed had its default
-    former = {"threshold": FORMER_THRESHOLD}
+    former = {"threshold": FORMER_THRESHOLD, "budget_weight": FORMER_WEIGHT}
     keys = TrainConfig.model_validate({"model": ""}).fingerprint() | former | found.state["keys"]
     keys["router_lr"] = _former_rate(keys)
     different = sorted(
@@ -265,6 +275,8 @@ def resume_(run: Run, config: TrainConfig, folder: Path) -> list[str]:
     if run.average is not None:
         load_full_state_dict_(run.average, found.tensors["average"])
     run.scaler.load_state_dict(found.state["scaler"])
+    if run.multiplier is not None:
+        run.multiplier.fill_(found.state["budget_multiplier"])
     run.step, run.num_evaluated, run.best = (
         found.step,
         found.state["num_judged"],

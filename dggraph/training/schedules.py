@@ -15,3 +15,11 @@ def temperature_at(done: float, start: float, final: float) -> float:
     It changes geometrically from `start` to `final`.
     """
     return float(start * (final / start) ** done)
+
+
+def target_at(done: float, budget: float, warmup: float) -> float:
+    """Return the target of the MACs ratio after the share `done` of the run.
+
+    It changes linearly from 1 to `budget` over the share `warmup`, as the threshold rises.
+    """
+    return 1 + threshold_at(done, budget - 1, warmup)

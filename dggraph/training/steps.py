@@ -5,17 +5,19 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dggraph.data.sampler import seed_of
 from dggraph.losses import budget_of, kept
+from dggraph.network.gates import Gates
 from dggraph.ops.gating import find_gate
 from dggraph.system import processes
 from dggraph.system.sharding import full_tensor, gradient_sync
+from dggraph.training.budget_multiplier import adapt_, press
 from dggraph.training.config import TrainConfig
 from dggraph.training.finite_checks import guard_, reads_later, refuse_loss, refuse_norm
 from dggraph.training.runs import Run
-from dggraph.training.schedules import temperature_at, threshold_at
+from dggraph.training.schedules import target_at, temperature_at, threshold_at
 from dggraph.training.tasks import Task
 
 
@@ -40,6 +42,7 @@ def take_step(
     # a gradient scaler reads its own flag in every step
     is_late = reads_later(device) and not run.scaler.is_enabled()
     loss_sum, kept_sum = torch.zeros((), device=device), None
+    pull_sum = torch.zeros((), device=device)
     parts, net = task.parts(batch, run.step), run.net if run.baseline is None else run.baseline
     for number, part in enumerate(parts, start=1):
         with gradient_sync(run.wrapped, number == len(parts)), _autocast(config, device):
@@ -50,9 +53,10 @@ def take_step(
                     0 if kept_sum is None else kept_sum
                 )
                 if config.budget is not None:
-                    loss = loss + config.budget_weight * budget_of(
-                        kept_B, gates.table, config.budget
-                    ).to(loss.dtype)
+                    pull = _budget_loss(run, config, kept_B, gates, done).to(loss.dtype)
+                    loss = loss + pull
+                    if run.multiplier is not None:  # its scale changes, so it would hide the rest
+                        pull_sum += pull.detach() / len(parts)
             loss = loss / len(parts)
             if not is_late:
                 refuse_loss(float(loss.detach()), run.step, config)
@@ -77,16 +81,38 @@ def take_step(
         run.average.update_parameters(run.model)
     if before is not None:
         before.refuse(config)
+    multiplier = None
+    if run.multiplier is not None and kept_sum is not None:
+        everywhere = processes.all_reduce_sum(kept_sum.double()) / processes.world_size()
+        multiplier = run.multiplier.clone()
+        adapt_(run.multiplier, everywhere - _target(config, done), total)
     run.step += 1
     rate = run.optimiser.param_groups[0]["lr"]
     step = run.step
 
     def row() -> dict[str, Any]:
         refuse_unread(run, config)
-        values = {"step": step, "loss": float(loss_sum), "lr": rate}
-        return values if kept_sum is None else values | {"kept": float(kept_sum)}
+        values = {"step": step, "loss": float(loss_sum - pull_sum), "lr": rate}
+        values |= {} if kept_sum is None else {"kept": float(kept_sum)}
+        return values if multiplier is None else values | {"budget_multiplier": float(multiplier)}
 
     return row
+
+
+def _target(config: TrainConfig, done: float) -> float:
+    assert config.budget is not None
+    return target_at(done, config.budget, config.threshold_warmup)
+
+
+def _budget_loss(
+    run: Run, config: TrainConfig, kept_B: Tensor, gates: Gates, done: float
+) -> Tensor:
+    assert config.budget is not None
+    fixed = budget_of(kept_B, gates.table, config.budget)  # refuses what is out of reach
+    if run.multiplier is None:
+        assert config.budget_weight is not None
+        return config.budget_weight * fixed
+    return press(kept_B.mean() - _target(config, done), run.multiplier)
 
 
 def refuse_unread(run: Run, config: TrainConfig) -> None:

@@ -39,6 +39,9 @@ class Record:
     """One row per epoch, or per part of it after a resume: `epoch` from 0, `images_per_second`."""
     num_unreadable: int
     """Number of lines of metrics and timing that are not valid rows."""
+    budget_message: str = ""
+    """What became of the budget of a finished run, in words."""
+    is_budget_missed: bool = False
 
     @property
     def is_detection(self) -> bool:
@@ -118,6 +121,8 @@ def write_summary(record: Record) -> str:
         name=record.name,
         config=config,
         is_finished=num_epochs == config["epochs"],
+        budget_message=record.budget_message,
+        is_budget_missed=record.is_budget_missed,
         done=f"{num_epochs} of {plural(config['epochs'], 'epoch')}, step {record.last_step:,}",
         num_unreadable=record.num_unreadable,
         tiles=list(_tiles(record)),
@@ -153,6 +158,7 @@ def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     if is_number(last.get("kept")):
         budget = record.config["budget"]
         asked = "no budget" if budget is None else f"budget {percent(budget)}"
+        asked += ", missed" if record.is_budget_missed else ""
         whose = (
             "the static backbone's, at the traced size"
             if record.is_detection

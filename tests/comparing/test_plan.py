@@ -9,8 +9,9 @@ from pages import ROOT, read_blocks
 from toy_comparison import write_comparison
 
 from dggraph.cli.flags import config_flags
-from dggraph.comparing.plan import command_of, digest_of, read_plan
+from dggraph.comparing.plan import digest_of, read_plan
 from dggraph.errors import InputError
+from dggraph.training.commands import command_of
 from dggraph.training.config import TrainConfig, read_config
 
 TABLES = """

@@ -7,7 +7,8 @@ from typing import Any
 
 from toy_comparison import write_comparison
 
-from dggraph.comparing.plan import Plan, PlannedRun, command_of, read_plan
+from dggraph.comparing.plan import Plan, PlannedRun, read_plan
+from dggraph.training.commands import command_of
 
 PLAN = """
 [families.small]

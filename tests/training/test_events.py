@@ -44,7 +44,9 @@ def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
             if "epoch" in row
             else ("train", {"loss", "lr"})
         )
-        for name in names | {"kept", "num_paths", "path_entropy_bits"} & row.keys():
+        for name in (
+            names | {"kept", "budget_multiplier", "num_paths", "path_entropy_bits"} & row.keys()
+        ):
             found.setdefault(f"{part}/{name}", []).append(
                 (row["step"], pytest.approx(row[name], rel=1e-6))
             )

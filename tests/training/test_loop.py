@@ -27,7 +27,9 @@ from dggraph.training.loop import train
 
 def test_a_run_learns_and_ends_with_an_archive(tmp_path: Path) -> None:
     rows: list[Any] = []
-    result = train(keys(tmp_path, epochs=4, mixup=0.0, model_ema=False), rows.append)
+    result = train(
+        keys(tmp_path, epochs=4, mixup=0.0, model_ema=False, budget_weight=1.0), rows.append
+    )
     assert result.is_finished
     assert result.step == 36
     assert result.evaluation is not None

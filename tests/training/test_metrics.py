@@ -47,7 +47,7 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
     whole = train(keys(tmp_path)).folder
     page, timing = (whole / SUMMARY).read_text(), (whole / TIMING).read_bytes()
     assert page == make_page(whole)
-    assert "Finished: 2 of 2 epochs, step 18." in page
+    assert "Finished, but the budget was missed: 2 of 2 epochs, step 18." in page
     assert "<bdi>toy_data:make</bdi>" in page
     shutil.rmtree(whole)
     real, stops = loop.take_step, {3, 9, 14}
