@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dggraph import training as training
     from dggraph.baselines.archive import load as load
     from dggraph.baselines.archive import save as save
+    from dggraph.baselines.pretrained import from_pretrained as from_pretrained
     from dggraph.detection.detectors import convert_backbone_ as convert_backbone_
     from dggraph.evaluation.calibration import calibrate as calibrate
     from dggraph.evaluation.explanation import Explanation as Explanation
@@ -67,6 +68,7 @@ __all__ = [
     "evaluation",
     "explain",
     "export",
+    "from_pretrained",
     "keep_freed_memory",
     "load",
     "losses",
@@ -104,6 +106,7 @@ _HOMES = {
     "evaluation": "dggraph.evaluation",
     "explain": "dggraph.evaluation.explanation",
     "export": "dggraph.exporting.network_files",
+    "from_pretrained": "dggraph.baselines.pretrained",
     "keep_freed_memory": "dggraph.system.allocator",
     "load": "dggraph.baselines.archive",
     "losses": "dggraph.losses",

@@ -18,10 +18,12 @@ stored fingerprint, and the loaded network must equal it as a converted one does
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors
 import safetensors.torch
@@ -72,6 +74,8 @@ def save(
     folder: str | os.PathLike[str],
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    notes: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write `net` to `folder` atomically.
 
@@ -83,6 +87,7 @@ def save(
             followed.
         preprocess: How images become inputs; by default `net.preprocess`.
         labels: Class names; by default `net.labels`.
+        notes: Names and contents of further files, which `load` does not read.
 
     Raises:
         InputError: `net` is not a converted network, or is optimised for inference; the labels do
@@ -98,7 +103,8 @@ def save(
     """
     folder = Path(os.path.realpath(os.fsdecode(folder)))
     manifest, state = _packed(net, folder, preprocess, labels)
-    write_archive(folder, {GRAPH: lambda: to_json(net.graph).encode()}, state, manifest)
+    parts = {GRAPH: lambda: to_json(net.graph).encode()}
+    write_archive(folder, parts, state, manifest, notes=notes)
 
 
 def write_archive(
@@ -106,15 +112,20 @@ def write_archive(
     parts: dict[str, Callable[[], bytes]],
     state: dict[str, Tensor],
     manifest: AnyManifest,
+    *,
+    notes: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Write `parts`, the weights and the sealed manifest to `folder` atomically.
+    """Write `parts`, the weights, the sealed manifest and `notes` to `folder` atomically.
+
+    People may edit the notes, so the manifest has no digests of them.
 
     Raises:
         ArchiveError: The folder cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(folder, _parts(parts, state, manifest), scratch_prefix=f".{folder.name[:80]}.")
+        contents = chain(notes.items(), _parts(parts, state, manifest))
+        write_folder(folder, contents, scratch_prefix=f".{folder.name[:80]}.")
     except OSError as error:
         raise ArchiveError(
             f"cannot write the archive {folder}: {error}. An existing archive there was not changed"

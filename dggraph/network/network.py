@@ -22,6 +22,7 @@ from dggraph.network.budgets import BudgetCurve
 from dggraph.network.execution import run_sparse
 from dggraph.network.gates import Gates
 from dggraph.network.layer_groups import automatic, with_routers
+from dggraph.network.publishing import push_to_hub, save_pretrained
 from dggraph.network.report import ConversionReport
 from dggraph.network.routing_summary import routing_summary
 from dggraph.network.shell import only_images
@@ -110,6 +111,9 @@ class DynamicNetwork(StandIn):
         self.preprocess = self.labels = self.budgets = None
         self._executor, self._last_run = "auto", ""
         self._inliner, self._collected, self.recompute = None, None, False
+
+    save_pretrained = save_pretrained
+    push_to_hub = push_to_hub
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay.

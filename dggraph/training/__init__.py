@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from dggraph.training.loop import TrainResult as TrainResult
     from dggraph.training.loop import train as train
     from dggraph.training.optimisers import param_groups as param_groups
+    from dggraph.training.results import read_results as read_results
+    from dggraph.views.model_card import TrainingResults as TrainingResults
 
 __all__ = [
     "BudgetVerdict",
     "TrainConfig",
     "TrainResult",
+    "TrainingResults",
     "param_groups",
     "read_config",
+    "read_results",
     "train",
 ]
 
@@ -25,8 +29,10 @@ _HOMES = {
     "BudgetVerdict": "dggraph.training.budget_verdict",
     "TrainConfig": "dggraph.training.config",
     "TrainResult": "dggraph.training.loop",
+    "TrainingResults": "dggraph.views.model_card",
     "param_groups": "dggraph.training.optimisers",
     "read_config": "dggraph.training.config",
+    "read_results": "dggraph.training.results",
     "train": "dggraph.training.loop",
 }
 
