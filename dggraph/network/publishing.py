@@ -6,6 +6,7 @@ The names follow the Hugging Face hub, whose package is needed for `push_to_hub`
 import json
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,11 +138,9 @@ def _is_ours(folder: Path) -> bool:
 
 def _config(net: "DynamicNetwork") -> dict[str, Any]:
     """Return what the hub counts downloads by; `load` reads the manifest alone."""
-    import dggraph
-
     return {
         "library_name": "dggraph",
-        "dggraph_version": dggraph.__version__,
+        "dggraph_version": version("dggraph"),
         "model": net.source,
         "router": net.blueprint.router,
         "gate": net.blueprint.gate,
