@@ -123,7 +123,7 @@ def export(
         >>> net = dggraph.convert("dggraph:resnet20_8")
         >>> report = dggraph.export(net, "skip.pt2", format="pt2", mode="skip")
         >>> report.num_conditions, report.outputs[0].shape
-        (9, (1, 10))
+        (7, (1, 10))
     """
     target = Path(os.fsdecode(file))
     _refuse(net, target, format, mode)
