@@ -23,10 +23,11 @@ from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.partition import as_modules_are
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.exporting.plain_graphs import module_of, plain_graph
+from dggraph.exporting.reachability import settle_one, which_are_needed
 from dggraph.network.network import DynamicNetwork
 from dggraph.ops.aggregation import adapt
 from dggraph.ops.granularity import largest
-from dggraph.ops.liveness import Topology, leads_to_out
+from dggraph.ops.liveness import Topology, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ def conditional(net: DynamicNetwork, image: Tensor) -> Conditional:
     lowered = net.lowered
     plan = as_modules_are(lowered, hooked_layers(lowered, hooked_blocks(lowered, net.plan)))
     graph, by_name = plain_graph(lowered)
+    for fx_node in graph.nodes:
+        if fx_node.target is settle:
+            fx_node.target = settle_one
     values = _Values(module_of(lowered, graph))
     with torch.no_grad():
         values.run(image)
@@ -118,12 +122,6 @@ def is_reached(weights: Tensor) -> Tensor:
     return (weights != 0).any()
 
 
-def is_needed(weights: Tensor, decided: Tensor, topology: Topology, vertex: int) -> Tensor:
-    """Whether an edge into `vertex` is open and leads on to `out`, 0-d; `decided` has all edges."""
-    open_BE = largest((decided != 0).to(torch.uint8)) != 0
-    return is_reached(weights) & leads_to_out(open_BE, topology)[0, vertex]
-
-
 class _Values(fx.Interpreter):
     """Runs a graph and keeps shapes and types of tensors, and all other values."""
 
@@ -160,10 +158,13 @@ def _condition(
 ) -> fx.Node:
     """Write the condition of the block at `vertex`."""
     weights: Any = by_name[stage.blocks[vertex - 1].input].args[1]
-    if stage.scope == "stage":
-        (decided, *_) = weights.args  # `weights` are narrowed from those of all edges
-        return graph.call_function(is_needed, (weights, decided, topology, vertex))
-    return graph.call_function(is_reached, (weights,))
+    if stage.scope != "stage":
+        return graph.call_function(is_reached, (weights,))
+    (decided, *_) = weights.args  # `weights` are narrowed from those of all edges
+    needed = next((one for one in decided.users if one.target is which_are_needed), None)
+    if needed is None:
+        needed = graph.call_function(which_are_needed, (decided, topology))
+    return graph.call_function(getitem, (needed, vertex))
 
 
 def _replace(

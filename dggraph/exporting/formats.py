@@ -116,11 +116,49 @@ def _onnx(program: ExportedProgram) -> Written:
     conditions = _clean_(model.graph)
     for function in model.functions:
         conditions += _clean_(function)
+    _move_weights_(model.graph)
     content = model.SerializeToString()
     opset = next(one.version for one in model.opset_import if not one.domain)
     return Written(
         content=content, run=onnx_runner(content), num_conditions=conditions, opset=opset
     )
+
+
+def _move_weights_(graph: Any) -> None:
+    """Give the branches of conditions the weights that only they read. In place.
+
+    onnxruntime fuses and reorders only layers whose weights are constants of their own graph.
+    Otherwise a convolution in a branch took up to three times as long.
+    """
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in set(node.input):
+            readers.setdefault(name, []).append(graph)
+        for branch in _branches(node):
+            for name in _names_in(branch):
+                readers.setdefault(name, []).append(branch)
+    for value in graph.output:
+        readers.setdefault(value.name, []).append(graph)
+    kept = []
+    for weight in graph.initializer:
+        (owner, *others) = readers.get(weight.name) or [graph]
+        if others or owner is graph:
+            kept.append(weight)
+        else:
+            owner.initializer.append(weight)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _branches(node: Any) -> list[Any]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _names_in(graph: Any) -> set[str]:
+    """Return the names of all values that `graph` reads or gives, those within it included."""
+    names = {name for node in graph.node for name in node.input}
+    names |= {value.name for value in graph.output}
+    return names.union(*(_names_in(one) for node in graph.node for one in _branches(node)))
 
 
 def _clean_(graph: Any) -> int:
@@ -134,9 +172,7 @@ def _clean_(graph: Any) -> int:
         del node.metadata_props[:]
         node.doc_string = ""
         conditions += node.op_type == "If"
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                conditions += _clean_(attribute.g)
+        conditions += sum(map(_clean_, _branches(node)))
     for values in (graph.value_info, getattr(graph, "input", ()), getattr(graph, "output", ())):
         for value in values:
             if hasattr(value, "metadata_props"):
