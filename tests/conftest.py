@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True)  # the same examples in every run
+settings.load_profile("fixed")
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
