@@ -341,7 +341,11 @@ def test_pictures_and_json_say_what_the_model_returns(
             (12 + scale * x0, 12 + scale * y0, scale * (x1 - x0), scale * (y1 - y0))
             for x0, y0, x1, y1 in shown
         ]
-        assert sorted(outlines(svg)) == [pytest.approx(one, abs=0.06) for one in sorted(expected)]
+        # not sorted: boxes that nearly share a side change places when they are rounded
+        found, wanted = outlines(svg), [pytest.approx(one, abs=0.06) for one in expected]
+        assert len(found) == len(wanted)
+        assert all(one in found for one in wanted)
+        assert all(one in wanted for one in found)
         drawn += len(shown)
         assert detector.net is not None
         order = [
