@@ -22,14 +22,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
-from dggraph.system.files import read_at_most
-from dggraph.system.paths import decode_text
+from dggraph.system.toml_files import read_toml
 from dggraph.training.config import MAX_TOLD, TrainConfig, read_config
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[import-not-found,no-redef]
 
 OWN_KEYS = ("seed", "budget", "output", "experiment")
 """Keys of a run that the plan sets itself."""
@@ -147,14 +141,12 @@ def _default_keys() -> dict[str, Any]:
 
 def _read(file: Path) -> Comparison:
     try:
-        keys = tomllib.loads(decode_text(read_at_most(file)))
+        keys = read_toml(file)
     except OSError as error:
         raise InputError(
             f"cannot read the comparison {file}: {error.strerror or error}. Give a .toml file, see"
             " docs/compare.md."
         ) from error
-    except (ValueError, RecursionError) as error:  # not TOML, or too many digits or brackets
-        raise InputError(f"{file} is not TOML: {error}.") from error
     try:
         return Comparison.model_validate(keys)
     except pydantic.ValidationError as error:

@@ -13,14 +13,9 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
-from dggraph.system.files import read_at_most
-from dggraph.system.paths import decode_text, locate
-from dggraph.training.config_errors import explain, on_backslashes
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[import-not-found,no-redef]
+from dggraph.system.paths import locate
+from dggraph.system.toml_files import read_toml
+from dggraph.training.config_errors import explain
 
 if TYPE_CHECKING:  # the command line reads configurations without torch
     from dggraph.data.augmentation import Augmentation
@@ -472,19 +467,12 @@ def read_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
             shipped if not file.exists() and file.name == str(file) and shipped.is_file() else file
         )
         try:
-            text = decode_text(read_at_most(file))
-            keys = tomllib.loads(text)
+            keys = read_toml(file)
         except OSError as error:
             names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
             raise InputError(
                 f"cannot read the configuration {file}: {error.strerror or error}. Give a .toml"
                 f" file, or one of the recipes {names}."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-        except (ValueError, RecursionError) as error:  # not TOML, or too many digits or brackets
-            raise InputError(
-                f"{file} is not TOML: {error}.{on_backslashes(text, error)}"
             ) from error
     keys |= {key: value for key, value in overrides.items() if value is not None}
     try:

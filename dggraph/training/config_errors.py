@@ -1,24 +1,10 @@
 """What is wrong with a configuration, in plain words."""
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
-
-
-def on_backslashes(text: str, error: Exception) -> str:
-    """Return a hint if the line of the error has a backslash, as Windows paths do."""
-    found = re.search(r"at line (\d+)", str(error))
-    lines = text.split("\n")
-    line = lines[int(found.group(1)) - 1] if found and int(found.group(1)) <= len(lines) else ""
-    if "\\" not in line:
-        return ""
-    return (
-        ' In "..." a backslash starts an escape: write a Windows path in single quotes,'
-        " 'C:\\data', or with /, \"C:/data\"."
-    )
 
 
 def explain(error: Any, file: Path | None, config_class: type[BaseModel]) -> str:
