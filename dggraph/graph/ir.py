@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import networkx as nx
 
 from dggraph.errors import GraphError
+from dggraph.graph.printing import count_parts, format_graph
 
 NodeKind = Literal["entry", "block", "out"]
 EdgeKind = Literal["add", "concat", "adapter"]
@@ -177,6 +178,16 @@ class DynamicGraph:
         """Whether the skips around the blocks of some stage are edges."""
         return any(stage.residual == "lift" for stage in self.stages.values())
 
+    @property
+    def num_blocks(self) -> int:
+        """The number of routed blocks in all stages."""
+        return sum(len(nodes) - 2 for nodes in self._nodes.values())
+
+    @property
+    def num_edges(self) -> int:
+        """The number of candidate edges in all stages."""
+        return sum(len(self.edges(stage)) for stage in self.stages)
+
     def nodes(self, stage: str) -> tuple[BlockNode, ...]:
         """Return the vertices of `stage`: v0, v1 .. vN, out."""
         return self._nodes[stage]
@@ -221,7 +232,7 @@ class DynamicGraph:
         return f"<pre>{escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
-        return f"<DynamicGraph {self.name}: {_counts(self)}>"
+        return f"<DynamicGraph {self.name}: {count_parts(self)}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,38 +366,6 @@ def input_shape(graph: DynamicGraph, node: str) -> tuple[int, ...]:
     static = next(edge for edge in graph.incoming(node) if edge.is_static)
     shape: tuple[int, ...] = graph.nx.nodes[static.source]["block"].shape
     return shape
-
-
-def format_graph(graph: DynamicGraph) -> str:
-    """Return a short, stable text: one line per stage and one per node.
-
-    A node's line names the sources that may feed it, with `?` after those that are not static.
-    """
-    lines = [f"{graph.name}: {_counts(graph)}"]
-    for stage in graph.stages.values():
-        edges = graph.edges(stage.name)
-        lines.append(f"{stage.name}: {stage.residual}, {len(edges)} edges")
-        for index, node in enumerate(graph.nodes(stage.name)):
-            label = {"entry": "v0", "block": f"v{index}", "out": "out"}[node.kind]
-            names = [f"v{i}" for i in range(len(graph.nodes(stage.name)))]
-            short = {member.name: names[i] for i, member in enumerate(graph.nodes(stage.name))}
-            sources = " ".join(
-                short[edge.source]
-                + ("" if edge.is_static else "?")
-                + ("" if edge.kind == "add" else f":{edge.kind}")
-                for edge in graph.incoming(node.name)
-            )
-            shape = "x".join(str(size) for size in node.shape)
-            lines.append(
-                f"  {label} {node.name} {shape} {node.macs}" + (f" <- {sources}" if sources else "")
-            )
-    return "\n".join(lines)
-
-
-def _counts(graph: DynamicGraph) -> str:
-    edges = sum(len(graph.edges(stage)) for stage in graph.stages)
-    blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
-    return f"{len(graph.stages)} stages, {blocks} routed blocks, {edges} candidate edges"
 
 
 def _reach(start: Iterable[str], pairs: Iterable[tuple[str, str]]) -> set[str]:

@@ -70,8 +70,6 @@ def picture_graph(
 ) -> Picture:
     """Return a picture of the candidate edges."""
     layout = layout or lay_out(graph)
-    edges = sum(len(graph.edges(stage)) for stage in graph.stages)
-    blocks = sum(len(graph.nodes(stage)) - 2 for stage in graph.stages)
     texts: dict[EdgeMark, str] = {
         "static": "the backbone's own edge",
         "candidate": "candidate edge: a router may open it",
@@ -86,8 +84,8 @@ def picture_graph(
             " · ".join(
                 (
                     plural(len(graph.stages), "stage"),
-                    plural(blocks, "routed block"),
-                    plural(edges, "candidate edge"),
+                    plural(graph.num_blocks, "routed block"),
+                    plural(graph.num_edges, "candidate edge"),
                 )
             ),
             *facts,

@@ -22,7 +22,7 @@ NUM_FIRST, MAX_CLASSES, MAX_TABLE_CELLS, MAX_MOST_USED = 4, 48, 4000, 20
 def gate_values(context: Context) -> Values:
     """Return the values of the gates: warnings, images per block, and edges that never change."""
     graph, gates = context.graph, context.atlas.gates
-    total = sum(len(graph.edges(stage)) for stage in graph.stages)
+    total = graph.num_edges
     ties = sorted(gates.tie_fractions.items(), key=lambda tie: -tie[1])
     lists = [
         _edge_list(

@@ -18,8 +18,8 @@ from dggraph.graph.ir import (
     CandidateEdge,
     DynamicGraph,
     Stage,
-    format_graph,
 )
+from dggraph.graph.printing import format_graph
 from dggraph.graph.schema import from_json, to_json
 from dggraph.graph.wiring import WIRINGS, entry, is_complete, parse_wiring, unite, window, wire
 
