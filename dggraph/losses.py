@@ -109,10 +109,19 @@ def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
         >>> torch.equal(loss, dggraph.losses.budget(gates, 0.8))
         True
     """
+    refuse_out_of_reach(table, target)
+    return torch.square(kept_B.mean() - target)
+
+
+def refuse_out_of_reach(table: MacsTable, target: float) -> None:
+    """Check that paths can keep the share `target` of the static network's MACs.
+
+    Raises:
+        InputError: they cannot, since layers outside the stages take as much.
+    """
     floor = table.fixed / table.static
     if not floor < target < float("inf"):
         raise InputError(
             f"target={target} is out of reach: the layers outside the stages always run and take"
             f" {floor:.3f} of the static network's MACs. Choose a larger fraction."
         )
-    return torch.square(kept_B.mean() - target)

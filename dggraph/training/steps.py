@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dggraph.data.sampler import seed_of
-from dggraph.losses import budget_of, kept
+from dggraph.losses import budget_of, kept, refuse_out_of_reach
 from dggraph.network.gates import Gates
 from dggraph.ops.gating import find_gate
 from dggraph.system import processes
@@ -108,10 +108,10 @@ def _budget_loss(
     run: Run, config: TrainConfig, kept_B: Tensor, gates: Gates, done: float
 ) -> Tensor:
     assert config.budget is not None
-    fixed = budget_of(kept_B, gates.table, config.budget)  # refuses what is out of reach
     if run.multiplier is None:
         assert config.budget_weight is not None
-        return config.budget_weight * fixed
+        return config.budget_weight * budget_of(kept_B, gates.table, config.budget)
+    refuse_out_of_reach(gates.table, config.budget)
     return press(kept_B.mean() - _target(config, done), run.multiplier)
 
 
