@@ -1,8 +1,13 @@
 """Configurations of short runs on `toy_data`, and what their folders hold."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from dggraph.training import loop
 from dggraph.training.config import TrainConfig
 
 FILES = (
@@ -43,6 +48,21 @@ def contents(
     names: tuple[str, ...] = (*FILES, "metrics.jsonl", "checkpoints/00000018/average.safetensors"),
 ) -> list[bytes]:
     return [(folder / name).read_bytes() for name in names]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, *steps: int) -> set[int]:
+    """Make training stop by a signal after each of `steps`, once; return those still to come."""
+    real, stops = loop.take_step, set(steps)
+
+    def step(run: Any, *args: Any) -> Any:
+        row = real(run, *args)
+        if run.step in stops:
+            stops.remove(run.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(loop, "take_step", step)
+    return stops
 
 
 TOY = (

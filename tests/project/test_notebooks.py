@@ -11,12 +11,6 @@ nbformat = pytest.importorskip("nbformat", reason="notebooks are read with nbfor
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "examples" / "notebooks"
 
-pytestmark = [
-    # of the kernel's client, which is not ours
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
 
 def printed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a notebook in `folder`; return all that its cells print, the kinds of results too."""

@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import run as run_command
-from toy_runs import TOY, contents, keys
+from toy_runs import TOY, contents, keys, stop_after
 
-from dggraph.training import TrainConfig, loop
+from dggraph.training import TrainConfig
 from dggraph.training.budget_multiplier import (
     HIGHEST,
     LOWEST,
@@ -140,16 +138,7 @@ def test_a_run_with_an_adapting_weight_resumes_to_the_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(keys(tmp_path / "whole"))
-    real, stops = loop.take_step, {5, 13}
-
-    def step(run: Any, *args: Any) -> Any:
-        row = real(run, *args)
-        if run.step in stops:
-            stops.remove(run.step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    monkeypatch.setattr(loop, "take_step", step)
+    stops = stop_after(monkeypatch, 5, 13)
     while not (result := train(keys(tmp_path / "parts"))).is_finished:
         pass
     assert not stops

@@ -5,7 +5,6 @@ be stepped with is not.
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from toy_runs import FILES, contents, keys
+from toy_runs import FILES, contents, keys, stop_after
 
 import dggraph
 from dggraph.errors import CheckpointError, InputError, TrainingError
@@ -62,17 +61,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     whole = train(keys(tmp_path / "whole"))
-    real = loop.take_step
-    stops = {3, 9, 10, 17}
-
-    def step(run: Any, *args: Any) -> Any:
-        row = real(run, *args)
-        if run.step in stops:
-            stops.remove(run.step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    monkeypatch.setattr(loop, "take_step", step)
+    stop_after(monkeypatch, 3, 9, 10, 17)
     config = keys(tmp_path / "parts", workers=workers)
     steps = []
     while not (result := train(config)).is_finished:
@@ -238,14 +227,6 @@ def test_a_compiled_run_stops_resumes_and_evaluates(
 ) -> None:
     """With an average, a budget and a rising threshold: one graph, never compiled again."""
     monkeypatch.setattr(loop.torch, "compile", partial(torch.compile, backend=backend))
-    real, stops = loop.take_step, {5}
-
-    def step(run: Any, *args: Any) -> Any:
-        row = real(run, *args)
-        if run.step in stops:
-            stops.remove(run.step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
 
     def count(name: str) -> int:
         return sum(counters[name].values())
@@ -259,7 +240,7 @@ def test_a_compiled_run_stops_resumes_and_evaluates(
     assert counters["stats"]["unique_graphs"] == 1
     assert not count("graph_break")
     assert not count("recompile_limit")
-    monkeypatch.setattr(loop, "take_step", step)
+    stop_after(monkeypatch, 5)
     parts = keys(tmp_path / "parts", epochs=1, torchcompile=True)
     assert not train(parts).is_finished
     result = train(parts)

@@ -1,8 +1,6 @@
 """Runs with a method: they resume, end with an archive, and are read back by the command line."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,11 @@ import pytest
 import torch
 from command_line import run
 from toy_data import Toy
-from toy_runs import contents, keys
+from toy_runs import contents, keys, stop_after
 
 import dggraph
 from dggraph.baselines import BaselineNetwork
 from dggraph.errors import InputError
-from dggraph.training import loop
 from dggraph.training.classifier_runs import open_classifier
 from dggraph.training.config import TrainConfig
 from dggraph.training.loop import train
@@ -28,16 +25,7 @@ def test_a_run_that_was_stopped_ends_as_the_other_and_evaluates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(keys(tmp_path / "whole", **METHOD))
-    real, stops = loop.take_step, {4, 13}
-
-    def step(one: Any, *args: Any) -> Any:
-        row = real(one, *args)
-        if one.step in stops:
-            stops.remove(one.step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    monkeypatch.setattr(loop, "take_step", step)
+    stop_after(monkeypatch, 4, 13)
     config = keys(tmp_path / "parts", **METHOD)
     assert not train(config).is_finished
     unfinished, remark = open_classifier(tmp_path / "parts/run")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import keys
+from toy_runs import keys, stop_after
 
 from dggraph.errors import DggraphWarning, TrainingError
 from dggraph.training import loop
@@ -50,16 +50,7 @@ def test_the_page_of_an_interrupted_run_is_that_of_a_whole_one(
     assert "Finished, but the budget was missed: 2 of 2 epochs, step 18." in page
     assert "<bdi>toy_data:make</bdi>" in page
     shutil.rmtree(whole)
-    real, stops = loop.take_step, {3, 9, 14}
-
-    def step(run: Any, *args: Any) -> Any:
-        row = real(run, *args)
-        if run.step in stops:
-            stops.remove(run.step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    monkeypatch.setattr(loop, "take_step", step)
+    stop_after(monkeypatch, 3, 9, 14)
     states = []
     while not (result := train(keys(tmp_path))).is_finished:
         states.append(
