@@ -104,9 +104,9 @@ def _swapped(net: DynamicNetwork, dataset: Dataset[Any]) -> dict[str, float]:
     swapped = swap_gates(net, dataset, limit=SWAPPED_IMAGES)
     return {
         "swap_images": swapped.num_images,
-        "own_paths_accuracy": swapped.own,
-        "mean_adjacency_accuracy": swapped.mean,
-        "other_image_accuracy": swapped.other,
+        "own_paths_accuracy": swapped.accuracy,
+        "mean_adjacency_accuracy": swapped.change("mean").accuracy,
+        "other_image_accuracy": swapped.change("other").accuracy,
     }
 
 

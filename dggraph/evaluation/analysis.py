@@ -7,7 +7,7 @@ with one edge closed. It also runs at other thresholds.
 Shape suffixes: M images, E edges of a stage, K classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,29 +16,22 @@ from torch.utils.data import Dataset
 
 from dggraph.compiler.lowered import routing_of
 from dggraph.errors import InputError
-from dggraph.evaluation.accuracy import own_batches
 from dggraph.evaluation.adjacency_statistics import (
     class_similarities,
     explained_variance,
     path_gain,
     rank_correlation,
 )
-from dggraph.evaluation.analysis_passes import (
-    SWAPS,
-    Counts,
-    Recorded,
-    compare,
-    growths_of,
-    record,
-)
+from dggraph.evaluation.analysis_passes import compare, growths_of
+from dggraph.evaluation.swapped_gates import SWAPS, Counts, Images, Recorded, record
 from dggraph.graph.analysis import Analysis, ClassFacts, EdgeFacts, StageGain, ThresholdFacts
-from dggraph.network.gate_contexts import decided_edges, own_thresholds
+from dggraph.network.gate_contexts import decided_edges
 from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.granularity import ChannelGate
+from dggraph.ops.granularity import ChannelGate, PositionGate
 from dggraph.system import processes
 from dggraph.system.devices import first_weight
-from dggraph.system.loaders import load_batches, num_samples
+from dggraph.system.loaders import num_samples
 from dggraph.system.modes import evaluating
 
 
@@ -76,26 +69,17 @@ def analyse(
             f"{num_images} images and {len(net.graph.stages)} stages: an analysis compares the"
             " adjacencies of several images. Give a network with routed blocks, and more images."
         )
-    if net.blueprint.granularity == "pixel":
-        raise InputError(
-            "an analysis keeps every weight of every image, which are too many where each pixel has"
-            " its own (granularity='pixel')."
-        )
     if processes.world_size() > 1:
         raise InputError("an analysis runs on one process. Leave torchrun out.")
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        device = first_weight(net).device
-        for images, labels in load_batches(
-            dataset, own_batches(num_images, batch_size), workers=workers
-        ):
-            yield images.to(device), labels
-
-    with evaluating(net), own_thresholds(net), torch.no_grad():
+    images = Images(dataset, batch_size, workers, first_weight(net).device)
+    with evaluating(net), torch.no_grad():
         own = _own_threshold(net)
-        recorded = record(net, batches(), len(classes))
-        counts = compare(net, batches(), recorded, own, lambda done: progress(done, num_images))
-        first, _ = next(batches())
+        recorded = record(net, images, len(classes))
+        counts, thresholds = compare(
+            net, images, recorded, own, lambda done: progress(done, num_images)
+        )
+        first, _ = next(images.read())
         growths = [growths_of(net, first, pinned) for pinned in (None, static_weights(net.graph))]
     groups = _groupings(recorded.labels_M, attributes or {})
     edges = _edge_facts(net, recorded, counts, groups)
@@ -107,8 +91,9 @@ def analyse(
         name=net.graph.name,
         router=net.blueprint.router,
         gate=net.blueprint.gate,
+        granularity=str(net.blueprint.granularity),
         num_images=num_images,
-        accuracy=counts.num_right / num_images,
+        accuracy=counts.accuracy,
         kept=float(recorded.kept_M.mean()),
         swapped={name: counts.change(name) for name in SWAPS},
         within=alike.within,
@@ -125,7 +110,7 @@ def analyse(
                 kept=kept / num_images,
                 is_own=threshold == own,
             )
-            for threshold, (right, kept) in sorted(counts.thresholds.items())
+            for threshold, (right, kept) in sorted(thresholds.items())
         ),
         chance={
             name: (len(torch.unique(groups_M)) - 1) / (num_images - 1)
@@ -160,6 +145,8 @@ def _edge_facts(
         start_E = _start(net, stage)
         moves_ME = (recorded.raw[stage].double() - start_E).abs()
         explained = {name: explained_variance(weights_ME, one) for name, one in groups.items()}
+        num_open_E = (weights_ME != 0).sum(0).clamp_min(1)
+        spread_E = recorded.spreads[stage].double().sum(0) / num_open_E  # 0 where closed
         for place, edge in enumerate(net.graph.edges(stage)):
             facts.append(
                 EdgeFacts(
@@ -170,6 +157,7 @@ def _edge_facts(
                     start=float(start_E[place]),
                     mean_weight=float(weights_ME[:, place].mean()),
                     deviation=float(weights_ME[:, place].std(correction=0)),
+                    spread=float(spread_E[place]),
                     open_fraction=float((weights_ME[:, place] != 0).double().mean()),
                     mean_move=float(moves_ME[:, place].mean()),
                     largest_move=float(moves_ME[:, place].max()),
@@ -188,7 +176,8 @@ def _start(net: DynamicNetwork, stage: str) -> Tensor:
     with torch.no_grad():
         for vertex, places in decided_edges(net, stage).items():
             gate = routing.gate(vertex)
-            gate = gate.gate if isinstance(gate, ChannelGate) else gate  # its parts begin alike
+            if isinstance(gate, ChannelGate | PositionGate):
+                gate = gate.gate  # all weights of an edge begin alike
             logits = torch.zeros(1, len(places), dtype=torch.float32, device=weight.device)
             start_E[places] = gate(logits)[0].double().cpu()
     return start_E

@@ -1,196 +1,72 @@
-"""The passes of an analysis: own adjacencies recorded, then every batch with others.
+"""The second pass of an analysis: other thresholds, other adjacencies, and each edge closed.
 
 Where an adjacency is pinned, routers decide nothing, so the other edges stay as they were.
 
-Shape suffixes: B images of a batch, M images, E edges of a stage, K classes.
+Shape suffixes: B images of a batch, K classes.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from dggraph.errors import InputError
-from dggraph.graph.analysis import Change
-from dggraph.network.decisions import refuse_nan
-from dggraph.network.gate_contexts import pinned_gates
-from dggraph.network.gates import static_weights
+from dggraph.evaluation.swapped_gates import (
+    Counts,
+    Images,
+    Recorded,
+    Swapped,
+    Weights,
+    run_pinned,
+    swap,
+)
+from dggraph.network.gate_contexts import own_thresholds, pinned_gates
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.divergence import divergence
 
 THRESHOLDS = tuple(place / 10 for place in range(10))
-SWAPS = ("mean", "class mean", "same class", "other", "static")
-
-Weights = Mapping[str, Tensor]
-Key = str | tuple[str, int]
 
 
-@dataclass(slots=True)
-class Recorded:
-    """What the first pass found."""
+class ThresholdCounts(dict[float, tuple[int, float]]):
+    """For each threshold, the number of right images and the sum of MACs ratios."""
 
-    weights: dict[str, Tensor]
-    """Settled, (M, E) per stage; the mean where an edge has several."""
-    pins: dict[str, Tensor]
-    """The same, but with all weights of each edge: (M, E), or (M, E, P)."""
-    raw: dict[str, Tensor]
-    labels_M: Tensor
-    kept_M: Tensor
-    num_classes: int
-
-
-def record(
-    net: DynamicNetwork, batches: Iterator[tuple[Tensor, Tensor]], num_classes: int
-) -> Recorded:
-    """Run `net` on all batches of images and labels as it is.
-
-    Raises:
-        InputError: a label is not an output of the network.
-        GateError: an edge weight is NaN.
-    """
-    parts: dict[str, list[Tensor]] = {"labels": [], "kept": []}
-    weights: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
-    raw: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
-    pins: dict[str, list[Tensor]] = {stage: [] for stage in net.graph.stages}
-    num_outputs = num_classes
-    for images, labels in batches:
-        output, gates = net(images, return_gates=True)
-        num_outputs = max(num_outputs, output.shape[1])
-        if int(labels.min()) < 0 or int(labels.max()) >= output.shape[1]:
-            raise InputError(
-                f"a label is {int(labels.max())}, but the model has {output.shape[1]} outputs; set"
-                " num_classes."
-            )
-        parts["labels"].append(labels)
-        parts["kept"].append(gates.macs().cpu() / net.macs_table.static)
-        for stage in net.graph.stages:
-            refuse_nan(net.graph, stage, gates.raw[stage])
-            weights[stage].append(gates.mean_weights(stage).cpu())
-            pins[stage].append(gates.all_weights(stage).cpu())
-            raw[stage].append(gates.raw[stage].cpu())
-    return Recorded(
-        {stage: torch.cat(found) for stage, found in weights.items()},
-        {stage: torch.cat(found) for stage, found in pins.items()},
-        {stage: torch.cat(found) for stage, found in raw.items()},
-        torch.cat(parts["labels"]),
-        torch.cat(parts["kept"]),
-        num_outputs,
-    )
-
-
-class Counts:
-    """What the second pass adds up, by the name of a swap, or by stage and edge."""
-
-    def __init__(self) -> None:
-        self.num_images = self.num_right = 0
-        self.gained: Counter[Key] = Counter()
-        self.lost: Counter[Key] = Counter()
-        self.divergences: dict[Key, float] = {}
-        self.thresholds: dict[float, tuple[int, float]] = {}
-        """For each, the number of right images and the sum of MACs ratios."""
-
-    def add(self, key: Key, expected_BK: Tensor, output_BK: Tensor, labels: Tensor) -> None:
-        """Count a batch of own outputs and of outputs with a change."""
-        was_B, is_B = expected_BK.argmax(1) == labels, output_BK.argmax(1) == labels
-        self.gained[key] += int((is_B & ~was_B).sum())
-        self.lost[key] += int((was_B & ~is_B).sum())
-        lost = float(divergence(expected_BK, output_BK).sum())
-        self.divergences[key] = self.divergences.get(key, 0.0) + lost
-
-    def change(self, key: Key) -> Change:
-        """Return what the change `key` did to all images."""
-        gained, lost = self.gained[key], self.lost[key]
-        return Change(
-            accuracy=(self.num_right + gained - lost) / self.num_images,
-            gained=gained / self.num_images,
-            lost=lost / self.num_images,
-            num_images=self.num_images,
-        )
+    def add(self, net: DynamicNetwork, batch: Swapped, own: float) -> None:
+        """Count a batch at `THRESHOLDS`, and at the network's own."""
+        with own_thresholds(net):
+            for threshold in sorted({*THRESHOLDS, own}):
+                net.set_threshold(threshold)
+                output, gates = net(batch.images, return_gates=True)
+                right, kept = self.get(threshold, (0, 0.0))
+                self[threshold] = (
+                    right + int((output.cpu().argmax(1) == batch.labels).sum()),
+                    kept + float(gates.macs().sum()) / net.macs_table.static,
+                )
 
 
 def compare(
     net: DynamicNetwork,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    images: Images,
     recorded: Recorded,
     own: float,
     progress: Callable[[int], None],
-) -> Counts:
+) -> tuple[Counts, ThresholdCounts]:
     """Run every batch with changed adjacencies, and at other thresholds.
 
-    The thresholds of `net` are 0 afterwards. `own` is the threshold that it had.
+    `own` is the threshold of `net`, and `progress` is called with the number of images done.
     """
-    counts, swapped = Counts(), _swapped(net, recorded)
-    ever_open = {
-        stage: (pins.flatten(2) if pins.ndim > 2 else pins[:, :, None]).ne(0).any(2).any(0)
-        for stage, pins in recorded.pins.items()
-    }
-    for images, labels in batches:
-        place = slice(counts.num_images, counts.num_images + len(images))
-        mine = {stage: pins[place] for stage, pins in recorded.pins.items()}
-        for threshold in sorted({*THRESHOLDS, own}):
-            net.set_threshold(threshold)
-            output, gates = net(images, return_gates=True)
-            right, kept = counts.thresholds.get(threshold, (0, 0.0))
-            counts.thresholds[threshold] = (
-                right + int((output.cpu().argmax(1) == labels).sum()),
-                kept + float(gates.macs().sum()) / net.macs_table.static,
-            )
-        # settled weights are 0 where an edge is closed, and a mean is taken as it is
-        net.set_threshold(0)
-        expected_BK = _pinned(net, images, mine)
-        counts.num_images += len(images)
-        counts.num_right += int((expected_BK.argmax(1) == labels).sum())
-        for name, weights in swapped.items():
-            others = {stage: one[place] for stage, one in weights.items()}
-            counts.add(name, expected_BK, _pinned(net, images, others), labels)
+    counts, thresholds = Counts(), ThresholdCounts()
+    ever_open = {stage: (one != 0).any(0).tolist() for stage, one in recorded.weights.items()}
+    for batch in swap(net, images, recorded):
+        thresholds.add(net, batch, own)
+        expected_BK = counts.swapped(net, batch)
         for stage, is_ever_open in ever_open.items():
-            for edge in range(len(is_ever_open)):
+            for edge, is_open in enumerate(is_ever_open):
                 output_BK = expected_BK
-                if is_ever_open[edge]:
-                    closed = mine[stage].clone()
+                if is_open:
+                    closed = batch.own[stage].clone()
                     closed[:, edge] = 0
-                    output_BK = _pinned(net, images, mine | {stage: closed})
-                counts.add((stage, edge), expected_BK, output_BK, labels)
+                    output_BK = run_pinned(net, batch.images, {**batch.own, stage: closed})
+                counts.add((stage, edge), expected_BK, output_BK, batch.labels)
         progress(counts.num_images)
-    return counts
-
-
-def _pinned(net: DynamicNetwork, images: Tensor, weights: Weights) -> Tensor:
-    with pinned_gates(net, weights):
-        output: Tensor = net(images)
-    return output.double().cpu()
-
-
-def _swapped(net: DynamicNetwork, recorded: Recorded) -> dict[str, dict[str, Tensor]]:
-    """Return the adjacencies in place of each image's own, per name and stage (M, E)."""
-    labels_M = recorded.labels_M
-    generator = torch.Generator().manual_seed(0)
-    shuffled = torch.randperm(len(labels_M), generator=generator)
-    other = _next_in(shuffled)
-    by_class = shuffled[labels_M[shuffled].argsort(stable=True)]
-    same = torch.arange(len(labels_M))
-    for members in torch.split(by_class, labels_M.bincount().tolist()):
-        same[members] = _next_in(members)[members.argsort().argsort()] if len(members) else members
-    static = static_weights(net.graph)
-    found: dict[str, dict[str, Tensor]] = {name: {} for name in SWAPS}
-    for stage, pins in recorded.pins.items():
-        means_KE = torch.stack(
-            [pins[labels_M == label].mean(0) for label in range(int(labels_M.max()) + 1)]
-        )
-        found["mean"][stage] = pins.mean(0).expand_as(pins)
-        found["class mean"][stage] = means_KE[labels_M]
-        found["same class"][stage] = pins[same]
-        found["other"][stage] = pins[other]
-        found["static"][stage] = static[stage].to(pins).expand(len(pins), -1)
-    return found
-
-
-def _next_in(cycle: Tensor) -> Tensor:
-    """Return for each member of `cycle`, in ascending order, the one after it."""
-    return cycle.roll(-1)[cycle.argsort()]
+    return counts, thresholds
 
 
 def growths_of(net: DynamicNetwork, images: Tensor, pinned: Weights | None) -> dict[str, float]:

@@ -42,12 +42,14 @@ class EdgeFacts:
     start: float
     """The weight that the gate gives at a logit of 0."""
     mean_weight: float
-    """Mean of the weights that applied, 0 where closed."""
+    """Mean of the weights that applied, 0 where closed; where it has several, of their mean."""
     deviation: float
     """Standard deviation of these over images."""
+    spread: float
+    """That of its weights within one image, as the mean over images for which it is open."""
     open_fraction: float
     mean_move: float
-    """Mean distance of the weight before the threshold from `start`."""
+    """Mean distance of the weight before the threshold, the largest of several, from `start`."""
     largest_move: float
     closed: Change
     """What closing it does to the accuracy."""
@@ -107,6 +109,7 @@ class Analysis:
     name: str
     router: str
     gate: str
+    granularity: str
     num_images: int
     accuracy: float
     kept: float

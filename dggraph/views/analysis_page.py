@@ -76,9 +76,17 @@ def write_analysis(found: Analysis, images: str) -> str:
         groupings=list(found.chance),
         chance=[percent(share) for share in found.chance.values()],
         variances=[
-            (_name(edge), [f"{edge.deviation:.3f}", *map(_share, edge.explained.values())])
+            (
+                _name(edge),
+                [
+                    f"{edge.deviation:.3f}",
+                    *([f"{edge.spread:.3f}"] if _has_parts(found) else []),
+                    *map(_share, edge.explained.values()),
+                ],
+            )
             for edge in found.edges
         ],
+        variance_heads=["deviation", *(["within an image"] if _has_parts(found) else [])],
         gain_heads=["gain", "static gain", "norm growth", "static norm growth"],
         gains=[
             (one.stage, _gain_cells(one.gain, one.static_gain, one.growth, one.static_growth))
@@ -135,6 +143,13 @@ def _findings(found: Analysis) -> Iterator[str]:
             f" {_points(mean.difference)} points (± {100 * mean.half_width:.1f}): these images"
             " cannot tell it from each image's own."
         )
+    if _has_parts(found):
+        yield (
+            f"Edges have several weights (granularity {found.granularity}). Other adjacencies"
+            " replace all of them, and closing an edge closes all of them. Where this page gives"
+            " one number for the weight of an edge, it is their mean, and for how far it moved"
+            " their largest."
+        )
     if found.rank_correlation is not None:
         tells = "says little about" if found.rank_correlation < WEAK else "goes with"
         yield (
@@ -168,6 +183,10 @@ def _warnings(found: Analysis) -> Iterator[str]:
             " features by so many times what they do in the static network. Far from 1, training"
             " may become unstable."
         )
+
+
+def _has_parts(found: Analysis) -> bool:
+    return found.granularity != "edge"
 
 
 def _is_sure(change: Change) -> bool:

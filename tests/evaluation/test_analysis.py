@@ -223,7 +223,7 @@ def test_an_untrained_network_is_said_to_be_one() -> None:
     assert "Every image gets the same adjacency" in page
 
 
-@pytest.mark.parametrize("granularity", [4, "channel"])
+@pytest.mark.parametrize("granularity", [4, "channel", "pixel"])
 def test_edges_with_several_weights_are_pinned_with_all_of_them(granularity: Any) -> None:
     """Their own adjacency gives the network's own answers, and closing one closes all its parts."""
     net = routed(granularity=granularity)
@@ -234,9 +234,31 @@ def test_edges_with_several_weights_are_pinned_with_all_of_them(granularity: Any
     assert any(edge.divergence > 0 for edge in found.edges)
 
 
-def test_pixels_have_too_many_weights() -> None:
-    with pytest.raises(InputError, match="granularity='pixel'"):
-        analyse(routed(is_trained=False, granularity="pixel"), DATA, CLASSES)
+def test_a_page_says_what_one_number_for_several_weights_is(found: Analysis) -> None:
+    """Weights of an edge are told by their mean, and how they differ in one image beside it."""
+    net = routed(granularity="pixel")
+    with torch.no_grad():
+        _, gates = net.eval()(DATA.images, return_gates=True)
+    parts = gates.parts["blocks"].flatten(2)
+    several = analyse(net, DATA, CLASSES, batch_size=7)
+    for place, edge in enumerate(several.edges):
+        own = parts[:, place]
+        spread = float(own[(own != 0).any(1)].std(1, correction=0).mean())
+        assert edge.mean_weight == pytest.approx(float(own.mean()))
+        assert edge.spread == pytest.approx(spread)
+    page, plain = write_analysis(several, "noise"), write_analysis(found, "noise")
+    assert "granularity pixel" in page
+    assert "it is their mean" in page
+    assert "granularity" not in plain
+    assert {edge.spread for edge in found.edges} == {0}
+
+
+def test_a_threshold_between_those_that_are_tried_is_kept() -> None:
+    """Its own adjacency is what the network computes, whatever other thresholds were tried."""
+    net = routed()
+    net.lowered.get_buffer("dg_blocks.threshold").fill_(0.93)
+    assert analyse(net, DATA, CLASSES, batch_size=7).accuracy == evaluate(net, DATA).accuracy
+    assert float(net.lowered.get_buffer("dg_blocks.threshold")) == pytest.approx(0.93)
 
 
 def test_domains_group_images_too() -> None:

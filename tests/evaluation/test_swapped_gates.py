@@ -1,5 +1,7 @@
 """Swapped adjacencies: accuracies equal to a plain loop over the images."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from reference import randomise_routers
@@ -7,8 +9,9 @@ from toy_data import Toy
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.evaluation.swapped_gates import swap_gates
-from dggraph.network.gate_contexts import pinned_gates
+from dggraph.evaluation.swapped_gates import SWAPS, swap_gates
+from dggraph.network.gate_contexts import own_thresholds, pinned_gates
+from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
 
 
@@ -40,29 +43,42 @@ def labelled_by(net: DynamicNetwork, data: Toy) -> Toy:
 @pytest.mark.parametrize("num_images", [2, 7, 11])
 def test_a_plain_loop_gives_the_same(net: DynamicNetwork, num_images: int) -> None:
     data = labelled_by(net, Doubles(num_images, False, 1))
-    found = swap_gates(net, data, batch_size=5, seed=3)
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(3)).tolist()
-    batches = [order[:5], order[5:]] if num_images == 7 else [order]
-    if num_images == 11:
-        batches = [order[:5], order[5:]]  # a last batch of one joins the one before
+    found = swap_gates(net, data, swaps=SWAPS, batch_size=5)
     with torch.no_grad():
         weights = [net(data[i][0][None], return_gates=True)[1].weights for i in range(num_images)]
-        right = {"mean": 0, "other": 0}
-        means = {
-            stage: sum(one[stage] for one in weights) / num_images for stage in net.graph.stages
+    shuffled = torch.randperm(num_images, generator=torch.Generator().manual_seed(0)).tolist()
+    follower = dict(zip(shuffled, shuffled[1:] + shuffled[:1], strict=True))
+    groups = {int(label): [i for i in shuffled if data[i][1] == label] for label in data.labels}
+
+    def mean(members: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {
+            stage: sum(weights[i][stage] for i in members) / len(members)
+            for stage in net.graph.stages
         }
-        for batch in batches:
-            for place, index in enumerate(batch):
-                net.set_threshold(0)
-                for name, pinned in (("mean", means), ("other", weights[batch[place - 1]])):
-                    with pinned_gates(net, pinned):
-                        answer = int(net(data[index][0][None]).argmax())
-                    right[name] += answer == data[index][1]
-                net.set_threshold(0.3)
-    assert found.own == 1.0
-    assert found.mean == right["mean"] / num_images
-    assert found.other == right["other"] / num_images
+
+    pinned = {
+        "mean": lambda i: mean(range(num_images)),
+        "class mean": lambda i: mean(groups[int(data.labels[i])]),
+        "same class": lambda i: weights[following(groups[int(data.labels[i])], i)],
+        "other": lambda i: weights[follower[i]],
+        "static": lambda i: static_weights(net.graph),
+    }
+    assert found.accuracy == 1.0
     assert found.num_images == num_images
+    for name in SWAPS:
+        own = [answer(net, data[i][0], pinned[name](i)) == data[i][1] for i in range(num_images)]
+        assert found.change(name).accuracy == pytest.approx(sum(own) / num_images), name
+
+
+def following(members: list[int], i: int) -> int:
+    return members[(members.index(i) + 1) % len(members)]
+
+
+def answer(net: DynamicNetwork, image: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> int:
+    with torch.no_grad(), own_thresholds(net):
+        net.set_threshold(0)
+        with pinned_gates(net, weights):
+            return int(net(image[None]).argmax())
 
 
 def test_other_adjacencies_matter_and_the_network_stays(net: DynamicNetwork) -> None:
@@ -70,8 +86,8 @@ def test_other_adjacencies_matter_and_the_network_stays(net: DynamicNetwork) -> 
     before = {name: value.clone() for name, value in net.state_dict().items()}
     found = swap_gates(net, data, limit=40)
     assert found.num_images == 40
-    assert found.own == 1.0
-    assert found.other < 1.0
+    assert found.accuracy == 1.0
+    assert found.change("other").accuracy < 1.0
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
 
 
@@ -95,7 +111,8 @@ def test_edges_with_several_weights_keep_them_all(granularity: str) -> None:
     randomise_routers(net, 3).eval()
     image, label = next(filter(None, (_told_apart(net, seed) for seed in range(200))))
     swapped = swap_gates(net, [(image, label)] * 4)  # type: ignore[arg-type]
-    assert (swapped.own, swapped.mean, swapped.other) == (1, 1, 1)
+    assert swapped.accuracy == 1
+    assert [swapped.change(name).accuracy for name in ("mean", "other")] == [1, 1]
 
 
 def _told_apart(net: DynamicNetwork, seed: int) -> tuple[torch.Tensor, int] | None:
