@@ -282,7 +282,8 @@ class _Writer:
         for name in routing._modules:
             self.check(routing._modules, name)
         for vertex, router, gate in routing.deciders():
-            is_known = self.is_untouched(router) and self.is_untouched(gate)
+            modules = [router, *gate.modules()]
+            is_known = all(map(self.is_untouched, modules))
             weights = [*_tensors_of(router), *_tensors_of(gate)]
             is_counted = not any(weight.is_inference() for weight in weights)
             forms = self.forms if is_counted else EXACT
@@ -297,9 +298,11 @@ class _Writer:
             if row is not None:
                 constant[vertex] = row
             if is_known:
-                self.check_settings(router)
-                self.check_settings(gate)
-            tables = [vars(module)[kind] for module in (router, gate) for kind in FORWARD_KINDS]
+                for module in modules:
+                    self.check_settings(module)
+                    for name in module._modules if module is not router else ():
+                        self.check(module._modules, name)
+            tables = [vars(module)[kind] for module in modules for kind in FORWARD_KINDS]
             self.hooked += filter(None, tables)
         return BoundRouting(decide, decide_one, constant, self.value(routing, "threshold"))
 

@@ -28,7 +28,7 @@ from dggraph.graph.analysis import Analysis, ClassFacts, EdgeFacts, StageGain, T
 from dggraph.network.gate_contexts import decided_edges
 from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
-from dggraph.ops.granularity import ChannelGate, PositionGate
+from dggraph.ops.granularity import PARTS_GATES
 from dggraph.system import processes
 from dggraph.system.devices import first_weight
 from dggraph.system.loaders import num_samples
@@ -176,7 +176,7 @@ def _start(net: DynamicNetwork, stage: str) -> Tensor:
     with torch.no_grad():
         for vertex, places in decided_edges(net, stage).items():
             gate = routing.gate(vertex)
-            if isinstance(gate, ChannelGate | PositionGate):
+            if isinstance(gate, PARTS_GATES):
                 gate = gate.gate  # all weights of an edge begin alike
             logits = torch.zeros(1, len(places), dtype=torch.float32, device=weight.device)
             start_E[places] = gate(logits)[0].double().cpu()

@@ -18,7 +18,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.ops.content_router import ContentRouter, content_logits
 from dggraph.ops.device_copies import number, to_device, to_host, to_lists
 from dggraph.ops.gating import shrink
-from dggraph.ops.granularity import applied_parts, largest
+from dggraph.ops.granularity import PARTS_GATES, applied_parts, largest
 from dggraph.ops.liveness import (
     Topology,
     is_live,
@@ -162,10 +162,11 @@ class NodeDecisions(Decisions):
     def _row(self, vertex: int, output: Tensor | None, instances: Places | None) -> Tensor:
         """Return weights (B, E); the gate sees the full batch, with logit 0 for dead images."""
         edges = self.decided[vertex]
-        if output is None and self.parts is not None:  # nothing reads what a dead node decides
+        gate = self.routing.gate(vertex)
+        if output is None and isinstance(gate, PARTS_GATES):  # nothing reads it
             return self.zero.expand(self.num_instances, len(edges))
         logits_BE = self._logits(vertex, self._read(vertex, output, instances))
-        row_BEP: Tensor = self.routing.gate(vertex)(logits_BE)
+        row_BEP: Tensor = gate(logits_BE)
         if row_BEP.ndim > 2:
             if self.parts is None:
                 num_edges = len(self.topology.sources)

@@ -48,7 +48,7 @@ from dggraph.network.decisions import (
 from dggraph.network.gathering import gather, no_features, read_outside
 from dggraph.ops.device_copies import number, to_device, to_lists
 from dggraph.ops.gating import settled_weight
-from dggraph.ops.granularity import applied_parts, shrink_parts
+from dggraph.ops.granularity import applied_parts, largest, shrink_parts
 from dggraph.ops.kernels import empty_rows
 from dggraph.ops.rows import Places, take_rows
 from dggraph.ops.stage_costs import choose_way
@@ -150,8 +150,7 @@ def run_stage(
 
 def is_walked(step: StageProgram) -> bool:
     """Whether a single image walks through the stage, deciding in floats, see `stage_walk`."""
-    is_plain = step.sums_only and step.plan.granularity == "edge"
-    return is_plain and step.plan.scope == "node"
+    return step.sums_only and step.plan.scope == "node"
 
 
 def _plans_of(step: StageProgram, decided: Decided, entry: Tensor) -> list[PatternPlan] | None:
@@ -239,6 +238,7 @@ def _walk(
     """Run one image through a stage of `node` routers whose edges all add."""
     entry, name = values[step.plan.entry], step.plan.name
     dtype, threshold = torch.float32, number(routing.threshold)
+    raw_parts, parts = dict[int, Tensor](), dict[int, Tensor]()
 
     def decide(vertex: int, edges: list[int], output: Tensor | None) -> list[float]:
         nonlocal dtype
@@ -246,18 +246,28 @@ def _walk(
             row = routing.constant[vertex]
         elif output is not None and vertex in routing.decide_one:
             row = routing.decide_one[vertex](output)
+        elif output is None and step.plan.granularity != "edge":  # nothing reads it
+            row = [0.0] * len(edges)
         else:
             if output is None:  # a dead node: logit 0
                 gate = routing_of(lowered, name).gate(vertex)
                 raw_1E = gate(torch.zeros(1, len(edges), dtype=dtype, device=entry.device))
             else:
                 raw_1E = routing.decide[vertex](output)
+                if raw_1E.ndim > 2:
+                    keep_parts(edges, raw_1E, output)
+                    raw_1E = largest(raw_1E)
             ((row,),), dtype = to_lists(raw_1E), raw_1E.dtype
         if isnan(sum(row)):
             known_1E = torch.zeros(1, len(step.topology.sources), device="cpu")
             known_1E[:, edges] = torch.tensor(row, device="cpu")
             refuse_nan(graph, name, known_1E)
         return row
+
+    def keep_parts(edges: list[int], raw_1EP: Tensor, output: Tensor) -> None:
+        applied_1EP = shrink_parts(raw_1EP, threshold) if step.plan.shrinks else raw_1EP
+        raw_parts.update(zip(edges, raw_1EP.unbind(1), strict=True))
+        parts.update(zip(edges, applied_1EP.to(output.dtype).unbind(1), strict=True))
 
     output, weights, raw = walk_stage(
         entry,
@@ -267,11 +277,17 @@ def _walk(
         step.run_block or _block_runner(step, lowered, values, None),
         step.effects,
         settled_weight(threshold, shrinks=step.plan.shrinks),
+        parts,
     )
     if output is None:
         output = no_features(step, len(step.blocks) + 1, entry, 1)
     if gates is not None:
-        gates[name] = _gates([weights], [raw], dtype, entry.device)
+        found = _gates([weights], [raw], dtype, entry.device)
+        every = None
+        if raw_parts:
+            none = torch.zeros_like(next(iter(raw_parts.values())))
+            every = torch.stack([raw_parts.get(edge, none) for edge in range(len(raw))], 1)
+        gates[name] = _with_parts(step, found, every, threshold)
     return output
 
 

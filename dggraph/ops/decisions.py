@@ -7,6 +7,7 @@ the image, and one image takes two products of a matrix and a vector, then float
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import exp, tanh
 from typing import NamedTuple, TypeGuard
 
@@ -23,10 +24,11 @@ from dggraph.ops.gating import (
     SigmoidGate,
     SoftmaxGate,
 )
+from dggraph.ops.granularity import PARTS_GATES
 from dggraph.ops.routing import ConstantRouter, LinearRouter
 
 Decide = Callable[[Tensor], Tensor]
-"""Takes features (B, ...) and returns the raw weights of the edges it decides, (B, E)."""
+"""Takes features (B, ...) and returns the raw weights of the edges it decides, (B, E, ...)."""
 
 DecideOne = Callable[[Tensor], list[float]]
 """Takes the features of one image, and returns the raw weights of the edges it decides, (E,)."""
@@ -79,9 +81,10 @@ def bound_decision(router: nn.Module, gate: nn.Module) -> Decide | None:
 def constant_row(router: nn.Module, gate: nn.Module) -> list[float] | None:
     """Return what the gate gives every image, (E,), or None if that depends on the image.
 
-    A router that was never trained has no weights but its bias.
+    A router that was never trained has no weights but its bias. Edges with several weights have no
+    such row.
     """
-    finish = _finish(gate)
+    finish = None if isinstance(gate, PARTS_GATES) else _finish(gate)
     is_untrained = _is_plain(router) and not router.weight.any()
     if finish is None or not (is_untrained or _is_constant(router)):
         return None
@@ -162,6 +165,9 @@ def _finish(gate: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return lambda logits_BE: logits_BE.div_(divisor).add_(SCRATCH_OFFSET).sigmoid_()
     if type(gate) is ScaledGate or type(gate) is SoftmaxGate:
         return gate.forward
+    if isinstance(gate, PARTS_GATES):
+        inner = _finish(gate.gate)
+        return None if inner is None else partial(gate.weigh, inner)
     return None
 
 

@@ -109,8 +109,12 @@ class ChannelGate(nn.Module):
 
     def forward(self, logits_BN: Tensor) -> Tensor:
         """Map logits (B, E * G) to weights (B, E, ..., C, ...), 1 on the axes of positions."""
+        return self.weigh(self.gate, logits_BN)
+
+    def weigh(self, gate: Callable[[Tensor], Tensor], logits_BN: Tensor) -> Tensor:
+        """Compute `forward` with `gate`, which maps logits to weights, both (N, E)."""
         logits_BGE = logits_BN.view(len(logits_BN), -1, self.num_groups).transpose(1, 2)
-        weights_BEG = self.gate(logits_BGE.flatten(0, 1)).view_as(logits_BGE).transpose(1, 2)
+        weights_BEG = gate(logits_BGE.flatten(0, 1)).view_as(logits_BGE).transpose(1, 2)
         if self.repeats != 1:
             weights_BEG = weights_BEG.repeat_interleave(self.repeats, 2)
         before, after = self.around
@@ -135,8 +139,16 @@ class PositionGate(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Map logits (B, *positions, E) to weights (B, E, ...) of the axes of features."""
-        weights: Tensor = self.gate(logits.flatten(0, -2)).view_as(logits).movedim(-1, 1)
+        return self.weigh(self.gate, logits)
+
+    def weigh(self, gate: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+        """Compute `forward` with `gate`, which maps logits to weights, both (N, E)."""
+        weights = gate(logits.flatten(0, -2)).view_as(logits).movedim(-1, 1)
         return weights.unsqueeze(2 + self.channel_position)
+
+
+PARTS_GATES = (ChannelGate, PositionGate)
+"""The gates of edges with several weights."""
 
 
 def largest(weights_BEP: Tensor) -> Tensor:

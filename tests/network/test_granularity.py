@@ -15,6 +15,7 @@ from small import X
 from torch import Tensor, nn
 
 import dggraph
+from dggraph.compiler.lowered import routing_of
 from dggraph.errors import InputError, WiringError
 from dggraph.network.gate_contexts import pinned_gates
 
@@ -240,6 +241,47 @@ def test_pinned_weights_go_to_all_parts() -> None:
     with torch.no_grad(), pinned_gates(net, weights):
         assert torch.equal(net(x), model(x))
     assert plain.blueprint.granularity == "channel"
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("router", ["node", "stage"])
+def test_one_pinned_weight_for_each_edge_closes_blocks_too(granularity: Any, router: str) -> None:
+    """A block that no image reaches has no router that could give its edges several weights."""
+    net, x = build("lifted", granularity, router)
+    weights = {stage: torch.ones(len(net.graph.edges(stage))) for stage in net.graph.stages}
+    first = net.graph.nodes(next(iter(weights)))[1].name
+    for stage, own in weights.items():
+        own[[first in (edge.source, edge.target) for edge in net.graph.edges(stage)]] = 0
+    with pinned_gates(net, weights):
+        gates, sparse_gates = assert_executors_agree(net, x)
+    for stage, own in weights.items():
+        assert torch.equal(gates.weights[stage], own.to(gates.weights[stage]).expand(len(x), -1))
+        assert torch.equal(gates.weights[stage], sparse_gates.weights[stage])
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("router", ["node", "stage"])
+@torch.no_grad()
+def test_changes_within_a_gate_are_seen(granularity: Any, router: str) -> None:
+    """The gate of one weight is inside that of several; single images use it as a function."""
+    net, x = build("kept", granularity, router)
+    one = x[:1]
+    for _ in range(3):
+        net(one)
+    gate = routing_of(net.lowered, next(iter(net.graph.stages))).gate(0).gate
+    for change in (
+        lambda: gate.temperature.fill_(0.2),
+        lambda: setattr(gate, "temperature", torch.full_like(gate.temperature, 3.0)),
+        lambda: gate.register_forward_hook(lambda _module, _args, output: output * 0.9),
+    ):
+        before = net(one)
+        change()
+        found = net(one)
+        assert not torch.equal(found, before)
+        expected, _ = run(net, one, "dense")
+        assert torch.allclose(found, expected, rtol=1e-12)
+        for _ in range(3):
+            assert torch.allclose(net(one), expected, rtol=1e-12)
 
 
 def test_a_stage_that_concatenates_keeps_one_weight_an_edge() -> None:

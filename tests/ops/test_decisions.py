@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dggraph.ops.decisions import bound_decision, constant_row, decision_for_one
 from dggraph.ops.gating import AnchoredGate, ScaledGate, ShrinkGate, SigmoidGate, SoftmaxGate
+from dggraph.ops.granularity import Parts
 from dggraph.ops.routing import ConstantRouter, LinearRouter
 
 STATIC = [True, False, False, True, False]
@@ -62,6 +63,27 @@ def test_bound_is_equal_to_the_modules(gate: str, axis: int, num_images: int, la
         router.weight.mul_(0.5)  # in place
         gating.temperature.mul_(0.5)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_gates_of_several_weights_are_equal_to_the_modules(gate: str, num_images: int) -> None:
+    """Routers of groups and channels have one logit for each; those of pixels are only called."""
+    _, inner = pair(gate)
+    for granularity in (4, "channel"):
+        parts = Parts(granularity, (24, 5, 7), 0)  # type: ignore[arg-type]
+        router, gating = LinearRouter(24, len(STATIC) * parts.num_groups, 1), parts.around(inner)
+        nn.init.normal_(router.weight, std=0.5)
+        router.requires_grad_(False)
+        decide = bound_decision(router, gating)
+        assert decide is not None
+        assert decision_for_one(router, gating) is None
+        assert constant_row(router, gating) is None
+        x = features(1, num_images, "contiguous")
+        assert decide(x).shape == (num_images, len(STATIC), 24, 1, 1)
+        assert torch.equal(decide(x), gating(router(x)))
+        router.weight.zero_()
+        assert constant_row(router, gating) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
