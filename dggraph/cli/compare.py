@@ -60,15 +60,13 @@ def command(
     A row per run is appended to OUTPUT/rows.jsonl. The same command continues a queue that was
     stopped or killed. --report says which method is best, and whether it is sure.
     """
-    from dggraph.comparing.plan import read_plan
+    from dggraph.comparing.plan import read_plan, remarks_on
     from dggraph.comparing.queue import run_queue
     from dggraph.comparing.rows import state_of
+    from dggraph.views.escaping import visible
 
     plan = read_plan(config)
     state = state_of(plan)
-    if is_list:
-        _show_list(plan, state, as_json)
-        return 0
     if is_report:
         _write_report(plan, f"dggraph compare {config}", as_json)
         return 0
@@ -77,7 +75,13 @@ def command(
     def note(sentence: str) -> None:
         notes.append(sentence)
         if not as_json:
-            click.echo(f"note: {sentence}")
+            click.echo(f"note: {visible(sentence)}")
+
+    for sentence in remarks_on(plan):
+        note(sentence)
+    if is_list:
+        _show_list(plan, state, notes, as_json)
+        return 0
 
     def show(run: "PlannedRun", row: "Row", num_left: int) -> None:
         if not as_json:
@@ -113,7 +117,7 @@ def _result(row: "Row") -> str:
     return f"{row['accuracy']:.2%}"
 
 
-def _show_list(plan: "Plan", state: "State", as_json: bool) -> None:
+def _show_list(plan: "Plan", state: "State", notes: list[str], as_json: bool) -> None:
     told: list[dict[str, Any]] = []
     for run in plan.runs:
         row = state.done.get(run) or state.failed.get(run)
@@ -126,7 +130,8 @@ def _show_list(plan: "Plan", state: "State", as_json: bool) -> None:
             click.echo(f"{how:8}{_name(run)}" + (f": {_result(row)}" if row else ""))
     foreign = len(state.foreign)
     if as_json:
-        click.echo(json.dumps({"output": str(plan.output), "runs": told, "foreign": foreign}))
+        document = {"output": str(plan.output), "runs": told, "foreign": foreign, "notes": notes}
+        click.echo(json.dumps(document))
         return
     click.echo(
         f"{len(state.done)} of {len(plan.runs)} runs done, {len(state.failed)} failed; rows in"

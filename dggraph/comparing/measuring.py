@@ -129,7 +129,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return CPU time, or wall-clock time where the work is done elsewhere."""
     return CLOCKS["cpu" if device.type == "cpu" else "wall"]
 
 
@@ -181,5 +182,5 @@ def _inference_ratio(
 def _ratio(
     baseline: Callable[[], None], own: Callable[[], None], device: torch.device, rounds: int
 ) -> float:
-    _, timing = compare(baseline, {"own": own}, rounds=rounds, clock=_clock(device))
+    _, timing = compare(baseline, {"own": own}, rounds=rounds, clock=clock_of(device))
     return timing.ratio

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dggraph.errors import InputError
 from dggraph.system.toml_files import read_toml
+from dggraph.training.budget_verdict import remarks_on_budget
 from dggraph.training.config import MAX_TOLD, TrainConfig, read_config
 
 OWN_KEYS = ("seed", "budget", "output", "experiment")
@@ -123,6 +124,16 @@ def read_plan(file: Path) -> Plan:
             f" signs alone, like that of {twin.method!r}, or a seed or budget that comes twice."
         )
     return Plan(file.stem, comparison, output, runs)
+
+
+def remarks_on(plan: Plan) -> list[str]:
+    """Return sentences about methods with a budget that they are unlikely to meet."""
+    found = {
+        f"method {run.method!r}: {sentence}": None
+        for run in plan.runs
+        for sentence in remarks_on_budget(run.config)
+    }
+    return list(found)
 
 
 def digest_of(fingerprint: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dggraph.comparing.measuring import measure, peak_memory
+from dggraph.comparing.measuring import clock_of, measure, peak_memory
 from dggraph.data.augmentation import Augmentation
 from dggraph.data.sources import open_data
 from dggraph.errors import DggraphError, TrainingError
@@ -47,9 +47,10 @@ LAST = 0.1
 
 @dataclass(slots=True)
 class StepTimes:
-    """CPU seconds between two rows of metrics, without evaluations, kept for a resumed run."""
+    """Seconds between two rows of metrics, without evaluations, kept for a resumed run."""
 
     file: Path
+    clock: Callable[[], float] = time.process_time
     before: tuple[int, float] | None = field(default=None)
 
     def note(self, row: Mapping[str, Any]) -> None:
@@ -57,14 +58,14 @@ class StepTimes:
         if "loss" not in row:
             self.before = None  # an evaluation
             return
-        now = (int(row["step"]), time.process_time())
+        now = (int(row["step"]), self.clock())
         if self.before is not None and now[0] > self.before[0]:
             seconds = (now[1] - self.before[1]) / (now[0] - self.before[0])
             append_row(self.file, {"step": now[0], "seconds": seconds})
         self.before = now
 
     def median(self) -> float | None:
-        """CPU seconds of a step; None if no two rows of metrics followed each other."""
+        """Seconds of a step; None if no two rows of metrics followed each other."""
         rows, _ = read_rows(self.file)
         return statistics.median(row["seconds"] for row in rows) if rows else None
 
@@ -90,7 +91,7 @@ def work(folder: Path) -> int:
 def _train_and_measure(
     config: TrainConfig, folder: Path, baseline_model: str
 ) -> dict[str, Any] | None:
-    times = StepTimes(folder / STEP_TIMES)
+    times = StepTimes(folder / STEP_TIMES, clock_of(processes.device()))
     result = train(config, times.note)
     if not result.is_finished:
         return None

@@ -13,7 +13,7 @@ from torchvision.ops import Conv2dNormActivation
 from dggraph.errors import UnknownModelError
 
 NAMES = ("dggraph:mobilenet4_8", "dggraph:mobilenet4_16")
-"""Examples; any number of blocks from 2 to 16 and any width up to 64 can be built."""
+"""Examples; any number of blocks from 2 to 16 and any width up to 99 can be built."""
 EXPANSION = 4
 
 
@@ -58,10 +58,10 @@ def build_small_mobilenet(name: str, num_classes: int = 10) -> SmallMobileNet:
     """
     match = re.fullmatch(r"dggraph:mobilenet(\d{1,2})_(\d{1,2})", name)
     num_blocks, width = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
-    if not (2 <= num_blocks <= 16 and 1 <= width <= 64):
+    if not (2 <= num_blocks <= 16 and 1 <= width <= 99):
         raise UnknownModelError(
             f"there is no model {name!r}: write dggraph:mobilenetBLOCKS_WIDTH, with 2 to 16 BLOCKS"
-            " per stage and a WIDTH up to 64."
+            " per stage and a WIDTH up to 99."
         )
     return SmallMobileNet(num_blocks, width, num_classes)
 

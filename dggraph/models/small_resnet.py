@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dggraph.errors import UnknownModelError
 
 NAMES = ("dggraph:resnet20_8", "dggraph:resnet20_16", "dggraph:resnet32_16", "dggraph:resnet56_16")
-"""Examples; any depth of 6 n + 2 up to 110 and any width up to 64 can be built."""
+"""Examples; any depth of 6 n + 2 up to 110 and any width up to 99 can be built."""
 
 
 class BasicBlock(nn.Module):
@@ -77,10 +77,10 @@ def build_small(name: str, num_classes: int = 10) -> SmallResNet:
     """
     match = re.fullmatch(r"dggraph:resnet(\d{1,3})_(\d{1,2})", name)
     depth, width = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
-    if not (8 <= depth <= 110 and depth % 6 == 2 and 1 <= width <= 64):
+    if not (8 <= depth <= 110 and depth % 6 == 2 and 1 <= width <= 99):
         raise UnknownModelError(
             f"there is no model {name!r}: write dggraph:resnetDEPTH_WIDTH, with a DEPTH of"
-            " 6 n + 2 up to 110 and a WIDTH up to 64."
+            " 6 n + 2 up to 110 and a WIDTH up to 99."
         )
     return SmallResNet(depth, width, num_classes)
 

@@ -60,6 +60,7 @@ def test_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     document = json.loads(out)
     assert [one["state"] for one in document["runs"]] == ["done", "failed"]
     assert document["foreign"] == 0
+    assert document["notes"] == []
 
 
 def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

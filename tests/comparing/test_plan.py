@@ -9,7 +9,7 @@ from pages import ROOT, read_blocks
 from toy_comparison import write_comparison
 
 from dggraph.cli.flags import config_flags
-from dggraph.comparing.plan import digest_of, read_plan
+from dggraph.comparing.plan import digest_of, read_plan, remarks_on
 from dggraph.errors import InputError
 from dggraph.training.commands import command_of
 from dggraph.training.config import TrainConfig, read_config
@@ -134,6 +134,14 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, text: str, told: s
         read_plan(file)
 
 
+def test_a_budget_that_nothing_can_meet_is_remarked_once_for_each_method(tmp_path: Path) -> None:
+    text = STATIC + "[methods.open]\nthreshold = 0.0\nbudgets = [0.8]\n"
+    text += "[methods.closing]\nbudgets = [0.8]\n"
+    (remark,) = remarks_on(read_plan(write_comparison(tmp_path, text, seeds="[0, 1]")))
+    assert remark.startswith("method 'open': threshold is 0")
+    assert "budget of 0.8" in remark
+
+
 def test_a_seed_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="comes twice"):
         read_plan(write_comparison(tmp_path, STATIC, seeds="[1, 1]"))
@@ -147,11 +155,30 @@ def test_shipped_comparisons_are_valid(tmp_path: Path) -> None:
     for file in (*files, tmp_path / "comparison.toml"):
         plan = read_plan(file)
         assert plan.comparison.controls
+        factor = 10 if file.stem == "diverse_gpu" else 1
         assert {run.baseline_model for run in plan.runs} <= {
-            "dggraph:resnet20_8",
-            "dggraph:mobilenet4_8",
+            f"dggraph:resnet20_{8 * factor}",
+            f"dggraph:mobilenet4_{8 * factor}",
         }
-        assert all(run.config.epoch_steps == 3000 for run in plan.runs)
+        assert all(run.config.epoch_steps == 3000 * factor for run in plan.runs)
+
+
+def test_the_comparison_for_a_gpu_is_the_same_but_larger() -> None:
+    """Ten times the steps and widths; its larger layers take the usual squeeze-excitation."""
+    folder = ROOT / "benchmarks" / "compare"
+    plans = [read_plan(folder / f"{name}.toml") for name in ("diverse", "diverse_gpu")]
+    for small, large in zip(*(plan.runs for plan in plans), strict=True):
+        assert small.names == large.names
+        name, width = small.config.model.rsplit("_", 1)
+        changed = {
+            "model": f"{name}_{10 * int(width)}",
+            "epoch_steps": 30_000,
+            "method": small.config.method.replace("(reduction=4)", ""),
+        }
+        keys = small.config.fingerprint() | changed
+        assert large.config.fingerprint() == {
+            key: value for key, value in keys.items() if key in large.config.fingerprint()
+        }
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
