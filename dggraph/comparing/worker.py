@@ -12,7 +12,6 @@ import shutil
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -50,7 +49,7 @@ class StepTimes:
     """Seconds between two rows of metrics, without evaluations, kept for a resumed run."""
 
     file: Path
-    clock: Callable[[], float] = time.process_time
+    clock: Callable[[], float]
     before: tuple[int, float] | None = field(default=None)
 
     def note(self, row: Mapping[str, Any]) -> None:

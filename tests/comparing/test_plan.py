@@ -135,8 +135,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, text: str, told: s
 
 
 def test_a_budget_that_nothing_can_meet_is_remarked_once_for_each_method(tmp_path: Path) -> None:
-    text = STATIC + "[methods.open]\nthreshold = 0.0\nbudgets = [0.8]\n"
-    text += "[methods.closing]\nbudgets = [0.8]\n"
+    text = STATIC + "[methods.open]\nbudgets = [0.8]\n"  # by a recipe whose threshold is 0
+    text += "[methods.closing]\nthreshold = 0.5\nbudgets = [0.8]\n"
     (remark,) = remarks_on(read_plan(write_comparison(tmp_path, text, seeds="[0, 1]")))
     assert remark.startswith("method 'open': threshold is 0")
     assert "budget of 0.8" in remark
