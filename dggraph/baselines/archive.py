@@ -6,8 +6,9 @@ loads the weights.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -52,6 +53,8 @@ def save(
     folder: str | os.PathLike[str],
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    notes: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write `net` to `folder` atomically.
 
@@ -63,6 +66,7 @@ def save(
             followed.
         preprocess: How images become inputs; by default `net.preprocess`.
         labels: Class names; by default `net.labels`.
+        notes: Names and contents of further files, which `load` does not read.
 
     Raises:
         InputError: `net` is neither, or is optimised for inference; the labels do not fit it; or a
@@ -80,9 +84,10 @@ def save(
         folder = Path(os.path.realpath(os.fsdecode(folder)))
         manifest = _packed(net, folder, preprocess, labels)
         state, tied = archive.untied(net.lowered)
-        archive.write_archive(folder, {}, state, manifest.model_copy(update={"tied": tied}))
+        packed = manifest.model_copy(update={"tied": tied})
+        archive.write_archive(folder, {}, state, packed, notes=notes)
     else:
-        archive.save(net, folder, preprocess, labels)
+        archive.save(net, folder, preprocess, labels, notes=notes)
 
 
 def refuse_unsavable(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dggraph.baselines.publishing import push_to_hub, save_pretrained
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.profiling import profile
 from dggraph.errors import InputError
@@ -113,6 +114,9 @@ class BaselineNetwork(StandIn):
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = None
         self._macs = {}
+
+    save_pretrained = save_pretrained
+    push_to_hub = push_to_hub
 
     def extra_repr(self) -> str:
         """Return the method, its options and the origin of the weights, for the repr."""

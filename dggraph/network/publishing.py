@@ -6,13 +6,22 @@ The names follow the Hugging Face hub, whose package is needed for `push_to_hub`
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dggraph.errors import DownloadError, MissingExtraError
 from dggraph.system.files import part_of
-from dggraph.views.model_card import MARK, PICTURE, CardFacts, TrainingResults, write_card
+from dggraph.views.escaping import count, plural
+from dggraph.views.model_card import (
+    MARK,
+    PICTURE,
+    CardFacts,
+    TrainingResults,
+    for_markdown,
+    write_card,
+)
 from dggraph.views.picture import picture_graph
 from dggraph.views.svg_picture import write_svg
 
@@ -52,14 +61,17 @@ def save_pretrained(
     """
     from dggraph.network.archive import save  # which needs this class
 
-    target = Path(os.path.realpath(os.fsdecode(folder)))
-    notes = {
-        CONFIG: json.dumps(_config(self), indent=1).encode(),
-        PICTURE: write_svg(picture_graph(self.graph)).encode(),
-    }
-    if _is_ours(target):
-        notes[CARD] = write_card(_facts(self, results, license)).encode()
-    save(self, target, notes=notes)
+    write_shared(
+        folder,
+        _facts(self, results, license),
+        {
+            "router": self.blueprint.router,
+            "gate": self.blueprint.gate,
+            "input_shape": list(self.blueprint.input_shape),
+        },
+        lambda target, notes: save(self, target, notes=notes),
+        picture=write_svg(picture_graph(self.graph)),
+    )
 
 
 def push_to_hub(
@@ -91,10 +103,62 @@ def push_to_hub(
         InputError: as for `save`.
         ArchiveError: as for `save`.
     """
+    return upload(
+        repo_id,
+        lambda folder: save_pretrained(self, folder, results=results, license=license),
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+    )
+
+
+def write_shared(
+    folder: str | os.PathLike[str],
+    facts: CardFacts,
+    config: Mapping[str, Any],
+    write: Callable[[Path, Mapping[str, bytes]], None],
+    *,
+    picture: str | None = None,
+) -> None:
+    """Write an archive with its card.
+
+    Args:
+        folder: as for `save_pretrained`.
+        facts: what the card says.
+        config: what `config.json` says besides library, version and model.
+        write: writes the archive and further files, by name, to a folder.
+        picture: the SVG of the graph.
+    """
+    target = Path(os.path.realpath(os.fsdecode(folder)))
+    counted = {
+        "library_name": "dggraph",
+        "dggraph_version": version("dggraph"),
+        "model": facts.source,
+        **config,
+    }
+    notes = {CONFIG: json.dumps(counted, indent=1).encode()}
+    if picture is not None:
+        notes[PICTURE] = picture.encode()
+    if _is_ours(target):
+        notes[CARD] = write_card(facts).encode()
+    write(target, notes)
+
+
+def upload(
+    repo_id: str,
+    write: Callable[[Path], None],
+    *,
+    private: bool | None,
+    token: str | None,
+    revision: str | None,
+    commit_message: str,
+) -> str:
+    """Upload the folder that `write` writes; arguments, result and errors are `push_to_hub`'s."""
     hub = hub_package(f"pushing to {repo_id!r}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "network")
-        save_pretrained(self, folder, results=results, license=license)
+        write(folder)
         try:
             api = hub.HfApi(token=token)
             found = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -136,36 +200,39 @@ def _is_ours(folder: Path) -> bool:
         return True
 
 
-def _config(net: "DynamicNetwork") -> dict[str, Any]:
-    """Return what the hub counts downloads by; `load` reads the manifest alone."""
-    return {
-        "library_name": "dggraph",
-        "dggraph_version": version("dggraph"),
-        "model": net.source,
-        "router": net.blueprint.router,
-        "gate": net.blueprint.gate,
-        "input_shape": list(net.blueprint.input_shape),
-    }
-
-
 def _facts(
     net: "DynamicNetwork", results: TrainingResults | None, license: str | None
 ) -> CardFacts:
-    graph = net.graph
+    graph, blueprint = net.graph, net.blueprint
+    thresholds = dict.fromkeys(
+        float(buffer) for name, buffer in net.named_buffers() if name.endswith(".threshold")
+    )
     return CardFacts(
         name=graph.name,
+        form="as a dynamic graph",
         source=net.source,
-        num_stages=len(graph.stages),
-        num_blocks=graph.num_blocks,
-        num_edges=graph.num_edges,
-        num_parameters=sum(parameter.numel() for parameter in net.parameters()),
-        static_macs=net.macs_table.static,
-        router=net.blueprint.router,
-        gate=net.blueprint.gate,
-        thresholds=tuple(
-            float(buffer) for name, buffer in net.named_buffers() if name.endswith(".threshold")
+        about=(
+            f"Routers choose for every image which of {plural(graph.num_edges, 'edge')} between"
+            " blocks are open, and blocks that none reaches are not run."
         ),
-        input_size=net.preprocess.input_size if net.preprocess else net.blueprint.input_shape,
+        has_picture=True,
+        properties=(
+            (
+                "stages, routed blocks, candidate edges",
+                f"{len(graph.stages)}, {graph.num_blocks}, {graph.num_edges}",
+            ),
+            ("MACs of the static network", count(net.macs_table.static)),
+            ("router, gate", f"{for_markdown(blueprint.router)}, {for_markdown(blueprint.gate)}"),
+            ("thresholds", ", ".join(f"{one:g}" for one in thresholds)),
+        ),
+        num_parameters=sum(parameter.numel() for parameter in net.parameters()),
+        input_size=net.preprocess.input_size if net.preprocess else blueprint.input_shape,
+        use='print(dggraph.explain(net, "photo.jpg").predictions)',
+        limits=(
+            "The MACs ratio is that of the sparse executor, in eval mode without gradients. Fewer"
+            " MACs are not always less time.",
+            "Which path an image takes says what this network computes, not why a class is right.",
+        ),
         labels=net.labels,
         weights_origin=net.weights_origin,
         license=license,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
-from dggraph.views.escaping import count, plural, visible
+from dggraph.views.escaping import visible
 
 MARK = "<!-- Written by dggraph. Remove this line to keep your changes when saving again. -->"
 MAX_LABELS, MAX_TEXT = 20, 300
@@ -62,18 +62,22 @@ class CardFacts:
 
     name: str
     """Its class."""
+    form: str
+    """What became of it, after its name in the heading: "as a dynamic graph"."""
     source: str | None
     """The MODEL name, or None for a bare module."""
-    num_stages: int
-    num_blocks: int
-    num_edges: int
+    about: str
+    """A sentence or two on what it does; the author's own words are escaped."""
+    has_picture: bool
+    """Whether the folder has a picture of the graph."""
+    properties: tuple[tuple[str, str], ...]
+    """(what, value) rows of its kind, in Markdown."""
     num_parameters: int
-    static_macs: int
-    router: str
-    gate: str
-    thresholds: tuple[float, ...]
-    """One per stage."""
     input_size: tuple[int, ...]
+    use: str
+    """A line of Python that shows what `net` says of the photo `photo.jpg`."""
+    limits: tuple[str, ...]
+    """Sentences on its kind."""
     labels: tuple[str, ...] | None
     weights_origin: str
     license: str | None
@@ -130,29 +134,22 @@ def _front(facts: CardFacts) -> Iterator[str]:
 
 def _body(facts: CardFacts) -> Iterator[str]:
     source = "a module of the author's own" if facts.source is None else for_markdown(facts.source)
-    yield f"# {for_markdown(facts.name)} as a dynamic graph"
+    yield f"# {for_markdown(facts.name)} {for_markdown(facts.form)}"
     yield ""
-    yield (
-        f"This network was made by dggraph from {source}. Routers choose for every image which of"
-        f" {plural(facts.num_edges, 'edge')} between blocks are open, and blocks that none reaches"
-        " are not run."
-    )
+    yield f"This network was made by dggraph from {source}. {facts.about}"
     yield ""
-    yield f"![Its stages, blocks and candidate edges]({PICTURE})"
-    yield ""
+    if facts.has_picture:
+        yield f"![Its stages, blocks and candidate edges]({PICTURE})"
+        yield ""
     yield from _table(
         ("What", "Value"),
         [
-            ("stages, routed blocks, candidate edges",
-             f"{facts.num_stages}, {facts.num_blocks}, {facts.num_edges}"),
+            *facts.properties,
             ("parameters", f"{facts.num_parameters:,}"),
-            ("MACs of the static network", count(facts.static_macs)),
             ("input", " × ".join(map(str, facts.input_size))),
-            ("router, gate", f"{for_markdown(facts.router)}, {for_markdown(facts.gate)}"),
-            ("thresholds", ", ".join(f"{one:g}" for one in dict.fromkeys(facts.thresholds))),
             ("weights", for_markdown(facts.weights_origin)),
         ],
-    )  # fmt: skip
+    )
     yield ""
     yield "## Use"
     yield ""
@@ -164,7 +161,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
         yield "# backbone: the module that it was made from; its code is not in here"
         place += ", model=backbone"
     yield f"net = dggraph.from_pretrained({place})"
-    yield 'print(dggraph.explain(net, "photo.jpg").predictions)'
+    yield facts.use
     yield "```"
     yield ""
     if facts.labels:
@@ -180,9 +177,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
     yield ""
     if facts.weights_origin == "random":
         yield "- The weights are random: answers and paths mean nothing."
-    yield "- The MACs ratio is that of the sparse executor, in eval mode without gradients. Fewer"
-    yield "  MACs are not always less time."
-    yield "- Which path an image takes says what this network computes, not why a class is right."
+    yield from (f"- {sentence}" for sentence in facts.limits)
     yield "- Nothing is known about images of other kinds than those it was trained on."
     yield ""
     yield "## Licence"

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from markup import HOSTILE
+from PIL import Image
 from toy_data import plain_net
 
 import dggraph
+from dggraph.baselines.network import BaselineNetwork
 from dggraph.errors import ArchiveError, DownloadError, InputError, MissingExtraError
 from dggraph.network import publishing
 from dggraph.network.network import DynamicNetwork
@@ -43,7 +45,7 @@ def net() -> DynamicNetwork:
     return made
 
 
-def card(net: DynamicNetwork, folder: Path, **given: Any) -> str:
+def card(net: DynamicNetwork | BaselineNetwork, folder: Path, **given: Any) -> str:
     net.save_pretrained(folder / "net", **given)
     return (folder / "net" / "README.md").read_text()
 
@@ -126,6 +128,40 @@ def test_names_stay_text(net: DynamicNetwork, tmp_path: Path, name: str) -> None
     assert all(len(line) < 4000 for line in outside)
 
 
+def test_a_network_of_a_method_is_shared_in_the_same_way(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = dggraph.baselines.squeeze_excitation("dggraph:resnet8_4", reduction=4).eval()
+    made.save_pretrained(tmp_path / "shared", results=replace(RESULTS, kept=()))
+    names = {"README.md", "config.json", "manifest.json", "model.safetensors"}
+    assert {file.name for file in (tmp_path / "shared").iterdir()} == names
+    found = dggraph.from_pretrained(tmp_path / "shared")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found(x), made(x))
+    config = json.loads((tmp_path / "shared" / "config.json").read_text())
+    assert config["method"] == "squeeze_excitation"
+    assert config["options"] == {"reduction": 4}
+    text = (tmp_path / "shared" / "README.md").read_text()
+    assert "with squeeze\\_excitation" in text
+    assert "squeeze\\_excitation\\(reduction\\=4\\)" in text
+    assert "| 3 | 90.00 % |" in text
+    for absent in ("MACs ratio", "graph.svg", "Routers", "explain"):
+        assert absent not in text
+
+
+def test_what_a_card_tells_one_to_run_runs(net: DynamicNetwork, tmp_path: Path) -> None:
+    method = dggraph.baselines.squeeze_excitation("dggraph:resnet8_4", reduction=4).eval()
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (40, 30)).save(photo)
+    for number, made in enumerate((net, method)):
+        text = card(made, tmp_path / str(number))
+        code = text.split("```python\n")[1].split("```")[0]
+        place = tmp_path / str(number) / "net"
+        code = code.replace("FOLDER or OWNER/NAME", str(place)).replace("photo.jpg", str(photo))
+        names: dict[str, Any] = {"torch": torch}
+        exec(code, names)
+        assert type(names["net"]) is type(made)
+
+
 def test_every_sign_of_markup_is_escaped() -> None:
     assert for_markdown("a|b*_<c>`[d](e)#\n&f;") == (
         "a\\|b\\*\\_&lt;c&gt;\\`\\[d\\]\\(e\\)\\#\N{REPLACEMENT CHARACTER}&amp;f\\;"
@@ -167,8 +203,10 @@ def test_without_the_hub_package_the_error_names_it(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r"no folder 'me/net'.*dggraph\[hub\]"):
         dggraph.from_pretrained("me/net")
-    with pytest.raises(MissingExtraError, match=r"pushing to 'me/net' needs huggingface_hub"):
-        net.push_to_hub("me/net")
+    method = dggraph.baselines.squeeze_excitation("dggraph:resnet8_4", reduction=4)
+    for made in (net, method):
+        with pytest.raises(MissingExtraError, match=r"pushing to 'me/net' needs huggingface_hub"):
+            made.push_to_hub("me/net")
 
 
 def test_pushed_and_fetched_through_the_hub_package_alone(
