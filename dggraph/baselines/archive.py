@@ -39,7 +39,7 @@ from dggraph.network.manifest import (
     unpack_preprocess,
 )
 from dggraph.network.network import DynamicNetwork
-from dggraph.network.reconstruction import affordable_bytes, rebuild_backbone
+from dggraph.network.reconstruction import affordable_bytes, rebuild_backbone, refuse_other_kinds
 from dggraph.network.standin import note_weights_
 from dggraph.system.devices import first_weight
 from dggraph.system.tensor_memory import TensorMemoryError, at_most_bytes
@@ -212,6 +212,7 @@ def _load(folder: Path, model: nn.Module | None) -> BaselineNetwork:
             " from the stored one. Pass the backbone that it was made from with load(folder,"
             " model=...), or use the versions of torchvision and timm that wrote it."
         )
+    refuse_other_kinds(folder, net.lowered, state)
     try:
         net.lowered.load_state_dict(state)
     except RuntimeError as error:

@@ -86,6 +86,7 @@ def lower_again(
         raise ArchiveError(
             f"{folder}: graph.json and the manifest do not describe one network: {error}."
         ) from error
+    refuse_other_kinds(folder, net.lowered, state)
     try:
         net.lowered.load_state_dict(state, strict=True)
         owner = plain_owner(backbone)  # whose keys are not of the backbone's own making
@@ -109,6 +110,23 @@ def affordable_bytes(state: Mapping[str, Tensor]) -> int:
     A few kilobytes can name a backbone of many gigabytes, or a layer of that size.
     """
     return SPARE_BYTES + 4 * sum(tensor.nbytes for tensor in state.values())
+
+
+def refuse_other_kinds(folder: Path, lowered: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ArchiveError if a tensor in `state` is whole, real or complex and not so in `lowered`.
+
+    Copying would convert it.
+    """
+    for key, tensor in lowered.state_dict().items():
+        if key in state and _kind(state[key]) != _kind(tensor):
+            raise ArchiveError(
+                f"{folder / WEIGHTS} holds {key} as {state[key].dtype}, and the network has"
+                f" {tensor.dtype} there. It was changed after it was written; copy it again."
+            )
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def rebuild_backbone(

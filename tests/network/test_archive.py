@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import skimage.data
 import torch
 import torchvision
@@ -379,6 +380,17 @@ def test_a_resealed_manifest_must_still_describe_the_backbone(small: Path, edit:
 def test_impossible_manifests(small: Path, change: dict[str, Any], message: str) -> None:
     rewrite(small, change)
     with pytest.raises(ArchiveError, match=message):
+        dggraph.load(small, model=Net())
+
+
+@pytest.mark.parametrize("other", [torch.int64, torch.bool, torch.complex64])
+def test_a_weight_of_another_kind_is_refused(small: Path, other: torch.dtype) -> None:
+    file = small / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(state | {"stem.bias": state["stem.bias"].to(other)}, file)
+    digests = json.loads((small / "manifest.json").read_text())["sha256"]
+    rewrite(small, {"sha256": digests | {file.name: files.sha256_of(file)}})
+    with pytest.raises(ArchiveError, match=rf"holds stem\.bias as {other}"):
         dggraph.load(small, model=Net())
 
 
