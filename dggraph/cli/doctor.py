@@ -8,12 +8,22 @@ import click
 
 from dggraph.cli.options import as_json, working
 
-PACKAGES = ("torch", "torchvision", "networkx", "graphviz", "safetensors", "pydantic")
+PACKAGES = (
+    "torch", "torchvision", "numpy", "pillow", "networkx", "graphviz", "click", "rich",
+    "safetensors", "pydantic", "jinja2", "filelock",
+)  # fmt: skip
 EXTRAS = {
-    "timm": "pip install 'dggraph[timm]'",
-    "graphviz-pure": "pip install 'dggraph[dot]'",
-    "scikit-image": "pip install 'dggraph[photos]'",
+    "timm": ("timm",),
+    "dot": ("graphviz-pure",),
+    "kernels": ("ninja",),
+    "photos": ("scikit-image",),
+    "tensorboard": ("tensorboard",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "hub": ("huggingface_hub",),
+    "detection": ("faster-coco-eval",),
+    "view": ("flask", "waitress"),
 }
+"""The optional packages, by the extra that brings them."""
 
 
 @click.command()
@@ -27,6 +37,7 @@ def command(build_kernels: bool, as_json: bool) -> None:
     """Check this installation."""
     import torch
 
+    import dggraph
     from dggraph.ops import device_kernels, kernels
     from dggraph.views.drawing import dot_command
 
@@ -35,18 +46,25 @@ def command(build_kernels: bool, as_json: bool) -> None:
             kernels.build()
     facts: dict[str, str] = {
         "python": platform.python_version(),
-        "dggraph": _version("dggraph") or "?",
+        "system": platform.platform(),
+        "dggraph": dggraph.__version__,
     }
     facts |= {name: _version(name) or "missing" for name in PACKAGES}
-    facts |= {name: _version(name) or f"not installed ({how})" for name, how in EXTRAS.items()}
+    for extra, names in EXTRAS.items():
+        how = f"not installed (pip install 'dggraph[{extra}]')"
+        facts |= {name: _version(name) or how for name in names}
+    facts["torch"] = torch.__version__  # which tells builds apart, and metadata may not
     facts["drawing program"] = (
         dot_command() or "none: install graphviz, or pip install 'dggraph[dot]'"
     )
     facts["kernels"] = kernels.status()
     facts["threads"] = str(torch.get_num_threads())
     facts["accelerator"] = "cuda" if torch.cuda.is_available() else "none"
-    if torch.cuda.is_available():
-        facts["GPU kernels"] = device_kernels.why_not(torch.device("cuda", 0)) or "used"
+    facts["GPU kernels"] = (
+        device_kernels.why_not(torch.device("cuda", 0)) or "used"
+        if torch.cuda.is_available()
+        else "no GPU"
+    )
     if as_json:
         click.echo(json.dumps(facts))
     else:

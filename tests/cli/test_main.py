@@ -110,9 +110,8 @@ def test_convert_then_paths(capsys: Any, tmp_path: Path) -> None:
         assert drawn.width > 500
 
 
-def test_models_and_doctor(capsys: Any) -> None:
+def test_models(capsys: Any) -> None:
     assert "mobilenet_v2" in json.loads(run(capsys, "models", "mobilenet", "--json")[1])["models"]
-    assert json.loads(run(capsys, "doctor", "--json")[1])["torch"]
 
 
 def test_demo(capsys: Any, tmp_path: Path) -> None:
