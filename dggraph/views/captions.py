@@ -6,7 +6,7 @@ Units are pixels, y downward.
 from dataclasses import dataclass
 
 from dggraph.views.annotations import AMBER, GREY, INK
-from dggraph.views.escaping import fit, text_width
+from dggraph.views.escaping import fit, text_width, wrap
 from dggraph.views.layout import MARGIN
 from dggraph.views.picture import LegendEntry, Picture
 
@@ -55,34 +55,29 @@ def make_frame(picture: Picture) -> Frame:
 
     The line of the warning is reserved even if there is no warning, so nothing else moves.
     """
-    entries = [entry._replace(text=fit(entry.text, FACT, 400)) for entry in picture.legend]
+    room = min(400.0, picture.layout.page - 2 * MARGIN - 28)
+    entries = [entry._replace(text=fit(entry.text, FACT, room)) for entry in picture.legend]
+    page = picture.layout.page
     width = max(
-        picture.layout.width, 460.0, *(text_width(entry.text, FACT) + 60 for entry in entries)
+        picture.layout.width,
+        min(460.0, page),
+        *(min(text_width(entry.text, FACT) + 60, page) for entry in entries),
     )
-    images = []
-    x, tall = MARGIN, 0.0
-    for image, detected in picture.thumbnails:
-        wide, high = (THUMBNAIL, THUMBNAIL) if detected is None else (WIDE, HIGH)
-        images.append((x, MARGIN, *fit_size(image.size, wide, high)))
-        x, tall = x + images[-1][2] + 10, max(tall, high)
-    width = max(width, x + BESIDE + MARGIN) if tall == HIGH else width
+    images, x, tall = _place_images(picture, page)
+    is_above = tall > THUMBNAIL and x + BESIDE + MARGIN > page
+    if tall > THUMBNAIL:
+        width = max(width, x + MARGIN if is_above else x + BESIDE + MARGIN)
+    x, y = (MARGIN, MARGIN + tall) if is_above else (x, 0.0)
+    room = width - x - MARGIN
+    y += MARGIN + 13
     texts = [
-        Text(
-            x=x,
-            y=MARGIN + 13,
-            text=fit(picture.title, TITLE, width - x - MARGIN),
-            size=TITLE,
-            colour=INK,
-            is_bold=True,
-        )
+        Text(x=x, y=y, text=fit(picture.title, TITLE, room), size=TITLE, colour=INK, is_bold=True)
     ]
-    y = MARGIN + 13
     for line, colour in [*((fact, GREY) for fact in picture.facts), (picture.warning, AMBER)]:
-        y += LINE + 1
-        if line:
-            texts.append(
-                Text(x=x, y=y, text=fit(line, FACT, width - x - MARGIN), size=FACT, colour=colour)
-            )
+        for part in wrap(line, FACT, room):
+            y += LINE + 1
+            if part:
+                texts.append(Text(x=x, y=y, text=part, size=FACT, colour=colour))
     top = max(y - (0 if picture.marks.weights else LINE), MARGIN + tall if images else 0.0)
     samples = []
     x, y = MARGIN, top + picture.layout.height + LINE
@@ -100,3 +95,16 @@ def make_frame(picture: Picture) -> Frame:
         samples=tuple(samples),
         images=tuple(images),
     )
+
+
+def _place_images(
+    picture: Picture, page: float
+) -> tuple[list[tuple[float, float, float, float]], float, float]:
+    """Return the places of the thumbnails in a row, where it ends, and its height."""
+    images, x, tall = [], MARGIN, 0.0
+    widest = min(WIDE, (page - 2 * MARGIN) / max(1, len(picture.thumbnails)) - 10)
+    for image, detected in picture.thumbnails:
+        wide, high = (THUMBNAIL, THUMBNAIL) if detected is None else (widest, HIGH)
+        images.append((x, MARGIN, *fit_size(image.size, wide, high)))
+        x, tall = x + images[-1][2] + 10, max(tall, high)
+    return images, x, tall

@@ -41,8 +41,8 @@ def deal_cards(
     nodes = graph.nodes(stage)
     if level == "stage":
         blocks = tuple(node.name for node in nodes if node.kind == "block")
-        macs = sum(node.macs for node in nodes)
-        details = (f"{count(macs)} MACs", plural(len(graph.edges(stage)), "edge"))
+        macs = sum(node.macs for node in nodes if node.kind == "block")
+        details = (plural(len(graph.edges(stage)), "edge"), f"{count(macs)} MACs")
         return (
             Card(
                 name=stage,

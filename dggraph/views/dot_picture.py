@@ -8,11 +8,14 @@ from contextlib import suppress
 
 import graphviz
 
-from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, edge_width
+from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, EdgeMark, edge_width
 from dggraph.views.captions import Frame, Text, make_frame
 from dggraph.views.escaping import for_dot, text_width
-from dggraph.views.layout import Curve, Rectangle
-from dggraph.views.picture import Picture, box_look, lines_of, mark_of
+from dggraph.views.layout import DETAIL, LINE, Curve, Panel, Rectangle
+from dggraph.views.matrix_diagram import KEY_SIZE, cell_shade, explain, name_blocks
+from dggraph.views.matrix_diagram import LABEL as MATRIX_LABEL
+from dggraph.views.picture import Picture, bars_of, baselines, box_look, lines_of, mark_of
+from dggraph.views.stage_bars import place_bar
 from dggraph.views.svg_picture import PANEL_FILL, PANEL_STROKE, show_picture, write_svg
 
 INCH = 72.0
@@ -75,7 +78,7 @@ def write_dot(picture: Picture) -> Drawing:
             frame,
             text.x,
             text.y - text.size,
-            text_width(text.text, text.size) * 1.25 + 8,
+            min(text_width(text.text, text.size) * 1.25 + 8, frame.width - text.x),
             text.size * 1.4,
         )
         looks = {
@@ -105,16 +108,18 @@ def write_dot(picture: Picture) -> Drawing:
     for panel in picture.layout.panels:
         for box in panel.boxes:
             place = place_node(frame, box.x, box.y + frame.top, box.width, box.height)
-            drawing.node(ids[box.card.name], **place, **_box_looks(picture, box))
+            drawing.node(ids[box.card.name], **place, **_box_looks(picture, panel, box))
     order = list(EDGE_LOOKS)
-    curves = [curve for panel in picture.layout.panels for curve in panel.curves]
-    for curve in sorted(
-        curves,
-        key=lambda curve: order.index(picture.marks.edges[curve.edge.source, curve.edge.target]),
-    ):
-        drawing.edge(
-            ids[curve.edge.source], ids[curve.edge.target], **_edge_looks(picture, curve, frame)
-        )
+    curves = [(curve, panel) for panel in picture.layout.panels for curve in panel.curves]
+    curves.sort(key=lambda one: order.index(_mark(picture, one[0])))
+    for index, (curve, panel) in enumerate(curves):
+        if panel.is_matrix:
+            drawing.node(f"cell{index}", **_cell_looks(picture, curve, frame))
+        else:
+            ends = (curve.edge.source, curve.edge.target)
+            drawing.edge(*(ids[end] for end in ends), **_edge_looks(picture, curve, frame))
+    for index, (place, looks, label) in enumerate(_additions(picture, frame)):
+        drawing.node(f"more{index}", **place, **looks, label=label)
     return drawing
 
 
@@ -127,11 +132,64 @@ def place_node(frame: Frame, x: float, y: float, width: float, height: float) ->
 def _headings(picture: Picture, frame: Frame) -> Iterator[Text]:
     for panel in picture.layout.panels:
         x, y = panel.x + 12, panel.y + frame.top
-        yield Text(x=x, y=y + 18, text=panel.heading[0], size=12, colour=INK, is_bold=True)
-        yield Text(x=x, y=y + 31, text=panel.heading[1], size=9, colour=GREY)
+        for index, line in enumerate(panel.heading):
+            size, colour = (12.0, INK) if index == 0 else (DETAIL, GREY)
+            yield Text(
+                x=x,
+                y=y + 18 + LINE * index,
+                text=line,
+                size=size,
+                colour=colour,
+                is_bold=index == 0,
+            )
 
 
-def _box_looks(picture: Picture, box: Rectangle) -> dict[str, str]:
+def _mark(picture: Picture, curve: Curve) -> EdgeMark:
+    return picture.marks.edges[curve.edge.source, curve.edge.target]
+
+
+def _cell_looks(picture: Picture, curve: Curve, frame: Frame) -> dict[str, str]:
+    """Return the place and the look of an edge in a matrix."""
+    mark, (x, y), (right, bottom) = _mark(picture, curve), curve.points[0], curve.points[2]
+    shade = cell_shade(mark, picture.marks.weights.get((curve.edge.source, curve.edge.target), ()))
+    colour = EDGE_LOOKS[mark].stroke
+    is_faint = mark == "dropped"
+    return place_node(frame, x, y + frame.top, right - x, bottom - y) | {
+        "style": "" if is_faint else "filled",
+        "color": colour,
+        "fillcolor": f"{colour}{round(255 * shade):02x}",
+        "penwidth": "0.6" if is_faint else "0.3",
+        "class": mark,
+    }
+
+
+def _additions(
+    picture: Picture, frame: Frame
+) -> Iterator[tuple[dict[str, str], dict[str, str], str]]:
+    """Yield place, look and text of the names in matrices, and of the bars of stages."""
+    for panel in picture.layout.panels:
+        if panel.is_matrix:
+            for notes, size, colour in (
+                (name_blocks(panel), MATRIX_LABEL, INK),
+                (explain(panel), KEY_SIZE, GREY),
+            ):
+                for x, y, text, anchor in notes:
+                    width = text_width(text, size) * 1.25 + 8
+                    left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
+                    place = place_node(frame, left, y + frame.top - size, width, size * 1.4)
+                    looks = {"fontsize": f"{size - 1:g}", "fontcolor": colour, "style": ""}
+                    turn = {"start": "\\l", "middle": "", "end": "\\r"}[anchor]
+                    yield place, looks | {"shape": "plaintext"}, for_dot(text) + turn
+        for box in panel.boxes:
+            bars = bars_of(picture, box)
+            for bar, y in zip(bars, baselines(box, len(bars)), strict=True):
+                for strip in place_bar(bar, box.x + box.width - 8, y + frame.top):
+                    fill = PANEL_STROKE if strip.mark is None else EDGE_LOOKS[strip.mark].stroke
+                    place = place_node(frame, strip.x, strip.y, strip.width, strip.height)
+                    yield place, {"style": "filled", "color": fill, "fillcolor": fill}, ""
+
+
+def _box_looks(picture: Picture, panel: Panel, box: Rectangle) -> dict[str, str]:
     look, ink = box_look(picture, box)
     style = "filled,rounded,dashed" if look.is_dashed else "filled,rounded"
     looks = {
@@ -141,8 +199,11 @@ def _box_looks(picture: Picture, box: Rectangle) -> dict[str, str]:
         "style": style,
         "fontcolor": ink,
     }
-    label = "\\n".join(for_dot(line) for line in lines_of(picture, box))
-    return looks | {"label": label, "fontsize": "9", "class": mark_of(picture, box)}
+    lines = () if panel.is_matrix else lines_of(picture, box)
+    turn = "\\l" if box.card.kind == "stage" else "\\n"
+    before = "\N{NO-BREAK SPACE}" * 3 if box.card.kind == "stage" else ""
+    label = turn.join(before + for_dot(line) for line in lines) + turn * bool(before)
+    return looks | {"label": label, "fontsize": f"{DETAIL:g}", "class": mark_of(picture, box)}
 
 
 def _edge_looks(picture: Picture, curve: Curve, frame: Frame) -> dict[str, str]:

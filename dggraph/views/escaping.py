@@ -46,6 +46,18 @@ def fit(text: str, size: float, width: float) -> str:
     return _shorten(shown, keep)
 
 
+def wrap(text: str, size: float, width: float) -> list[str]:
+    """Return `text` on as many lines of words as it needs, at least one; each is made to `fit`."""
+    lines = [""]
+    for word in text.replace(" ·", "\N{NO-BREAK SPACE}·").split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and text_width(longer, size) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fit(line.replace("\N{NO-BREAK SPACE}·", " ·"), size, width) for line in lines]
+
+
 def for_xml(text: str) -> str:
     """Return visible text for use between tags or in a quoted attribute."""
     return escape(visible(text))

@@ -1,20 +1,33 @@
-"""The layout of a picture: each stage is a line of blocks.
+"""The layout of a picture: each stage is a line of blocks, or a matrix.
 
-Edges between neighbours are straight, and all others are arcs. Positions depend on the graph only,
-so pictures of different images only differ in colours. Graphviz's layouts would depend on the drawn
-edges, and would need a program. Units are pixels, y downward.
+In a line, edges between neighbours are straight, and all others are arcs. A stage of many edges is
+a matrix, since arcs would cover each other: blocks stand on the diagonal, in order. Right of a
+block are the edges out of it, above it those into it, so the upper triangle is the adjacency
+matrix: row = source, column = target.
+
+Positions depend on the graph only, so pictures of different images only differ in colours.
+Graphviz's layouts would depend on the drawn edges, and would need a program. Units are pixels, y
+downward.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dggraph.graph.ir import BlockNode, CandidateEdge, DynamicGraph
 from dggraph.views.collapse import Card, Level, choose_level, deal_cards, format_shape, usual_shape
-from dggraph.views.escaping import count, fit, plural, text_width
+from dggraph.views.escaping import count, fit, plural, text_width, wrap
 
-PAGE, MARGIN, PAD, LINK, HEADING = 1080.0, 12.0, 14.0, 30.0, 40.0
-LABEL, DETAIL = 10.0, 9.0
+PAGE, MARGIN, PAD, LINK, HEADING = 820.0, 12.0, 14.0, 26.0, 40.0
+LEAST_PAGE = 320.0
+"""The narrowest page; a phone has about 390 pixels."""
+LABEL, DETAIL = 11.0, 10.0
+LINE, CARD = 13.0, 200.0
+"""Height of a line of text, and width of the card of a stage."""
 RISE, RISE_PER_PIXEL = 9.0, 0.2
+MAX_ARCS = 150
+"""Stages with more candidate edges are matrices."""
+SIDE, LEAST_SIDE, WHOLE = 18.0, 5.0, 700.0
+"""Pixels of a cell: 18, or less if the whole would be wider than 700 or the page."""
 
 Point = tuple[float, float]
 
@@ -34,10 +47,11 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A candidate edge: a straight line, or an arc as one cubic Bézier curve."""
+    """A candidate edge: a straight line, an arc as one cubic Bézier curve, or a cell."""
 
     edge: CandidateEdge
     points: tuple[Point, Point, Point, Point]
+    """Start, two control points and end; of a cell, its corners clockwise from the left top."""
     is_straight: bool
     scale: float
     """Factor of line widths; below 1 in stages with many edges."""
@@ -54,9 +68,17 @@ class Panel:
     y: float
     width: float
     height: float
-    heading: tuple[str, str]
+    heading: tuple[str, ...]
+    """The name of the stage, and one or more lines about it."""
     boxes: tuple[Rectangle, ...]
     curves: tuple[Curve, ...]
+    is_matrix: bool
+    """Whether boxes stand on the diagonal of a matrix, and curves are its cells."""
+
+    @property
+    def side(self) -> float:
+        """The width of a cell of a matrix, which is its height too."""
+        return self.boxes[0].width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +88,8 @@ class Layout:
     level: Level
     width: float
     height: float
+    page: float
+    """The width that it was made for."""
     panels: tuple[Panel, ...]
     links: tuple[tuple[Point, Point], ...]
     """Lines for the static parts before, between and after the stages."""
@@ -76,6 +100,7 @@ def lay_out(
     *,
     level: Level | None = None,
     ops: Mapping[str, Sequence[str]] | None = None,
+    page: float = PAGE,
 ) -> Layout:
     """Place every stage of `graph`, left to right and in rows like text.
 
@@ -85,59 +110,81 @@ def lay_out(
         graph: The wired graph.
         level: `op`, `block` or `stage`; by default `block`, or `stage` for more than 150 nodes.
         ops: {node: names of its operations}, for the level `op`.
+        page: The width to fit in, at least `LEAST_PAGE`. Only the level `op` may exceed it.
     """
     level = level or choose_level(graph)
-    drafts = [_draft(graph, stage, level, ops or {}) for stage in graph.stages]
+    room = page - 2 * MARGIN - 2 * LINK
+    drafts = [_draft(graph, stage, level, ops or {}, room) for stage in graph.stages]
     panels: list[Panel] = []
     links: list[tuple[Point, Point]] = []
     y = MARGIN
-    for row in _rows(drafts):
-        rise = max(
-            max((_height(curve.points) for curve in panel.curves), default=0.0) for panel in row
+    for row in _rows(drafts, room):
+        above = max(
+            HEADING
+            + LINE * (len(panel.heading) - 2)
+            + max((_rise(panel, curve) for curve in panel.curves), default=0.0)
+            for panel in row
         )
-        tall = max(box.height for panel in row for box in panel.boxes)
-        height, top, x = HEADING + rise + tall + PAD, y + HEADING + rise, MARGIN
-        before = x
-        for panel in row:
+        tall = max(box.y + box.height for panel in row for box in panel.boxes)
+        height, top, x = above + tall + PAD, y + above, MARGIN
+        for number, panel in enumerate(row):
             x += LINK
             placed = _move(panel, x, y, top, height)
-            middle = top + min(placed.boxes[0].height, placed.boxes[-1].height, 28.0) / 2
-            links.append(((before, middle), (placed.boxes[0].x, middle)))
-            before, x = placed.boxes[-1].x + placed.boxes[-1].width, x + panel.width
+            before = LINK if number == 0 else LINK / 2
+            after = LINK if number == len(row) - 1 else LINK / 2
+            links += _links(placed, x - before, x + panel.width + after)
+            x += panel.width
             panels.append(placed)
-        links.append(((before, middle), (x + LINK, middle)))
         y += height + PAD
     width = max((panel.x + panel.width for panel in panels), default=0.0) + LINK + MARGIN
-    return Layout(level=level, width=width, height=y, panels=tuple(panels), links=tuple(links))
+    return Layout(
+        level=level, width=width, height=y, page=page, panels=tuple(panels), links=tuple(links)
+    )
 
 
 def _draft(
-    graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]]
+    graph: DynamicGraph, stage: str, level: Level, ops: Mapping[str, Sequence[str]], room: float
 ) -> Panel:
     """Lay out one stage, with the top of its boxes at y = 0."""
-    cards = deal_cards(graph, stage, level, ops)
-    boxes, is_dense = _line_up(cards, gap=22.0), False
-    if level == "block" and boxes[-1].x + boxes[-1].width > PAGE - 2 * PAD:
-        boxes, is_dense = _line_up_densely(cards), True
+    cards, edges = deal_cards(graph, stage, level, ops), graph.edges(stage)
+    inside = room - 2 * PAD
+    boxes, form = _line_up(cards, gap=22.0), "line"
+    if level == "block" and boxes[-1].x + boxes[-1].width > PAD + inside:
+        boxes, form = _line_up_densely(cards), "dense line"
+    if level == "block" and (len(edges) > MAX_ARCS or boxes[-1].x + boxes[-1].width > PAD + inside):
+        boxes, form = _line_up_diagonally(cards, inside), "matrix"
     by_name = {box.card.name: box for box in boxes}
     order = {name: index for index, name in enumerate(by_name)}
     curves = tuple(
-        _connect(
+        _cell(edge, by_name)
+        if form == "matrix"
+        else _connect(
             edge,
             by_name,
             is_next=order[edge.target] - order[edge.source] == 1,
-            scale=0.55 if is_dense else 1.0,
+            scale=0.55 if form == "dense line" else 1.0,
         )
-        for edge in (graph.edges(stage) if level != "stage" else ())
+        for edge in (edges if level != "stage" else ())
     )
-    heading = (fit(stage, 12, 240), _describe(graph, stage, is_dense=is_dense))
+    heading = (
+        fit(stage, 12, inside),
+        *wrap(" · ".join(_describe(graph, stage, is_dense=form != "line")), DETAIL, inside),
+    )
     width = max(
         boxes[-1].x + boxes[-1].width + PAD,
-        text_width(heading[1], DETAIL) + 2 * PAD,
         text_width(heading[0], 12) + 2 * PAD,
+        *(text_width(line, DETAIL) + 2 * PAD for line in heading[1:]),
     )
     return Panel(
-        stage=stage, x=0, y=0, width=width, height=0, heading=heading, boxes=boxes, curves=curves
+        stage=stage,
+        x=0,
+        y=0,
+        width=width,
+        height=0,
+        heading=heading,
+        boxes=boxes,
+        curves=curves,
+        is_matrix=form == "matrix",
     )
 
 
@@ -145,12 +192,17 @@ def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
     boxes: list[Rectangle] = []
     x = PAD
     for card in cards:
+        if card.kind == "stage":
+            height = LINE * 3 + 10
+            lines = (card.label, *card.details)
+            boxes.append(Rectangle(card=card, x=x, y=0, width=CARD, height=height, lines=lines))
+            continue
         widest = max(
             text_width(card.label, LABEL),
             *(text_width(line, DETAIL) for line in ("", *card.details)),
         )
         width = 34.0 if card.kind == "out" else min(max(widest + 14, 48), 124)
-        height = max(12.0 * (1 + len(card.details)) + 8, 28.0) if card.kind != "out" else 28.0
+        height = max(LINE * (1 + len(card.details)) + 8, 28.0) if card.kind != "out" else 28.0
         lines = (
             fit(card.label, LABEL, width - 8),
             *(fit(line, DETAIL, width - 6) for line in card.details),
@@ -162,13 +214,8 @@ def _line_up(cards: Sequence[Card], *, gap: float) -> tuple[Rectangle, ...]:
 
 
 def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
-    """Return boxes as narrow as the names without their common prefix.
-
-    If these are long too, the names are v0, v1, ...
-    """
-    names = [card.label[_prefix(cards) :] if card.kind != "out" else card.label for card in cards]
-    if max(text_width(name, DETAIL) for name in names) > 30:
-        names = [*(f"v{index}" for index in range(len(cards) - 1)), "out"]
+    """Return boxes as narrow as their short names."""
+    names = _short_names(cards)
     width = max(20.0, *(text_width(name, DETAIL) + 5 for name in names))
     return tuple(
         Rectangle(
@@ -181,6 +228,26 @@ def _line_up_densely(cards: Sequence[Card]) -> tuple[Rectangle, ...]:
         )
         for index, (card, name) in enumerate(zip(cards, names, strict=True))
     )
+
+
+def _line_up_diagonally(cards: Sequence[Card], inside: float) -> tuple[Rectangle, ...]:
+    """Return squares from the left top to the right bottom."""
+    side = max(LEAST_SIDE, min(SIDE, min(WHOLE, inside) // len(cards)))
+    names = _short_names(cards)
+    return tuple(
+        Rectangle(
+            card=card, x=PAD + side * index, y=side * index, width=side, height=side, lines=(name,)
+        )
+        for index, (card, name) in enumerate(zip(cards, names, strict=True))
+    )
+
+
+def _short_names(cards: Sequence[Card]) -> list[str]:
+    """Return names without their common prefix, or v0, v1, ... if these are long too."""
+    names = [card.label[_prefix(cards) :] if card.kind != "out" else card.label for card in cards]
+    if max(text_width(name, DETAIL) for name in names) > 30:
+        return [*(f"v{index}" for index in range(len(cards) - 1)), "out"]
+    return names
 
 
 def _prefix(cards: Sequence[Card]) -> int:
@@ -196,7 +263,7 @@ def _prefix(cards: Sequence[Card]) -> int:
     return shared
 
 
-def _describe(graph: DynamicGraph, stage: str, *, is_dense: bool) -> str:
+def _describe(graph: DynamicGraph, stage: str, *, is_dense: bool) -> list[str]:
     blocks = [node for node in graph.nodes(stage) if node.kind == "block"]
     shape = usual_shape(graph, stage)
     ends = (graph.nodes(stage)[0].shape, graph.nodes(stage)[-1].shape)
@@ -212,7 +279,7 @@ def _describe(graph: DynamicGraph, stage: str, *, is_dense: bool) -> str:
     texts.append(plural(len(graph.edges(stage)), "edge"))
     if graph.stages[stage].residual == "lift":
         texts.append("lifted")
-    return fit(" · ".join(texts), DETAIL, 900)
+    return texts
 
 
 def _name(node: BlockNode) -> str:
@@ -235,17 +302,35 @@ def _connect(
     return Curve(edge=edge, points=points, is_straight=is_next, scale=scale, svg="")
 
 
-def _height(points: Sequence[Point]) -> float:
-    return -0.75 * min(y for _, y in points) if min(y for _, y in points) < 0 else 0.0
+def _cell(edge: CandidateEdge, boxes: Mapping[str, Rectangle]) -> Curve:
+    source, target = boxes[edge.source], boxes[edge.target]
+    x, y, side = target.x, source.y, target.width
+    points = ((x, y), (x + side, y), (x + side, y + side), (x, y + side))
+    return Curve(edge=edge, points=points, is_straight=False, scale=1.0, svg="")
 
 
-def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
+def _rise(panel: Panel, curve: Curve) -> float:
+    """Return how far a curve rises above the boxes."""
+    return 0.0 if panel.is_matrix else max(0.0, -0.75 * min(y for _, y in curve.points))
+
+
+def _links(panel: Panel, left: float, right: float) -> Iterator[tuple[Point, Point]]:
+    """Yield the lines into the first box, from `left`, and out of the last one, to `right`."""
+    first, last = panel.boxes[0], panel.boxes[-1]
+    middle = min(first.height, last.height, 28.0) / 2
+    yield (left, first.y + middle), (first.x, first.y + middle)
+    yield (last.x + last.width, last.y + middle), (right, last.y + middle)
+
+
+def _rows(panels: Sequence[Panel], room: float) -> list[list[Panel]]:
+    """Return rows of stages; matrices are tall, so they share no row with lines."""
     rows: list[list[Panel]] = []
     x = 0.0
     for panel in panels:
-        if not rows or x + LINK + panel.width > PAGE:
+        is_apart = bool(rows) and rows[-1][-1].is_matrix != panel.is_matrix
+        if not rows or is_apart or x + LINK + panel.width > room:
             rows.append([])
-            x = 0.0
+            x = -LINK
         rows[-1].append(panel)
         x += LINK + panel.width
     return rows
@@ -253,9 +338,17 @@ def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
 
 def _move(panel: Panel, x: float, y: float, top: float, height: float) -> Panel:
     """Return `panel` at (x, y), with the top of its boxes at `top`."""
-    boxes = tuple(replace(box, x=box.x + x, y=top) for box in panel.boxes)
-    curves = tuple(_move_curve(curve, x, top) for curve in panel.curves)
+    boxes = tuple(replace(box, x=box.x + x, y=box.y + top) for box in panel.boxes)
+    curves = tuple(
+        (_move_cell if panel.is_matrix else _move_curve)(curve, x, top) for curve in panel.curves
+    )
     return replace(panel, x=x, y=y, height=height, boxes=boxes, curves=curves)
+
+
+def _move_cell(curve: Curve, x: float, y: float) -> Curve:
+    a, b, c, d = ((round(px + x, 1), round(py + y, 1)) for px, py in curve.points)
+    svg = f"M{a[0]:g},{a[1]:g}H{b[0]:g}V{c[1]:g}H{a[0]:g}z"
+    return replace(curve, points=(a, b, c, d), svg=svg)
 
 
 def _move_curve(curve: Curve, x: float, y: float) -> Curve:

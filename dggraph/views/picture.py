@@ -26,7 +26,8 @@ from dggraph.views.annotations import (
 )
 from dggraph.views.box_overlay import tell_objects
 from dggraph.views.escaping import count, plural
-from dggraph.views.layout import Layout, Rectangle, lay_out
+from dggraph.views.layout import LINE, Layout, Rectangle, lay_out
+from dggraph.views.stage_bars import Bar, legend_of, stage_bars
 
 NEAR_TIE = 1e-4
 
@@ -93,8 +94,10 @@ def picture_graph(
         warning="",
         legend=(
             *_edge_legend(graph, marks, layout, texts),
-            LegendEntry(
-                NODE_LOOKS["plain"], "routed block" if layout.level != "stage" else "stage", True
+            *(
+                [LegendEntry(NODE_LOOKS["plain"], "routed block", True)]
+                if layout.level != "stage"
+                else []
             ),
         ),
         thumbnails=(),
@@ -127,7 +130,7 @@ def picture_path(
     active = sum(mark == "active" for mark in marks.edges.values())
     near = path.margin < NEAR_TIE
     lines: dict[EdgeMark, str] = {
-        "active": "active edge, as wide as its weight",
+        "active": _tell_active(layout),
         "dropped": "dropped edge",
     }
     states: dict[NodeMark, str] = {"dead": "never reached", "unused": "reached, unused"}
@@ -201,6 +204,9 @@ def picture_difference(
         )
         for node, edge, text in owners
     ]
+    if layout.level == "stage":
+        look = EDGE_LOOKS["first"]
+        legend.append(LegendEntry(replace(look, fill=look.stroke), legend_of(marks), True))
     return Picture(
         graph=graph,
         layout=layout,
@@ -237,30 +243,46 @@ def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
     return look, "#9aa5b1" if mark == "dead" else look.stroke
 
 
-def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
-    """Return the text of a drawn node.
+def bars_of(picture: Picture, box: Rectangle) -> tuple[Bar, ...]:
+    """Return the bars on the card of a stage; nothing for other nodes."""
+    if box.card.kind != "stage":
+        return ()
+    return stage_bars(picture.graph, picture.marks, box.card.name)
 
-    The card of a stage also says how many of its blocks the paths use.
-    """
-    if box.card.kind != "stage" or not picture.marks.weights:
-        return box.lines
-    num_used = sum(picture.marks.nodes[name] not in ("dead", "unused") for name in box.card.members)
-    return (*box.lines[:-1], f"{num_used} used")
+
+def lines_of(picture: Picture, box: Rectangle) -> tuple[str, ...]:
+    """Return the text of a drawn node; that of a stage stands beside its bars."""
+    return tuple(bar.text for bar in bars_of(picture, box)) or box.lines
 
 
 def baselines(box: Rectangle, num_lines: int) -> list[float]:
     """Return the baselines of the lines of a drawn node."""
     if num_lines == 1:
-        return [box.y + box.height / 2 + 3.4]
-    return [box.y + 14.5 + 12 * index for index in range(num_lines)]
+        return [box.y + box.height / 2 + 3.6]
+    return [box.y + 15 + LINE * index for index in range(num_lines)]
 
 
 def _edge_legend(
     graph: DynamicGraph, marks: Marks, layout: Layout, texts: Mapping[EdgeMark, str]
 ) -> list[LegendEntry]:
-    """Return legend entries for the marks of the drawn edges, and for lifted stages."""
-    drawn = set(marks.edges.values()) if layout.level != "stage" else set()
+    """Return legend entries for the marks of the drawn edges, and for what else needs words."""
+    if layout.level == "stage":
+        mark: EdgeMark = "active" if marks.weights else "static"
+        look = replace(EDGE_LOOKS[mark], fill=EDGE_LOOKS[mark].stroke)
+        return [LegendEntry(look, legend_of(marks), True)] if graph.stages else []
+    drawn = set(marks.edges.values())
     entries = [LegendEntry(EDGE_LOOKS[mark], text) for mark, text in texts.items() if mark in drawn]
     if entries and graph.has_lifted_stages:
         entries.append(LegendEntry(entries[0].look, "lifted: a skip is an edge, too"))
+    if any(panel.is_matrix for panel in layout.panels):
+        swatch = replace(entries[0].look, fill=entries[0].look.stroke)
+        entries.append(LegendEntry(swatch, "matrix: an edge leads from row to column", True))
     return entries
+
+
+def _tell_active(layout: Layout) -> str:
+    """Return what the look of an active edge means."""
+    kinds = {panel.is_matrix for panel in layout.panels}
+    if kinds == {True}:
+        return "active edge, as dark as its weight"
+    return f"active edge, as wide{' (matrix: as dark)' * (True in kinds)} as its weight"

@@ -9,22 +9,18 @@ from collections.abc import Iterator
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.annotations import EDGE_LOOKS, EdgeMark, NodeMark, edge_width
 from dggraph.views.escaping import for_xml, plural
-from dggraph.views.layout import Layout, Panel, Rectangle
-from dggraph.views.matrix_diagram import (
-    cell_curves,
-    draw_cells,
-    draw_diagonal,
-    is_matrix,
-    matrix_size,
-)
+from dggraph.views.layout import DETAIL, LABEL, Layout, Panel, Rectangle
+from dggraph.views.matrix_diagram import draw_cells, draw_diagonal
 from dggraph.views.picture import (
     Picture,
+    bars_of,
     baselines,
     lines_of,
     mark_of,
     picture_difference,
     picture_path,
 )
+from dggraph.views.stage_bars import place_bar
 
 PAD, WIDE = 12.0, 480.0
 """Margin of a diagram, and the width from which it scrolls sideways on a narrow screen."""
@@ -38,9 +34,7 @@ def define_curves(layout: Layout) -> str:
     for number, panel in enumerate(layout.panels):
         curves = (
             f'<path id="e{number}-{place}" d="{curve}"/>'
-            for place, curve in enumerate(
-                cell_curves(panel) if is_matrix(panel) else [one.svg for one in panel.curves]
-            )
+            for place, curve in enumerate(one.svg for one in panel.curves)
         )
         groups.append(f'<g id="s{number}">{"".join(curves)}</g>')
     return (
@@ -81,14 +75,14 @@ def _draw(picture: Picture, layout: Layout) -> str:
 
 def _panel(picture: Picture, number: int, panel: Panel) -> str:
     told = _describe(picture, panel)
-    if is_matrix(panel):
-        width = height = matrix_size(panel) + 2
-        left = top = -1.0
+    first, last = panel.boxes[0], panel.boxes[-1]
+    if panel.is_matrix:
+        width = height = last.x + last.width - first.x + 2
+        left, top = first.x - 1, first.y - 1
         parts = [*draw_cells(picture, number, panel), *draw_diagonal(picture, number, panel)]
         caption = f"{panel.stage} <small>{for_xml('; '.join(_count_edges(picture, panel)))}</small>"
         look = "panel matrix"
     else:
-        first, last = panel.boxes[0], panel.boxes[-1]
         rise = max(
             (-0.75 * min(y - first.y for _, y in curve.points) for curve in panel.curves),
             default=0.0,
@@ -175,12 +169,19 @@ def _box(picture: Picture, box: Rectangle, key: str) -> str:
     if mark == "unused":
         strike = f"M{box.x:g},{box.y + box.height:g}l{box.width:g},{-box.height:g}"
         parts.append(f'<path d="{strike}"/>')
-    for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
+    bars = bars_of(picture, box)
+    x, anchor = (box.x + 8, "start") if bars else (box.x + box.width / 2, "middle")
+    places = baselines(box, len(lines))
+    for index, (line, y) in enumerate(zip(lines, places, strict=True)):
+        is_first = index == 0 and len(lines) > 1 and not bars
         looks = (
-            f'class="{"name" if index == 0 else "detail"}"'
-            f' font-size="{10 if index == 0 and len(lines) > 1 else 9}"'
+            f'class="{"name" if index == 0 or bars else "detail"} {anchor}"'
+            f' font-size="{LABEL if is_first else DETAIL:g}"'
         )
-        parts.append(
-            f'<text x="{box.x + box.width / 2:g}" y="{y:g}" {looks}>{for_xml(line)}</text>'
-        )
+        parts.append(f'<text x="{x:g}" y="{y:g}" {looks}>{for_xml(line)}</text>')
+    for bar, y in zip(bars, places, strict=False):
+        for strip in place_bar(bar, box.x + box.width - 8, y):
+            place = f'x="{strip.x:g}" y="{strip.y:g}" width="{strip.width:g}"'
+            look = "ground" if strip.mark is None else f"strip {strip.mark}"
+            parts.append(f'<rect class="{look}" {place} height="{strip.height:g}"/>')
     return "".join((*parts, "</g>"))

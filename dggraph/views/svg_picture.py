@@ -5,17 +5,20 @@ It is fast enough to be written for every image.
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, Look, edge_width
+from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, EdgeMark, Look, edge_width
 from dggraph.views.box_overlay import place_outlines, write_outlines
 from dggraph.views.captions import Frame, make_frame
 from dggraph.views.escaping import for_xml
 from dggraph.views.html_page import render
-from dggraph.views.layout import Panel, Rectangle
-from dggraph.views.picture import Picture, baselines, box_look, lines_of, mark_of
+from dggraph.views.layout import DETAIL, LABEL, LINE, Panel, Rectangle
+from dggraph.views.matrix_diagram import KEY_SIZE, cell_shade, explain, name_blocks
+from dggraph.views.matrix_diagram import LABEL as MATRIX_LABEL
+from dggraph.views.picture import Picture, bars_of, baselines, box_look, lines_of, mark_of
+from dggraph.views.stage_bars import place_bar
 
 PANEL_FILL, PANEL_STROKE = "#fbfcfd", "#dfe4ea"
 DENSE = ' stroke-opacity="0.6"'
@@ -52,8 +55,9 @@ def write_svg(picture: Picture) -> str:
             line
             for panel in picture.layout.panels
             for box in panel.boxes
-            for line in _box(picture, box)
+            for line in _box(picture, panel, box)
         ),
+        *(line for panel in picture.layout.panels for line in _notes(panel)),
         "</g>",
         "</svg>",
     ]
@@ -100,13 +104,11 @@ def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
 def _panel(panel: Panel) -> Iterator[str]:
     place = f'x="{panel.x:g}" y="{panel.y:g}" width="{panel.width:g}" height="{panel.height:g}"'
     yield f'<rect {place} rx="8" fill="{PANEL_FILL}" stroke="{PANEL_STROKE}"/>'
-    yield _text(
-        panel.x + 12,
-        panel.y + 18,
-        panel.heading[0],
-        f'font-size="12" font-weight="bold" fill="{INK}"',
-    )
-    yield _text(panel.x + 12, panel.y + 31, panel.heading[1], f'font-size="9" fill="{GREY}"')
+    for index, line in enumerate(panel.heading):
+        looks = f'font-size="{DETAIL:g}" fill="{GREY}"'
+        if index == 0:
+            looks = f'font-size="12" font-weight="bold" fill="{INK}"'
+        yield _text(panel.x + 12, panel.y + 18 + LINE * index, line, looks)
 
 
 def _links(picture: Picture) -> Iterator[str]:
@@ -127,6 +129,8 @@ def _edges(picture: Picture) -> Iterator[str]:
             weights = marks.weights.get((source, target), ())
             width = edge_width(mark, weights) * curve.scale
             looks = f' stroke-width="{width:.2f}"{DENSE * (curve.scale < 1)}'
+            if panel.is_matrix:
+                looks = _cell_looks(mark, weights)
             told = (
                 ""
                 if mark == "dropped" or not weights
@@ -141,24 +145,50 @@ def _edges(picture: Picture) -> Iterator[str]:
             yield "</g>"
 
 
-def _box(picture: Picture, box: Rectangle) -> Iterator[str]:
+def _cell_looks(mark: EdgeMark, weights: Sequence[float]) -> str:
+    """Return the attributes of a cell: faint ones are outlined only."""
+    if mark == "dropped":
+        return ' stroke-width="0.6"'
+    shade = cell_shade(mark, weights)
+    return f' fill="{EDGE_LOOKS[mark].stroke}" fill-opacity="{shade:g}" stroke-width="0.3"'
+
+
+def _box(picture: Picture, panel: Panel, box: Rectangle) -> Iterator[str]:
     mark = mark_of(picture, box)
     look, ink = box_look(picture, box)
     name = for_xml(box.card.name)
     yield f'<g class="{mark}" data-node="{name}"><title>{for_xml(_tip(picture, box))}</title>'
-    radius = 9 if box.card.kind == "out" else 4
+    radius = 9 if box.card.kind == "out" and not panel.is_matrix else 4
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
     yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
     yield from _strike(look, box.x, box.y, box.width, box.height)
-    middle, lines = box.x + box.width / 2, lines_of(picture, box)
-    for index, (line, y) in enumerate(zip(lines, baselines(box, len(lines)), strict=True)):
-        size, colour = (
-            (10 if len(lines) > 1 else 9, ink)
-            if index == 0
-            else (9, ink if mark == "dead" else GREY)
-        )
-        yield _text(middle, y, line, f'font-size="{size}" fill="{colour}" text-anchor="middle"')
+    lines = () if panel.is_matrix else lines_of(picture, box)
+    bars = bars_of(picture, box)
+    x, anchor = (box.x + 8, "start") if bars else (box.x + box.width / 2, "middle")
+    marks = baselines(box, len(lines))
+    for index, (line, y) in enumerate(zip(lines, marks, strict=True)):
+        is_first = index == 0 and not bars
+        size = LABEL if is_first and len(lines) > 1 else DETAIL
+        colour = ink if is_first or bars or mark == "dead" else GREY
+        yield _text(x, y, line, f'font-size="{size:g}" fill="{colour}" text-anchor="{anchor}"')
+    for bar, y in zip(bars, marks, strict=False):
+        for strip in place_bar(bar, box.x + box.width - 8, y):
+            fill = PANEL_STROKE if strip.mark is None else EDGE_LOOKS[strip.mark].stroke
+            place = f'x="{strip.x:g}" y="{strip.y:g}" width="{strip.width:g}"'
+            yield f'<rect {place} height="{strip.height:g}" fill="{fill}"/>'
     yield "</g>"
+
+
+def _notes(panel: Panel) -> Iterator[str]:
+    """Yield the names of blocks in a matrix, and how to read it."""
+    if panel.is_matrix:
+        for notes, size, colour in (
+            (name_blocks(panel), MATRIX_LABEL, INK),
+            (explain(panel), KEY_SIZE, GREY),
+        ):
+            for x, y, text, anchor in notes:
+                looks = f'font-size="{size:g}" fill="{colour}" text-anchor="{anchor}"'
+                yield _text(x, y, text, looks)
 
 
 def _tip(picture: Picture, box: Rectangle) -> str:

@@ -6,19 +6,21 @@ from xml.etree import ElementTree
 from drawn import path_of, stages
 
 from dggraph.graph.ir import DynamicGraph, Stage
-from dggraph.views.layout import lay_out
-from dggraph.views.matrix_diagram import MAX_ARCS
+from dggraph.views.layout import MAX_ARCS, lay_out
 from dggraph.views.picture import picture_path
 from dggraph.views.stage_diagram import define_curves, draw_diagram, draw_difference_diagram
 from dggraph.views.svg_picture import write_svg
 
 
 def cells(graph_depth: int) -> dict[str, tuple[float, float, float]]:
-    """Left, top and side of the cell of each edge."""
-    curves = define_curves(lay_out(stages(graph_depth)))
+    """Left, top and side of the cell of each edge, from the left top of the matrix."""
+    layout = lay_out(stages(graph_depth))
+    first = layout.panels[0].boxes[0]
     return {
-        key: (float(x), float(y), float(side))
-        for key, x, y, side in re.findall(r'id="(e0-\d+)" d="M([\d.]+),([\d.]+)h([\d.]+)v', curves)
+        key: (float(x) - first.x, float(y) - first.y, float(right) - float(x))
+        for key, x, y, right in re.findall(
+            r'id="(e0-\d+)" d="M([\d.]+),([\d.]+)H([\d.]+)V', define_curves(layout)
+        )
     }
 
 
