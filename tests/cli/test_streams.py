@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from pages import ROOT
 from toy_runs import TOY
 
 import dggraph
@@ -137,3 +139,29 @@ def test_a_shell_completes_commands(shell: str) -> None:
     assert "compare" in done.stdout
     assert "convert" in done.stdout
     assert "train" not in done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_the_line_of_the_page_completes_in_bash(tmp_path: Path) -> None:
+    """Commands, options of a command, and files."""
+    page = (ROOT / "docs/command-line.md").read_text()
+    line = re.search(r"`(eval [^`]*bash_source[^`]*)`", page)
+    assert line is not None
+    (tmp_path / "dggraph").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from dggraph.cli.main import main; main()" "$@"\n'
+    )
+    (tmp_path / "dggraph").chmod(0o755)
+    asks = "".join(
+        f"COMPREPLY=(); COMP_WORDS=(dggraph {words}); COMP_CWORD={len(words.split())}\n"
+        '_dggraph_completion dggraph; echo "${COMPREPLY[@]}"\n'
+        for words in ("do", "doctor --j", "doctor --b")
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{line[1]}\n{asks}"],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["doctor", "--json", "--build-kernels"], done.stderr
