@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +50,33 @@ def test_printed_form() -> None:
         "  v2 s_2 4x8x8 10 <- v0? v1\n"
         "  out s_out 4x8x8 10 <- v0? v1? v2"
     )
+
+
+def test_a_graph_tells_its_size_and_whether_it_is_lifted() -> None:
+    graph = wire(static_chain(2), "complete")
+    assert repr(graph) == "<DynamicGraph net: 1 stages, 2 routed blocks, 6 candidate edges>"
+    assert (graph.num_blocks, graph.num_edges) == (2, 6)
+    assert not graph.has_lifted_stages
+    stages = [replace(stage, residual="lift") for stage in graph.stages.values()]
+    lifted = DynamicGraph("net", stages=stages, nodes=graph.nodes("s"), edges=graph.edges("s"))
+    assert lifted.has_lifted_stages
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        static_chain(2).nodes("s")[0],
+        static_chain(2).edges("s")[0],
+        static_chain(2).stages["s"],
+        ActivatedPath(weights={"s": (1.0,)}, macs=10, margin=0.5),
+    ],
+)
+def test_values_of_a_graph_never_change(value: Any) -> None:
+    first = fields(value)[0].name
+    with pytest.raises(FrozenInstanceError, match=first):
+        setattr(value, first, "another")
+    with pytest.raises(TypeError, match="positional"):
+        type(value)("another")
 
 
 @pytest.mark.parametrize(("num_blocks", "edges"), [(2, 6), (3, 10), (5, 21)])
@@ -114,6 +142,10 @@ def test_every_wiring_keeps_the_static_edges_and_runs_forward(text: str, num_blo
         ("dilated(3, 2)", ["04", "26"]),
         ("dilated(2, 3)", ["03", "16", "36"]),
         ("chain+entry", ["02", "03", "04", "05", "06"]),
+        ("window(1)", []),
+        ("erdos_renyi(0)", []),
+        ("watts_strogatz(2, 0.0)", ["06"]),  # rings, whose ends are neighbours
+        ("watts_strogatz(4, 0)", ["02", "13", "24", "05", "35", "06", "16", "46"]),
     ],
 )
 def test_sparse_wirings_by_hand(text: str, added: list[str]) -> None:
@@ -134,6 +166,22 @@ def test_wirings_united_by_name_and_in_python() -> None:
     assert wire(static, "dilated(1, 1)") == wire(static, "complete")
     assert is_complete("window(2)+complete")
     assert not is_complete("window(2)+entry")
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("erdos_renyi(1)", "complete"),
+        ("watts_strogatz(9, 0)", "complete"),  # more neighbours than there are
+        ("barabasi_albert(9)", "entry"),  # a star
+        ("erdos_renyi(0.5)", "erdos_renyi(0.5, 0)"),
+        ("watts_strogatz(2, 1)", "watts_strogatz(2, 1.0, 0)"),
+        ("barabasi_albert(1)", "barabasi_albert(1, 0)"),
+    ],
+)
+def test_random_wirings_at_their_limits(text: str, same: str) -> None:
+    """On three blocks; the seed is 0 unless another is given."""
+    assert wire(static_chain(3), text) == wire(static_chain(3), same)
 
 
 def test_every_registered_wiring_is_tried_above() -> None:
@@ -174,6 +222,12 @@ def test_own_edges_as_list_and_as_networkx_graph() -> None:
         ("dilated(0, 1)", "needs k >= 1 and p >= 1"),
         ("dilated(2, 1.5)", "1.5 must be a whole number"),
         ("erdos_renyi(2)", "0 <= p <= 1"),
+        ("erdos_renyi(-0.1)", "0 <= p <= 1"),
+        ("watts_strogatz(1, 0.5)", "needs k >= 2"),
+        ("watts_strogatz(2, 1.1)", "0 <= p <= 1"),
+        ("watts_strogatz(2, -0.1)", "0 <= p <= 1"),
+        ("barabasi_albert(0)", "needs m >= 1"),
+        ("dilated(1, 0)", "needs k >= 1 and p >= 1"),
     ],
 )
 def test_impossible_wirings(wiring: object, message: str) -> None:

@@ -27,7 +27,7 @@ import torchvision  # noqa: F401 - imported once for all copies
 
 ROOT = Path(__file__).parents[2]
 TESTS = {
-    "graph/ir.py": ["graph"],
+    "graph/ir.py": ["graph", "views/test_drawing.py"],
     "graph/schema.py": ["graph", "network/test_archive.py"],
     "graph/wiring.py": ["graph"],
     "ops/gating.py": ["ops/test_gates_and_routers.py", "network/test_gate_forms.py"],
@@ -51,16 +51,23 @@ CPU_SECONDS, WALL_SECONDS = 300, 3600
 
 
 def changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Each place that can be changed, by its number in a walk of the tree, and how."""
-    annotations = {
+    """Each place that can be changed, by its number in a walk of the tree, and how.
+
+    Annotations, `slots=` and `strict=` are none: changed, they give the same results.
+    """
+    without = {
         id(inner)
         for node in ast.walk(tree)
-        for part in (getattr(node, "annotation", None), getattr(node, "returns", None))
+        for part in (
+            getattr(node, "annotation", None),
+            getattr(node, "returns", None),
+            node if isinstance(node, ast.keyword) and node.arg in ("slots", "strict") else None,
+        )
         if part is not None
         for inner in ast.walk(part)
     }
     for number, node in enumerate(ast.walk(tree)):
-        if id(node) in annotations:
+        if id(node) in without:
             continue
         if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
             yield number, "comparison"
