@@ -1,12 +1,14 @@
-"""Make what `dggraph demo` shows: the network of a run, and two test images a class, right ones,
-with different paths where there are some.
+"""Put the networks of runs into the package, and for `dggraph demo` two test images a class, right
+ones, with different paths where there are some. `dggraph/assets/README.md` says how both are
+trained.
 
-dggraph train fashion_mnist --experiment demo
-python docs/demo_assets.py runs/demo/archive
+python docs/demo_assets.py fashion_mnist runs/demo
+python docs/demo_assets.py object_photos runs/object_photos
 """
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +17,38 @@ from PIL import Image
 import dggraph
 from dggraph.data.sources import open_data
 from dggraph.network.cost import path_keys
+from dggraph.network.network import DynamicNetwork
 from dggraph.training.config import read_config
+from dggraph.training.results import read_results
 
 ASSETS = Path(dggraph.__file__).parent / "assets"
+REMARKS = {
+    "fashion_mnist": (),
+    "object_photos": (
+        "The photographs behind the objects differ between the two parts; the cut-outs of the"
+        " objects are the same, so objects that it has not seen are recognised less well.",
+        "The cut-outs are Tux Paint's stamps (GPL-2). No image is in this folder.",
+    ),
+}
 
 
-def main(archive: str) -> None:
-    net = dggraph.load(archive).eval()
+def main(name: str, run: str) -> None:
+    net = dggraph.load(Path(run, "archive")).eval()
+    assert isinstance(net, DynamicNetwork)
+    results = read_results(run)
+    if name == "fashion_mnist":
+        draw_samples(net)
+    shutil.rmtree(ASSETS / name, ignore_errors=True)
+    results = replace(
+        results,
+        dataset=name,
+        versions=results.versions | {"dggraph": dggraph.__version__},
+        remarks=(*results.remarks, *REMARKS[name]),
+    )
+    net.save_pretrained(ASSETS / name, results=results, license="apache-2.0")
+
+
+def draw_samples(net: DynamicNetwork) -> None:
     assert net.preprocess is not None
     assert net.labels is not None
     config = read_config(Path("fashion_mnist"), {})
@@ -44,8 +71,6 @@ def main(archive: str) -> None:
         for place, index in enumerate((right[0], other)):
             pixels = validation.images_NCHW[index, 0]  # type: ignore[attr-defined]
             Image.fromarray(pixels.numpy()).save(folder / f"{name}-{place}.png", optimize=True)
-    shutil.rmtree(ASSETS / "fashion_mnist", ignore_errors=True)
-    shutil.copytree(archive, ASSETS / "fashion_mnist")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dggraph.network.manifest import GRAPH, MANIFEST, WEIGHTS
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.publishing import hub_package
 
-SHIPPED = ("fashion_mnist",)
+SHIPPED = ("fashion_mnist", "object_photos")
 """Names of the trained networks in this package."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -33,7 +33,8 @@ def from_pretrained(
 
     Args:
         name: a folder that `save_pretrained` or `save` wrote; else "fashion_mnist", the network of
-            `dggraph demo`; else OWNER/NAME on the hub, which needs `pip install 'dggraph[hub]'`.
+            `dggraph demo`, or "object_photos", one for objects on photographs of 64 pixels; else
+            OWNER/NAME on the hub, which needs `pip install 'dggraph[hub]'`.
         model: as for `load`.
         revision: branch, tag or commit on the hub.
         token: for the hub; by default the one that `hf auth login` stored.

@@ -21,16 +21,18 @@ def command(output: Path) -> None:
     """
     make_folder(output)
 
+    from dggraph.baselines.pretrained import from_pretrained
     from dggraph.data.image_sets import open_image_set
     from dggraph.evaluation.atlas import collect_atlas
-    from dggraph.network.archive import load
+    from dggraph.network.network import DynamicNetwork
     from dggraph.system.files import write_whole
     from dggraph.views.escaping import visible
     from dggraph.views.report import make_report
 
     with as_file(files("dggraph") / "assets") as assets:
         with working("Loading"):
-            net = load(assets / "fashion_mnist")
+            net = from_pretrained("fashion_mnist")
+        assert isinstance(net, DynamicNetwork)
         samples = assets / "samples"
         images = sorted(samples.glob("*.png"))
         targets, _ = place_pictures(images, None, output / "paths", "svg")

@@ -18,6 +18,8 @@ from dggraph.views.escaping import visible
 MARK = "<!-- Written by dggraph. Remove this line to keep your changes when saving again. -->"
 MAX_LABELS, MAX_TEXT = 20, 300
 PICTURE = "graph.svg"
+MARKUP = frozenset(string.punctuation) - set(",'\"%?")
+"""Signs that may mean something somewhere in Markdown, or in what the hub makes of it."""
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 """Even renderers that pass HTML through print these as themselves."""
 
@@ -98,7 +100,7 @@ def for_markdown(text: str) -> str:
 
 
 def _escaped(sign: str) -> str:
-    return f"\\{sign}" if sign in string.punctuation else sign
+    return f"\\{sign}" if sign in MARKUP else sign
 
 
 def _front(facts: CardFacts) -> Iterator[str]:

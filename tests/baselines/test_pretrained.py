@@ -1,0 +1,69 @@
+"""The trained networks of the package load and answer as they did."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import dggraph
+from dggraph.baselines.pretrained import SHIPPED
+from dggraph.network.network import DynamicNetwork
+
+ASSETS = Path(dggraph.__file__).parent / "assets"
+RECORDED = {
+    "fashion_mnist": [
+        [0.4797577, -0.8363429, 2.9850664, 1.6569371],
+        [0.5045264, -0.7728748, 2.6599813, 1.9549005],
+    ],
+    "object_photos": [
+        [0.6489226, 0.4912219, -0.9688784, -0.504315],
+        [0.6783361, 0.5143359, -1.0092266, -0.5106541],
+    ],
+}
+"""The first four logits of each of two patterns."""
+
+
+def patterns(net: DynamicNetwork) -> Tensor:
+    """Return two images (2, C, H, W) whose values are the same everywhere."""
+    shape = (2, *net.blueprint.input_shape)
+    return (torch.arange(torch.Size(shape).numel()) * 97 % 251 / 125 - 1).reshape(shape)
+
+
+@pytest.fixture(params=SHIPPED)
+def net(request: pytest.FixtureRequest) -> DynamicNetwork:
+    found = dggraph.from_pretrained(request.param)
+    assert isinstance(found, DynamicNetwork)
+    return found
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network_answers_as_recorded(name: str) -> None:
+    net = dggraph.from_pretrained(name)
+    assert isinstance(net, DynamicNetwork)
+    x = patterns(net)
+    expected = torch.tensor(RECORDED[name])
+    for executor in ("dense", "sparse"):
+        net.executor = executor
+        with torch.no_grad():
+            assert (net(x)[:, :4] - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_shipped_network_names_its_classes(net: DynamicNetwork) -> None:
+    assert net.labels is not None
+    assert net.preprocess is not None
+    with torch.no_grad():
+        assert net(patterns(net)).shape == (2, len(net.labels))
+
+
+def test_the_card_has_accuracy_command_and_licence() -> None:
+    text = (ASSETS / "object_photos" / "README.md").read_text()
+    for part in ('name: "object_photos"', "type: macs_ratio", "dggraph train", "| 35.50 % |"):
+        assert part in text
+    assert "Not stated" not in text
+    assert "missed" not in text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network_is_small(name: str) -> None:
+    assert sum(file.stat().st_size for file in (ASSETS / name).iterdir()) < 400_000
