@@ -191,9 +191,13 @@ _PATHS = {
     "Open": "the share of candidate edges that are open there",
     "Paths": f"different paths of {BATCH} images there",
 }
+_DEAD = {
+    "Silent": f"{_COLUMNS['Silent']}; the only hidden unit of a narrow layer of"
+    " `squeeze_excitation` may be dead from the start"
+}
 _HEADS = {
     "forms": ("Forms of dynamic wiring", len(FORMS), _COLUMNS | _PATHS),
-    "baselines": ("Baselines", len(BASELINES), _COLUMNS),
+    "baselines": ("Baselines", len(BASELINES), _COLUMNS | _DEAD),
 }
 
 

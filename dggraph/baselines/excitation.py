@@ -61,15 +61,23 @@ def squeeze_excitation(
     """
     at_least("reduction", reduction, 1)
     draft = open_draft(model, example_input, method="squeeze_excitation")
+    widths = []
     for branch in draft.branches():
         num_hidden = max(1, branch.num_channels // reduction)
+        widths.append(num_hidden)
         draft.change_end(
             branch, SqueezeExcitation(branch.num_channels, num_hidden, branch.channel_axis)
+        )
+    reason = "each branch starts scaled by a sigmoid of about one half"
+    if num_single := widths.count(1):
+        reason += (
+            f"; {num_single} of {len(widths)} have a single hidden unit, which may be dead from the"
+            " start: a smaller reduction gives more"
         )
     return finish(
         draft,
         method="squeeze_excitation",
         options={"reduction": reduction},
         exactness="no",
-        reason="each branch starts scaled by a sigmoid of about one half",
+        reason=reason,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dggraph.errors import InputError
 from dggraph.ops.pooling import mean_channels, normalised
 from dggraph.system.devices import outside_autocast
 
@@ -28,6 +29,9 @@ class ContentRouter(nn.Module):
         num_edges: edges into the next vertex.
         channel_axis: 1 for NCHW, -1 for NHWC and tokens.
         width: of queries and keys.
+
+    Raises:
+        InputError: the width is less than 1.
     """
 
     def __init__(
@@ -35,6 +39,11 @@ class ContentRouter(nn.Module):
     ) -> None:
         """Build the layers in float32."""
         super().__init__()
+        if width < 1:
+            raise InputError(
+                f"content({width}): queries and keys of no width choose nothing. Use content, or a"
+                " width of at least 1."
+            )
         self.channel_axis, self.width, self.num_edges = channel_axis, width, num_edges
         self.query = nn.Parameter(torch.zeros(width, num_channels, dtype=torch.float32))
         self.key = nn.Linear(num_channels, width, bias=False, dtype=torch.float32)

@@ -10,6 +10,7 @@ Gates of such edges return (B, E, ...), which broadcasts against the features (B
 Shape suffixes: B instances, E edges, P the parts of an edge (one or several axes).
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,8 @@ from dggraph.ops.position_router import PositionRouter, TiedPositionRouter
 Granularity = int | Literal["edge", "channel", "pixel"]
 """How many weights an edge has: one, one for each of so many channel groups, or for each place."""
 
+GRANULARITIES: tuple[Literal["edge", "channel", "pixel"], ...] = ("edge", "channel", "pixel")
+
 
 def read_granularity(given: object) -> Granularity:
     """Return a granularity from what a caller or an archive gives, such as `4` or `"4"`.
@@ -32,13 +35,14 @@ def read_granularity(given: object) -> Granularity:
         InputError: it is none.
     """
     number = int(given) if isinstance(given, str) and given.isdecimal() else given
-    if number in ("edge", "channel", "pixel") and isinstance(number, str):
+    if isinstance(number, str) and number in GRANULARITIES:
         return number
     if isinstance(number, int) and not isinstance(number, bool) and number >= 1:
         return number
+    close = difflib.get_close_matches(str(given), GRANULARITIES, n=1)
     raise InputError(
-        f"granularity={given!r} is not one of edge, channel, pixel, and no number of channel groups"
-        " such as 4."
+        f"granularity={given!r} is not one of {', '.join(GRANULARITIES)}, and not a whole number of"
+        f" channel groups such as 4.{f' Did you mean {close[0]!r}?' if close else ''}"
     )
 
 

@@ -162,6 +162,9 @@ def _refuse_numbers(spec: Spec, found: list[inspect.Parameter]) -> None:
     )
     missing = [one.name for one in needed if one.name not in given and one not in taken]
     also = f" It needs {missing[0]!r}." if missing else ""
+    named = [one.name for one in found if one.kind is one.KEYWORD_ONLY]
+    if named and not taken:
+        also += f" Write its options by name: {named[0]}=VALUE."
     raise InputError(f"{spec.name!r} {what}, and got {len(spec.numbers)}.{also}")
 
 

@@ -97,3 +97,14 @@ def test_the_start_is_said_to_be_another_function() -> None:
     report = dggraph.baselines.squeeze_excitation("dggraph:resnet14_4").report
     assert report.exactness == "no"
     assert report.max_difference > 0
+
+
+def test_single_hidden_units_are_reported() -> None:
+    """Its layers have 4, 8 and 16 channels, two of each."""
+    reports = [
+        str(squeeze_excitation("dggraph:resnet14_4", reduction=reduction).report)
+        for reduction in (2, 8, 16)
+    ]
+    assert "hidden unit" not in reports[0]
+    assert "; 4 of 6 have a single hidden unit" in reports[1]
+    assert "; 6 of 6 have a single hidden unit" in reports[2]

@@ -163,6 +163,12 @@ def test_macs_count_queries_keys_and_their_products() -> None:
             assert own == 2 * 4 * channels + 4 * incoming
 
 
+@pytest.mark.parametrize("router", ["content(0)", "content(width=-1)"])
+def test_queries_without_a_width_are_refused(router: str) -> None:
+    with pytest.raises(InputError, match=r"content\(-?\d\): queries|whole numbers, from 0 on"):
+        dggraph.convert("dggraph:resnet14_4", router=router)
+
+
 def test_several_weights_an_edge_are_refused() -> None:
     with pytest.raises(InputError, match="one weight"):
         dggraph.convert(

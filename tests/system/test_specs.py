@@ -83,6 +83,15 @@ def test_what_is_wrong_with_a_spec(read: object, text: str, message: str) -> Non
     assert not [word for word in PYTHON_WORDS if word in str(error.value)]
 
 
+def test_options_without_an_order_are_written_by_name() -> None:
+    def make(model: str, *, reduction: int = 16) -> tuple[str, int]:
+        return model, reduction
+
+    assert bind(read_spec("some(reduction=4)"), make, num_taken=1)("m") == ("m", 4)
+    with pytest.raises(DggraphError, match=r"got 1\. Write its options by name: reduction=VALUE"):
+        bind(read_spec("some(4)"), make, num_taken=1)
+
+
 def test_registered_factories_say_their_numbers_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WIRINGS, "star", lambda centre, radius=1: lambda size: ())
     with pytest.raises(DggraphError, match=r"'star' takes 1 to 2 numbers .*star\(centre, radius\)"):
