@@ -5,6 +5,7 @@ Shape suffixes: B images, O outputs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def comparison_images(net: DynamicNetwork | BaselineNetwork, images: Tensor | No
     """Return at least two images in the type of the weights: those given, or noise.
 
     Raises:
-        InputError: `images` is not a batch (B, C, H, W).
+        InputError: `images` is not a batch (B, C, H, W) of numbers of that type.
     """
     shape = net.blueprint.input_shape if isinstance(net, DynamicNetwork) else net.input_shape
     if images is None:
@@ -47,12 +48,28 @@ def comparison_images(net: DynamicNetwork | BaselineNetwork, images: Tensor | No
         noise = torch.randn(NUM_IMAGES, *shape, generator=generator)
         # routers see colour, so that images of one colour take different paths
         images = noise + 2 * torch.randn(NUM_IMAGES, shape[0], 1, 1, generator=generator)
-    elif images.ndim != 4 or not len(images) or images.shape[1] != shape[0]:
-        raise InputError(
-            f"images must be a batch (B, {shape[0]}, H, W), got {tuple(images.shape)}."
-        )
+    check_images(images, shape[0])
     images = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
     return images.to(first_weight(net))
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Raise InputError unless `images` is a batch (B, C, H, W) of prepared images."""
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images must be a tensor (B, {channels}, H, W), not {type(images).__name__}. Prepare"
+            " image files first, as net.preprocess describes."
+        )
+    if images.ndim != 4 or not len(images) or images.shape[1] != channels:
+        raise InputError(
+            f"images must be a batch (B, {channels}, H, W) of at least one, got"
+            f" {tuple(images.shape)}."
+        )
+    if not images.is_floating_point():
+        raise InputError(
+            f"images have the type {images.dtype}, and networks take floating-point numbers."
+            " Prepare them first, as net.preprocess describes."
+        )
 
 
 def compare(

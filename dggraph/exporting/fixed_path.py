@@ -20,6 +20,7 @@ from dggraph.compiler.lowered import routing_of, weight_dtype
 from dggraph.compiler.partition import as_modules_are
 from dggraph.compiler.planning import EFFECT, StagePlan
 from dggraph.errors import InputError
+from dggraph.exporting.comparison import check_images
 from dggraph.exporting.plain_graphs import erase_idle_, module_of, plain_graph
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.network.gates import static_weights
@@ -65,6 +66,11 @@ def static(
         >>> torch.allclose(plain(x), net.eval()(x), atol=1e-5)
         True
     """
+    if not isinstance(net, DynamicNetwork):
+        raise InputError(
+            f"static takes a converted network, not {type(net).__name__}. Call dggraph.convert"
+            " first."
+        )
     weights = _weights_of(net, path, images)
     lowered = copy.deepcopy(net.lowered)
     graph, by_name = plain_graph(lowered)
@@ -220,6 +226,11 @@ def _weights_of(net: DynamicNetwork, path: Path, images: Tensor | None) -> dict[
             f"path={path!r} is neither mean nor backbone. Give one of these, a recorded path, or"
             " weights for each stage."
         )
+    if not isinstance(path, ActivatedPath | Mapping):
+        raise InputError(
+            f"path is of the type {type(path).__name__}. Give mean, backbone, one path, such as"
+            " dggraph.record(net, x).paths[0], or weights for each stage."
+        )
     given: Mapping[str, Any] = path.weights if isinstance(path, ActivatedPath) else path
     if set(given) != set(net.graph.stages):
         raise InputError(
@@ -266,7 +277,9 @@ def _mean_weights(net: DynamicNetwork, images: Tensor | None) -> dict[str, Tenso
                 "the mean path is a mean over images, and none were given. Pass images=, or another"
                 " path: backbone, or one that dggraph.record returned."
             )
-        images = torch.zeros(1, *net.blueprint.input_shape).to(first_weight(net))
+        images = torch.zeros(1, *net.blueprint.input_shape)
+    check_images(images, net.blueprint.input_shape[0])
+    images = images.to(first_weight(net))
     with evaluating(net):
         sums: dict[str, Tensor] = {}
         for image in images:

@@ -11,6 +11,7 @@ from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.naming import shadows_graph_module
 from dggraph.compiler.planning import NEEDED, mark_needed
 from dggraph.errors import ExportError
+from dggraph.exporting.reloading import tracer_of
 from dggraph.ops.aggregation import aggregate, share
 from dggraph.ops.collecting import collect, weigh
 
@@ -77,6 +78,32 @@ def module_of(
                 " graph of its own. Let it return the value, or not keep it in eval mode."
             )
         parts[target] = getattr(lowered.get_submodule(owner) if owner else lowered, name)
-    module = fx.GraphModule(parts, graph)
+    read_again = fx.Graph(tracer_cls=tracer_of(graph))
+    read_again.output(read_again.graph_copy(graph, {}))
+    module = fx.GraphModule(parts, read_again)
     module.training = lowered.training
+    for path, part in module.named_modules():
+        _own_as_(part, lowered, path)
     return module
+
+
+def _own_as_(part: nn.Module, lowered: LoweredModule, path: str) -> None:
+    """Put what `part` owns in the backbone's order, and in its state dict what is there. In place.
+
+    A GraphModule owns things in the order of their use.
+    """
+    try:
+        own = lowered.get_submodule(path) if path else lowered
+    except AttributeError:  # it was added
+        return
+    if own is part:
+        return
+    for kind in ("_modules", "_parameters", "_buffers"):
+        mine, order = vars(part)[kind], list(vars(own)[kind])
+        first = {name: mine.pop(name) for name in order if name in mine}
+        added = dict(mine)
+        mine.clear()
+        mine.update(first | added)
+    kept = own._buffers.keys() - own._non_persistent_buffers_set
+    known = {name for name in part._buffers if name in vars(own) or name in own._buffers}
+    part._non_persistent_buffers_set |= known - kept

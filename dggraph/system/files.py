@@ -40,8 +40,14 @@ def write_whole(file: Path, content: bytes) -> None:
     Readers see the old file or the new one, even after a crash.
 
     Raises:
-        InputError: The file cannot be written; either the old file or the new one is there.
+        InputError: The file cannot be written; either the old file or the new one is there. Or
+            `file` is a device or a pipe, which the rename would remove from the system.
     """
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise InputError(
+            f"cannot write {str(file)!r}: it is a device or a pipe, and files are written beside"
+            " their place and renamed. Choose the name of a file."
+        )
     scratch = file.with_name(f".{file.name[:80]}.{secrets.token_hex(4)}")
     try:
         try:

@@ -128,12 +128,59 @@ def test_an_adjacency_matrix_is_read_by_row_and_column() -> None:
         ({}, "stages layers"),
         ({"layers": torch.ones(4)}, r"10 edges and 5 vertices, got weights of shape \(4,\)"),
         ({"layers": torch.ones(5, 5)}, "no candidate edge"),
+        (None, r"path is of the type NoneType.*paths\[0\]"),
+        ([], "path is of the type list"),
     ],
 )
 def test_paths_that_do_not_fit_are_refused(path: Any, error: str) -> None:
     net = converted("lifted")
     with pytest.raises(InputError, match=error):
         dggraph.static(net, path)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (images(1)[0], r"at least one, got \(3, 16, 16\)"),
+        (images(0), r"at least one, got \(0, 3, 16, 16\)"),
+        (images(1).byte(), "the type torch.uint8"),
+        ([images(1)], "not list. Prepare image files"),
+    ],
+)
+def test_images_that_are_none_are_refused(given: Any, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        dggraph.static(converted("lifted"), images=given)
+
+
+def test_only_converted_networks_have_paths() -> None:
+    with pytest.raises(InputError, match="takes a converted network, not Net"):
+        dggraph.static(Net(), "backbone")  # type: ignore[arg-type]
+
+
+def test_parameters_have_the_order_of_the_backbone() -> None:
+    """Optimisers store their state by the place of a parameter."""
+
+    class Swapped(nn.Module):
+        """A block that uses its layers in another order than it names them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Conv2d(8, 8, 1)
+            self.first = nn.Conv2d(8, 8, 1)
+            self.register_buffer("shift", torch.ones(1), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(self.first(x).relu() + self.shift)
+
+    backbone = randomise(Net(Swapped))
+    plain = dggraph.static(dggraph.convert(backbone, images(1)), "backbone")
+    assert list(plain.state_dict()) == list(backbone.state_dict())
+    assert [name for name, _ in plain.named_parameters()] == [
+        name for name, _ in backbone.named_parameters()
+    ]
+    assert [name for name, _ in plain.named_modules() if name.count(".") > 1] == [
+        name for name, _ in backbone.named_modules() if name.count(".") > 1
+    ]
 
 
 def test_a_write_into_the_input_does_not_reach_other_readers() -> None:

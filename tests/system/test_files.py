@@ -169,3 +169,16 @@ def test_whatever_else_is_written_is_written_whole() -> None:
         if isinstance(node, ast.Call) and is_a_write(node)
     }
     assert found == set(WRITERS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    """Renaming a file to /dev/stdout would take it from every program, if root does it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match=f"{name}': it is a device or a pipe"):
+            write_whole(tmp_path / name, b"content")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "pipe"]
