@@ -233,5 +233,6 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    first = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    text = f"{type(error).__name__}: {first}"[:300]
     return text if text.endswith((".", "!")) else f"{text}."

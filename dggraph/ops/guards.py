@@ -31,8 +31,10 @@ def hold(answer: Any, expected: bool | int | float, place: str, *, is_type: bool
         return
     if isinstance(answer, torch.Tensor):  # torch.jit.trace makes tensors of sizes
         answer = answer.item()
-    # the symbols of torch.export and torch.compile cannot be compared with a bool
-    is_same = (bool(answer) is expected) if isinstance(expected, bool) else bool(answer == expected)
+    if isinstance(expected, bool):  # the symbols of torch.compile have to be branched on
+        is_same = expected if answer else not expected
+    else:
+        is_same = bool(answer == expected)
     if not is_same:
         raise BranchError(
             f"the backbone branches on its batch at {place}: the answer was {expected!r} during"
