@@ -62,6 +62,11 @@ def test_a_graph_tells_its_size_and_whether_it_is_lifted() -> None:
     assert lifted.has_lifted_stages
 
 
+def test_channels_of_one_instance() -> None:
+    assert Stage(name="s").channel_position == 0
+    assert Stage(name="s", channel_axis=-1).channel_position == -1
+
+
 @pytest.mark.parametrize(
     "value",
     [
