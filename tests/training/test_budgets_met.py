@@ -16,6 +16,7 @@ from dggraph.training.budget_multiplier import (
     LOWEST,
     SHARPNESS,
     SPEED,
+    STIFFNESS,
     adapt_,
     press,
 )
@@ -34,6 +35,14 @@ def test_the_pull_grows_with_the_excess_and_turns_below_the_target() -> None:
     assert excess.grad is not None
     expected = [3 * (1 + 0.2 * SHARPNESS), 3, 0, 3 * (1 - 0.2 * SHARPNESS)]
     assert excess.grad.tolist() == pytest.approx(expected)
+
+
+def test_a_network_below_its_budget_is_pressed_up_even_by_the_lowest_multiplier() -> None:
+    excess = torch.tensor(-0.1, dtype=torch.float64, requires_grad=True)
+    press(excess, torch.tensor(LOWEST, dtype=torch.float64)).backward()
+    assert excess.grad is not None
+    assert float(excess.grad) == pytest.approx(LOWEST - 0.1 * STIFFNESS)
+    assert excess.grad < 0
 
 
 def test_the_multiplier_follows_the_excess_within_bounds() -> None:
