@@ -26,6 +26,7 @@ def command(output: Path) -> None:
     from dggraph.evaluation.atlas import collect_atlas
     from dggraph.network.network import DynamicNetwork
     from dggraph.system.files import write_whole
+    from dggraph.views.drawing import draw
     from dggraph.views.escaping import visible
     from dggraph.views.report import make_report
 
@@ -36,7 +37,7 @@ def command(output: Path) -> None:
         samples = assets / "samples"
         images = sorted(samples.glob("*.png"))
         targets, _ = place_pictures(images, None, output / "paths", "svg")
-        show_rows(draw_paths(net, images, targets, layout=lay_out_network(net, None)))
+        show_rows(draw_paths(net, images, targets, draw, layout=lay_out_network(net, None)))
         click.echo(f"Pictures are in {output / 'paths'}, numbered in this order.")
         with working("Writing the report"):
             collected = collect_atlas(net, open_image_set(samples))

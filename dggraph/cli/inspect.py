@@ -1,13 +1,19 @@
 """`dggraph inspect`: what a backbone becomes."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
+from dggraph.cli.layouts import (
+    collapse_option,
+    lay_out_network,
+    page_options,
+    refuse_scheme,
+    say_collapsed,
+)
 from dggraph.cli.networks import open_network
 from dggraph.cli.options import as_json, make_folder, model_options
 from dggraph.cli.parameters import LocatedPath
@@ -16,6 +22,8 @@ from dggraph.cli.sections import SectionedCommand
 if TYPE_CHECKING:
     from dggraph.network.network import DynamicNetwork
     from dggraph.network.report import ConversionReport
+    from dggraph.views.colour_scheme import Scheme
+    from dggraph.views.layout import Layout
 
 
 @click.command(cls=SectionedCommand)
@@ -27,18 +35,33 @@ if TYPE_CHECKING:
     help="Draw the graph; other suffixes as in `paths --format`.",
 )
 @collapse_option
+@page_options
 @as_json
 def command(
-    text: bool, svg: Path | None, collapse: str | None, as_json: bool, **model: Any
+    text: bool,
+    svg: Path | None,
+    collapse: str | None,
+    scheme: Any,
+    width: int,
+    as_json: bool,
+    **model: Any,
 ) -> None:
     """Convert MODEL and show its stages, edges, MACs, and what stays static and why."""
     if svg is not None:
         from dggraph.views.drawing import format_of
 
         format_of(svg)
+        refuse_scheme(svg, scheme)
         make_folder(svg.parent)
     net = open_network(**model)
-    message = draw_graph(net, svg, collapse, title=str(model["model"])) if svg is not None else ""
+    message = ""
+    if svg is not None:
+        layout = lay_out_network(net, collapse, width)
+        draw_graph(net, svg, layout, title=str(model["model"]), scheme=scheme)
+        from dggraph.views.escaping import visible
+
+        collapsed = say_collapsed(net, layout, collapse)
+        message = " ".join((visible(f"Picture: {svg}."), collapsed)).strip()
     if as_json:
         shares: dict[str, Any] = {
             "weights_origin": net.weights_origin,
@@ -56,21 +79,22 @@ def command(
         click.echo(message)
 
 
-def draw_graph(net: "DynamicNetwork", file: Path, collapse: str | None, *, title: str) -> str:
-    """Draw the graph into `file`; a line about it."""
+def draw_graph(
+    net: "DynamicNetwork", file: Path, layout: "Layout", *, title: str, scheme: "Scheme"
+) -> None:
+    """Draw the graph into `file`."""
     from dggraph.views.drawing import draw
-    from dggraph.views.escaping import count, visible
+    from dggraph.views.escaping import count
     from dggraph.views.picture import picture_graph
 
-    layout = lay_out_network(net, collapse)
     facts = (
         (
             f"{net.report.covered_fraction:.1%} of {count(net.report.total_macs)} MACs are inside"
             " stages"
         ),
     )
-    draw(picture_graph(net.graph, title=title, facts=facts, layout=layout), file)
-    return " ".join((visible(f"Picture: {file}."), say_collapsed(net, layout, collapse))).strip()
+    picture = picture_graph(net.graph, title=title, facts=facts, layout=layout)
+    draw(replace(picture, scheme=scheme), file)
 
 
 def show_report(report: "ConversionReport", weights_origin: str) -> None:

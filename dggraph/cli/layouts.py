@@ -2,9 +2,12 @@
 
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from dggraph.cli.parameters import WholeNumber
 
 if TYPE_CHECKING:
     from dggraph.network.network import DynamicNetwork
@@ -23,11 +26,44 @@ def collapse_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def lay_out_network(net: "DynamicNetwork", collapse: Any) -> "Layout":
+def page_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--width PIXELS and --scheme, of a picture."""
+    scheme = click.option(
+        "--scheme",
+        type=click.Choice(["auto", "light", "dark"]),
+        default="auto",
+        show_default=True,
+        help="Colours of an SVG: those of the page around it, or fixed. Other formats are light.",
+    )
+    width = click.option(
+        "--width",
+        type=WholeNumber(min=320),
+        default=820,
+        show_default=True,
+        metavar="PIXELS",
+        help="Page that the picture fits; a phone has about 390.",
+    )
+    return scheme(width(function))
+
+
+def lay_out_network(net: "DynamicNetwork", collapse: Any, width: float = 820) -> "Layout":
     """Places for the pictures of `net`."""
     from dggraph.views.layout import lay_out
 
-    return lay_out(net.graph, level=collapse, ops=block_ops(net) if collapse == "op" else None)
+    ops = block_ops(net) if collapse == "op" else None
+    return lay_out(net.graph, level=collapse, ops=ops, page=float(width))
+
+
+def refuse_scheme(file: Path, scheme: str) -> None:
+    """Refuse a fixed scheme for a file that is not an SVG.
+
+    Raises:
+        click.UsageError: the file would not show it.
+    """
+    if scheme == "dark" and file.suffix.lower() != ".svg":
+        raise click.UsageError(
+            f"--scheme dark is for SVG, and {file.name} is not: leave it out, or write an .svg."
+        )
 
 
 def say_collapsed(net: "DynamicNetwork", layout: "Layout", collapse: str | None) -> str:

@@ -2,14 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from dggraph.cli.layouts import collapse_option, lay_out_network, say_collapsed
+from dggraph.cli.layouts import (
+    collapse_option,
+    lay_out_network,
+    page_options,
+    refuse_scheme,
+    say_collapsed,
+)
 from dggraph.cli.networks import open_predictor, warn_of_random
 from dggraph.cli.options import (
     SCORE,
@@ -22,6 +28,7 @@ from dggraph.cli.options import (
 from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.picture_files import SUFFIXES, list_files, place_pictures
 from dggraph.cli.sections import SectionedCommand
+from dggraph.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +38,15 @@ if TYPE_CHECKING:
     from dggraph.graph.detection import Detected
     from dggraph.graph.ir import ActivatedPath
     from dggraph.network.network import DynamicNetwork
+    from dggraph.views.colour_scheme import Scheme
     from dggraph.views.layout import Layout
+    from dggraph.views.picture import Picture
+
+    Writer = Callable[[Picture, Path], None]
+
+
+PROGRAM = "network.pt2"
+"""What Model Explorer opens, beside the node data."""
 
 
 class RecordedImage(NamedTuple):
@@ -70,6 +85,7 @@ class RecordedImage(NamedTuple):
     help="One picture: what only one of two images uses.",
 )
 @collapse_option
+@page_options
 @score_option
 @click.option(
     "--random-routers",
@@ -85,6 +101,8 @@ def command(
     kind: str | None,
     diff: tuple[Path, Path] | None,
     collapse: str | None,
+    scheme: Any,
+    width: int,
     score: float | None,
     random_routers: int | None,
     device: "torch.device",
@@ -100,20 +118,24 @@ def command(
         raise click.UsageError("Missing IMAGES to draw, or --diff A B.")
     images, notes = list_files(images)
     targets, diff_target = place_pictures(images, diff, output, kind)
+    for target in (*targets, diff_target):
+        refuse_scheme(target, scheme)
     predictor = open_predictor(score=score, device=device, **model)
     net, score = predictor.net, SCORE if score is None else score
     if random_routers is not None:
         randomise_routers(net, random_routers)
-    layout = lay_out_network(net, collapse)
+    layout = lay_out_network(net, collapse, width)
+    program = (output.parent if targets == [output] else output) / PROGRAM
+    draw = choose_writer(predictor, kind, scheme, program)
     document: dict[str, Any] = {"collapse": layout.level} | (
         {"score": score} if predictor.is_detector else {}
     )
     document["weights_origin"] = net.weights_origin
     document |= {"notes": notes} if notes else {}
-    document["images"] = draw_paths(predictor, images, targets, layout=layout, score=score)
+    document["images"] = draw_paths(predictor, images, targets, draw, layout=layout, score=score)
     if diff is not None:
         document["difference"] = draw_difference(
-            predictor, diff, diff_target, layout=layout, score=score
+            predictor, diff, diff_target, draw, layout=layout, score=score
         )
     if as_json:
         click.echo(json.dumps(document))
@@ -131,16 +153,51 @@ def command(
             else visible(f"Pictures are in {output}, numbered in this order.")
         )
         warn_of_random(net.weights_origin, str(model["model"]))
+    if kind == "model-explorer":
+        click.echo(visible(f"Open {program} in Model Explorer, and add these files as node data."))
     if diff is not None:
         show_difference(document["difference"])
     if message := say_collapsed(net, layout, collapse):
         click.echo(message)
 
 
+def choose_writer(
+    predictor: "Predictor", kind: str | None, scheme: "Scheme", program: Path
+) -> "Writer":
+    """Return what writes a picture into a file.
+
+    For Model Explorer, the network that its data are for is written to `program` first.
+
+    Raises:
+        InputError: the network is a detector's, and node data are for classifiers.
+        ExportError: the network cannot be exported, so its operations have no names.
+    """
+    from dggraph.system.files import write_whole
+    from dggraph.views.drawing import draw
+    from dggraph.views.node_data import write_node_data
+
+    if kind != "model-explorer":
+        return lambda picture, file: draw(replace(picture, scheme=scheme), file)
+    if predictor.is_detector:
+        raise InputError(
+            "--format model-explorer colours an exported network, and a detector cannot be"
+            " exported. Use --format json."
+        )
+    from dggraph.exporting.node_ids import name_operations
+
+    with working("Exporting"):
+        named = name_operations(predictor.net)
+    write_whole(program, named.content)
+    return lambda picture, file: write_whole(
+        file, write_node_data(picture, named.operations).encode()
+    )
+
+
 def draw_paths(
     watched: "DynamicNetwork | Predictor",
     images: Sequence[Path],
     targets: Sequence[Path],
+    draw: "Writer",
     *,
     layout: "Layout",
     score: float = SCORE,
@@ -151,7 +208,6 @@ def draw_paths(
     """
     from dggraph.evaluation.recording import as_predictor
     from dggraph.models.origins import MARK, RANDOM
-    from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_path
 
     predictor, rows = as_predictor(watched), list[dict[str, Any]]()
@@ -186,12 +242,12 @@ def draw_difference(
     predictor: "Predictor",
     files: tuple[Path, Path],
     target: Path,
+    draw: "Writer",
     *,
     layout: "Layout",
     score: float,
 ) -> dict[str, Any]:
     """Draw what only one of two images uses; its facts, with the nodes and edges of each side."""
-    from dggraph.views.drawing import draw
     from dggraph.views.picture import picture_difference
 
     first, second = runs = [run_image(predictor, file) for file in files]

@@ -15,6 +15,7 @@ SUFFIXES = {
     "dot": "dot",
     "mermaid": "mmd",
     "json": "json",
+    "model-explorer": "json",
 }
 
 PICTURES = {f".{suffix}" for suffix in SUFFIXES.values()} | {

@@ -14,8 +14,9 @@ NodeMark = Literal["plain", "live", "unused", "dead", "first", "second", "both"]
 EdgeMark = Literal["static", "candidate", "active", "dropped", "first", "second", "both"]
 Ends = tuple[str, str]
 
-INK, GREY, FAINT, ACCENT, AMBER = "#1f2933", "#7b8794", "#cbd2d9", "#0b6e8a", "#b7791f"
+INK, GREY, FAINT, ACCENT, AMBER = "#1f2933", "#5f6c79", "#cbd2d9", "#0b6e8a", "#96610f"
 FIRST, SECOND = "#d55e00", "#0072b2"
+DEAD_INK = "#6b7784"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from dggraph.graph.detection import Detected
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.views.annotations import (
+    DEAD_INK,
     EDGE_LOOKS,
     NODE_LOOKS,
     EdgeMark,
@@ -25,6 +26,7 @@ from dggraph.views.annotations import (
     mark_path,
 )
 from dggraph.views.box_overlay import tell_objects
+from dggraph.views.colour_scheme import Scheme
 from dggraph.views.escaping import count, plural
 from dggraph.views.layout import LINE, Layout, Rectangle, lay_out
 from dggraph.views.stage_bars import Bar, legend_of, stage_bars
@@ -64,6 +66,8 @@ class Picture:
     """A highlighted line if the margin is near the threshold; else empty."""
     legend: tuple[LegendEntry, ...]
     thumbnails: tuple[Thumbnail, ...]
+    scheme: Scheme = "auto"
+    """Colours of an SVG: those of the page around it, or always light or dark."""
 
 
 def picture_graph(
@@ -240,7 +244,7 @@ def box_look(picture: Picture, box: Rectangle) -> tuple[Look, str]:
     look = NODE_LOOKS[mark]
     if box.card.kind in ("entry", "out") and mark in ("live", "plain"):
         look = replace(look, fill="#ffffff")
-    return look, "#9aa5b1" if mark == "dead" else look.stroke
+    return look, DEAD_INK if mark == "dead" else look.stroke
 
 
 def bars_of(picture: Picture, box: Rectangle) -> tuple[Bar, ...]:

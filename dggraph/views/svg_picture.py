@@ -1,4 +1,4 @@
-"""A picture as SVG, written without a drawing program, scripts or style sheets.
+"""A picture as SVG, written without a drawing program or scripts.
 
 It is fast enough to be written for every image.
 """
@@ -12,6 +12,7 @@ from PIL import Image
 from dggraph.views.annotations import EDGE_LOOKS, GREY, INK, EdgeMark, Look, edge_width
 from dggraph.views.box_overlay import place_outlines, write_outlines
 from dggraph.views.captions import Frame, make_frame
+from dggraph.views.colour_scheme import SCHEMED, write_style
 from dggraph.views.escaping import for_xml
 from dggraph.views.html_page import render
 from dggraph.views.layout import DETAIL, LABEL, LINE, Panel, Rectangle
@@ -45,8 +46,13 @@ def write_svg(picture: Picture) -> str:
             ' sans-serif" role="img">'
         ),
         f"<title>{for_xml(picture.title)}</title>",
+        write_style(picture.scheme),
+        f'<g class="{SCHEMED}">',
         f'<rect width="{frame.width:g}" height="{frame.height:g}" fill="#ffffff"/>',
-        *_surroundings(picture, frame),
+        "</g>",
+        *_photos(picture, frame),
+        f'<g class="{SCHEMED}">',
+        *_surroundings(frame),
         f'<g transform="translate(0 {frame.top:g})">',
         *(line for panel in picture.layout.panels for line in _panel(panel)),
         *_links(picture),
@@ -58,6 +64,7 @@ def write_svg(picture: Picture) -> str:
             for line in _box(picture, panel, box)
         ),
         *(line for panel in picture.layout.panels for line in _notes(panel)),
+        "</g>",
         "</g>",
         "</svg>",
     ]
@@ -79,7 +86,7 @@ def data_uri(image: Image.Image, side: float) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
+def _photos(picture: Picture, frame: Frame) -> Iterator[str]:
     for (image, detected), (x, y, width, height) in zip(
         picture.thumbnails, frame.images, strict=True
     ):
@@ -87,6 +94,9 @@ def _surroundings(picture: Picture, frame: Frame) -> Iterator[str]:
         yield f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" href="{uri}"/>'
         if detected is not None:
             yield from write_outlines(place_outlines(detected, (x, y, width, height)))
+
+
+def _surroundings(frame: Frame) -> Iterator[str]:
     for text in frame.texts:
         weight = ' font-weight="bold"' if text.is_bold else ""
         place = (

@@ -238,7 +238,7 @@ def _readable(name: str, shown: str) -> bool:
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_in_svg(name: str) -> None:
     svg = write_svg(_hostile_picture(name))
-    known = {"svg", "g", "title", "text", "path", "rect"}
+    known = {"svg", "g", "title", "text", "path", "rect", "style"}
     assert {element.tag.split("}")[-1] for element in ElementTree.fromstring(svg).iter()} <= known
     assert sum(_readable(name, text) for text in texts(svg)) >= 4
     assert not any(
