@@ -149,6 +149,8 @@ def _draft(
     cards, edges = deal_cards(graph, stage, level, ops), graph.edges(stage)
     inside = room - 2 * PAD
     boxes, form = _line_up(cards, gap=22.0), "line"
+    if boxes[-1].x + boxes[-1].width > PAD + inside:
+        boxes = _line_up(cards, gap=12.0)
     if level == "block" and boxes[-1].x + boxes[-1].width > PAD + inside:
         boxes, form = _line_up_densely(cards), "dense line"
     if level == "block" and (len(edges) > MAX_ARCS or boxes[-1].x + boxes[-1].width > PAD + inside):

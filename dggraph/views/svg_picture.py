@@ -168,9 +168,10 @@ def _box(picture: Picture, panel: Panel, box: Rectangle) -> Iterator[str]:
     look, ink = box_look(picture, box)
     name = for_xml(box.card.name)
     yield f'<g class="{mark}" data-node="{name}"><title>{for_xml(_tip(picture, box))}</title>'
-    radius = 9 if box.card.kind == "out" and not panel.is_matrix else 4
+    radius = 9.0 if box.card.kind == "out" else 4.0
+    radius = min(4.0, box.width / 5) if panel.is_matrix else radius
     place = f'x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}"'
-    yield f'<rect {place} rx="{radius}" {_paint(look)}/>'
+    yield f'<rect {place} rx="{radius:g}" {_paint(look)}/>'
     yield from _strike(look, box.x, box.y, box.width, box.height)
     lines = () if panel.is_matrix else lines_of(picture, box)
     bars = bars_of(picture, box)
