@@ -19,7 +19,7 @@ from dggraph.network.publishing import hub_package
 
 SHIPPED = ("fashion_mnist", "object_photos")
 """Names of the trained networks in this package."""
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def from_pretrained(

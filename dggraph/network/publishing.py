@@ -196,7 +196,7 @@ def _is_ours(folder: Path) -> bool:
     """Whether the card in `folder` may be replaced."""
     try:
         return MARK in part_of(folder, CARD).read_text(errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
 
 

@@ -264,3 +264,12 @@ def test_the_real_package_has_what_is_called() -> None:
         assert names <= inspect.signature(function).parameters.keys()
     ours = inspect.signature(publishing.push_to_hub).parameters.keys()
     assert {"repo_id", "private", "token", "commit_message"} <= ours
+
+
+def test_a_file_in_the_way_and_a_relative_path_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArchiveError, match="file"):
+        dggraph.from_pretrained("fashion_mnist").save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"
+    with pytest.raises(InputError, match=r"no folder '\./nothing'"):  # not asked of the hub
+        dggraph.from_pretrained("./nothing")
