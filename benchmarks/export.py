@@ -93,7 +93,7 @@ def main() -> None:
                 "skip": statistics.median(one[2] / one[0] for one in per_round),
             }
         )
-        print(json.dumps(rows[-1]))
+        print(json.dumps(rows[-1]), flush=True)
     facts = {
         "conditions": report.num_conditions,
         "opset": report.opset,

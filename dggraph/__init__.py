@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dggraph.exporting.fixed_path import static as static
     from dggraph.exporting.network_files import ExportReport as ExportReport
     from dggraph.exporting.network_files import export as export
+    from dggraph.exporting.thinning import Thinned as Thinned
+    from dggraph.exporting.thinning import thin as thin
     from dggraph.graph.ir import ActivatedPath as ActivatedPath
     from dggraph.graph.ir import BlockNode as BlockNode
     from dggraph.graph.ir import CandidateEdge as CandidateEdge
@@ -58,6 +60,7 @@ __all__ = [
     "Gates",
     "Preprocess",
     "Recording",
+    "Thinned",
     "baselines",
     "calibrate",
     "check_gates",
@@ -82,6 +85,7 @@ __all__ = [
     "render",
     "save",
     "static",
+    "thin",
     "training",
 ]
 
@@ -96,6 +100,7 @@ _HOMES = {
     "Gates": "dggraph.network.gates",
     "Preprocess": "dggraph.models.preprocessing",
     "Recording": "dggraph.evaluation.recording",
+    "Thinned": "dggraph.exporting.thinning",
     "baselines": "dggraph.baselines",
     "calibrate": "dggraph.evaluation.calibration",
     "check_gates": "dggraph.evaluation.gate_diagnostics",
@@ -120,6 +125,7 @@ _HOMES = {
     "render": "dggraph.views.drawing",
     "save": "dggraph.baselines.archive",
     "static": "dggraph.exporting.fixed_path",
+    "thin": "dggraph.exporting.thinning",
     "training": "dggraph.training",
 }
 
