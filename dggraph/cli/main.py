@@ -34,6 +34,7 @@ COMMANDS = {
     "atlas": "Report on the paths of a whole set of images.",
     "view": "A page on which to drop photos, move the threshold and compare paths.",
     "export": "Write a network as a file for other runtimes, run it again and compare.",
+    "thin": "Take blocks out of a backbone until a MACs budget is met: a smaller static network.",
     "bench": "Time a converted network beside its static backbone.",
     "models": "List the model names.",
     "doctor": "Say what is installed, and what is missing.",

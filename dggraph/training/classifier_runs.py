@@ -1,6 +1,7 @@
 """Trained classifiers, read back from a run folder: from its archive or its last checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dggraph.baselines.archive import load, stored_classes
 from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.registry import make_baseline
 from dggraph.errors import ArchiveError, InputError
+from dggraph.models.block_removal import without_blocks
 from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered, load_model, takes_num_classes
 from dggraph.network.conversion import convert
@@ -134,6 +136,8 @@ def _built(
         raise ArchiveError(
             f"{name} is much larger than the weights in {folder}: {error}. They are another's."
         ) from error
+    if config.without:
+        loaded = replace(loaded, model=without_blocks(loaded.model, config.removed_blocks))
     if loaded.preprocess is None:
         raise InputError(
             f"neither {name} nor the run in {folder} says what images the model takes. Train it"

@@ -75,6 +75,13 @@ class TrainConfig(BaseModel):
             " in brackets, such as cond_conv(experts=4)."
         ),
     )
+    without: str = Field(
+        "",
+        description=(
+            "With router none: blocks that the static backbone does without, by module path, joined"
+            " by +, such as layer1.1+layer2.2."
+        ),
+    )
     wiring: str = Field(
         "complete", description="Candidate edges: complete, window(k)+entry, dilated(k, p), ..."
     )
@@ -394,6 +401,11 @@ class TrainConfig(BaseModel):
         return {name: getattr(self, name) for name in names} | {"threshold": threshold}
 
     @property
+    def removed_blocks(self) -> tuple[str, ...]:
+        """The module paths of `without`."""
+        return tuple(path.strip() for path in self.without.split("+") if path.strip())
+
+    @property
     def has_method(self) -> bool:
         """Whether a baseline makes the network."""
         return self.method != "dynamic_graph"
@@ -438,7 +450,7 @@ class TrainConfig(BaseModel):
         }
         passing |= set() if self.task == "detection" else {"validation_batch_size"}
         # runs from before these keys go on
-        later = ("pretrained", "domains", "epoch_steps")
+        later = ("pretrained", "domains", "epoch_steps", "without")
         passing |= {key for key in later if not getattr(self, key)}
         passing |= set() if self.has_method else {"method"}
         keys = self.model_dump(mode="json", exclude=passing | {"tensorboard"})

@@ -14,6 +14,7 @@ from dggraph.data.sources import open_data
 from dggraph.detection.average_precision import require_library
 from dggraph.detection.box_data import open_boxes
 from dggraph.errors import DggraphError, InputError
+from dggraph.models.block_removal import without_blocks
 from dggraph.models.origins import checkpoint_origin
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import (
@@ -156,6 +157,9 @@ def _prepare_classifier(config: TrainConfig) -> Prepared:
         if config.num_classes is None and takes_num_classes(config.model):
             loaded = load(len(labels))
             remarks = loaded.remarks
+        if config.without:
+            smaller = without_blocks(loaded.model, config.removed_blocks)
+            loaded = replace(loaded, model=smaller)
         if config.checkpoint is not None:
             remarks = start_from_(loaded, config.checkpoint)
             loaded = replace(loaded, weights_origin=checkpoint_origin(config.checkpoint))
@@ -248,6 +252,11 @@ def _refuse(config: TrainConfig) -> None:
         raise InputError(
             f"router = 'none' trains the static backbone, for which {given} means nothing. Remove"
             " it, or choose a router."
+        )
+    if config.without and (config.router != "none" or config.task == "detection"):
+        raise InputError(
+            f"without = {config.without!r} takes blocks out of the static backbone of a classifier."
+            " Set router = 'none', or remove it."
         )
     foreign = _given(config, CLASSIFICATION_KEYS if config.task == "detection" else DETECTION_KEYS)
     if foreign:
