@@ -153,7 +153,7 @@ def _plain(
     import torch
 
     from dggraph.evaluation.static_twin import with_weights_of
-    from dggraph.models.block_removal import without_blocks
+    from dggraph.models.fewer_blocks import without_blocks
 
     whole = with_weights_of(net, rebuild_backbone(net, backbone))
     plain = without_blocks(whole, [block.module_path for block in thinned.removed])

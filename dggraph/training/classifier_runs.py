@@ -14,7 +14,7 @@ from dggraph.baselines.archive import load, stored_classes
 from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.registry import make_baseline
 from dggraph.errors import ArchiveError, InputError
-from dggraph.models.block_removal import without_blocks
+from dggraph.models.fewer_blocks import without_blocks
 from dggraph.models.origins import TRAINED
 from dggraph.models.registry import is_registered, load_model, takes_num_classes
 from dggraph.network.conversion import convert

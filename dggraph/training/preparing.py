@@ -14,7 +14,7 @@ from dggraph.data.sources import open_data
 from dggraph.detection.average_precision import require_library
 from dggraph.detection.box_data import open_boxes
 from dggraph.errors import DggraphError, InputError
-from dggraph.models.block_removal import without_blocks
+from dggraph.models.fewer_blocks import without_blocks
 from dggraph.models.origins import checkpoint_origin
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import (

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 
 import dggraph
 from dggraph.errors import InputError
-from dggraph.models.block_removal import without_blocks
+from dggraph.models.fewer_blocks import without_blocks
 
 pytestmark = pytest.mark.cpu
 
