@@ -169,6 +169,12 @@ def _refuse(net: Any, target: Path, format: str, mode: str) -> None:
     for name, value, known in (("format", format, FORMATS), ("mode", mode, MODES)):
         if value not in known:
             raise InputError(f"{name}={value!r} is not one of {', '.join(known)}.")
+    named = target.suffix.removeprefix(".")
+    if named in FORMATS and named != format:
+        raise InputError(
+            f"{target.name!r} is named like a file of another format than format={format!r}. Give"
+            f" format={named!r}, or another name."
+        )
     if mode == "skip" and not (isinstance(net, DynamicNetwork) and net.graph.stages):
         raise InputError(
             'this network has no blocks that an image may skip. Use mode="dense", which exports it'

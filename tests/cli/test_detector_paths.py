@@ -213,11 +213,18 @@ def test_tags_can_be_read() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_class_names_in_svg(name: str) -> None:
-    detected = found((10, 20, 60, 80), names=[name])
-    svg = write_svg(
-        picture_path(GRAPH, PATH, thumbnail=Image.new("RGB", (200, 100)), detected=detected)
-    )
-    known = {"svg", "g", "title", "text", "path", "rect", "image"}
+    def draw(class_name: str) -> str:
+        detected = found((10, 20, 60, 80), names=[class_name])
+        thumbnail = Image.new("RGB", (200, 100))
+        return write_svg(picture_path(GRAPH, PATH, thumbnail=thumbnail, detected=detected))
+
+    def styles(svg: str) -> list[str | None]:
+        elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}style")
+        return [element.text for element in elements]
+
+    svg = draw(name)
+    assert styles(svg) == styles(draw("cat"))
+    known = {"svg", "style", "g", "title", "text", "path", "rect", "image"}
     assert {element.tag.split("}")[-1] for element in ElementTree.fromstring(svg).iter()} <= known
     assert not any(
         attribute.startswith("on")

@@ -146,8 +146,12 @@ def test_the_command_compares_and_times(tmp_path: Path, capsys: pytest.CaptureFi
     ("change", "error"),
     [
         ({"format": "tflite"}, "format='tflite' is not one of onnx, pt2"),
+        ({"format": "onnx"}, "'net.pt2' is named like a file of another format"),
         ({"mode": "cond"}, "mode='cond' is not one of dense, skip"),
-        ({"images": torch.zeros(1, 4, 16, 16)}, r"a batch \(B, 3, H, W\), got \(1, 4, 16, 16\)"),
+        (
+            {"images": torch.zeros(1, 4, 16, 16)},
+            r"a batch \(B, 3, H, W\) of at least one, got \(1, 4",
+        ),
         ({"file": "."}, "is a folder"),
         ({"file": "missing/net.pt2"}, "folder that does not exist"),
         ({"net": Net()}, "takes a converted network, not Net"),
