@@ -7,6 +7,7 @@ from dggraph.graph.analysis import Analysis, Change, EdgeFacts
 from dggraph.views.escaping import plural
 from dggraph.views.html_page import percent, write_page
 from dggraph.views.line_chart import Series, draw_curves
+from dggraph.views.scatter import Point, draw_scatter
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -53,6 +54,7 @@ def write_analysis(found: Analysis, images: str) -> str:
         edge_heads=EDGE_HEADS,
         edges=[(_name(edge), _edge_cells(edge)) for edge in by_cost],
         threshold_chart=_threshold_chart(found),
+        macs_chart=_macs_chart(found),
         thresholds=[
             (
                 f"{one.threshold:.4g}{' (its own)' if one.is_own else ''}",
@@ -289,3 +291,19 @@ def _threshold_chart(found: Analysis) -> str:
         last=max(one.threshold for one in found.thresholds),
         unit=UNIT,
     )
+
+
+def _macs_chart(found: Analysis) -> str:
+    """Return accuracy over MACs: a point per threshold, with the standard error of its images."""
+    points = [
+        Point(
+            letter=f"{one.threshold:.3g}",
+            name=f"threshold {one.threshold:.3g}",
+            x=one.kept,
+            y=100 * one.accuracy,
+            spread=100 * math.sqrt(one.accuracy * (1 - one.accuracy) / found.num_images),
+            is_on_curve=True,
+        )
+        for one in found.thresholds
+    ]
+    return draw_scatter(points, across="MACs ratio", up="accuracy, %")

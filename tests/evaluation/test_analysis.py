@@ -223,6 +223,15 @@ def test_an_untrained_network_is_said_to_be_one() -> None:
     assert "Every image gets the same adjacency" in page
 
 
+def test_accuracy_is_drawn_over_macs(found: Analysis) -> None:
+    """Each threshold is a point, with the standard error of a share as its bar."""
+    page = write_analysis(found, "noise")
+    for one in found.thresholds:
+        error = (one.accuracy * (1 - one.accuracy) / found.num_images) ** 0.5
+        expected = f"{100 * one.accuracy:.2f} ± {100 * error:.2f} at {one.kept:.4g}"
+        assert f"<title>threshold {one.threshold:.3g}: {expected}</title>" in page
+
+
 @pytest.mark.parametrize("granularity", [4, "channel", "pixel"])
 def test_edges_with_several_weights_are_pinned_with_all_of_them(granularity: Any) -> None:
     """Their own adjacency gives the network's own answers, and closing one closes all its parts."""
