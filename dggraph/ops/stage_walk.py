@@ -5,6 +5,7 @@ size, and a stage of ten edges needs twenty of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ def walk_stage(
     run_block: Callable[[int, Tensor], Tensor],
     effects: Sequence[Effects],
     settled: Callable[[float], float],
-    parts: Mapping[int, Tensor],
+    parts: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor | None, list[float], list[float]]:
     """Run a stage on one image.
 
