@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dggraph.baselines.publishing import push_to_hub, save_pretrained
+from dggraph.baselines.publishing import save_pretrained
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.compiler.profiling import profile
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess
+from dggraph.network.publishing import push_to_hub
 from dggraph.network.shell import only_images
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain

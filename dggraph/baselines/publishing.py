@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from dggraph.network.publishing import upload, write_shared
+from dggraph.network.publishing import write_shared
 from dggraph.views.escaping import plural
 from dggraph.views.model_card import CardFacts, TrainingResults, for_markdown
 
@@ -41,31 +41,6 @@ def save_pretrained(
             "input_shape": list(self.input_shape),
         },
         lambda target, notes: save(self, target, notes=notes),
-    )
-
-
-def push_to_hub(
-    self: "BaselineNetwork",
-    repo_id: str,
-    *,
-    results: TrainingResults | None = None,
-    license: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str = "Save a network with dggraph",
-) -> str:
-    """Save the network to the Hugging Face hub, and return the address of the commit.
-
-    Arguments and errors are those of `DynamicNetwork.push_to_hub`.
-    """
-    return upload(
-        repo_id,
-        lambda folder: save_pretrained(self, folder, results=results, license=license),
-        private=private,
-        token=token,
-        revision=revision,
-        commit_message=commit_message,
     )
 
 

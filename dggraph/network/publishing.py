@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dggraph.errors import DownloadError, MissingExtraError
 from dggraph.system.files import part_of
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
     from dggraph.network.network import DynamicNetwork
 
 CARD, CONFIG = "README.md", "config.json"
+
+
+class Shareable(Protocol):
+    """A network that writes itself with a card."""
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        results: TrainingResults | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write the archive with a model card."""
 
 
 def save_pretrained(
@@ -75,7 +88,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    self: "DynamicNetwork",
+    self: Shareable,
     repo_id: str,
     *,
     results: TrainingResults | None = None,
@@ -88,7 +101,7 @@ def push_to_hub(
     """Save the network to the Hugging Face hub, and return the address of the commit.
 
     Args:
-        self: the network.
+        self: the network, of either kind.
         repo_id: OWNER/NAME; created if it does not exist.
         results: as for `save_pretrained`.
         license: as for `save_pretrained`.
@@ -103,14 +116,26 @@ def push_to_hub(
         InputError: as for `save`.
         ArchiveError: as for `save`.
     """
-    return upload(
-        repo_id,
-        lambda folder: save_pretrained(self, folder, results=results, license=license),
-        private=private,
-        token=token,
-        revision=revision,
-        commit_message=commit_message,
-    )
+    hub = hub_package(f"pushing to {repo_id!r}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "network")
+        self.save_pretrained(folder, results=results, license=license)
+        try:
+            api = hub.HfApi(token=token)
+            found = api.create_repo(repo_id, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=getattr(found, "repo_id", repo_id),
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+            )
+        except Exception as error:  # of the package or of its connections, of no common kind
+            raise DownloadError(
+                f"the hub did not take {repo_id!r}: {type(error).__name__}: {str(error)[:300]}."
+                " Check the name, the token and the connection; or use save_pretrained and upload"
+                " the folder."
+            ) from error
+    return str(getattr(done, "commit_url", done))
 
 
 def write_shared(
@@ -143,38 +168,6 @@ def write_shared(
     if _is_ours(target):
         notes[CARD] = write_card(facts).encode()
     write(target, notes)
-
-
-def upload(
-    repo_id: str,
-    write: Callable[[Path], None],
-    *,
-    private: bool | None,
-    token: str | None,
-    revision: str | None,
-    commit_message: str,
-) -> str:
-    """Upload the folder that `write` writes; arguments, result and errors are `push_to_hub`'s."""
-    hub = hub_package(f"pushing to {repo_id!r}")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, "network")
-        write(folder)
-        try:
-            api = hub.HfApi(token=token)
-            found = api.create_repo(repo_id, private=private, exist_ok=True)
-            done = api.upload_folder(
-                repo_id=getattr(found, "repo_id", repo_id),
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-            )
-        except Exception as error:  # of the package or of its connections, of no common kind
-            raise DownloadError(
-                f"the hub did not take {repo_id!r}: {type(error).__name__}: {str(error)[:300]}."
-                " Check the name, the token and the connection; or use save_pretrained and upload"
-                " the folder."
-            ) from error
-    return str(getattr(done, "commit_url", done))
 
 
 def hub_package(purpose: str) -> Any:

@@ -5,7 +5,6 @@ size, and a stage of ten edges needs twenty of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,7 @@ def walk_stage(
     run_block: Callable[[int, Tensor], Tensor],
     effects: Sequence[Effects],
     settled: Callable[[float], float],
-    parts: Mapping[int, Tensor] = MappingProxyType({}),
+    parts: Mapping[int, Tensor],
 ) -> tuple[Tensor | None, list[float], list[float]]:
     """Run a stage on one image.
 

@@ -141,7 +141,14 @@ def test_walks_compute_what_a_plain_loop_does(kind: str, effects: str) -> None:
 
         effect = Effects(is_written=effects == "written", is_kept=effects == "kept")
         found, weights, raw = walk_stage(
-            entry, TOPOLOGY, 0.5, decide, run_block, [effect] * (NUM_VERTICES - 1), float
+            entry,
+            TOPOLOGY,
+            0.5,
+            decide,
+            run_block,
+            [effect] * (NUM_VERTICES - 1),
+            float,
+            {},
         )
         expected = plain(entry, [row.tolist()])
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

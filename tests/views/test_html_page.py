@@ -43,6 +43,7 @@ def test_only_what_the_package_made_goes_in_as_markup(name: str, source: str) ->
     assert set(re.findall(r"([\w.]+)\|svg", source)) <= {
         "curves", "costs.histogram", "map", "one.map", "diagram", "one.diagram",
         "one.outlined", "chart", "sample", "picture", "threshold_chart",
+        "macs_chart",
     }  # fmt: skip
     assert "autoescape" not in source
 
