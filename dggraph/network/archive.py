@@ -8,12 +8,6 @@ and budgets.
 Loading never runs code that an archive names. The backbone is rebuilt from torchvision's or timm's
 registry, or the caller passes it. Its trace must have the stored fingerprint, and the loaded
 network must pass the same comparison with it as a newly converted one.
-
-`graph.json` (what may connect), `model.safetensors` (every weight) and `manifest.json` (written
-last: a SHA-256 of each and of itself, the MODEL name, the trace's fingerprint, where blocks sit in
-it, preprocessing, labels and budgets). Loading never runs code that an archive names: a backbone is
-rebuilt from torchvision's or timm's registry, or the caller brings it, its trace must have the
-stored fingerprint, and the loaded network must equal it as a converted one does.
 """
 
 import hashlib

@@ -79,7 +79,7 @@ def changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield number, "condition"
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
             yield number, "number"
-        elif isinstance(node, ast.Return) and node.value is not None:
+        elif isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
             yield number, "return"
 
 

@@ -1,6 +1,7 @@
 """Gates, routers and aggregation against plain loops and hand-computed numbers."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dggraph.ops.gating import (
     SigmoidGate,
     SoftmaxGate,
     column,
+    find_gate,
     settled_weight,
     shrink,
 )
@@ -110,6 +112,19 @@ def test_other_gates_by_hand() -> None:
     assert softmax(logits).tolist()[0] == pytest.approx(
         [1 + (1 - 1) / one, (math.exp(4) - 1) / two, 1 + (math.exp(-2) - 1) / three]
     )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "is_refused"),
+    [(0, False), (0.0999, False), (0.1, True), (0.5, True), (0.9, True), (0.9001, False)],
+)
+def test_a_threshold_lies_nearer_to_0_or_1_than_weights_move(
+    threshold: float, is_refused: bool
+) -> None:
+    """The bounds of 0.1 are never reached, so a threshold at one of them opens and closes none."""
+    with pytest.raises(InputError, match="no edge could") if is_refused else nullcontext():
+        find_gate("scaled").refuse_threshold(threshold)
+    find_gate("anchored").refuse_threshold(threshold)
 
 
 def test_a_softmax_begins_at_the_static_weights_at_any_temperature() -> None:
