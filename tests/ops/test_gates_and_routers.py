@@ -208,6 +208,14 @@ def test_straight_through_acts_in_training_alone() -> None:
         assert raw.grad[0].tolist() == gradient
 
 
+def test_straight_through_gradients_of_each_instance_by_itself() -> None:
+    def total(raw_E: Tensor) -> Tensor:
+        return open_edges(raw_E[None], [None, None, torch.tensor([False])], HALF, True).sum()
+
+    raw = torch.tensor([[0.2, 0.8, 0.9], [0.7, 0.1, 0.6]])
+    assert torch.func.vmap(torch.func.grad(total))(raw).tolist() == [[1, 1, 0]] * 2
+
+
 def test_column_gathers_from_rows() -> None:
     rows = [torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0]])]
     assert column(rows, ((0, 2), (1, 0))).tolist() == [[3.0, 4.0]]
