@@ -320,6 +320,22 @@ def test_temperature_sharpens_and_stays_exact_at_the_start() -> None:
     )
 
 
+def test_a_topology_by_hand() -> None:
+    """v0, v1, v2, out; the last three edges lead to `out`. A column is decided one vertex before."""
+    topology = Topology((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
+    assert topology.num_vertices == 4
+    assert [topology.incoming(vertex) for vertex in (1, 2, 3)] == [
+        slice(0, 1),
+        slice(1, 3),
+        slice(3, 6),
+    ]
+    assert topology.decided_by_column() == {0: [0], 1: [1, 2], 2: [3, 4, 5]}
+    assert topology.outgoing() == [[0, 1, 3], [2, 4], [5], []]
+    chain = Topology((0, 1), (1, 2))
+    assert chain.num_vertices == 3
+    assert chain.decided_by_column() == {0: [0], 1: [1]}
+
+
 def test_settle_equals_the_steps_one_by_one() -> None:
     """By hand on v0, v1, v2, out: v1 closed, so v1 -> v2 and v1 -> out close too; v2 lives by
     v0.
