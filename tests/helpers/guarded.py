@@ -32,6 +32,8 @@ class Guard:
         self.known |= {name.partition(".")[0] for name in sys.modules}
         self.is_on = False
         self.refused: list[str] = []
+        gc.collect()
+        gc.freeze()  # what is there already need not be gone through before each measurement
         sys.addaudithook(self._look)
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -321,7 +321,7 @@ def test_temperature_sharpens_and_stays_exact_at_the_start() -> None:
 
 
 def test_a_topology_by_hand() -> None:
-    """v0, v1, v2, out; the last three edges lead to `out`. A column is decided one vertex before."""
+    """v0, v1, v2, out. The edges into a vertex are decided at the vertex before it."""
     topology = Topology((0, 0, 1, 0, 1, 2), (1, 2, 2, 3, 3, 3))
     assert topology.num_vertices == 4
     assert [topology.incoming(vertex) for vertex in (1, 2, 3)] == [
