@@ -25,7 +25,7 @@ from torch.utils import checkpoint
 from dggraph.compiler.contexts import CONTEXTS, Context
 from dggraph.compiler.frames import asking_place
 
-_METHODS = (types.BuiltinMethodType, types.MethodType)
+_METHODS = {types.BuiltinMethodType, types.MethodType}
 _OWNED = ("_modules", "_parameters", "_buffers")
 _COUNTED = (bool, int, float, str)
 CHECKPOINT_FLAGS = (
@@ -179,9 +179,12 @@ def _aliases(root: nn.Module, apply: Callable[..., Any]) -> Iterator[None]:
         *root.modules(),
     ]
     for owner in owners:
-        for name, value in list(getattr(owner, "__dict__", {}).items()):
+        names = getattr(owner, "__dict__", {})
+        if _METHODS.isdisjoint(map(type, list(names.values()))):
+            continue  # as most modules are, which hold 100,000 names
+        for name, value in list(names.items()):
             if (
-                isinstance(value, _METHODS)
+                type(value) in _METHODS
                 and value.__name__ == "apply"
                 and isinstance(value.__self__, type)
             ):

@@ -42,6 +42,9 @@ def called_whole(functions: Collection[Callable[..., Any]]) -> Iterator[None]:
                 if names.get(name) is function:
                     replaced.append((names, name, function))
                     names[name] = stand_in
+            # one look at all types: modules hold 100,000 names, and few are scripted functions
+            if torch.jit.ScriptFunction not in map(type, list(names.values())):
+                continue
             for name, value in list(names.items()):
                 if type(value) is torch.jit.ScriptFunction:
                     replaced.append((names, name, value))
