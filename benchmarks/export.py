@@ -1,11 +1,13 @@
-"""MobileNetV2 exported with one condition a block: answers, and time as blocks close.
+"""Networks exported with one condition a block: answers, and time as blocks close.
 
-    python benchmarks/export.py CHECKPOINT [--runtime openvino]
+    python benchmarks/export.py mobilenet_v2 --checkpoint CHECKPOINT [--runtime openvino]
+    python benchmarks/export.py resnet50 [--runtime openvino]
 
-CHECKPOINT is torchvision's `mobilenet_v2-b0353104.pth`. The routers have random weights, so that
-images take different paths, and `dggraph.calibrate` chooses the threshold for a MACs ratio of .8 on
-crops of photographs. The time of an image depends on which blocks run, not on whether they are the
-right ones. All files run in one runtime on one thread, in turns; the time is CPU time.
+CHECKPOINT is torchvision's `mobilenet_v2-b0353104.pth`; without one the weights are random. The
+routers have random weights, so that images take different paths, and `dggraph.calibrate` chooses
+the threshold for a MACs ratio of .8 on crops of photographs. The time of an image depends on which
+blocks run, not on whether they are the right ones. All files run in one runtime on one thread, in
+turns; the time is CPU time.
 """
 
 import argparse
@@ -59,13 +61,15 @@ RUNTIMES = {"onnxruntime": onnx_runner, "openvino": openvino_runner}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--runtime", choices=RUNTIMES, default="onnxruntime")
     arguments = parser.parse_args()
-    checkpoint, open_file = arguments.checkpoint, RUNTIMES[arguments.runtime]
+    open_file = RUNTIMES[arguments.runtime]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = dggraph.convert(load_model("mobilenet_v2", checkpoint=checkpoint), router="stage").eval()
+    loaded = load_model(arguments.model, checkpoint=arguments.checkpoint)
+    net = dggraph.convert(loaded, router="stage").eval()
     x = photos(net)
     for stage in net.graph.stages:
         router = net.get_submodule(f"dg_{stage}.router_0")
