@@ -170,34 +170,44 @@ def in_a_copy(write: Callable[[], None], at: int = 0) -> int:
     return int(said or -1)
 
 
+def begin_again(place: Path, old: Path | None) -> None:
+    shutil.rmtree(place)
+    if old is None:
+        place.mkdir()
+    else:
+        shutil.copytree(old, place)
+
+
 def kills(kind: str, folder: Path, draw_from: random.Random, count: int) -> Iterator[Any]:
     """Replace the old by the new in copies that die, and say what readers find after each."""
-    write, expected, num_changes = WRITERS[kind], {}, 0
+    write, expected = WRITERS[kind], {}
     place = folder / "place"
+    place.mkdir()
     for which in ("old", "new"):
-        place.mkdir()
-        num_changes = in_a_copy(lambda which=which: write(place, which))
+        in_a_copy(lambda which=which: write(place, which))
         expected[which] = read(place)
         shutil.move(place, folder / which)
-    moments = range(1, num_changes + 1)
-    assert num_changes >= 4
-    for begins in ("old", "nothing"):
+        place.mkdir()
+    for begins, old in (("old", folder / "old"), ("nothing", None)):
+        begin_again(place, old)
+        num_changes = in_a_copy(lambda: write(place, "new"))  # to replace takes more than to write
+        assert num_changes >= 4
+        moments = range(1, num_changes + 1)
         for at in sorted(draw_from.sample(moments, min(count, num_changes))):
-            if begins == "old":
-                shutil.copytree(folder / "old", place)
-            else:
-                place.mkdir()
+            begin_again(place, old)
             first = expected["old"] if begins == "old" else {}
             has_died = in_a_copy(lambda: write(place, "new"), at) == -1
-            found = read(place)
+            found = {
+                name: value
+                for name, value in read(place).items()
+                if not name.endswith(".state")  # of a run that goes on
+            }
             is_whole = all(
                 value in (first.get(name), expected["new"].get(name))
                 for name, value in found.items()
-                if not name.endswith(".state")  # of a run that goes on
             )
             in_a_copy(lambda: write(place, "new"))
             goes_on = read(place) == expected["new"]
-            shutil.rmtree(place)
             yield {
                 "kind": kind,
                 "begins": begins,
