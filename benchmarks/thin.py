@@ -4,11 +4,11 @@
     python benchmarks/thin.py table                  what docs/export.md says of them
 
 CHECKPOINT is torchvision's `mobilenet_v2-b0353104.pth`. For every seed the whole network is first
-fine-tuned on Fashion-MNIST at 64 pixels. From its weights then start, with one
-recipe and as many steps each: the whole network again, the one that `dggraph thin` makes, and a
-dynamic one whose budget is what the thinned one keeps. Accuracy is that of the images that thinning
-did not choose on. Rows go to docs/benchmarks/thin.jsonl, and OUTPUT keeps the runs: a killed call
-goes on where it was.
+fine-tuned on Fashion-MNIST at 64 pixels. From its weights then start, with one recipe and as many
+steps each: the whole network again, the one that `dggraph thin` makes, and a dynamic one whose
+budget is what the thinned one keeps. Accuracy is that of the images that thinning did not choose
+on. Rows go to docs/benchmarks/thin.jsonl, and OUTPUT keeps the runs: a killed call goes on where it
+was.
 """
 
 import argparse
