@@ -159,7 +159,7 @@ def test_any_flipped_bit_of_the_manifest_is_noticed(made: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "upgrade dggraph"),
+        ({"schema_version": 2}, "reads up to 1. To load it, upgrade dggraph"),
         ({"source": "os:system"}, "os:system"),
         ({"source": "../../etc/passwd"}, "no model"),
         ({"source": "timm:../x"}, "no model"),
