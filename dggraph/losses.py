@@ -35,7 +35,7 @@ def kept(gates: Gates) -> Tensor:
         says where the expectation is exact. NaN weights give NaN.
 
     Raises:
-        InputError: the batch is empty, or the network has no stages.
+        InputError: these are not gates, the batch is empty, or the network has no stages.
 
     Example:
         >>> import dggraph, torch
@@ -44,6 +44,11 @@ def kept(gates: Gates) -> Tensor:
         >>> dggraph.losses.kept(gates).shape
         torch.Size([2])
     """
+    if not isinstance(gates, Gates):
+        raise InputError(
+            f"gates are needed, not {type(gates).__name__}: only they say which edges were open."
+            " Write output, gates = net(x, return_gates=True)."
+        )
     if not gates.weights or not next(iter(gates.weights.values())).shape[0]:
         raise InputError(
             "there is no path to measure: the batch is empty, or the network has no stages. Give"
@@ -78,7 +83,7 @@ def budget(gates: Gates, target: float) -> Tensor:
 
     Raises:
         InputError: the target cannot be reached, since the layers outside the stages alone cost as
-            much; or as for `kept`.
+            much, or all parts together less; or as for `kept`.
 
     Example:
         >>> import dggraph, torch
@@ -87,7 +92,8 @@ def budget(gates: Gates, target: float) -> Tensor:
         >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
         >>> (loss + 10 * dggraph.losses.budget(gates, 0.8)).backward()
     """
-    return budget_of(kept(gates), gates.table, target)
+    kept_B = kept(gates)
+    return budget_of(kept_B, gates.table, target)
 
 
 def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
@@ -117,11 +123,13 @@ def refuse_out_of_reach(table: MacsTable, target: float) -> None:
     """Check that paths can keep the share `target` of the static network's MACs.
 
     Raises:
-        InputError: they cannot, since layers outside the stages take as much.
+        InputError: they cannot: layers outside the stages take as much, or all parts together less.
     """
-    floor = table.fixed / table.static
-    if not floor < target < float("inf"):
+    parts = sum(sum(stage.vertices) + sum(stage.edges) for stage in table.stages.values())
+    floor, ceiling = table.fixed / table.static, (table.fixed + parts) / table.static
+    if not floor < target <= max(1.0, ceiling):
         raise InputError(
             f"target={target} is out of reach: the layers outside the stages always run and take"
-            f" {floor:.3f} of the static network's MACs. Choose a larger fraction."
+            f" {floor:.3f} of the static network's MACs, and all edges together {ceiling:.3f}."
+            " Choose a fraction between them, such as 0.8 for 80 %."
         )

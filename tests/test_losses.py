@@ -214,9 +214,15 @@ def test_bad_batches_and_targets() -> None:
     )
     with pytest.raises(InputError, match="empty"):
         dggraph.losses.budget(empty, 0.7)
-    for target in (0.1, -1.0, math.nan, math.inf):
+    for target in (0.1, -1.0, math.nan, math.inf, 80):
         with pytest.raises(InputError, match=r"out of reach.*0\.118"):
             dggraph.losses.budget(gates, target)
+
+
+def test_an_output_without_gates_is_named() -> None:
+    _, net = convert("kept", "stage")
+    with pytest.raises(InputError, match=r"gates are needed, not Tensor.*return_gates=True"):
+        dggraph.losses.budget(net(images(2, 0)), 0.7)
 
 
 def test_under_autocast_and_compiled() -> None:

@@ -42,6 +42,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.network.reconstruction import affordable_bytes, rebuild_backbone, refuse_other_kinds
 from dggraph.network.standin import note_weights_
 from dggraph.system.devices import first_weight
+from dggraph.system.paths import locate
 from dggraph.system.tensor_memory import TensorMemoryError, at_most_bytes
 
 ACTIVATIONS = 1000
@@ -81,7 +82,7 @@ def save(
         'dggraph:resnet20_8'
     """
     if isinstance(net, BaselineNetwork):
-        folder = Path(os.path.realpath(os.fsdecode(folder)))
+        folder = Path(os.path.realpath(locate(folder)))
         manifest = _packed(net, folder, preprocess, labels)
         state, tied = archive.untied(net.lowered)
         packed = manifest.model_copy(update={"tied": tied})
@@ -103,7 +104,7 @@ def refuse_unsavable(
         ArchiveError: As for `save`.
     """
     if isinstance(net, BaselineNetwork):
-        _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
+        _packed(net, Path(os.path.realpath(locate(folder))), preprocess, labels)
     else:
         archive.refuse_unsavable(net, folder, preprocess, labels)
 
@@ -132,7 +133,7 @@ def load(
         >>> dggraph.load("saved").labels is None
         True
     """
-    place = Path(os.fsdecode(folder))
+    place = locate(folder)
     return archive.load(place, model) if method_of(place) is None else _load(place, model)
 
 

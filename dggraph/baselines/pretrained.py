@@ -16,6 +16,7 @@ from dggraph.errors import DownloadError, InputError
 from dggraph.network.manifest import GRAPH, MANIFEST, WEIGHTS
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.publishing import hub_package
+from dggraph.system.paths import locate
 
 SHIPPED = ("fashion_mnist", "object_photos")
 """Names of the trained networks in this package."""
@@ -50,9 +51,10 @@ def from_pretrained(
         >>> dggraph.from_pretrained("fashion_mnist").labels[0]
         'T-shirt/top'
     """
+    place = locate(name)
+    if os.path.lexists(place):
+        return load(place, model)
     text = os.fsdecode(name)
-    if os.path.lexists(text):
-        return load(text, model)
     if text in SHIPPED:
         with as_file(files("dggraph") / "assets" / text) as folder:
             return load(folder, model)

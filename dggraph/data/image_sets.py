@@ -19,6 +19,7 @@ from dggraph.data.idx import check_idx, read_idx, rows_of
 from dggraph.data.listing import SUFFIXES, describe_ignored, list_images, num_files, scan
 from dggraph.errors import InputError
 from dggraph.models.preprocessing import open_image
+from dggraph.system.paths import locate
 
 PARTS = ("t10k", "test", "train")
 """Prefixes of MNIST's file names; the first one that exists is used."""
@@ -93,7 +94,7 @@ def open_image_set(path: str | os.PathLike[str], labels: Sequence[str] | None = 
         >>> dggraph.evaluation.open_image_set(".").num_images
         1
     """
-    place = Path(os.fsdecode(path))
+    place = locate(path)
     if place.is_dir():
         found = [
             file

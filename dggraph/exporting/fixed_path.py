@@ -45,7 +45,7 @@ def static(
     Its output is that of `net` on this path: to the bit where the weights are 0 and 1, else to
     rounding. State-dict keys are those of the backbone; blocks that never run have none. Sources of
     closed edges give nothing, and where no edge leads to the end of a stage, its rule for `out`
-    holds.
+    holds. Hooks run on layers only: an `fx.GraphModule` does not call blocks and containers.
 
     Args:
         net: A converted network; it is not changed.

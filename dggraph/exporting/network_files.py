@@ -28,6 +28,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.system.devices import first_weight
 from dggraph.system.files import write_whole
 from dggraph.system.modes import evaluating
+from dggraph.system.paths import locate
 
 Mode = Literal["dense", "skip"]
 MODES: tuple[Mode, ...] = ("dense", "skip")
@@ -125,7 +126,7 @@ def export(
         >>> report.num_conditions, report.outputs[0].shape
         (7, (1, 10))
     """
-    target = Path(os.fsdecode(file))
+    target = locate(file)
     _refuse(net, target, format, mode)
     if format == "onnx":
         require_onnx()

@@ -268,8 +268,7 @@ def import_function(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"cannot import {name!r}: there is no module {error.name!r}. Write"
-                f" package.module:function, importable from {os.getcwd()}, or set PYTHONPATH."
+                f"cannot import {name!r}: there is no module {error.name!r}. {_advice(name)}"
             ) from error
         raise MissingExtraError(
             f"{name} needs the package {error.name!r}, which is not installed. Install it in this"
@@ -277,9 +276,17 @@ def import_function(name: str) -> Any:
         ) from error
     except Exception as error:  # a user's module may raise anything
         raise InputError(
-            f"cannot import {name!r}: {_first_line(error)}. Write package.module:function,"
-            f" importable from {os.getcwd()}."
+            f"cannot import {name!r}: {_first_line(error)}. {_advice(name)}"
         ) from error
+
+
+def _advice(name: str) -> str:
+    module_name, _, function = name.partition(":")
+    if module_name.endswith(".py"):  # a file's name where a module's is needed
+        dotted = os.path.relpath(module_name.removesuffix(".py")).replace(os.sep, ".")
+        if not dotted.startswith("."):
+            return f"Write {dotted}:{function}: the name of a module, without .py."
+    return f"Write package.module:function, importable from {os.getcwd()}, or set PYTHONPATH."
 
 
 def unknown_model(

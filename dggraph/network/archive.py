@@ -61,6 +61,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.network.reconstruction import lower_again, rebuild_backbone, refuse_unregistered
 from dggraph.network.standin import note_weights_
 from dggraph.system.files import part_of, sha256_of, write_folder
+from dggraph.system.paths import locate
 
 
 def save(
@@ -95,7 +96,7 @@ def save(
         >>> dggraph.load("archive").source
         'dggraph:resnet20_8'
     """
-    folder = Path(os.path.realpath(os.fsdecode(folder)))
+    folder = Path(os.path.realpath(locate(folder)))
     manifest, state = _packed(net, folder, preprocess, labels)
     parts = {GRAPH: lambda: to_json(net.graph).encode()}
     write_archive(folder, parts, state, manifest, notes=notes)
@@ -152,7 +153,7 @@ def refuse_unsavable(
         InputError: As for `save`.
         ArchiveError: As for `save`.
     """
-    _packed(net, Path(os.path.realpath(os.fsdecode(folder))), preprocess, labels)
+    _packed(net, Path(os.path.realpath(locate(folder))), preprocess, labels)
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -227,7 +228,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None) -> Dyna
         >>> dggraph.load("saved").labels is None
         True
     """
-    folder = Path(os.fsdecode(folder))
+    folder = locate(folder)
     manifest = read_manifest(folder)
     graph = from_json(_checked_part(folder, GRAPH, manifest, MAX_JSON_BYTES).read_bytes())
     state = read_state(folder, manifest)

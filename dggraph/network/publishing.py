@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dggraph.errors import DownloadError, MissingExtraError
 from dggraph.system.files import part_of
+from dggraph.system.paths import locate
 from dggraph.views.escaping import count, plural
 from dggraph.views.model_card import (
     MARK,
@@ -155,7 +156,7 @@ def write_shared(
         write: writes the archive and further files, by name, to a folder.
         picture: the SVG of the graph.
     """
-    target = Path(os.path.realpath(os.fsdecode(folder)))
+    target = Path(os.path.realpath(locate(folder)))
     counted = {
         "library_name": "dggraph",
         "dggraph_version": version("dggraph"),

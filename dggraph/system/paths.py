@@ -8,24 +8,31 @@ from dggraph.errors import InputError
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """Return `path` with `~` expanded, and each part spelt as on disk.
+    """Return `path`, which a person wrote, with `~` expanded and each part spelt as on disk.
 
     "é" may be one character (NFC) or two (NFD, used by macOS and many archives). A part that only
     exists in the other form is replaced by it. Parts that exist in neither stay unchanged.
 
     Args:
-        path: A path from a configuration or the command line.
+        path: A path from a configuration, the command line or a call. Names that were found on
+            disk are not for this function: there `~` is a character like any other.
 
     Raises:
-        InputError: The path has a variable that only a shell replaces.
+        InputError: The path is none, or has a variable that only a shell replaces.
     """
-    text = os.path.expanduser(os.fspath(path))
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise InputError(
+            f"a path is needed, not {path!r}. Give a file or folder as text or pathlib.Path."
+        )
+    text = os.path.expanduser(os.fsdecode(path))
     if os.path.expandvars(text) != text and not os.path.lexists(text):
         raise InputError(
             f"the path {text!r} has a variable in it, which only a shell would replace. Write out"
             " the path; ~ is the home folder."
         )
     found = Path(text)
+    if str(found).startswith("~") and not text.startswith("~"):  # "./~" keeps its meaning
+        found = Path.cwd() / found
     if os.path.lexists(found) or text.isascii():
         return found
     place = Path(found.anchor)

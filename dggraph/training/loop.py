@@ -34,7 +34,12 @@ from dggraph.training.config import TrainConfig
 from dggraph.training.events import event_writer, open_events
 from dggraph.training.identity import Identity
 from dggraph.training.metrics import METRICS, TIMING, append_row, dispensable, read_rows
-from dggraph.training.optimisers import ON_SHARES, build_optimiser, build_schedule
+from dggraph.training.optimisers import (
+    ON_SHARES,
+    build_optimiser,
+    build_schedule,
+    remarks_on_warmup,
+)
 from dggraph.training.preparing import Prepared, prepare
 from dggraph.training.runs import (
     ARCHIVE,
@@ -178,7 +183,8 @@ def train(
         if processes.rank() == 0:
             if prepared.notes.get("skipped.json"):
                 log({"bad entries left out": len(prepared.notes["skipped.json"])})
-            for sentence in (*remarks, *prepared.remarks, *remarks_on_budget(config)):
+            on_keys = (*remarks_on_budget(config), *remarks_on_warmup(config))
+            for sentence in (*remarks, *prepared.remarks, *on_keys):
                 log({"note": sentence})
         if processes.rank() == 0:
             begin(_start_facts(run, config, prepared, folder, per_epoch))

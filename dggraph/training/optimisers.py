@@ -146,6 +146,17 @@ def build_schedule(
     return schedule
 
 
+def remarks_on_warmup(config: TrainConfig) -> list[str]:
+    """Return a sentence about a warm-up that is as long as the run."""
+    if config.warmup_epochs < config.epochs:
+        return []
+    return [
+        f"the warm-up takes {config.warmup_epochs:g} epochs and the run {config.epochs}, so the"
+        f" learning rate only rises, to {config.epochs / config.warmup_epochs:.0%} of"
+        f" lr = {config.lr:g}, and never falls; set warmup_epochs below {config.epochs}"
+    ]
+
+
 def _timm(part: str) -> Any:
     try:
         import timm.optim

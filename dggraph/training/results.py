@@ -6,6 +6,7 @@ from typing import Any
 
 from dggraph.errors import InputError
 from dggraph.system.files import read_at_most
+from dggraph.system.paths import locate
 from dggraph.training.budget_verdict import judge_budget
 from dggraph.training.checkpoint import list_checkpoints, load_checkpoint
 from dggraph.training.commands import command_of
@@ -34,7 +35,7 @@ def read_results(*folders: str | Path) -> TrainingResults:
     if not folders:
         raise InputError("there is no run to read results from. Name at least one run folder.")
     configs, lasts = [], []
-    for folder in map(Path, folders):
+    for folder in map(locate, folders):
         config = _config(folder)
         rows, _ = read_rows(folder / METRICS)
         last = [row for row in rows if row.get("epoch") == config.epochs]

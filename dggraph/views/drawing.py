@@ -15,6 +15,7 @@ from PIL import Image
 from dggraph.errors import InputError, MissingExtraError
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.system.files import write_whole
+from dggraph.system.paths import locate
 from dggraph.views.box_overlay import RIM, STROKE, TAG, place_outlines
 from dggraph.views.captions import make_frame
 from dggraph.views.dot_picture import INCH, place_node, write_dot
@@ -76,7 +77,7 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
         InputError: The suffix is unknown, the drawing program failed, or `file` cannot be written.
         MissingExtraError: The format needs a drawing program that is not installed.
     """
-    file = Path(file)
+    file = locate(file)
     kind = format_of(file)
     content = (
         TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)

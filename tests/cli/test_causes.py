@@ -167,7 +167,11 @@ def test_missing_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MissingExtraError, match="needy:f needs the package 'package_of_nobody'"):
         import_function("needy:f")
     for name in ("module_of_nobody:f", "dggraph.nothing:f"):
-        with pytest.raises(InputError, match="there is no module"):
+        with pytest.raises(InputError, match=r"there is no module.*importable from"):
+            import_function(name)
+    (tmp_path / "plain.py").write_text("f = dict\n")
+    for name in ("plain.py:f", "./plain.py:f"):
+        with pytest.raises(InputError, match="Write plain:f: the name of a module"):
             import_function(name)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+import dggraph
 from dggraph.cli.main import main
 from dggraph.errors import InputError
 from dggraph.system.paths import decode_text, locate
@@ -28,6 +31,29 @@ def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert locate("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
     assert locate("a~b/~") == Path("a~b/~"), "only the first part is a home folder"
+    assert locate(locate("./~/x")) == Path.cwd() / "~/x", "this folder is not the home folder"
+
+
+def test_calls_expand_home_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    net = dggraph.convert("dggraph:resnet8_4", torch.zeros(1, 3, 16, 16))
+    Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
+    net.save_pretrained("~/shared")
+    dggraph.save(net, "~/saved")
+    dggraph.export(net, "~/net.pt2", format="pt2")
+    dggraph.explain(net, "grey.png").save("~/path.svg")
+    assert sorted(os.listdir("home")) == ["net.pt2", "path.svg", "saved", "shared"]
+    assert not Path("~").exists()
+    assert dggraph.load("~/saved").source == dggraph.from_pretrained("~/shared").source
+    assert dggraph.evaluation.open_image_set("~/..").num_images == 1
+
+
+@pytest.mark.parametrize("none", [None, 3])
+def test_what_is_not_a_path_is_named(none: Any) -> None:
+    for read in (dggraph.load, dggraph.from_pretrained, dggraph.evaluation.open_image_set, locate):
+        with pytest.raises(InputError, match=f"a path is needed, not {none}. Give a file"):
+            read(none)
 
 
 @pytest.mark.parametrize(("stored", "written"), [(COMPOSED, TAKEN_APART), (TAKEN_APART, COMPOSED)])

@@ -53,6 +53,19 @@ def test_an_epoch_may_have_fewer_steps(tmp_path: Path) -> None:
         train(keys(tmp_path / "long", epoch_steps=10))
 
 
+@pytest.mark.parametrize(("warmup", "is_noted"), [(5, True), (1, True), (0.5, False)])
+def test_a_warmup_as_long_as_the_run_is_noted(
+    tmp_path: Path, warmup: float, is_noted: bool
+) -> None:
+    rows: list[Any] = []
+    train(keys(tmp_path, epochs=1, warmup_epochs=warmup, model_ema=False), rows.append)
+    notes = [row["note"] for row in rows if "note" in row]
+    said = f"warm-up takes {warmup} epochs and the run 1, so the learning rate only rises, to"
+    assert any(f"{said} {1 / warmup:.0%} of lr = 0.05" in note for note in notes) == is_noted
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert (max(rates) == rates[-1]) == is_noted
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*fork.*:DeprecationWarning"
 )  # Python 3.12 warns of torch's threads
