@@ -52,9 +52,9 @@ def from_pretrained(
         'T-shirt/top'
     """
     place = locate(name)
-    if os.path.lexists(place):
-        return load(place, model)
     text = os.fsdecode(name)
+    if text and os.path.lexists(place):  # as a path, no text is the current folder
+        return load(place, model)
     if text in SHIPPED:
         with as_file(files("dggraph") / "assets" / text) as folder:
             return load(folder, model)
