@@ -1,9 +1,9 @@
 """Where a model computes: its first floating weight, else buffer, says it."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dggraph.system.devices import channels_last_, first_weight
+from dggraph.system.devices import channels_last_, first_weight, outside_autocast
 
 
 class Counter(nn.Module):
@@ -37,3 +37,26 @@ def test_channels_last_is_for_weights_of_four_axes() -> None:
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     assert model.kernels.is_contiguous()
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
+def product(x: Tensor) -> Tensor:
+    with outside_autocast(x.device.type):
+        return x @ x
+
+
+def test_nothing_is_rounded_outside_autocast() -> None:
+    x = torch.full((2, 2), 1 + 2**-20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        assert product(x).dtype == torch.float32
+
+
+def test_leaving_autocast_is_traced_whole() -> None:
+    traced = torch.compile(product, backend="eager", fullgraph=True)
+    x = torch.full((2, 2), 1 + 2**-20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(traced(x), product(x))
+
+
+def test_devices_without_autocast_have_nothing_to_leave() -> None:
+    assert product(torch.ones(2, 2, device="meta")).dtype == torch.float32
