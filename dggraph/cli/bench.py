@@ -112,7 +112,7 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     net = open_network(model, **options).to(device)
-    backbone = rebuild_backbone(net, options["backbone"])
+    backbone = rebuild_backbone(net, model, options["backbone"])
     document: dict[str, Any] = {
         "model": model,
         "router": net.blueprint.router,

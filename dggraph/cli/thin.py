@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.networks import open_network, rebuild_backbone, warn_of_random
+from dggraph.cli.networks import open_network, rebuild_backbone, removed_before, warn_of_random
 from dggraph.cli.options import INTERRUPTED, as_json, make_folder, model_options, working
 from dggraph.cli.parameters import LocatedPath, Number, WholeNumber
 from dggraph.cli.progress import showing
@@ -84,6 +84,7 @@ def command(
 
     from dggraph.data.validation import open_validation
     from dggraph.evaluation.accuracy import evaluate
+    from dggraph.evaluation.static_twin import with_weights_of
     from dggraph.exporting.fixed_path import static
     from dggraph.exporting.thinning import thin
     from dggraph.system.loaders import num_samples
@@ -101,10 +102,11 @@ def command(
     chosen_on, judged = (Subset(data.images, range(start, count, 2)) for start in (0, 1))
     with working("Taking out blocks"):
         thinned = thin(net, chosen_on, budget=budget)
-        plain = _plain(net, options["backbone"], thinned, judged[0][0][None])
+        whole = with_weights_of(net, rebuild_backbone(net, model, options["backbone"]))
+        plain = _plain(whole, net.graph.name, thinned, judged[0][0][None])
         before = evaluate(static(net, "backbone").eval(), judged)
         after = evaluate(plain, judged)
-    removed = [block.module_path for block in thinned.removed]
+    removed = [*removed_before(model), *(block.module_path for block in thinned.removed)]
     document: dict[str, Any] = {
         "model": name,
         "options": dict(net.source_options),
@@ -123,7 +125,7 @@ def command(
     _write(output, plain, document)
     if not as_json:
         _show(thinned, document, output)
-    if is_tuned and removed:
+    if is_tuned and thinned.removed:
         config = _tuning(net, str(name), output, removed, recipe, data_keys | tuning)
         result = _tune(config, is_silent=as_json)
         if not result.is_finished:
@@ -142,9 +144,7 @@ def command(
     return 0
 
 
-def _plain(
-    net: "DynamicNetwork", backbone: str | None, thinned: "Thinned", image: "Tensor"
-) -> "nn.Module":
+def _plain(whole: "nn.Module", name: str, thinned: "Thinned", image: "Tensor") -> "nn.Module":
     """The backbone with `nn.Identity` in the place of blocks, compared with what was measured.
 
     Raises:
@@ -152,17 +152,15 @@ def _plain(
     """
     import torch
 
-    from dggraph.evaluation.static_twin import with_weights_of
     from dggraph.models.fewer_blocks import without_blocks
 
-    whole = with_weights_of(net, rebuild_backbone(net, backbone))
     plain = without_blocks(whole, [block.module_path for block in thinned.removed])
     with torch.no_grad():
         expected, got = thinned.module(image), plain(image)
     difference = float((expected - got).abs().max())
     if not difference <= TOLERANCE * float(expected.abs().max()):
         raise CheckError(
-            f"{net.graph.name} with nn.Identity in place of its blocks gives other answers than the"
+            f"{name} with nn.Identity in place of its blocks gives other answers than the"
             f" path around them: they differ by {difference:.3g}. Nothing was written. In Python,"
             " dggraph.thin returns the path itself as a module."
         )

@@ -83,6 +83,21 @@ def test_the_files_hold_the_smaller_network_and_it_is_fine_tuned(
     with torch.no_grad():
         assert found["top1"] == int((model(toy.images).argmax(1) == toy.labels).sum())
 
+    # the run of a thinned network is timed, and thinned further, like any other
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(out / "fine-tuned"), "--rounds", "3", "--kept", "1", "--json"])
+    assert not ended.value.code
+    capsys.readouterr()
+    again = tmp_path / "again"
+    code, _, _ = run(capsys, out / "fine-tuned", *TOY, "--budget", 0.8, "-o", again)
+    assert code == 0
+    smaller, more = plainly(again)
+    assert more["removed"][: len(facts["removed"])] == facts["removed"]
+    assert len(more["removed"]) > len(facts["removed"])
+    with torch.no_grad():
+        is_right = (smaller(toy.images).argmax(1) == toy.labels)[1::2]
+    assert more["accuracy"]["thinned"] == float(is_right.double().mean())
+
 
 def test_people_read_what_went_and_a_missed_budget(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
