@@ -183,30 +183,39 @@ def _what_is_there(model: str) -> str:
     )
 
 
-def removed_before(model: str) -> tuple[str, ...]:
-    """The blocks that the backbone of MODEL does without, if it is the run of a thinned one."""
-    from dggraph.training.classifier_runs import is_classifier_run, run_config
-
-    return run_config(model).removed_blocks if is_classifier_run(model) else ()
-
-
-def rebuild_backbone(net: "DynamicNetwork", model: str, backbone: str | None) -> "nn.Module":
-    """The static backbone of `net`, built anew, in eval mode, with other weights.
+def backbone_facts(
+    net: "DynamicNetwork", model: str, backbone: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the name of what builds the backbone of `net`, and the blocks that were taken out.
 
     Args:
         net: as `open_network` gave it.
         model: as it was given to `open_network`.
         backbone: as it was given to `open_network`.
     """
+    if kind_of(model) == "classifier run":
+        from dggraph.training.classifier_runs import run_config
+
+        config = run_config(model)
+        return backbone or config.model, config.removed_blocks
+    name = backbone or net.source
+    assert name is not None, "a network of the command line has a name or is given --backbone"
+    return name, ()
+
+
+def rebuild_backbone(net: "DynamicNetwork", model: str, backbone: str | None) -> "nn.Module":
+    """The static backbone of `net`, built anew, in eval mode, with other weights.
+
+    Arguments are those of `backbone_facts`.
+    """
     from dggraph.models.fewer_blocks import without_blocks
     from dggraph.models.registry import load_model
 
-    name, options = backbone or net.source, net.source_options
-    assert name is not None, "a network of the command line has a name or is given --backbone"
+    name, removed = backbone_facts(net, model, backbone)
+    options = net.source_options
     built = load_model(
         name, num_classes=options.get("num_classes"), input_size=options.get("image_size")
     ).model
-    removed = removed_before(model)
     return without_blocks(built, removed) if removed else built
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dggraph.cli.flags import config_flags_for
-from dggraph.cli.networks import open_network, rebuild_backbone, removed_before, warn_of_random
+from dggraph.cli.networks import backbone_facts, open_network, rebuild_backbone, warn_of_random
 from dggraph.cli.options import INTERRUPTED, as_json, make_folder, model_options, working
 from dggraph.cli.parameters import LocatedPath, Number, WholeNumber
 from dggraph.cli.progress import showing
@@ -79,7 +79,7 @@ def command(
     make_folder(output)
     keys = read_config(None, {"model": model} | data_keys)
     net = open_network(model, **options)
-    name = options["backbone"] or net.source
+    name, before_that = backbone_facts(net, model, options["backbone"])
     from torch.utils.data import Subset
 
     from dggraph.data.validation import open_validation
@@ -106,7 +106,7 @@ def command(
         plain = _plain(whole, net.graph.name, thinned, judged[0][0][None])
         before = evaluate(static(net, "backbone").eval(), judged)
         after = evaluate(plain, judged)
-    removed = [*removed_before(model), *(block.module_path for block in thinned.removed)]
+    removed = [*before_that, *(block.module_path for block in thinned.removed)]
     document: dict[str, Any] = {
         "model": name,
         "options": dict(net.source_options),
@@ -126,7 +126,7 @@ def command(
     if not as_json:
         _show(thinned, document, output)
     if is_tuned and thinned.removed:
-        config = _tuning(net, str(name), output, removed, recipe, data_keys | tuning)
+        config = _tuning(net, name, output, removed, recipe, data_keys | tuning)
         result = _tune(config, is_silent=as_json)
         if not result.is_finished:
             return INTERRUPTED

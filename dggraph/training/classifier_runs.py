@@ -165,6 +165,8 @@ def _built(
         ) from error
     net.labels, net.preprocess = classes or loaded.labels, preprocess
     note_weights_(net, TRAINED)
+    if config.without:  # by its name alone an archive would build the blocks again
+        net.source = None
     return net.eval()
 
 

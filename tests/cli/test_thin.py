@@ -13,8 +13,10 @@ from toy_data import Toy
 
 import dggraph
 from dggraph.cli.main import main
+from dggraph.errors import ArchiveError
 from dggraph.models.registry import load_model
 from dggraph.network.conversion import note_source_
+from dggraph.training.classifier_runs import open_classifier
 
 pytestmark = pytest.mark.cpu
 
@@ -82,6 +84,15 @@ def test_the_files_hold_the_smaller_network_and_it_is_fine_tuned(
     found = json.loads(capsys.readouterr().out)
     with torch.no_grad():
         assert found["top1"] == int((model(toy.images).argmax(1) == toy.labels).sum())
+
+    # its name alone would build the blocks again, so an archive of it needs the smaller model
+    opened, _ = open_classifier(out / "fine-tuned")
+    opened.save_pretrained(tmp_path / "shared")
+    with pytest.raises(ArchiveError, match="model="):
+        dggraph.load(tmp_path / "shared")
+    with torch.no_grad():
+        shared = dggraph.load(tmp_path / "shared", plainly(out)[0])
+        assert torch.equal(shared(toy.images), opened(toy.images))
 
     # the run of a thinned network is timed, and thinned further, like any other
     with pytest.raises(SystemExit) as ended:
