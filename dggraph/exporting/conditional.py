@@ -99,10 +99,12 @@ class RunOrSkip(nn.Module):
         """Keep the block and what it gives."""
         super().__init__()
         self.block, self.outputs = block, [(tuple(shape), dtype) for shape, dtype in outputs]
+        # torch.export hands out submodules wrapped, and `cond` of torch 2.10 cannot trace those
+        self.unwrapped = (block,)
 
     def forward(self, runs: Tensor, *inputs: Tensor) -> Any:
         """Return the outputs of the block as a tuple; `runs` is 0-d and bool."""
-        return torch.cond(runs, self.block, self.skip, inputs)
+        return torch.cond(runs, *self.unwrapped, self.skip, inputs)
 
     def skip(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return a tensor for each output of the block."""
