@@ -385,7 +385,7 @@ def test_other_weights_for_one_call_of_a_prepared_network() -> None:
     with torch.no_grad():
         before = twin(X)
         found = torch.func.functional_call(twin, other, (X,))
-        torch.testing.assert_close(found, twin(X), rtol=1e-5, atol=1e-6)  # other kernels may run
+        assert is_close(twin(X), before, 1e-5)  # memory may be aligned otherwise than before
         for key, value in twin.named_parameters():
             value.copy_(other[key])
         assert is_close(found, twin(X), 1e-5)
