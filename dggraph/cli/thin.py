@@ -79,7 +79,7 @@ def command(
     make_folder(output)
     keys = read_config(None, {"model": model} | data_keys)
     net = open_network(model, **options)
-    name, before_that = backbone_facts(net, model, options["backbone"])
+    name, earlier = backbone_facts(net, model, options["backbone"])
     from torch.utils.data import Subset
 
     from dggraph.data.validation import open_validation
@@ -106,7 +106,7 @@ def command(
         plain = _plain(whole, net.graph.name, thinned, judged[0][0][None])
         before = evaluate(static(net, "backbone").eval(), judged)
         after = evaluate(plain, judged)
-    removed = [*before_that, *(block.module_path for block in thinned.removed)]
+    removed = [*earlier, *(block.module_path for block in thinned.removed)]
     document: dict[str, Any] = {
         "model": name,
         "options": dict(net.source_options),

@@ -382,10 +382,12 @@ def test_other_weights_for_one_call_of_a_prepared_network() -> None:
     net = converted("kept", "stage")
     twin = dggraph.optimize_for_inference(net)
     other = {key: 0.5 * value for key, value in twin.named_parameters()}
+    own = {key: value.clone() for key, value in twin.named_parameters()}
     with torch.no_grad():
         before = twin(X)
         found = torch.func.functional_call(twin, other, (X,))
-        assert is_close(twin(X), before, 1e-5)  # memory may be aligned otherwise than before
+        assert all(torch.equal(value, own[key]) for key, value in twin.named_parameters())
+        assert is_close(twin(X), before, 1e-6)  # kernels round by how memory is aligned
         for key, value in twin.named_parameters():
             value.copy_(other[key])
         assert is_close(found, twin(X), 1e-5)
