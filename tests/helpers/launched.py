@@ -51,7 +51,7 @@ def command(dataset: str, **keys: object) -> list[str]:
 
 
 ROUTED: dict[str, object] = {
-    "model": "dggraph:resnet14_4", "gate": "sigmoid", "init": "scratch", "threshold": 0.7,
+    "model": "toy_data:wide_net", "gate": "sigmoid", "init": "scratch", "threshold": 0.7,
     "threshold_warmup": 0, "lr": 0.1, "router_lr": 1,
     "budget": 0.8, "budget_weight": 1, "mixup": 0.2,
     "clip_grad": 1, "grad_accum_steps": 2, "model_ema": True,

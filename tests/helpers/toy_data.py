@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dggraph.models.registry import load_model
+
 
 class Toy(Dataset):
     """(3, 16, 16) images; class c has a bright column c. A random shift stands for augmentation."""
@@ -55,3 +57,20 @@ class Plain(nn.Module):
 
 def plain_net(num_classes: int = 4) -> nn.Module:
     return Plain(num_classes)
+
+
+class Wide(nn.Module):
+    """A small ResNet in float64, where rounding moves no value over the kink of a ReLU, and none
+    over a threshold.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.net = load_model("dggraph:resnet14_4", num_classes=num_classes).model.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.double()).float()
+
+
+def wide_net(num_classes: int = 4) -> nn.Module:
+    return Wide(num_classes)
