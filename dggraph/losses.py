@@ -92,8 +92,7 @@ def budget(gates: Gates, target: float) -> Tensor:
         >>> loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
         >>> (loss + 10 * dggraph.losses.budget(gates, 0.8)).backward()
     """
-    kept_B = kept(gates)
-    return budget_of(kept_B, gates.table, target)
+    return budget_of(kept(gates), gates.table, target)
 
 
 def budget_of(kept_B: Tensor, table: MacsTable, target: float) -> Tensor:
