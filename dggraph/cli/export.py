@@ -31,9 +31,7 @@ LIMIT = 16
     "--format",
     "file_format",
     type=click.Choice(["onnx", "pt2"]),
-    default="onnx",
-    show_default=True,
-    help="ONNX, or a program of torch.export.",
+    help="ONNX, or a program of torch.export; by default as the suffix of --output, or else ONNX.",
 )
 @click.option(
     "--mode",

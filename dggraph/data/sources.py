@@ -200,7 +200,7 @@ def open_data(source: Source, preprocess: Preprocess, augmentation: Augmentation
     if source.num_classes is not None and len(data.classes) > source.num_classes:
         raise InputError(
             f"{source.dataset} has {len(data.classes)} classes, but num_classes ="
-            f" {source.num_classes}; the network needs one output per class."
+            f" {source.num_classes}; the network needs one output per class. Leave num_classes out."
         )
     return data
 

@@ -32,6 +32,8 @@ from dggraph.views.html_table import html_table
 
 NUM_CLASSES = 5
 
+Images = list[Picturable] | tuple[Picturable, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -139,14 +141,14 @@ def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
 
 
 def record(
-    net: DynamicNetwork, x: Tensor | Picturable | list[Picturable], *, batch_size: int = 1
+    net: DynamicNetwork, x: Tensor | Picturable | Images, *, batch_size: int = 1
 ) -> Recording:
     """Run `x` through `net` in eval mode without gradients and record every instance's path.
 
     Args:
         net: a converted network; its mode is restored.
-        x: a batch (B, C, H, W); or an image or a list of images, each a path, a PIL image or a
-            uint8 array (H, W, 3), which `net.preprocess` preprocesses.
+        x: a batch (B, C, H, W); or an image or a list of images, each a path, a PIL image, a
+            uint8 array (H, W, 3) or a tensor (3, H, W), which `net.preprocess` preprocesses.
         batch_size: instances per forward pass; 1 by default, because an edge whose weight is at the
             threshold may differ in another batch.
 
@@ -214,9 +216,14 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     )
 
 
-def _batch_of(net: DynamicNetwork, images: Picturable | list[Picturable]) -> Tensor:
+def _batch_of(net: DynamicNetwork, images: Picturable | Images) -> Tensor:
     preprocess = require_preprocess(net.preprocess)
-    several = images if isinstance(images, list) else [images]
+    several = images if isinstance(images, list | tuple) else [images]
+    if any(isinstance(one, Tensor) and one.ndim == 4 for one in several):
+        raise InputError(
+            "record takes a batch (B, C, H, W) by itself, and a list of images (3, H, W). Give"
+            " torch.cat(batches), or call it for each batch."
+        )
     x = torch.cat([preprocess(image) for image in several])
     return x.to(first_weight(net))
 

@@ -41,7 +41,7 @@ class ExportReport:
     Example:
         >>> import dggraph
         >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> report = dggraph.export(net, "net.pt2", format="pt2")
+        >>> report = dggraph.export(net, "net.pt2")
         >>> report.num_conditions, report.num_images
         (0, 6)
     """
@@ -95,7 +95,7 @@ def export(
     net: DynamicNetwork | BaselineNetwork,
     file: str | os.PathLike[str],
     *,
-    format: Format = "onnx",
+    format: Format | None = None,
     mode: Mode = "dense",
     images: Tensor | None = None,
 ) -> ExportReport:
@@ -108,7 +108,8 @@ def export(
         net: A converted network, optimised for inference or not, or that of a baseline. It is not
             changed.
         file: Where to write. An existing file is replaced, and only by one that agrees.
-        format: `onnx`, opened again with onnxruntime, or `pt2`, a program of torch.export.
+        format: `onnx`, opened again with onnxruntime, or `pt2`, a program of torch.export. By
+            default what the suffix of `file` names, or else `onnx`.
         mode: `dense` takes any batch and runs every block, so it saves no time. `skip` takes one
             image and has one condition (`If`) for each block: skipped blocks are not computed.
         images: (B, C, H, W), to compare on; by default six of noise.
@@ -122,11 +123,12 @@ def export(
     Example:
         >>> import dggraph
         >>> net = dggraph.convert("dggraph:resnet20_8")
-        >>> report = dggraph.export(net, "skip.pt2", format="pt2", mode="skip")
+        >>> report = dggraph.export(net, "skip.pt2", mode="skip")
         >>> report.num_conditions, report.outputs[0].shape
         (7, (1, 10))
     """
     target = locate(file)
+    format = format or _named_by(target) or "onnx"
     _refuse(net, target, format, mode)
     if format == "onnx":
         require_onnx()
@@ -170,8 +172,8 @@ def _refuse(net: Any, target: Path, format: str, mode: str) -> None:
     for name, value, known in (("format", format, FORMATS), ("mode", mode, MODES)):
         if value not in known:
             raise InputError(f"{name}={value!r} is not one of {', '.join(known)}.")
-    named = target.suffix.removeprefix(".")
-    if named in FORMATS and named != format:
+    named = _named_by(target)
+    if named not in (None, format):
         raise InputError(
             f"{target.name!r} is named like a file of another format than format={format!r}. Give"
             f" format={named!r}, or another name."
@@ -190,6 +192,11 @@ def _refuse(net: Any, target: Path, format: str, mode: str) -> None:
     if target.is_dir() or not target.parent.is_dir():
         reason = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
         raise InputError(f"{str(target)!r} {reason}. Give the path of a file in a folder.")
+
+
+def _named_by(target: Path) -> Format | None:
+    """Return the format whose suffix the file has."""
+    return next((known for known in FORMATS if target.suffix == f".{known}"), None)
 
 
 def _paths(net: DynamicNetwork | BaselineNetwork, images: Tensor) -> Sequence[ActivatedPath]:

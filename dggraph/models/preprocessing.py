@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from dggraph.errors import InputError
+from dggraph.system.paths import locate
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "DIB", "AVIF", "JPEG2000")
@@ -114,7 +115,7 @@ def as_image(image: "Picturable") -> Image.Image:
     if isinstance(image, Tensor):
         return _tensor_as_image(image)
     if isinstance(image, str | os.PathLike):
-        return open_image(image)
+        return open_image(locate(image))
     raise InputError(
         f"{type(image).__name__} is not an image: give a path, a PIL image, a uint8 array or a"
         " tensor (C, H, W)."

@@ -286,6 +286,10 @@ def _advice(name: str) -> str:
         dotted = os.path.relpath(module_name.removesuffix(".py")).replace(os.sep, ".")
         if not dotted.startswith("."):
             return f"Write {dotted}:{function}: the name of a module, without .py."
+    module = sys.modules.get(module_name)
+    if module is not None and not hasattr(module, function):
+        if close := difflib.get_close_matches(function, vars(module), n=1):
+            return f"Did you mean {module_name}:{close[0]}?"
     return f"Write package.module:function, importable from {os.getcwd()}, or set PYTHONPATH."
 
 

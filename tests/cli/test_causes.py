@@ -173,6 +173,8 @@ def test_missing_modules_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("plain.py:f", "./plain.py:f"):
         with pytest.raises(InputError, match="Write plain:f: the name of a module"):
             import_function(name)
+    with pytest.raises(InputError, match=r"no attribute 'ff'\. Did you mean plain:f\?"):
+        import_function("plain:ff")
 
 
 class Normed(nn.Module):

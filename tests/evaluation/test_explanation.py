@@ -33,6 +33,14 @@ def test_a_file_an_array_a_picture_and_tensors_are_one_image(
         assert found.path == wanted.path
 
 
+def test_the_home_folder_is_found(
+    net: dggraph.DynamicNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(PIXELS).save(tmp_path / "photo.png")
+    assert dggraph.explain(net, "~/photo.png").path == dggraph.explain(net, PIXELS).path
+
+
 def test_a_grey_tensor_is_a_grey_image(net: dggraph.DynamicNetwork) -> None:
     assert net.preprocess is not None
     grey = torch.from_numpy(PIXELS[..., 0])
@@ -55,3 +63,14 @@ def test_other_tensors_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         dggraph.explain(net, tensor)
+
+
+def test_a_list_of_batches_is_refused_and_one_of_images_recorded(
+    net: dggraph.DynamicNetwork,
+) -> None:
+    with pytest.raises(InputError, match=r"Give torch\.cat\(batches\)"):
+        dggraph.record(net, [torch.rand(1, 3, 8, 8)])
+    image = torch.rand(3, 40, 48)
+    assert net.preprocess is not None
+    assert torch.equal(dggraph.record(net, [image]).output, net(net.preprocess(image)))
+    assert dggraph.record(net, (image,)).paths == dggraph.record(net, [image]).paths
