@@ -60,7 +60,7 @@ def summarise(plan: Plan, state: State, command: str) -> ComparisonSummary:
         )
         for place, named in places.items()
     ]
-    overall = _overall(places, roles, comparison)
+    overall = _overall(places, _unfinished(plan, state), roles, comparison)
     several = [] if overall is None else [overall]
     corrected, num_tests = _corrected([*several, *settings], comparison.baseline)
     overall, settings = (corrected[0] if several else None), corrected[len(several) :]
@@ -89,15 +89,22 @@ def summarise(plan: Plan, state: State, command: str) -> ComparisonSummary:
 
 def _overall(
     places: Mapping[tuple[str, str], Mapping[str, Mapping[int, Row]]],
+    unfinished: set[tuple[str, str]],
     roles: Mapping[str, Role],
     comparison: Comparison,
 ) -> Setting | None:
-    """Return the mean accuracy over all settings, for the seeds that every setting has."""
-    if len(places) < 2:
+    """Return the mean accuracy over the settings, for the seeds that each of them has.
+
+    Where two or more settings have come to their end, those in progress are left out.
+    """
+    ended = [named for place, named in places.items() if place not in unfinished]
+    is_part = 2 <= len(ended) < len(places)
+    averaged = ended if is_part else list(places.values())
+    if len(averaged) < 2:
         return None
     means: dict[str, dict[int, Row]] = {}
     for name in roles:
-        several = [named.get(name, {}) for named in places.values()]
+        several = [named.get(name, {}) for named in averaged]
         seeds = [seed for seed in several[0] if all(seed in rows for rows in several)]
         if seeds:
             means[name] = {
@@ -105,11 +112,20 @@ def _overall(
                 for seed in seeds
             }
     return Setting(
-        name=f"all {len(places)} settings",
+        name=f"the {len(averaged)} finished settings" if is_part else f"all {len(places)} settings",
         entries=tuple(
             _entry(name, rows, roles[name], means, comparison) for name, rows in means.items()
         ),
     )
+
+
+def _unfinished(plan: Plan, state: State) -> set[tuple[str, str]]:
+    """Return data and family of each setting with a run that has not ended."""
+    return {
+        (run.data, run.family)
+        for run in plan.runs
+        if run not in state.done and run not in state.failed
+    }
 
 
 def entry_name(run: PlannedRun) -> str:

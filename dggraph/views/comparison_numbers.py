@@ -85,7 +85,7 @@ class ComparisonSummary:
     controls: tuple[str, ...]
     curve: tuple[str, ...]
     overall: Setting | None
-    """The mean over all settings, paired by seed; None with one setting."""
+    """The mean over the settings, paired by seed; None with one setting."""
     settings: tuple[Setting, ...]
     num_tests: int
     """Differences that Holm's correction is over."""

@@ -4,7 +4,7 @@ from math import nan, sqrt
 from pathlib import Path
 
 import pytest
-from toy_summary import plan_with_rows
+from toy_summary import PLAN, plan_with_rows
 
 from dggraph.comparing.plan import PlannedRun
 from dggraph.comparing.rows import state_of
@@ -73,6 +73,23 @@ def test_the_mean_over_all_settings_is_paired_by_seed(summary: ComparisonSummary
     assert node is not None
     assert static.accuracies == pytest.approx((75.0, 76.25, 76.0))
     assert node.differences["static"].mean == pytest.approx(2.0)
+
+
+def test_while_a_setting_is_in_progress_the_mean_is_over_the_finished_ones(tmp_path: Path) -> None:
+    def some(run: PlannedRun) -> float | None:
+        if run.data == "third":
+            return 30.0 if run.seed == 0 else nan
+        return accuracy(run)
+
+    text = PLAN.replace("[methods.static]", '[data.third]\ndata_dir = "third"\n[methods.static]')
+    plan = plan_with_rows(tmp_path, some, text=text)
+    summary = summarise(plan, state_of(plan), "")
+    assert summary.overall is not None
+    assert summary.overall.name == "the 2 finished settings"
+    node = summary.overall.find("node")
+    assert node is not None
+    assert node.seeds == (0, 1, 2)
+    assert node.accuracies == pytest.approx((76.0, 78.25, 79.0))
 
 
 def test_the_curve_is_read_at_equal_macs(tmp_path: Path) -> None:
