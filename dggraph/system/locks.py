@@ -37,10 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise InputError(
-                f"cannot write to the folder {folder}: {error.strerror or error}. Choose another"
-                " output."
-            ) from error
+            raise _unwritable(folder, error) from error
         warnings.warn(
             f"the file system of {folder} has no locks ({error.strerror or error}), so nothing"
             " stops a second run from writing there.",
@@ -48,11 +45,25 @@ def locked(folder: Path) -> Iterator[None]:
             stacklevel=3,
         )
     try:
-        who = f"process {os.getpid()} on {platform.node()}\n"
-        (folder / HOLDER).write_text(who, encoding="utf-8")
+        _name_holder(folder)
         yield
     finally:
         lock.release()
+
+
+def _name_holder(folder: Path) -> None:
+    who = f"process {os.getpid()} on {platform.node()}\n"
+    try:
+        (folder / HOLDER).write_text(who, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write to the folder {folder}: {error.strerror or error}. Make room, or choose"
+        " another output."
+    )
 
 
 def _holder(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,4 +74,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"cannot write to the folder .*file"),
         locked(tmp_path / "file"),
     ):
+        pass
+
+
+def test_a_holder_that_cannot_be_named_is_told_with_the_folder(tmp_path: Path) -> None:
+    """As on a full disk, where an empty lock file can still be made."""
+    (tmp_path / "lock.holder").mkdir()
+    with (
+        pytest.raises(InputError, match=rf"cannot write to the folder {re.escape(str(tmp_path))}"),
+        locked(tmp_path),
+    ):
+        pass
+    (tmp_path / "lock.holder").rmdir()
+    with locked(tmp_path):
         pass
