@@ -26,6 +26,7 @@ class BackboneTracer(AnsweringTracer):
         leaves: Collection[type[nn.Module]],
         buffers_as_proxies: bool,
         functions: frozenset[types.FunctionType],
+        whole: Collection[str] = (),
     ) -> None:
         unlooked: tuple[Callable[..., Any], ...] = ()
         classes: tuple[type[nn.Module], ...] = ()
@@ -37,6 +38,8 @@ class BackboneTracer(AnsweringTracer):
         self.proxy_buffer_attributes = buffers_as_proxies
         self.cannot_keep = functions
         self.leaves = (*leaves, *classes)
+        self.whole = frozenset(whole)
+        """Paths of modules that become one op, whatever their class."""
         self.failed: tuple[str, type[nn.Module]] | None = None
         self.structured: set[str] = set()
         """Keys of calls that take or return tensors in lists, tuples or mappings."""
@@ -76,7 +79,8 @@ class BackboneTracer(AnsweringTracer):
         acts_in_training = "Drop" in type(m).__name__ or type(m).__name__ == "StochasticDepth"
         has_state = any(True for _ in m.children()) or bool(m._parameters) or bool(m._buffers)
         return (
-            isinstance(m, self.leaves)
+            modulequalified_name in self.whole
+            or isinstance(m, self.leaves)
             or (acts_in_training and not has_state)
             or super().is_leaf_module(m, modulequalified_name)
         )

@@ -78,6 +78,32 @@ def stored_activations(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name, _ in _stored(model)))
 
 
+def computed_weights(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """Yield each weight that a hook computes from other tensors before each call.
+
+    Yields:
+        The name of the weight, the class of the hook, and what to do about it.
+    """
+    for path, inner in model.named_modules():
+        for hook in inner._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                name, way_out = (
+                    hook._tensor_name,
+                    "make it permanent, the zeros stay: torch.nn.utils.prune.remove(module,"
+                    f" {hook._tensor_name!r})",
+                )
+            elif isinstance(hook, WeightNorm | SpectralNorm):
+                name, way_out = (
+                    hook.name,
+                    "use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead of"
+                    " the old functions, or make it permanent: remove_weight_norm,"
+                    " remove_spectral_norm",
+                )
+            else:
+                continue
+            yield f"{path}.{name}", type(hook).__name__, way_out
+
+
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     """Return `value` with the objects it refers to replaced by their copies in `memo`.
 
@@ -145,32 +171,12 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _refuse_computed_weights(model: nn.Module) -> None:
-    for path, inner in model.named_modules():
-        for hook in inner._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
-                attribute, way_out = (
-                    hook._tensor_name,
-                    (
-                        "make it permanent: torch.nn.utils.prune.remove(module,"
-                        f" {hook._tensor_name!r})"
-                    ),
-                )
-            elif isinstance(hook, WeightNorm | SpectralNorm):
-                attribute, way_out = (
-                    hook.name,
-                    (
-                        "use torch.nn.utils.parametrizations (weight_norm, spectral_norm) instead"
-                        " of the old functions, or make it permanent: remove_weight_norm,"
-                        " remove_spectral_norm"
-                    ),
-                )
-            else:
-                continue
-            raise InputError(
-                f"{path}.{attribute} is computed from other tensors before each call"
-                f" ({type(hook).__name__}), so {type(model).__name__} cannot be copied, and convert"
-                f" never works on the original. Before converting, {way_out}."
-            )
+    for name, hook, way_out in computed_weights(model):
+        raise InputError(
+            f"{name} is computed from other tensors before each call ({hook}), so"
+            f" {type(model).__name__} cannot be copied, and convert never works on the original."
+            f" Before converting, {way_out}."
+        )
 
 
 def _why_not(model: nn.Module, error: Exception) -> str:

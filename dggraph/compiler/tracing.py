@@ -99,18 +99,26 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None
+    model: nn.Module,
+    leaves: Collection[type[nn.Module]] = (),
+    example: Tensor | None = None,
+    *,
+    whole: Collection[str] = (),
 ) -> Trace:
     """Trace a deep copy of `model` in eval mode.
 
     A module or function that acts differently in training is kept as a single call. See
     `trace_eval` for arguments and errors.
     """
-    return _trace(model, leaves, example, is_followed=example is not None)
+    return _trace(model, leaves, example, whole, is_followed=example is not None)
 
 
 def trace_eval(
-    model: nn.Module, leaves: Collection[type[nn.Module]] = (), example: Tensor | None = None
+    model: nn.Module,
+    leaves: Collection[type[nn.Module]] = (),
+    example: Tensor | None = None,
+    *,
+    whole: Collection[str] = (),
 ) -> Trace:
     """Trace a deep copy of `model` in eval mode, whatever it would do in training.
 
@@ -123,19 +131,21 @@ def trace_eval(
         example: (1 or more, C, H, W), from which the questions of the backbone's Python code are
             answered. Without it every question fails, as in traces of archives written before there
             were answers.
+        whole: paths of modules to keep as single calls, whatever their class.
 
     Raises:
         TraceError: the backbone's own forward has data-dependent control flow; the message names
             the module, the line, the reason and a way to fix it.
         InputError: the backbone cannot be copied, or no longer consists of modules.
     """
-    return _trace(model, leaves, example, is_followed=False)
+    return _trace(model, leaves, example, whole, is_followed=False)
 
 
 def _trace(
     model: nn.Module,
     leaves: Collection[type[nn.Module]],
     example: Tensor | None,
+    whole: Collection[str],
     *,
     is_followed: bool,
 ) -> Trace:
@@ -152,7 +162,7 @@ def _trace(
     eval_only: list[str] = []
     checkpointed: list[str] = []
     while True:
-        tracer, error = _try(module, leaves, opaque, example)
+        tracer, error = _try(module, leaves, opaque, example, whole)
         if error is not None:
             kept = _culprit(tracer, error)
             if kept is None or kept in opaque or len(opaque) == MAX_OPAQUE:
@@ -163,7 +173,7 @@ def _trace(
             if owner in settled:
                 continue
             settled.add(owner)
-            other, error = _try(module, leaves, opaque, example, question.paths)
+            other, error = _try(module, leaves, opaque, example, whole, question.paths)
             if error is None and fingerprint(other.graph) == fingerprint(tracer.graph):
                 checkpointed += other.capture.checkpointed
             elif can_keep(owner, module) and len(opaque) < MAX_OPAQUE:
@@ -211,6 +221,7 @@ def _try(
     leaves: Collection[type[nn.Module]],
     opaque: Collection[type | types.FunctionType],
     example: Tensor | None,
+    whole: Collection[str],
     trained: Collection[str] = (),
 ) -> tuple["BackboneTracer", BaseException | None]:
     """Trace with `opaque` kept as single calls and the modules at `trained` in training mode.
@@ -223,7 +234,7 @@ def _try(
     for buffers_as_proxies in (True, False):
         # Tracing runs the model's own Python: anything it caches holds proxies, so each try gets a
         # new copy.
-        tracer = BackboneTracer({*leaves, *classes}, buffers_as_proxies, functions)
+        tracer = BackboneTracer({*leaves, *classes}, buffers_as_proxies, functions, whole)
         attempt = copy_to_trace(module)
         set_flags_(attempt, partial(tracer.note_question, attempt), trained)
         try:

@@ -34,7 +34,9 @@ from dggraph.network.archive_checks import (
     checked_labels,
     num_outputs_of,
     refuse_other_backbone,
+    refuse_other_routers,
     refuse_unkept,
+    replaced_modules,
 )
 from dggraph.network.conversion_arguments import plain_backbone
 from dggraph.network.inference import InferenceNetwork
@@ -138,7 +140,7 @@ def _parts(
         digests[name] = hashlib.sha256(content).hexdigest()
         yield name, content
     sealed = seal(manifest.model_copy(update={"sha256": digests}))
-    yield MANIFEST, sealed.model_dump_json(indent=1).encode()
+    yield MANIFEST, sealed.model_dump_json(indent=1, exclude_unset=True).encode()
 
 
 def refuse_unsavable(
@@ -180,6 +182,7 @@ def _packed(
         )
     refuse_foreign_folder(folder)
     refuse_unkept(net.lowered)
+    refuse_other_routers(net)
     given = net.labels if labels is None else labels
     names = None if given is None else checked_labels(given, num_outputs_of(net))
     state, tied = untied(net.lowered)
@@ -192,7 +195,7 @@ def _packed(
         source=net.source if is_named else None,
         num_classes=net.source_options.get("num_classes"),
         image_size=net.source_options.get("image_size"),
-        **pack_blueprint(net.blueprint),
+        **pack_blueprint(replace(net.blueprint, whole=replaced_modules(net))),
         tied=tied,
         dtypes={key: type_name(buffer) for key, buffer in unsaved_floats(net.lowered)},
         frozen=[

@@ -4,25 +4,24 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
+from torch import Tensor, fx, nn
 
-from dggraph.compiler.lowered import routing_name
+from dggraph.compiler.copying import computed_weights
+from dggraph.compiler.fingerprints import qualified_name
+from dggraph.compiler.lowered import ROUTING, routing_name
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.registry import build_shapes
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.snapshot import outline_of
 
 
 def refuse_unkept(lowered: nn.Module) -> None:
     """Raise InputError for the first weight that safetensors or `load` could not restore."""
-    for path, module in lowered.named_modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
-                raise InputError(
-                    f"{path}.{hook._tensor_name} is pruned by a mask that `load` would not find."
-                    " Make it permanent before saving, the zeros stay:"
-                    f" torch.nn.utils.prune.remove(module, {hook._tensor_name!r})."
-                )
+    for name, hook, way_out in computed_weights(lowered):
+        raise InputError(
+            f"{name} is computed from other tensors before each call ({hook}), which `load` would"
+            f" not do. Before saving, {way_out}."
+        )
     for key, value in lowered.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             what = f"{type(value).__name__}, not a tensor (quantised layers pack their weights)"
@@ -38,6 +37,43 @@ def refuse_unkept(lowered: nn.Module) -> None:
             f"{key} is {what}, which an archive cannot keep. Save the network before it is"
             " quantised, sparsified or emptied, and do that again after loading."
         )
+
+
+def refuse_other_routers(net: DynamicNetwork) -> None:
+    """Raise InputError if a router or a gate is not what conversion built, as `load` will."""
+    then, now = (
+        {key: what for key, what in outline if key.startswith(ROUTING)}
+        for outline in (net.converted.outline, outline_of(net.lowered))
+    )
+    for key in now | then:
+        if now.get(key) != then.get(key):
+            raise InputError(
+                f"{key} is {now.get(key, 'gone')} and was {then.get(key, 'not there')} at"
+                " conversion. `load` builds routers and gates anew from their names, so it could"
+                " not read this archive. Merge adapters first (PEFT: merge_and_unload()); for"
+                " routers of your own use dggraph.register_router, and convert with that name."
+            )
+
+
+def replaced_modules(net: DynamicNetwork) -> tuple[str, ...]:
+    """Return the paths of modules that took another's place and that a trace would enter.
+
+    The network calls them as a whole, and loading must trace their backbone in this way.
+    """
+    then = dict(net.converted.outline)
+    leaves = fx.Tracer()
+    called = {
+        str(fx_node.target): net.lowered.get_submodule(str(fx_node.target))
+        for fx_node in net.lowered.graph.nodes
+        if fx_node.op == "call_module"
+    }
+    replaced = {
+        path
+        for path, module in called.items()
+        if qualified_name(type(module)) != then.get(path)
+        and not leaves.is_leaf_module(module, path)
+    }
+    return tuple(sorted(replaced.union(net.blueprint.whole)))
 
 
 def refuse_other_backbone(net: DynamicNetwork) -> None:

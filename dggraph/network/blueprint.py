@@ -25,6 +25,8 @@ class Blueprint:
     """How nodes of lifted stages read their sources."""
     leaves: tuple[str, ...]
     """Qualified names of the module classes that the caller kept as a single call."""
+    whole: tuple[str, ...] = ()
+    """Paths of modules that took a place after conversion, and are single calls too."""
     input_shape: tuple[int, ...]
     """Shape of one example image, without the batch axis."""
     dtype: str

@@ -151,6 +151,8 @@ class Manifest(Strict):
     """How nodes of lifted stages read their sources; as for `granularity`."""
     weights_origin: Name = UNKNOWN
     """The origin of the weights; archives written before version 0.2 do not record it."""
+    whole: list[Name] = []
+    """Paths of modules that took a place after conversion; not written if there are none."""
     sha256: dict[str, str]
 
 
@@ -202,6 +204,7 @@ def pack_blueprint(blueprint: Blueprint) -> dict[str, Any]:
         "granularity": blueprint.granularity,
         "aggregation": blueprint.aggregation,
         "leaves": list(blueprint.leaves),
+        **({"whole": list(blueprint.whole)} if blueprint.whole else {}),
         "input_shape": list(blueprint.input_shape),
         "dtype": blueprint.dtype,
         "found": stages,
@@ -224,6 +227,7 @@ def unpack_blueprint(manifest: Manifest) -> Blueprint:
         granularity=manifest.granularity,
         aggregation=manifest.aggregation,
         leaves=tuple(manifest.leaves),
+        whole=tuple(manifest.whole),
         input_shape=tuple(manifest.input_shape),
         dtype=manifest.dtype,
     )

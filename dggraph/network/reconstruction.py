@@ -56,7 +56,7 @@ def lower_again(
         None
         if missing
         else _traced_again(
-            backbone, [classes[name] for name in blueprint.leaves], example, blueprint.fingerprint
+            backbone, [classes[name] for name in blueprint.leaves], example, blueprint
         )
     )
     if traced is None:
@@ -173,17 +173,17 @@ def refuse_unregistered(folder: Path, blueprint: Blueprint) -> None:
 
 
 def _traced_again(
-    backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, wanted: str
+    backbone: nn.Module, leaves: Sequence[type[nn.Module]], example: Tensor, blueprint: Blueprint
 ) -> Trace | None:
-    """Return the trace with the fingerprint `wanted`, or None.
+    """Return the trace with the fingerprint of `blueprint`, or None.
 
     Older archives have the fingerprint of a trace in eval mode only, or of one without an example.
     """
     for again, shown in ((trace, example), (trace_eval, example), (trace_eval, None)):
         try:
-            traced = again(backbone, leaves, shown)
+            traced = again(backbone, leaves, shown, whole=blueprint.whole)
         except TraceError:
             continue
-        if fingerprint(traced.graph) == wanted:
+        if fingerprint(traced.graph) == blueprint.fingerprint:
             return traced
     return None

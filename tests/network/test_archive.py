@@ -60,7 +60,8 @@ def rewrite(folder: Path, change: dict[str, Any]) -> None:
     with contextlib.suppress(
         ValueError
     ):  # fields that no manifest may have are refused before the digest is looked at
-        document = seal(Manifest.model_validate_json(json.dumps(document))).model_dump()
+        sealed = seal(Manifest.model_validate_json(json.dumps(document)))
+        document = sealed.model_dump(exclude_unset=True)
     file.write_text(json.dumps(document))
 
 
@@ -398,6 +399,14 @@ def _pruned(net: Any) -> None:
     prune.l1_unstructured(net.lowered.blocks[0].conv1, "weight", 0.5)
 
 
+def _normed(net: Any) -> None:
+    nn.utils.spectral_norm(net.lowered.stem)
+
+
+def _adapted(net: Any) -> None:
+    net.dg_blocks.router_0 = nn.Sequential(net.dg_blocks.router_0)
+
+
 def _wrapped(net: Any) -> None:
     net.lowered.head[2].weight = nn.Parameter(TwoTensor(torch.ones(5, 8), torch.ones(5, 8)))
 
@@ -413,7 +422,9 @@ def _emptied(net: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_pruned, r"blocks\.0\.conv1\.weight is pruned.*prune\.remove"),
+        (_pruned, r"blocks\.0\.conv1\.weight is computed.*L1Unstructured.*prune\.remove"),
+        (_normed, r"stem\.weight is computed.*SpectralNorm.*remove_spectral_norm"),
+        (_adapted, r"dg_blocks\.router_0 is .*Sequential and was .*LinearRouter.*register_router"),
         (_wrapped, r"head\.2\.weight is TwoTensor.*before it is quantised"),
         (_sparse, r"table is stored as torch\.sparse_coo"),
         (_emptied, r"head\.2\.weight is on the meta device"),
