@@ -115,8 +115,9 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
         if value is not parameters[name].default:
             raise BackboneOnlyError(
                 f"{name!r} cannot be passed to a converted {kind}: conversion used its default,"
-                f" {parameters[name].default!r}. Set it in the backbone's configuration, or wrap"
-                f" the backbone in a module whose forward passes {name!r}, and convert that."
+                f" {parameters[name].default!r}. Compute a loss from the network's output. Set"
+                " other things in the backbone's configuration, or wrap the backbone in a module"
+                f" whose forward passes {name!r}, and convert that."
             )
     if images is None:
         raise InputError(f"{kind} takes images (B, C, H, W): call net(x), or net({first}=x).")

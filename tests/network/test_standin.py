@@ -281,7 +281,10 @@ def test_images_by_the_name_that_the_backbone_has_for_them() -> None:
     assert torch.equal(net(pixel_values=X, doubled=False), net(X))
     _, gates = net(pixel_values=X, return_gates=True)
     assert list(gates.weights) == ["blocks"]
-    with pytest.raises(BackboneOnlyError, match=r"'doubled' cannot be passed .* default, False"):
+    with pytest.raises(
+        BackboneOnlyError,
+        match=r"'doubled' cannot be passed .* default, False\. Compute a loss from the network's",
+    ):
         net(X, doubled=True)
     for wrong, message in (
         ({}, r"call net\(x\), or net\(pixel_values=x\)"),
