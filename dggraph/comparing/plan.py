@@ -174,6 +174,10 @@ def _explain(error: Any, file: Path) -> str:
         return f"unknown key {key!r} in {file}: {known}"
     if error["type"] == "missing":
         return f"{file} has no {key}; give a table [methods.NAME] for each method"
+    if error["type"] == "tuple_type":
+        return f"{key} = {error['input']!r} in {file} is not a list; write {key} = [...]"
+    if error["type"] == "too_short":
+        return f"{key} in {file} has no valid value; give at least one"
     return f"{key} = {error['input']!r} in {file}: {error['msg']}"
 
 
@@ -262,7 +266,9 @@ def _config(file: Path, comparison: Comparison, method: str, family: str, data: 
                 " output at the top of the file."
             )
         merged |= keys
-    where = f"{file}, method {method!r}, family {family!r}, data {data!r}"
+    parts = {"method": method, "family": family, "data": data}
+    named = (f"{part} {name!r}" for part, name in parts.items() if name)
+    where = ", ".join((str(file), *named))
     try:
         config = read_config(None, merged)
     except InputError as error:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # the command line reads configurations without torch
 
 MAX_TOLD = 20
 """How many faults of a configuration one message names."""
+MAX_SEED = 2**64 - 1
+"""The largest seed of torch."""
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -245,7 +247,7 @@ class TrainConfig(BaseModel):
             " of every weight (fsdp, FSDP2)."
         ),
     )
-    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of weights, order and augmentation.")
 
     opt: str = Field("sgd", description="Optimiser, by timm's name.")
     lr: float = Field(0.1, gt=0, description="Peak learning rate.")

@@ -49,5 +49,9 @@ def _in_plain_words(error: Any) -> str:
     if error["type"] == "literal_error":
         return f"give one of {context['expected'].replace(' or ', ', ')}"
     bounds = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
-    found = [f"{bounds[bound]} {limit:g}" for bound, limit in context.items() if bound in bounds]
+    found = [
+        f"{bounds[bound]} {limit if isinstance(limit, int) else format(limit, 'g')}"
+        for bound, limit in context.items()
+        if bound in bounds
+    ]
     return f"it must be {found[0]}" if found else str(error["msg"]).removeprefix("Value error, ")

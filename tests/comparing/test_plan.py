@@ -111,7 +111,7 @@ STATIC = "[methods.static]\nrouter = 'none'\n"
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (STATIC + "lrr = 1\n", "method 'static', family '', data '': unknown key 'lrr'"),
+        (STATIC + "lrr = 1\n", r"toml, method 'static': unknown key 'lrr'"),
         (STATIC + "lr = -1\n", "lr = -1"),
         (STATIC + "seed = 1\n", r"seed in \[methods.static\]"),
         ("controls = ['wider']\n" + STATIC, "controls"),
@@ -122,6 +122,7 @@ STATIC = "[methods.static]\nrouter = 'none'\n"
         (STATIC + "[methods.d]\nobjective = 'distill'\n", "method 'd'.*accuracy on labels"),
         (STATIC + "[methods.d]\ntask = 'detection'\n", "method 'd'.*accuracy on labels"),
         ("", "no methods"),
+        ("[families.c]\nlrr = 1\n" + STATIC, r"method 'static', family 'c': unknown key 'lrr'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
@@ -140,6 +141,20 @@ def test_a_budget_that_nothing_can_meet_is_remarked_once_for_each_method(tmp_pat
     (remark,) = remarks_on(read_plan(write_comparison(tmp_path, text, seeds="[0, 1]")))
     assert remark.startswith("method 'open': threshold is 0")
     assert "budget of 0.8" in remark
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ("3", r"seeds = 3 in .* is not a list; write seeds = \[\.\.\.\]"),
+        ("[]", "seeds in .* has no valid value; give at least one"),
+        ("[18446744073709551616]", "seed = .*: it must be at most 18446744073709551615"),
+        ("[0.5]", r"seeds\.0 = 0\.5 in .*valid integer"),
+    ],
+)
+def test_seeds_are_a_list_of_whole_numbers(tmp_path: Path, seeds: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        read_plan(write_comparison(tmp_path, STATIC, seeds=seeds))
 
 
 def test_a_seed_that_comes_twice_is_refused(tmp_path: Path) -> None:
