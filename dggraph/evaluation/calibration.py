@@ -21,6 +21,7 @@ from dggraph.network.budgets import BudgetCurve, BudgetPoint, choose
 from dggraph.network.cost import iterate_gates
 from dggraph.network.gate_contexts import own_thresholds
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 
 START = (0.0, 0.25, 0.5, 0.75, 1 - 2**-7)
 """The first thresholds.
@@ -66,6 +67,7 @@ def calibrate(
         >>> curve.num_instances
         4
     """
+    require_converted(net, "calibrate")
     if not net.graph.stages:
         raise InputError(
             "this network has no stages, so no threshold changes its MACs; there is nothing to"

@@ -8,6 +8,7 @@ from dggraph.graph.ir import ActivatedPath
 from dggraph.models.origins import MARK, RANDOM
 from dggraph.models.preprocessing import Picturable, as_image
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.views.drawing import draw
 from dggraph.views.picture import Picture, picture_path
 from dggraph.views.svg_picture import show_picture
@@ -81,6 +82,7 @@ def explain(net: DynamicNetwork, image: Picturable) -> Explanation:
         >>> f"{found.macs_ratio:.2f}"
         '1.00'
     """
+    require_converted(net, "explain")
     predictor, opened, origin = make_predictor(net), as_image(image), net.weights_origin
     found = predictor.predict(opened)
     ratio = found.path.macs / net.macs_table.static

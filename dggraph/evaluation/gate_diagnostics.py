@@ -20,6 +20,7 @@ from dggraph.graph.ir import CandidateEdge, DynamicGraph
 from dggraph.network.cost import entropy_bits, iterate_gates, path_keys
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.ops.liveness import leads_to_out, live_vertices
 
 TIE_MARGIN = 1e-4
@@ -283,6 +284,7 @@ def check_gates(net: DynamicNetwork, batches: Iterable[Any]) -> HealthReport:
         >>> dggraph.check_gates(net, [torch.rand(4, 3, 32, 32)]).num_instances
         4
     """
+    require_converted(net, "check_gates")
     health = GateHealth(net.graph)
     for gates in iterate_gates(net, batches):
         health.update(gates)

@@ -25,6 +25,7 @@ from dggraph.network.digests import digest_of
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork, class_names
 from dggraph.network.outputs import join_outputs
+from dggraph.network.requirements import require_converted
 from dggraph.ops.liveness import live_vertices
 from dggraph.system.devices import first_weight
 from dggraph.system.modes import evaluating
@@ -163,6 +164,7 @@ def record(
         >>> [path.macs == int(macs) for path, macs in zip(recording.paths, recording.macs)]
         [True, True]
     """
+    require_converted(net, "record")
     require_stages(net)
     if not isinstance(x, Tensor):
         x = _batch_of(net, x)

@@ -25,6 +25,7 @@ from dggraph.exporting.plain_graphs import erase_idle_, module_of, plain_graph
 from dggraph.graph.ir import ActivatedPath, DynamicGraph
 from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.ops.additive import add_gained, add_normed
 from dggraph.ops.aggregation import concatenate
 from dggraph.ops.granularity import close_parts, largest
@@ -66,11 +67,7 @@ def static(
         >>> torch.allclose(plain(x), net.eval()(x), atol=1e-5)
         True
     """
-    if not isinstance(net, DynamicNetwork):
-        raise InputError(
-            f"static takes a converted network, not {type(net).__name__}. Call dggraph.convert"
-            " first."
-        )
+    require_converted(net, "static")
     weights = _weights_of(net, path, images)
     lowered = copy.deepcopy(net.lowered)
     graph, by_name = plain_graph(lowered)

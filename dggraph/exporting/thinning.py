@@ -23,6 +23,7 @@ from dggraph.network.block_removal import skipped_weights
 from dggraph.network.gate_contexts import pinned_gates
 from dggraph.network.gates import static_weights
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.ops.divergence import divergence
 from dggraph.system.devices import first_weight
 from dggraph.system.loaders import load_batches, num_samples
@@ -125,6 +126,7 @@ def thin(
         >>> small(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    require_converted(net, "thin")
     if not 0 < budget < 1:
         raise InputError(
             f"budget={budget!r} is not a fraction of the backbone's MACs above 0 and below 1. Give"

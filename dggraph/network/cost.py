@@ -19,6 +19,7 @@ from dggraph.graph.ir import DynamicGraph
 from dggraph.network.decisions import refuse_nan
 from dggraph.network.gates import Gates
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.ops.content_router import ContentRouter
 from dggraph.ops.macs import MacsTable, StageMacs
 from dggraph.system.devices import first_weight
@@ -112,6 +113,7 @@ def measure_macs(net: DynamicNetwork, batches: Iterable[Any]) -> MacsSummary:
         >>> summary.num_instances
         4
     """
+    require_converted(net, "measure_macs")
     parts: list[Tensor] = []
     expected = 0.0
     paths: set[bytes] = set()

@@ -25,6 +25,7 @@ from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.network.standin import note_weights_
 from dggraph.system.attributes import share_keys_
 from dggraph.system.torch_private import has_forward_hooks
@@ -119,6 +120,7 @@ def optimize_for_inference(
         ...     torch.allclose(fast(x), net.eval()(x), atol=1e-4)
         True
     """
+    require_converted(net, "optimize_for_inference")
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(
             f"dtype={dtype} is not a floating-point type. Use for example torch.bfloat16."

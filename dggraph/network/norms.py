@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import (
 
 from dggraph.errors import InputError
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.requirements import require_converted
 from dggraph.system.devices import first_weight
 from dggraph.system.modes import keeping_modes
 
@@ -76,6 +77,7 @@ def recalibrate_norms_(net: DynamicNetwork, batches: Iterable[Any]) -> Recalibra
         >>> type(result).__name__
         'Recalibration'
     """
+    require_converted(net, "recalibrate_norms_")
     norms = {
         name: module
         for name, module in net.lowered.named_modules()
