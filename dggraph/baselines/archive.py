@@ -17,14 +17,16 @@ from dggraph.baselines.network import BaselineNetwork
 from dggraph.baselines.registry import BASELINES
 from dggraph.compiler.lowered import ROUTING
 from dggraph.compiler.surroundings import ordinary_surroundings
-from dggraph.errors import ArchiveError, DggraphError
+from dggraph.errors import ArchiveError, DggraphError, InputError
 from dggraph.models.preprocessing import Preprocess
 from dggraph.models.registry import is_registered
 from dggraph.network import archive
 from dggraph.network.archive_checks import (
+    changed_additions,
     checked_labels,
     refuse_other_shapes,
     refuse_unkept,
+    replaced_modules,
     run_for_outputs,
 )
 from dggraph.network.conversion_arguments import plain_backbone
@@ -157,6 +159,7 @@ def _packed(
     """Return the manifest without digests and tied tensors, after checking the network."""
     archive.refuse_foreign_folder(folder)
     refuse_unkept(net.lowered)
+    refuse_other_modules(net)
     given = net.labels if labels is None else labels
     names = None
     if given is not None:
@@ -185,6 +188,20 @@ def _packed(
         weights_origin=net.weights_origin,
         sha256={},
     )
+
+
+def refuse_other_modules(net: BaselineNetwork) -> None:
+    """Raise InputError if a module is not what the method made or met, as `load` will.
+
+    A layer that tracing does not enter may take another's place: its weights are in the archive.
+    """
+    added = [key for key, _, _ in changed_additions(net.lowered, net.outline)]
+    for name in (*added, *sorted(replaced_modules(net.lowered, net.outline))):
+        raise InputError(
+            f"{name} was replaced after {net.method} was applied, and `load` applies it to a"
+            " backbone again, so it could not read this archive. Replace the module in the"
+            " backbone first, and apply the method to that."
+        )
 
 
 def _load(folder: Path, model: nn.Module | None) -> BaselineNetwork:

@@ -17,6 +17,7 @@ from dggraph.errors import InputError
 from dggraph.models.preprocessing import Preprocess
 from dggraph.network.publishing import push_to_hub
 from dggraph.network.shell import only_images
+from dggraph.network.snapshot import Outline, outline_of
 from dggraph.network.standin import StandIn
 from dggraph.ops.aggregation import is_plain
 from dggraph.system.modes import evaluating
@@ -86,6 +87,8 @@ class BaselineNetwork(StandIn):
     """What the method changed."""
     fingerprint: str
     """The fingerprint of the backbone's trace, for an archive."""
+    outline: Outline
+    """The structure that it was built with, for an archive."""
     input_shape: tuple[int, ...]
     """(C, H, W) of the example that it was built with."""
     source: str | None
@@ -112,6 +115,7 @@ class BaselineNetwork(StandIn):
         super().__init__(lowered, backbone)
         self.method, self.options, self.name = method, dict(options), type(backbone).__name__
         self.report, self.fingerprint, self.input_shape = report, fingerprint, input_shape
+        self.outline = outline_of(lowered)
         self.source, self.source_options = None, {}
         self.preprocess = self.labels = None
         self._macs = {}

@@ -183,6 +183,8 @@ def _packed(
     refuse_foreign_folder(folder)
     refuse_unkept(net.lowered)
     refuse_other_routers(net)
+    replaced = replaced_modules(net.lowered, net.converted.outline)
+    whole = tuple(sorted(replaced.union(net.blueprint.whole)))
     given = net.labels if labels is None else labels
     names = None if given is None else checked_labels(given, num_outputs_of(net))
     state, tied = untied(net.lowered)
@@ -195,7 +197,7 @@ def _packed(
         source=net.source if is_named else None,
         num_classes=net.source_options.get("num_classes"),
         image_size=net.source_options.get("image_size"),
-        **pack_blueprint(replace(net.blueprint, whole=replaced_modules(net))),
+        **pack_blueprint(replace(net.blueprint, whole=whole)),
         tied=tied,
         dtypes={key: type_name(buffer) for key, buffer in unsaved_floats(net.lowered)},
         frozen=[

@@ -1,18 +1,18 @@
 """Checks before saving: unsupported weights, wrong labels, a name that builds another backbone."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from dggraph.compiler.copying import computed_weights
 from dggraph.compiler.fingerprints import qualified_name
-from dggraph.compiler.lowered import ROUTING, routing_name
+from dggraph.compiler.lowered import ROUTING, LoweredModule, routing_name
 from dggraph.errors import ArchiveError, InputError
 from dggraph.models.registry import build_shapes
 from dggraph.network.network import DynamicNetwork
-from dggraph.network.snapshot import outline_of
+from dggraph.network.snapshot import Outline, outline_of
 
 
 def refuse_unkept(lowered: nn.Module) -> None:
@@ -41,39 +41,55 @@ def refuse_unkept(lowered: nn.Module) -> None:
 
 def refuse_other_routers(net: DynamicNetwork) -> None:
     """Raise InputError if a router or a gate is not what conversion built, as `load` will."""
+    for key, then, now in changed_additions(net.lowered, net.converted.outline):
+        raise InputError(
+            f"{key} is {now} and was {then} at conversion. `load` builds routers and gates anew"
+            " from their names, so it could not read this archive. Merge adapters first (PEFT:"
+            " merge_and_unload()); for routers of your own use dggraph.register_router, and"
+            " convert with that name."
+        )
+
+
+def changed_additions(lowered: nn.Module, outline: Outline) -> Iterator[tuple[str, object, object]]:
+    """Yield each module and tensor that was added to the backbone and is another one now.
+
+    Args:
+        lowered: The network as it is.
+        outline: The structure that it was built with.
+
+    Yields:
+        The name, and the class or shape then and now.
+    """
     then, now = (
-        {key: what for key, what in outline if key.startswith(ROUTING)}
-        for outline in (net.converted.outline, outline_of(net.lowered))
+        {key: what for key, what in known if key.startswith(ROUTING)}
+        for known in (outline, outline_of(lowered))
     )
     for key in now | then:
         if now.get(key) != then.get(key):
-            raise InputError(
-                f"{key} is {now.get(key, 'gone')} and was {then.get(key, 'not there')} at"
-                " conversion. `load` builds routers and gates anew from their names, so it could"
-                " not read this archive. Merge adapters first (PEFT: merge_and_unload()); for"
-                " routers of your own use dggraph.register_router, and convert with that name."
-            )
+            yield key, then.get(key, "not there"), now.get(key, "gone")
 
 
-def replaced_modules(net: DynamicNetwork) -> tuple[str, ...]:
+def replaced_modules(lowered: LoweredModule, outline: Outline) -> set[str]:
     """Return the paths of modules that took another's place and that a trace would enter.
 
     The network calls them as a whole, and loading must trace their backbone in this way.
+
+    Args:
+        lowered: The network as it is.
+        outline: The structure that it was built with.
     """
-    then = dict(net.converted.outline)
-    leaves = fx.Tracer()
+    then, leaves = dict(outline), fx.Tracer()
     called = {
-        str(fx_node.target): net.lowered.get_submodule(str(fx_node.target))
-        for fx_node in net.lowered.graph.nodes
+        str(fx_node.target): lowered.get_submodule(str(fx_node.target))
+        for fx_node in lowered.graph.nodes
         if fx_node.op == "call_module"
     }
-    replaced = {
+    return {
         path
         for path, module in called.items()
         if qualified_name(type(module)) != then.get(path)
         and not leaves.is_leaf_module(module, path)
     }
-    return tuple(sorted(replaced.union(net.blueprint.whole)))
 
 
 def refuse_other_backbone(net: DynamicNetwork) -> None:

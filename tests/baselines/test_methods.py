@@ -186,6 +186,21 @@ def test_an_archive_with_another_head_is_refused_when_it_is_saved(tmp_path: Path
     assert dggraph.load(tmp_path / "archive")(X).shape == (3, 3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_of_layers_is_for_the_backbone(name: str, tmp_path: Path) -> None:
+    def with_head(model: nn.Module) -> Any:
+        model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 3))
+        return model.eval()
+
+    late = with_head(build(name))
+    with pytest.raises(InputError, match=rf"fc was replaced after {name} was applied"):
+        dggraph.save(late, tmp_path / "archive")
+    net = build(name, with_head(backbone())).eval()
+    dggraph.save(net, tmp_path / "archive")
+    with torch.no_grad():
+        assert torch.equal(dggraph.load(tmp_path / "archive", with_head(backbone()))(X), net(X))
+
+
 def rewrite(folder: Path, **change: Any) -> None:
     file = folder / "manifest.json"
     document = json.loads(file.read_text()) | change
