@@ -21,7 +21,7 @@ def test_processes_keep_equal_weights_and_no_parameter_is_without_a_gradient() -
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == list(BASELINES)

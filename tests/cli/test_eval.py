@@ -95,7 +95,7 @@ def test_two_processes_find_what_one_finds(
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert code == 0, done.stderr[-3000:]
     assert done.returncode == 0, done.stderr[-3000:]

@@ -116,7 +116,7 @@ def test_processes_that_make_it_at_once_agree(folder: Path, cache: Path) -> None
         subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
         for _ in range(3)
     ]
-    sums = [one.communicate(timeout=120)[0] for one in several]
+    sums = [one.communicate(timeout=900)[0] for one in several]
     assert [one.returncode for one in several] == [0, 0, 0]
     assert len(set(sums)) == 1
     assert len(list(cache.iterdir())) == 1

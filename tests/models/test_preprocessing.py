@@ -150,7 +150,7 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "pipe.png")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
         check=False,
     )
     assert done.stdout == "refused\n", done.stderr

@@ -154,7 +154,7 @@ def test_on_two_processes(script: str, tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = rows(done.stdout)

@@ -45,7 +45,7 @@ def test_loaders_end_with_their_parent_s_signal() -> None:
     (loader,) = multiprocessing.active_children()
     batches.close()
     loader.terminate()
-    loader.join(timeout=5)
+    loader.join(timeout=300)
     assert not loader.is_alive()
 
 

@@ -34,7 +34,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for held in ("gradients", "parameters", "sharded", "counts", "training"):

@@ -44,7 +44,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=False,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}

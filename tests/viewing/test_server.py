@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(address: str) -> tuple[int, Any]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(address, timeout=60) as answer:
+    with opener.open(address, timeout=900) as answer:
         return answer.status, json.loads(answer.read())
 
 
@@ -113,7 +113,7 @@ def test_the_command_serves_until_ctrl_c(photos: Path) -> None:
         line = next(line for line in process.stdout if "http://" in line)
         assert read(f"{line.split()[-1]}images/0/path")[0] == 200
         process.send_signal(signal.SIGINT)
-        rest, complaints = process.communicate(timeout=60)
+        rest, complaints = process.communicate(timeout=900)
     finally:
         process.kill()
         process.communicate()

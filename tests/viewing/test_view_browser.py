@@ -69,7 +69,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 def wait(page: Any, is_so: Callable[[], Any]) -> None:
     from selenium.webdriver.support.wait import WebDriverWait
 
-    WebDriverWait(page, 30, 0.05).until(lambda _: is_so())
+    WebDriverWait(page, 300, 0.05).until(lambda _: is_so())
 
 
 def text(page: Any, where: str) -> str:
