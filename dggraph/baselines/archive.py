@@ -159,7 +159,7 @@ def _packed(
     """Return the manifest without digests and tied tensors, after checking the network."""
     archive.refuse_foreign_folder(folder)
     refuse_unkept(net.lowered)
-    refuse_other_modules(net)
+    _refuse_other_modules(net)
     given = net.labels if labels is None else labels
     names = None
     if given is not None:
@@ -190,7 +190,7 @@ def _packed(
     )
 
 
-def refuse_other_modules(net: BaselineNetwork) -> None:
+def _refuse_other_modules(net: BaselineNetwork) -> None:
     """Raise InputError if a module is not what the method made or met, as `load` will.
 
     A layer that tracing does not enter may take another's place: its weights are in the archive.

@@ -98,8 +98,7 @@ def _overall(
     Where two or more settings have come to their end, those in progress are left out.
     """
     ended = [named for place, named in places.items() if place not in unfinished]
-    is_part = 2 <= len(ended) < len(places)
-    averaged = ended if is_part else list(places.values())
+    averaged = ended if len(ended) >= 2 else list(places.values())
     if len(averaged) < 2:
         return None
     means: dict[str, dict[int, Row]] = {}
@@ -111,8 +110,9 @@ def _overall(
                 seed: {"accuracy": fmean(rows[seed]["accuracy"] for rows in several)}
                 for seed in seeds
             }
+    count = len(averaged)
     return Setting(
-        name=f"the {len(averaged)} finished settings" if is_part else f"all {len(places)} settings",
+        name=f"all {count} settings" if count == len(places) else f"the {count} finished settings",
         entries=tuple(
             _entry(name, rows, roles[name], means, comparison) for name, rows in means.items()
         ),

@@ -33,7 +33,7 @@ from dggraph.views.html_table import html_table
 
 NUM_CLASSES = 5
 
-Images = list[Picturable] | tuple[Picturable, ...]
+ImageList = list[Picturable] | tuple[Picturable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def as_predictor(watched: DynamicNetwork | Predictor) -> Predictor:
 
 
 def record(
-    net: DynamicNetwork, x: Tensor | Picturable | Images, *, batch_size: int = 1
+    net: DynamicNetwork, x: Tensor | Picturable | ImageList, *, batch_size: int = 1
 ) -> Recording:
     """Run `x` through `net` in eval mode without gradients and record every instance's path.
 
@@ -218,7 +218,7 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
     )
 
 
-def _batch_of(net: DynamicNetwork, images: Picturable | Images) -> Tensor:
+def _batch_of(net: DynamicNetwork, images: Picturable | ImageList) -> Tensor:
     preprocess = require_preprocess(net.preprocess)
     several = images if isinstance(images, list | tuple) else [images]
     if any(isinstance(one, Tensor) and one.ndim == 4 for one in several):

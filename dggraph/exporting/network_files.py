@@ -128,7 +128,8 @@ def export(
         (7, (1, 10))
     """
     target = locate(file)
-    format = format or _named_by(target) or "onnx"
+    if format is None:
+        format = _named_by(target) or "onnx"
     _refuse(net, target, format, mode)
     if format == "onnx":
         require_onnx()
