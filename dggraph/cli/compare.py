@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dggraph.cli.options import INTERRUPTED, accelerator_option, as_json
+from dggraph.cli.options import FAILED, INTERRUPTED, accelerator_option, as_json
 from dggraph.cli.parameters import LocatedPath, Number, WholeNumber
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def command(
         note=note,
     )
     _show_end(plan, end, notes, as_json)
-    return 0 if end.signal is None else INTERRUPTED
+    if end.signal is not None:
+        return INTERRUPTED
+    return FAILED if end.num_failed else 0
 
 
 def _name(run: "PlannedRun") -> str:

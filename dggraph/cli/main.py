@@ -1,8 +1,8 @@
 """The `dggraph` command: finds the subcommand, turns errors into one line and an exit code.
 
-Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, or anything unforeseen
-(DGGRAPH_TRACEBACK=1 shows where), 130 interrupted. Subcommands are imported when called: `--help`
-needs no torch.
+Exit codes: 0 fine, 2 usage, 3 a check did not hold, 4 bad input or archive, runs of a comparison
+that failed, or anything unforeseen (DGGRAPH_TRACEBACK=1 shows where), 130 interrupted. Subcommands
+are imported when called: `--help` needs no torch.
 """
 
 import difflib
@@ -15,11 +15,9 @@ from importlib import import_module
 import click
 
 from dggraph.cli.causes import explain
-from dggraph.cli.options import INTERRUPTED
+from dggraph.cli.options import FAILED, INTERRUPTED
 from dggraph.cli.streams import steady_streams
 from dggraph.errors import CheckError, DggraphError
-
-BAD_INPUT = 4
 
 COMMANDS = {
     "inspect": "What a backbone becomes: stages, edges, MACs, what stays static.",
@@ -80,7 +78,7 @@ def main(args: list[str] | None = None) -> None:
             " the command again.",
             err=True,
         )
-        code = BAD_INPUT
+        code = FAILED
     sys.exit(code)
 
 
@@ -101,13 +99,13 @@ def _run(arguments: list[str]) -> int:
         return 2
     except DggraphError as error:
         _report(arguments, type(error).__name__, str(error))
-        return 3 if isinstance(error, CheckError) else BAD_INPUT
+        return 3 if isinstance(error, CheckError) else FAILED
     except Exception as error:
         if os.environ.get("DGGRAPH_TRACEBACK"):
             raise
         kind, message = explain(error) or _unforeseen(error)
         _report(arguments, kind, message)
-        return BAD_INPUT
+        return FAILED
 
 
 def _unforeseen(error: Exception) -> tuple[str, str]:

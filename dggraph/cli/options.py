@@ -13,6 +13,8 @@ from dggraph.cli.parameters import Device, LocatedPath, Number, WholeNumber, loc
 from dggraph.cli.sections import SectionedOption
 from dggraph.errors import InputError
 
+FAILED = 4
+"""Exit code of bad input, of failed runs of a comparison, and of what nobody foresaw."""
 INTERRUPTED = 130
 """Exit code of what a signal ended."""
 SCORE = 0.5

@@ -34,7 +34,7 @@ def test_a_queue_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture
     assert out.splitlines()[0] == "waiting static, seed 0"
     assert "0 of 4 runs done, 0 failed" in out
     code, out, _ = run(capsys, file)
-    assert code == 0
+    assert code == 4
     assert out.splitlines()[:2] == [
         "static, seed 0: 50.00%; 3 left",
         "fails, seed 0: failed: no such thing; 2 left",
