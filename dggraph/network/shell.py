@@ -108,6 +108,8 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name == first:
             raise InputError(f"{kind} takes its images once, by position or as {first!r}.")
+        if _is_configured(shell, name, value):
+            continue
         if name not in parameters:
             raise InputError(
                 f"{kind} has no argument {name!r}. It takes images: net(x) or net({first}=x)."
@@ -122,6 +124,17 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
     if images is None:
         raise InputError(f"{kind} takes images (B, C, H, W): call net(x), or net({first}=x).")
     return images
+
+
+def _is_configured(shell: nn.Module, name: str, value: Any) -> bool:
+    """Whether `value` is that of a flag in transformers' configuration, which holds for None."""
+    parameters = inspect.signature(shell.forward).parameters
+    if name in parameters:
+        is_open = parameters[name].default is None
+    else:
+        is_open = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    flags = getattr(shell, "config", None)
+    return is_open and isinstance(value, bool) and getattr(flags, name, None) is value
 
 
 def own_version(shell: nn.Module, name: str) -> Callable[..., Any] | None:

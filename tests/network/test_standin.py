@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -294,6 +295,31 @@ def test_images_by_the_name_that_the_backbone_has_for_them() -> None:
             net(**wrong)
     with pytest.raises(InputError, match="images once, by position or as 'pixel_values'"):
         net(X, pixel_values=X)
+
+
+class Configured(Net):
+    """As transformers does: a flag that is None is that of the configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(return_dict=True, doubled=False)
+
+    def forward(
+        self, pixel_values: Tensor, return_dict: bool | None = None, **flags: bool
+    ) -> Tensor | tuple[Tensor]:
+        logits = super().forward(pixel_values)
+        if flags.get("doubled", self.config.doubled):
+            logits = logits * 2
+        return logits if (return_dict or self.config.return_dict) else (logits,)
+
+
+def test_flags_that_say_what_the_configuration_says_change_nothing() -> None:
+    net = dggraph.convert(Configured().eval(), X)
+    assert torch.equal(net(X, return_dict=True, doubled=False), net(X))
+    with pytest.raises(BackboneOnlyError, match="'return_dict' cannot be passed"):
+        net(X, return_dict=False)
+    with pytest.raises(InputError, match="no argument 'doubled'"):
+        net(X, doubled=True)
 
 
 def test_a_sequence_is_indexed_as_the_backbone_is() -> None:
