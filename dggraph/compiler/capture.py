@@ -210,7 +210,7 @@ def _setattr(
 ) -> Callable[..., None]:
     def __setattr__(module: nn.Module, name: str, value: Any) -> None:
         # Counters and averages: with a traced value they change from pass to pass.
-        is_buffer = name in module._buffers and bool(_proxies(value))
+        is_buffer = bool(_proxies(value)) and name in module._buffers
         if not is_buffer and not any(depends_on_input(proxy.node) for proxy in _proxies(value)):
             before = vars(module).get(name)
             if (

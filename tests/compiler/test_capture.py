@@ -312,6 +312,39 @@ def test_buffers_that_forward_updates(make: Callable[[], nn.Module], executor: s
             model(X), net(X)
 
 
+class ByNumpy(nn.Module):
+    """Runs with numbers alone; shapes do not tell what it returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy())
+
+
+class Configured(Net):
+    """Its class sets an attribute before `__init__`, as huggingface_hub's mixin does."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Configured":
+        instance = super().__new__(cls)
+        instance.hub_config = {"classes": 5}
+        return instance
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_numpy = ByNumpy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.by_numpy(x)
+        return super().forward(y if y.shape[1] == 3 else y[:, :3])
+
+
+@pytest.mark.cpu
+def test_attributes_that_a_class_sets_before_its_init() -> None:
+    """A copy of the model answers what shapes do not."""
+    model = Configured().eval()
+    net = dggraph.convert(model, X)
+    assert torch.equal(net(X), model(X))
+    assert net.hub_config == {"classes": 5}
+
+
 def test_statements_without_a_reader_are_run_by_the_sparse_executor() -> None:
     class Zeroed(Net):
         def forward(self, x: Tensor) -> Tensor:
