@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from dggraph.compiler.asked import GRADIENT_HOOKS, Asked, AskedAttribute, AskedProxy
@@ -88,8 +89,10 @@ class AnsweringTracer(fx.Tracer):
         return AskedProxy(node, self) if self.witnesses else super().proxy(node)
 
     def create_arg(self, a: Any) -> Any:
-        """Return `a` as an argument of an fx node."""
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        """Return `a` as an argument of an fx node; numpy's numbers become Python's."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def answer(self, asked: Asked, read: Any) -> Any:
         """Return `asked` as a Python bool, int or float.

@@ -21,7 +21,8 @@ FACTORIES: tuple[Callable[..., Any], ...] = (
     torch.eye, torch.rand, torch.randn,
     torch.randint, torch.randperm, torch.tensor, torch.as_tensor, torch.tril_indices,
     torch.triu_indices, torch.finfo, torch.iinfo,
-    np.prod, np.sum, np.mean, np.sqrt, np.ceil, np.floor, np.log, np.log2, np.round,
+    np.array, np.asarray, np.prod, np.sum, np.mean, np.sqrt, np.ceil, np.floor, np.log, np.log2,
+    np.round,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import types
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import Block, Net, X
@@ -270,6 +271,25 @@ def test_helpers_are_called_whole_and_follow_the_size() -> None:
     assert [part.name for part in net.report.opaque] == ["grid"]
     for batch in (X, functional.pad(X, (4, 4, 4, 4))):
         assert torch.equal(net(batch), model(batch))
+
+
+class ChecksByNumpy(Net):
+    """As MONAI's SwinUNETR does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = np.array(x.shape[2:]) % np.power(2, 2)
+        if rest.any():
+            raise ValueError(f"sides must be multiples of 4, not {tuple(x.shape[2:])}")
+        return super().forward(x) * np.int64(3)
+
+
+def test_numpy_may_look_at_sizes() -> None:
+    model = ChecksByNumpy().eval()
+    net = dggraph.convert(model, X)
+    for x in (X, torch.rand(2, 3, 12, 20)):
+        assert torch.equal(net(x), model(x))
+    with pytest.raises(BranchError, match=r"if rest\.any"):
+        net(torch.rand(1, 3, 12, 18))
 
 
 class Splits(nn.Module):
