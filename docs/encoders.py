@@ -31,18 +31,33 @@ def transformers_encoders() -> Encoders:
         "num_attention_heads": ONE_HEAD,
     }
     options: dict[str, dict[str, Any]] = {
-        "ResNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths":
-        [3, 3]},
-        "ResNetBackbone": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [3, 3],
-        "out_features": ["stage1", "stage2"]},
+        "ResNetForImageClassification": {
+            "embedding_size": 8,
+            "hidden_sizes": [16, 32],
+            "depths": [3, 3],
+        },
+        "ResNetBackbone": {
+            "embedding_size": 8,
+            "hidden_sizes": [16, 32],
+            "depths": [3, 3],
+            "out_features": ["stage1", "stage2"],
+        },
         "ConvNextForImageClassification": four,
         "ConvNextV2ForImageClassification": four,
-        "RegNetForImageClassification": {"embedding_size": 8, "hidden_sizes": [16, 32, 48, 64],
-        "depths": [1, 3, 3, 2], "groups_width": 8},
+        "RegNetForImageClassification": {
+            "embedding_size": 8,
+            "hidden_sizes": [16, 32, 48, 64],
+            "depths": [1, 3, 3, 2],
+            "groups_width": 8,
+        },
         "MobileNetV1ForImageClassification": {"depth_multiplier": 0.25},
         "MobileNetV2ForImageClassification": {"depth_multiplier": 0.35},
-        "EfficientNetForImageClassification": {"width_coefficient": 0.25, "depth_coefficient": 1.0,
-        "image_size": 64, "hidden_dim": 320},
+        "EfficientNetForImageClassification": {
+            "width_coefficient": 0.25,
+            "depth_coefficient": 1.0,
+            "image_size": 64,
+            "hidden_dim": 320,
+        },
         "ViTForImageClassification": VIT,
         "DeiTForImageClassification": VIT,
         "BeitForImageClassification": VIT,
@@ -63,31 +78,52 @@ def transformers_encoders() -> Encoders:
         "PvtForImageClassification": pyramid,
         "PvtV2ForImageClassification": pyramid,
         "MobileViTForImageClassification": {
-            "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 16, 24,
-            32, 48],
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "neck_hidden_sizes": [8, 8, 12, 16, 24, 32, 48],
         },
         "MobileViTV2ForImageClassification": {"image_size": 64, "width_multiplier": 0.25},
         "LevitForImageClassification": {
-            "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2],
-            "depths": [2, 2, 2], "key_dim": [8, 8, 8],
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [1, 2, 2],
+            "depths": [2, 2, 2],
+            "key_dim": [8, 8, 8],
         },
-        "BitForImageClassification": {"embedding_size": 32, "hidden_sizes": [128, 256], "depths":
-        [2, 3]},
+        "BitForImageClassification": {
+            "embedding_size": 32,
+            "hidden_sizes": [128, 256],
+            "depths": [2, 3],
+        },
         "PoolFormerForImageClassification": four,
-        "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth":
-        [1, 2, 3]},
-        "FocalNetForImageClassification": {"image_size": 64, "embed_dim": 12, "depths": [2, 2, 3,
-        2]},
+        "CvtForImageClassification": {
+            "embed_dim": [16, 32, 48],
+            "num_heads": [1, 2, 3],
+            "depth": [1, 2, 3],
+        },
+        "FocalNetForImageClassification": {
+            "image_size": 64,
+            "embed_dim": 12,
+            "depths": [2, 2, 3, 2],
+        },
         "SwiftFormerForImageClassification": {"embed_dims": WIDTHS, "depths": [2, 2, 3, 2]},
-        "HieraForImageClassification": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 2, 3,
-        2], "num_heads": [1, 2, 4, 8]},
-        "DPTForDepthEstimation": VIT | {
-            "num_hidden_layers": 4, "patch_size": 16, "backbone_out_indices": [0, 1, 2, 3],
+        "HieraForImageClassification": {
+            "image_size": [64, 64],
+            "embed_dim": 16,
+            "depths": [1, 2, 3, 2],
+            "num_heads": [1, 2, 4, 8],
+        },
+        "DPTForDepthEstimation": VIT
+        | {
+            "num_hidden_layers": 4,
+            "patch_size": 16,
+            "backbone_out_indices": [0, 1, 2, 3],
             "neck_hidden_sizes": [8, 8, 8, 8],
-            "fusion_hidden_size": 8, "is_hybrid": False,
+            "fusion_hidden_size": 8,
+            "is_hybrid": False,
         },
         "TextNetForImageClassification": {},
-    }  # fmt: skip
+    }
 
     def build(name: str) -> Any:
         kind = getattr(hf, name)
@@ -171,9 +207,124 @@ def pytorchcv_encoders() -> Encoders:
     return {name: (lambda name=name: build(name), 224) for name in names}
 
 
+def monai_encoders() -> Encoders:
+    """Two-dimensional networks of MONAI, narrow."""
+    from monai.networks import nets
+
+    transformer = {"hidden_size": 32, "mlp_dim": 64, "num_heads": 4}
+    found: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+        "UNet": ("UNet", (2, 3, 2, (8, 16, 32), (2, 2)), {"num_res_units": 2}),
+        "BasicUNet": ("BasicUNet", (2, 3, 2), {"features": (8, 8, 16, 16, 16, 8)}),
+        "DynUNet": (
+            "DynUNet",
+            (2, 3, 2, [3, 3, 3], [1, 2, 2], [2, 2]),
+            {"res_block": True, "filters": [8, 16, 32]},
+        ),
+        "SegResNet": ("SegResNet", (2, 8, 3, 2), {}),
+        "ResNet": ("ResNet", ("basic", [2, 2, 2, 2], [8, 16, 32, 64]), {"n_input_channels": 3}),
+        "SEResNet50": ("SEResNet50", (), {"in_channels": 3, "num_classes": 4}),
+        "DenseNet121": ("DenseNet121", (2, 3, 4), {}),
+        "EfficientNetBN": ("EfficientNetBN", ("efficientnet-b0",), {"pretrained": False}),
+        "ViT": ("ViT", (3, (64, 64), (16, 16)), {"num_layers": 4, "classification": True}),
+        "UNETR": ("UNETR", (3, 2, (64, 64)), {"feature_size": 8}),
+        "SwinUNETR": ("SwinUNETR", (3, 2), {"feature_size": 12}),
+    }
+
+    def build(name: str) -> Any:
+        kind, arguments, options = found[name]
+        if kind in ("ResNet", "SEResNet50", "EfficientNetBN", "ViT", "UNETR", "SwinUNETR"):
+            options = options | {"spatial_dims": 2}
+        if kind in ("ViT", "UNETR"):
+            options = options | transformer
+        return getattr(nets, kind)(*arguments, **options)
+
+    return {name: (lambda name=name: build(name), 64) for name in found}
+
+
+def ultralytics_encoders() -> Encoders:
+    """The smallest YOLO of each version and task of ultralytics, from its own configurations."""
+    from ultralytics.nn import tasks
+
+    kinds = {
+        "yolo11n-cls": "ClassificationModel",
+        "yolov8n-cls": "ClassificationModel",
+        "yolov5n": "DetectionModel",
+        "yolov8n": "DetectionModel",
+        "yolo11n": "DetectionModel",
+        "yolo12n": "DetectionModel",
+        "yolov8n-seg": "SegmentationModel",
+        "yolov8n-pose": "PoseModel",
+        "yolov8n-obb": "OBBModel",
+    }
+
+    def build(name: str) -> Any:
+        return getattr(tasks, kinds[name])(f"{name}.yaml", verbose=False)
+
+    return {name: (lambda name=name: build(name), 64) for name in kinds}
+
+
+def vit_pytorch_encoders() -> Encoders:
+    """Transformers of vit-pytorch, narrow."""
+    from importlib import import_module
+
+    plain = {
+        "image_size": 64,
+        "patch_size": 16,
+        "num_classes": 5,
+        "dim": 32,
+        "depth": 4,
+        "heads": 4,
+        "mlp_dim": 64,
+    }
+    found: dict[str, tuple[str, dict[str, Any]]] = {
+        "ViT": ("vit", plain),
+        "SimpleViT": ("simple_vit", plain),
+        "CaiT": ("cait", plain | {"cls_depth": 2}),
+        "CCT": (
+            "cct",
+            {
+                "img_size": 64,
+                "embedding_dim": 32,
+                "n_conv_layers": 2,
+                "num_layers": 4,
+                "num_heads": 4,
+                "mlp_ratio": 2.0,
+                "num_classes": 5,
+            },
+        ),
+        "CvT": (
+            "cvt",
+            {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 32}
+            | {"s1_depth": 1, "s2_depth": 2, "s3_depth": 3},
+        ),
+        "MaxViT": (
+            "max_vit",
+            {"num_classes": 5, "dim": 16, "depth": (1, 2), "window_size": 4, "dim_head": 8},
+        ),
+        "MobileViT": (
+            "mobile_vit",
+            {
+                "image_size": (64, 64),
+                "dims": [16, 24, 32],
+                "channels": [8, 8, 16, 16, 24, 24, 32, 32, 32, 32, 64],
+                "num_classes": 5,
+            },
+        ),
+    }
+
+    def build(name: str) -> Any:
+        module, options = found[name]
+        return getattr(import_module(f"vit_pytorch.{module}"), name)(**options)
+
+    return {name: (lambda name=name: build(name), 64) for name in found}
+
+
 ENCODERS: dict[str, Callable[[], Encoders]] = {
     "transformers": transformers_encoders,
     "smp": smp_encoders,
     "open_clip": open_clip_encoders,
     "pytorchcv": pytorchcv_encoders,
+    "monai": monai_encoders,
+    "ultralytics": ultralytics_encoders,
+    "vit_pytorch": vit_pytorch_encoders,
 }

@@ -1,9 +1,11 @@
 """Convert every torchvision classifier, one small model of each timm file, or encoders of other
 libraries, and write what holds as a table.
 
-    python docs/sweep.py torchvision        writes docs/tables/torchvision.md python docs/sweep.py
-    timm               writes docs/tables/timm.md python docs/sweep.py transformers       and so on
-    for `smp`, `open_clip` and `pytorchcv`: see encoders.py
+    python docs/sweep.py torchvision    writes docs/tables/torchvision.md
+    python docs/sweep.py timm           writes docs/tables/timm.md
+
+and so on for the libraries of encoders.py: transformers, smp, open_clip, pytorchcv, monai,
+ultralytics, vit_pytorch.
 
 Weights and norm statistics are randomised first. For each model: bitwise identical under `auto` and
 `keep` (fresh routers, a batch size that was not traced), `lift` within 1e-5 max |y|, seeded random
@@ -13,6 +15,7 @@ fewer where a pass takes seconds) changes the output. Results are appended to a 
 run again to continue.
 """
 
+import argparse
 import copy
 import gc
 import json
@@ -28,7 +31,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/helpers"))
 from encoders import ENCODERS
 from reference import hooked, randomise, randomise_routers
 
@@ -323,4 +326,8 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("library", choices=["torchvision", "timm", *ENCODERS])
+    main(parser.parse_args().library)

@@ -1,6 +1,8 @@
 """Every model of the published tables, examined again; minutes each: `pytest -m slow`."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,13 @@ assert spec is not None
 assert spec.loader is not None
 sweep: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
+
+
+def test_the_script_starts() -> None:
+    said = subprocess.run(
+        [sys.executable, spec.origin, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "torchvision,timm,transformers" in said.stdout
 
 
 @pytest.mark.slow
