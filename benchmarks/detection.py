@@ -1,12 +1,14 @@
 """Boxes on composites: Faster R-CNN on MobileNetV2 with a pyramid, from a trained ImageNet
 checkpoint, static against dynamic.
 
-    python benchmarks/composites.py PHOTOS CROPS COMPOSITES      the data set python
-    benchmarks/detection.py list                          every run, and which are done python
-    benchmarks/detection.py run --data COMPOSITES         the next ones, one after the other; goes
-    on wherever it was stopped python benchmarks/detection.py table                         what
-    docs/benchmarks/detection.md says of them python benchmarks/detection.py time --data COMPOSITES
-    seconds an image beside the static detector, in turns
+    python benchmarks/composites.py PHOTOS CROPS COMPOSITES    the data set
+    python benchmarks/detection.py list                        every run, and which are done
+    python benchmarks/detection.py run --data COMPOSITES       the next ones, one after the other;
+                                                               goes on wherever it was stopped
+    python benchmarks/detection.py table                       what docs/benchmarks/detection.md
+                                                               says of them
+    python benchmarks/detection.py time --data COMPOSITES      seconds an image beside the static
+                                                               detector, in turns
 
 A finished run is a row of docs/benchmarks/detection.jsonl. Proposals are fewer and the pyramid is
 narrower than torchvision's, so that two cores train a detector in minutes; both kinds have the same

@@ -1,11 +1,15 @@
 """Real networks made dynamic without labels, beside what needs no router: random paths, the best
 fixed path, time-sharing; and the oracle.
 
-    sh benchmarks/fetch_photos.sh PHOTOS; python benchmarks/photos.py PHOTOS CROPS python
-    benchmarks/distillation.py list python benchmarks/distillation.py run --crops CROPS [--hours 1]
-    goes on wherever it was stopped python benchmarks/distillation.py time --crops CROPS
-    wall clock of the trained networks, on an idle machine python benchmarks/distillation.py table
-    what docs/benchmarks/distillation.md says of them
+    sh benchmarks/fetch_photos.sh PHOTOS
+    python benchmarks/photos.py PHOTOS CROPS
+    python benchmarks/distillation.py list
+    python benchmarks/distillation.py run --crops CROPS [--hours 1]
+    python benchmarks/distillation.py time --crops CROPS
+    python benchmarks/distillation.py table
+
+`run` goes on wherever it was stopped. `time` needs an idle machine: it takes the wall clock of the
+trained networks. `table` prints what docs/benchmarks/distillation.md says of them.
 
 Agreement is the share of test images (the stamps and the held-out photographs) whose best class
 stays the static network's. Fixed paths, and mixtures of two, are chosen on images of the pool and

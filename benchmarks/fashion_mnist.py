@@ -1,10 +1,11 @@
 """Fashion-MNIST by one recipe: static, complete with weights 1, learned static edges, and dynamic
 networks with both routers.
 
-    python benchmarks/fashion_mnist.py list                 every run, and which are done python
-    benchmarks/fashion_mnist.py run [--hours 1.5]    the next ones, one after the other; goes on
-    wherever it was stopped python benchmarks/fashion_mnist.py table                what
-    docs/benchmarks/fashion-mnist.md says of them
+    python benchmarks/fashion_mnist.py list                 every run, and which are done
+    python benchmarks/fashion_mnist.py run [--hours 1.5]    the next ones, one after the other; goes
+                                                            on wherever it was stopped
+    python benchmarks/fashion_mnist.py table                what docs/benchmarks/fashion-mnist.md
+                                                            says of them
 
 A finished run is a row of docs/benchmarks/fashion_mnist.jsonl. `swapped` says what each image's
 adjacency is worth: accuracy when every image gets the mean adjacency of the test set, or another

@@ -1,7 +1,7 @@
 """A converted network in accelerate, with images made up on the spot; some seconds on one core.
 
-python examples/accelerate_loop.py ARCHIVE      torchrun --nproc-per-node 2
-examples/accelerate_loop.py ARCHIVE (on GPUs: accelerate launch)
+python examples/accelerate_loop.py ARCHIVE
+torchrun --nproc-per-node 2 examples/accelerate_loop.py ARCHIVE    (on GPUs: accelerate launch)
 """
 
 import sys

@@ -1,8 +1,8 @@
 """A converted network in a plain loop, on one process or several, with images made up on the spot;
 some seconds on one core.
 
-python examples/plain_loop.py ARCHIVE      torchrun --nproc-per-node 2 examples/plain_loop.py
-ARCHIVE
+    python examples/plain_loop.py ARCHIVE
+    torchrun --nproc-per-node 2 examples/plain_loop.py ARCHIVE
 """
 
 import os

@@ -1,8 +1,9 @@
 """Train a converted network in the manner of timm's train.py: its loader, mixup, optimiser,
 schedule, average and loss scaler.
 
-python examples/timm_script.py DATA ARCHIVE --model regnety_008      DATA: train/CLASS/... and
-val/CLASS/...
+    python examples/timm_script.py DATA ARCHIVE --model regnety_008
+
+DATA holds train/CLASS/... and val/CLASS/...
 
 Lines marked `# dggraph` are what a user of timm's script changes or adds.
 """

@@ -1,8 +1,9 @@
 """Train a dynamic graph network on Fashion-MNIST in a plain loop, about four minutes on two cores,
 and save it.
 
-python examples/train_fashion_mnist.py ARCHIVE [DATA]      DATA: Debian's dataset-fashion-mnist, or
-the four .gz files anywhere
+    python examples/train_fashion_mnist.py ARCHIVE [DATA]
+
+DATA is Debian's dataset-fashion-mnist, or the four .gz files anywhere.
 """
 
 import sys

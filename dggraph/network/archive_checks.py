@@ -22,7 +22,7 @@ def refuse_unkept(lowered: nn.Module) -> None:
             f"{name} is computed from other tensors before each call ({hook}), which `load` would"
             f" not do. Before saving, {way_out}."
         )
-    for key, value in lowered.state_dict(keep_vars=True).items():
+    for key, value in lowered.state_dict().items():
         if not isinstance(value, Tensor):
             what = f"{type(value).__name__}, not a tensor (quantised layers pack their weights)"
         elif value.is_quantized or hasattr(value, "__tensor_flatten__"):
