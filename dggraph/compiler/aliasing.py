@@ -120,18 +120,36 @@ def outlasts(flow: Traced, fx_node: fx.Node) -> bool:
 
     True for an op that keeps a value on a module, or writes into a weight or buffer.
     """
-    if fx_node.target is keep:
-        return True
+    return fx_node.target is keep or any(owner.op == "get_attr" for owner in _owners(flow, fx_node))
+
+
+def is_read(flow: Traced, fx_node: fx.Node) -> bool:
+    """Whether the output, or an effect that remains, may depend on the value of an op."""
+    seen, open_ends = {fx_node}, [fx_node]
+    while open_ends:
+        current = open_ends.pop()
+        if current.op == "output" or outlasts(flow, current):
+            return True
+        fresh = {
+            *current.users,
+            *(user for owner in _owners(flow, current) for user in owner.users),
+        } - seen
+        seen |= fresh
+        open_ends += fresh
+    return False
+
+
+def _owners(flow: Traced, fx_node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the operands that an op may overwrite, and what these may be views of."""
     for current in overwritten(flow, fx_node):
+        yield current
         while (
             current.op in ("call_method", "call_function")
             and current.target not in _FRESH_FUNCTIONS
             and current.all_input_nodes
         ):
             current = current.all_input_nodes[0]
-        if current.op == "get_attr":
-            return True
-    return False
+            yield current
 
 
 def may_overwrite(flow: Traced, value: fx.Node, apart_from: Collection[str] = ()) -> bool:

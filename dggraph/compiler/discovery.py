@@ -12,11 +12,14 @@ Both the fx graph and the module tree are used.
 5. Growing concats (DenseNet) are a separate kind of stage.
 6. If all this covers less than 30 % of the MACs (VGG, AlexNet), each convolution with its norm and
    activation is a block.
+7. A stage whose output nothing reads stays static (a feature extractor of timm that returns early
+   features still runs the blocks behind them).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dggraph.compiler.aliasing import is_read
 from dggraph.compiler.asked_stages import asked_stages
 from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
@@ -80,6 +83,7 @@ def discover(flow: Flow, stages: Mapping[str, Sequence[str]] | None = None) -> D
         units = [unit for unit in conv_units(flow) if not taken.intersection(unit.fx_nodes)]
         found += [stage for chain in chains_of(flow, units) for stage in cut_stages(flow, chain)]
         blocks += units
+    found = [stage for stage in found if is_read(flow, flow.by_name[stage.output])]
     return Discovery(
         stages=tuple(in_order(flow, found)),
         total_macs=total,

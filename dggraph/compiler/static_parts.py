@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
+from dggraph.compiler.aliasing import is_read
 from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Call, Flow, Region, module_path
 from dggraph.compiler.stages import FoundStage, members_of
+
+UNREAD = "nothing reads its output"
 
 
 def static_parts(
@@ -34,7 +37,8 @@ def static_parts(
             key for key in keys if not any(inner.name in taken for inner in calls[key].fx_nodes)
         ]
         if fx_node.name in lonely:
-            place, reason = lonely[fx_node.name], "the only block at its shape"
+            place = lonely[fx_node.name]
+            reason = "the only block at its shape" if is_read(flow, fx_node) else UNREAD
         else:
             place = calls[free[0]].path if free else module_path(fx_node)
             reason = "not named in `stages`" if blocks is None else _why_no_block(flow, fx_node)

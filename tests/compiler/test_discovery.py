@@ -96,3 +96,44 @@ def test_readers_are_known_by_identity_not_by_name(residual: Any) -> None:
     gates_of = net(X, return_gates=True)
     gates_of[0].sum().backward()
     assert all(parameter.grad is not None for parameter in net.lowered.dg_blocks.parameters())
+
+
+class Early(TwoStages):
+    """Returns what stands in front of its second stage, which runs all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.first(self.stem(x))
+        self.second(early)
+        return early  # type: ignore[no-any-return]
+
+
+class Written(TwoStages):
+    """What its second stage gives is only written into a tensor that is returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(self.stem(x))
+        filled = torch.zeros_like(features)
+        filled.flatten(1).copy_(self.second(features).flatten(1))
+        return filled
+
+
+class Kept(Early):
+    """What its second stage gives stays on the module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.first(self.stem(x))
+        self.late = self.second(early)
+        return early  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "num_stages"), [(Early, 1), (Written, 2), (Kept, 2)])
+def test_a_stage_that_nothing_reads_stays_static(kind: Any, num_stages: int) -> None:
+    model = kind().eval()
+    net = dggraph.convert(model, X)
+    assert len(net.graph.stages) == num_stages
+    unread = {p.module_path for p in net.report.static if p.reason == "nothing reads its output"}
+    assert unread == ({"second.0"} if kind is Early else set())
+    assert torch.equal(net(X), model(X))
+    net(X).sum().backward()
+    idle = {name for name, one in net.named_parameters() if one.grad is None}
+    assert not any(name.startswith("dg_") for name in idle) or kind is Kept
