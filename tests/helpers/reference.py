@@ -115,6 +115,8 @@ class _Stage:
         ]
         is_unit = isinstance(blocks[-1], nn.Conv2d)
         last = modules[named[-1].target] if is_unit else blocks[-1]
+        calls = [n for n in net.lowered.graph.nodes if n.target == named[-1].target]
+        self.turn = calls.index(named[-1]) if is_unit else 0  # an activation may be called twice
         handles.append(last.register_forward_hook(self._out_hook, prepend=True))
         for index, block in enumerate(blocks, start=1):
             handles.append(block.register_forward_pre_hook(self._input_hook(index)))
@@ -123,6 +125,7 @@ class _Stage:
 
     def start(self) -> None:
         self.values, self.inputs, self.rows, self.live, self.weights = [], {}, [], [True], {}
+        self.num_out_calls = 0
 
     def finish(self) -> dict:
         weights = self.weights
@@ -209,8 +212,14 @@ class _Stage:
         return hook
 
     def _out_hook(self, _module, _args, output):
+        self.num_out_calls += 1
+        if self.num_out_calls != self.turn + 1:
+            return output
         if isinstance(output, tuple):  # MViT's blocks hand on their grid size too
-            return (self._out_hook(_module, _args, output[0]), *output[1:])
+            return (self._sum_out(output[0]), *output[1:])
+        return self._sum_out(output)
+
+    def _sum_out(self, output):
         if not self.lifted:
             self._add_value(output)
         return self._sum(len(self.vertices) - 1, output)
