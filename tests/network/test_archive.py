@@ -344,6 +344,12 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "a"
 
 
+def test_folders_above_an_archive_are_made(tmp_path: Path) -> None:
+    net = dggraph.convert(Net(), X)
+    dggraph.save(net, tmp_path / "one" / "two" / "archive")
+    assert dggraph.load(tmp_path / "one" / "two" / "archive", model=Net()).graph == net.graph
+
+
 def _reverse(found: list[dict[str, Any]]) -> None:
     found[0]["blocks"].reverse()
 
