@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from dggraph.compiler.aliasing import is_effect
+from dggraph.compiler.caches import drop_cache_guards_
 from dggraph.compiler.calls import mark_features
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
@@ -59,6 +60,7 @@ def lower(
         LoweringError: the backbone has an attribute whose name a stage's routers need.
     """
     lowered = copy.deepcopy(flow.trace.graph)
+    drop_cache_guards_(lowered)
     root = nn.Module()
     adopt_(root, flow.module)
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}

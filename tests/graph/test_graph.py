@@ -6,6 +6,7 @@ import re
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import ANY
 
 import networkx as nx
 import pytest
@@ -60,6 +61,13 @@ def test_a_graph_tells_its_size_and_whether_it_is_lifted() -> None:
     stages = [replace(stage, residual="lift") for stage in graph.stages.values()]
     lifted = DynamicGraph("net", stages=stages, nodes=graph.nodes("s"), edges=graph.edges("s"))
     assert lifted.has_lifted_stages
+
+
+def test_a_graph_leaves_other_types_to_say_whether_they_are_equal() -> None:
+    graph = static_chain(2)
+    assert graph == ANY
+    assert graph == static_chain(2)
+    assert graph not in (static_chain(3), "net")
 
 
 def test_channels_of_one_instance() -> None:
@@ -162,6 +170,17 @@ def test_sparse_wirings_by_hand(text: str, added: list[str]) -> None:
         for e in graph.edges("s")
         if not e.is_static
     ] == added
+
+
+def test_entry_by_itself_has_the_edge_of_the_chain_too() -> None:
+    assert list(entry()(4)) == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_edges_into_and_out_of_a_node_are_its_column_and_row() -> None:
+    graph = wire(static_chain(2), "complete")
+    assert [edge.target for edge in graph.outgoing("s_0")] == ["s_1", "s_2", "s_out"]
+    assert [edge.source for edge in graph.incoming("s_2")] == ["s_0", "s_1"]
+    assert graph.outgoing("s_out") == graph.incoming("s_0") == ()
 
 
 def test_wirings_united_by_name_and_in_python() -> None:
@@ -269,11 +288,25 @@ def test_channels_that_change_get_an_adapter() -> None:
     assert [e.kind for e in wire(graph, "complete").edges("s")] == ["add", "adapter", "add"]
 
 
+def test_maps_of_other_sizes_are_not_added() -> None:
+    graph = static_chain(2)
+    nodes = [
+        replace(node, shape=(4, 4, 4)) if node.kind != "entry" else node
+        for node in graph.nodes("s")
+    ]
+    shrinking = DynamicGraph(
+        "net", stages=graph.stages.values(), nodes=nodes, edges=graph.edges("s")
+    )
+    with pytest.raises(WiringError, match=r"s_0 -> s_2 joins shapes \(4, 8, 8\) and \(4, 4, 4\)"):
+        wire(shrinking, "complete")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"source": "s_9"}, "names 's_9'"),
         ({"source": "s_2", "target": "s_1"}, "runs backward"),
+        ({"source": "s_1", "target": "s_1"}, "runs backward"),
         ({"source": "s_0", "target": "s_1"}, "appears twice"),
     ],
 )
