@@ -211,32 +211,28 @@ def monai_encoders() -> Encoders:
     """Two-dimensional networks of MONAI, narrow."""
     from monai.networks import nets
 
-    transformer = {"hidden_size": 32, "mlp_dim": 64, "num_heads": 4}
-    found: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
-        "UNet": ("UNet", (2, 3, 2, (8, 16, 32), (2, 2)), {"num_res_units": 2}),
-        "BasicUNet": ("BasicUNet", (2, 3, 2), {"features": (8, 8, 16, 16, 16, 8)}),
+    flat = {"spatial_dims": 2}
+    transformer = flat | {"hidden_size": 32, "mlp_dim": 64, "num_heads": 4}
+    found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "UNet": ((2, 3, 2, (8, 16, 32), (2, 2)), {"num_res_units": 2}),
+        "BasicUNet": ((2, 3, 2), {"features": (8, 8, 16, 16, 16, 8)}),
         "DynUNet": (
-            "DynUNet",
             (2, 3, 2, [3, 3, 3], [1, 2, 2], [2, 2]),
             {"res_block": True, "filters": [8, 16, 32]},
         ),
-        "SegResNet": ("SegResNet", (2, 8, 3, 2), {}),
-        "ResNet": ("ResNet", ("basic", [2, 2, 2, 2], [8, 16, 32, 64]), {"n_input_channels": 3}),
-        "SEResNet50": ("SEResNet50", (), {"in_channels": 3, "num_classes": 4}),
-        "DenseNet121": ("DenseNet121", (2, 3, 4), {}),
-        "EfficientNetBN": ("EfficientNetBN", ("efficientnet-b0",), {"pretrained": False}),
-        "ViT": ("ViT", (3, (64, 64), (16, 16)), {"num_layers": 4, "classification": True}),
-        "UNETR": ("UNETR", (3, 2, (64, 64)), {"feature_size": 8}),
-        "SwinUNETR": ("SwinUNETR", (3, 2), {"feature_size": 12}),
+        "SegResNet": ((2, 8, 3, 2), {}),
+        "ResNet": (("basic", [2, 2, 2, 2], [8, 16, 32, 64]), flat | {"n_input_channels": 3}),
+        "SEResNet50": ((), flat | {"in_channels": 3, "num_classes": 4}),
+        "DenseNet121": ((2, 3, 4), {}),
+        "EfficientNetBN": (("efficientnet-b0",), flat | {"pretrained": False}),
+        "ViT": ((3, (64, 64), (16, 16)), transformer | {"num_layers": 4, "classification": True}),
+        "UNETR": ((3, 2, (64, 64)), transformer | {"feature_size": 8}),
+        "SwinUNETR": ((3, 2), flat | {"feature_size": 12}),
     }
 
     def build(name: str) -> Any:
-        kind, arguments, options = found[name]
-        if kind in ("ResNet", "SEResNet50", "EfficientNetBN", "ViT", "UNETR", "SwinUNETR"):
-            options = options | {"spatial_dims": 2}
-        if kind in ("ViT", "UNETR"):
-            options = options | transformer
-        return getattr(nets, kind)(*arguments, **options)
+        arguments, options = found[name]
+        return getattr(nets, name)(*arguments, **options)
 
     return {name: (lambda name=name: build(name), 64) for name in found}
 

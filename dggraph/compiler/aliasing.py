@@ -123,20 +123,20 @@ def outlasts(flow: Traced, fx_node: fx.Node) -> bool:
     return fx_node.target is keep or any(owner.op == "get_attr" for owner in _owners(flow, fx_node))
 
 
-def is_read(flow: Traced, fx_node: fx.Node) -> bool:
-    """Whether the output, or an effect that remains, may depend on the value of an op."""
-    seen, open_ends = {fx_node}, [fx_node]
+def find_read(flow: Traced, fx_nodes: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the ops on whose values the output, or an effect that remains, may depend."""
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    for fx_node in fx_nodes:
+        for owner in _owners(flow, fx_node):
+            writers.setdefault(owner, []).append(fx_node)
+    found = {one for one in fx_nodes if one.op == "output" or outlasts(flow, one)}
+    open_ends = list(found)
     while open_ends:
-        current = open_ends.pop()
-        if current.op == "output" or outlasts(flow, current):
-            return True
-        fresh = {
-            *current.users,
-            *(user for owner in _owners(flow, current) for user in owner.users),
-        } - seen
-        seen |= fresh
+        sources = open_ends.pop().all_input_nodes
+        fresh = {*sources, *(one for source in sources for one in writers.get(source, ()))} - found
+        found |= fresh
         open_ends += fresh
-    return False
+    return found
 
 
 def _owners(flow: Traced, fx_node: fx.Node) -> Iterator[fx.Node]:

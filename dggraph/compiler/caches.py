@@ -1,4 +1,4 @@
-"""Values that a forward keeps for the next pass and computes anew for other sizes.
+"""Values that a forward keeps for the next pass and computes again for other sizes.
 
 `if self.shape != shape: self.anchors = ...; self.shape = shape` (YOLO's heads) goes one way in the
 first pass of a size and another way in the next. A trace that took the way which computes is right
@@ -6,60 +6,45 @@ in both, since what is kept follows from the size alone. Such a question needs n
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx
 
-from dggraph.compiler.capture import keep
+from dggraph.compiler.aliasing import Traced, outlasts
+from dggraph.compiler.capture import depends_on_input, keep
 from dggraph.ops.guards import hold
 
 _PROPERTIES = {"size", "shape", "dim", "ndim", "dtype", "device", "layout"}
 
 
-def cache_guards(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Yield the guards of a trace that ask whether what is kept still fits.
+def cache_guards(flow: Traced, fx_nodes: Collection[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the guards that ask whether what is kept still fits.
 
-    They compare a value with what its module kept from the pass before, found it different, and
-    keep it in its place; and nothing that this module keeps depends on the values of the images.
+    They compare sizes with the attribute in which forward keeps these sizes, and found them
+    different. There are none if anything that outlasts a pass depends on the values of the images:
+    a sum over passes, for example, which starts again with each size.
     """
-    kept = {
-        one.args[0]: one.args[1]
-        for one in graph.nodes
-        if one.target is keep and isinstance(one.args[0], fx.Node)
-    }
-    for guard in graph.nodes:
-        if guard.target is not hold:
-            continue
-        question, answer = guard.args[:2]
-        is_different = getattr(question, "target", None) is (operator.ne if answer else operator.eq)
-        if not is_different:
-            continue
-        keys = question.all_input_nodes
-        if len(keys) == 1 and keys[0] in kept:
-            beside = [value for value, path in kept.items() if path == kept[keys[0]]]
-            if not any(map(_depends_on_values, beside)):
-                yield guard
+    lasting = [one for one in fx_nodes if outlasts(flow, one)]
+    if any(one.target is not keep or depends_on_input(one, _read_by_value) for one in lasting):
+        return ()
+    kept: dict[Any, Any] = {}
+    for one in lasting:
+        value, path, name = one.args
+        if isinstance(value, fx.Node):
+            kept[value] = getattr(flow.module.get_submodule(str(path)), str(name), ...)
+    return tuple(
+        one for one in fx_nodes if one.target is hold and _asks_what_is(kept, *one.args[:2])
+    )
 
 
-def drop_cache_guards_(graph: fx.Graph) -> None:
-    """Let the guards of caches pass, whatever the sizes are. In place."""
-    for guard in cache_guards(graph):
-        _, answer, place = guard.args
-        guard.args = (answer, answer, place)
-
-
-def _depends_on_values(fx_node: fx.Node) -> bool:
-    """Whether a value depends on the images by more than their size and type."""
-    seen, open_ends = {fx_node}, [fx_node]
-    while open_ends:
-        current = open_ends.pop()
-        if current.op == "placeholder":
-            return True
-        fresh = set(_read_by_value(current)) - seen
-        seen |= fresh
-        open_ends += fresh
-    return False
+def _asks_what_is(kept: dict[Any, Any], question: Any, answer: Any) -> bool:
+    """Whether a question compares a value in `kept` with what was kept before, which differed."""
+    if getattr(question, "target", None) is not (operator.ne if answer else operator.eq):
+        return False
+    value, before = question.args
+    # a number would equal one that stands in the code by chance
+    return value in kept and isinstance(before, tuple | None) and kept[value] == before
 
 
 def _read_by_value(fx_node: fx.Node) -> list[fx.Node]:

@@ -12,7 +12,7 @@
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -121,14 +121,20 @@ def keep_contents(tracer: fx.Tracer, root: nn.Module) -> None:
                     )
 
 
-def depends_on_input(fx_node: fx.Node) -> bool:
-    """Whether a value depends on the images; False for weights, constants and their results."""
+def depends_on_input(
+    fx_node: fx.Node,
+    read: Callable[[fx.Node], Iterable[fx.Node]] = lambda current: current.all_input_nodes,
+) -> bool:
+    """Whether a value depends on the images; False for weights, constants and their results.
+
+    `read` returns the operands of an op that count.
+    """
     seen, open_ends = {fx_node}, [fx_node]
     while open_ends:
         current = open_ends.pop()
         if current.op == "placeholder":
             return True
-        fresh = [source for source in current.all_input_nodes if source not in seen]
+        fresh = [source for source in read(current) if source not in seen]
         seen.update(fresh)
         open_ends += fresh
     return False

@@ -19,7 +19,6 @@ Both the fx graph and the module tree are used.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dggraph.compiler.aliasing import is_read
 from dggraph.compiler.asked_stages import asked_stages
 from dggraph.compiler.blocks import call_region, conv_units, repeated_blocks
 from dggraph.compiler.growth import find_growths
@@ -83,7 +82,7 @@ def discover(flow: Flow, stages: Mapping[str, Sequence[str]] | None = None) -> D
         units = [unit for unit in conv_units(flow) if not taken.intersection(unit.fx_nodes)]
         found += [stage for chain in chains_of(flow, units) for stage in cut_stages(flow, chain)]
         blocks += units
-    found = [stage for stage in found if is_read(flow, flow.by_name[stage.output])]
+    found = [stage for stage in found if flow.by_name[stage.output] in flow.read]
     return Discovery(
         stages=tuple(in_order(flow, found)),
         total_macs=total,

@@ -12,7 +12,6 @@ from typing import Any
 from torch import fx, nn
 
 from dggraph.compiler.aliasing import is_effect
-from dggraph.compiler.caches import drop_cache_guards_
 from dggraph.compiler.calls import mark_features
 from dggraph.compiler.capture import keep
 from dggraph.compiler.contexts import restore_contexts
@@ -60,10 +59,12 @@ def lower(
         LoweringError: the backbone has an attribute whose name a stage's routers need.
     """
     lowered = copy.deepcopy(flow.trace.graph)
-    drop_cache_guards_(lowered)
     root = nn.Module()
     adopt_(root, flow.module)
     by_name = {fx_node.name: fx_node for fx_node in lowered.nodes}
+    for guard in flow.cache_guards:
+        _, answer, place = guard.args
+        by_name[guard.name].args = (answer, answer, place)
     mark_features(by_name[fx_node.name] for fx_node in flow.activations)
     with lowered.inserting_after(next(n for n in lowered.nodes if n.op == "placeholder")):
         training = lowered.create_node("get_attr", "training", name="training")

@@ -7,10 +7,13 @@ op.
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
+from dggraph.compiler.aliasing import find_read
+from dggraph.compiler.caches import cache_guards
 from dggraph.compiler.contexts import has_gradient
 from dggraph.compiler.profiling import TRACED_BATCH, Profile
 from dggraph.compiler.tracing import Trace
@@ -60,6 +63,16 @@ class Flow:
                     tainted.add(fx_node)
                 if shape is not None and len(shape) >= 1:
                     self.activations.add(fx_node)
+
+    @cached_property
+    def read(self) -> set[fx.Node]:
+        """The ops on whose values the output, or an effect that remains, may depend."""
+        return find_read(self, self.order)
+
+    @cached_property
+    def cache_guards(self) -> tuple[fx.Node, ...]:
+        """The guards that the lowered graph does without (see `caches`)."""
+        return cache_guards(self, self.order)
 
     def inputs(self, fx_node: fx.Node) -> list[fx.Node]:
         """Return the activations that `fx_node` reads.

@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from dggraph.compiler.aliasing import is_read
 from dggraph.compiler.profiling import TRACED_BATCH
 from dggraph.compiler.regions import Call, Flow, Region, module_path
 from dggraph.compiler.stages import FoundStage, members_of
-
-UNREAD = "nothing reads its output"
 
 
 def static_parts(
@@ -38,7 +35,8 @@ def static_parts(
         ]
         if fx_node.name in lonely:
             place = lonely[fx_node.name]
-            reason = "the only block at its shape" if is_read(flow, fx_node) else UNREAD
+            is_read = fx_node in flow.read
+            reason = "the only block at its shape" if is_read else "nothing reads its output"
         else:
             place = calls[free[0]].path if free else module_path(fx_node)
             reason = "not named in `stages`" if blocks is None else _why_no_block(flow, fx_node)

@@ -28,7 +28,6 @@ from torch import Tensor, fx, nn
 from dggraph.compiler.answers import Assumption, KeepWhole
 from dggraph.compiler.asked import answered_builtins
 from dggraph.compiler.backbone_tracer import BackboneTracer
-from dggraph.compiler.caches import cache_guards
 from dggraph.compiler.calls import mark_structured
 from dggraph.compiler.capture import CHECKPOINT_FLAGS, Capture, capturing
 from dggraph.compiler.copying import copy_model
@@ -205,16 +204,11 @@ def _finished(
         if name.startswith(TENSOR_CONSTANT):
             module.register_buffer(name, value, persistent=False)
     tracer.capture.checkpointed += checkpointed
-    assumptions: tuple[Assumption, ...] = ()
-    if example is not None:
-        dropped = {guard.args[2] for guard in cache_guards(tracer.graph)}
-        held = (one for one in tracer.assumptions if one.place not in dropped)
-        assumptions = (*held, *tracer.counted())
     return Trace(
         module,
         tracer.graph,
         opaque,
-        assumptions,
+        (*tracer.assumptions, *tracer.counted()) if example is not None else (),
         drop_hooks(module, tracer.graph),
         tracer.capture.returned,
         _checkpointed(module, tracer.graph, tracer.capture),

@@ -156,6 +156,7 @@ def report_conversion(
     `frozen` are the parameters that the network does not read.
     """
     traced = flow.trace
+    dropped = {guard.args[2] for guard in flow.cache_guards}
     return ConversionReport(
         name=graph.name,
         stages=_report_stages(graph, blueprint.found, blueprint.kept_because),
@@ -166,7 +167,7 @@ def report_conversion(
         ),
         frozen=frozen,
         opaque=traced.opaque,
-        assumptions=traced.assumptions,
+        assumptions=tuple(one for one in traced.assumptions if one.place not in dropped),
         checkpointed=traced.checkpointed,
         eval_only=traced.eval_only,
         hooks=traced.hooks,

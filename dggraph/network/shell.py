@@ -18,7 +18,7 @@ import inspect
 import re
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -108,7 +108,7 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name == first:
             raise InputError(f"{kind} takes its images once, by position or as {first!r}.")
-        if _is_configured(shell, name, value):
+        if _is_configured(shell, parameters, name, value):
             continue
         if name not in parameters:
             raise InputError(
@@ -126,9 +126,10 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
     return images
 
 
-def _is_configured(shell: nn.Module, name: str, value: Any) -> bool:
+def _is_configured(
+    shell: nn.Module, parameters: Mapping[str, inspect.Parameter], name: str, value: Any
+) -> bool:
     """Whether `value` is that of a flag in transformers' configuration, which holds for None."""
-    parameters = inspect.signature(shell.forward).parameters
     if name in parameters:
         is_open = parameters[name].default is None
     else:
