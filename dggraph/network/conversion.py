@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import networkx as nx
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dggraph.compiler.copying import copy_model, stored_activations
 from dggraph.compiler.discovery import Discovery, discover
@@ -31,6 +31,7 @@ from dggraph.network.assembly import assemble
 from dggraph.network.blueprint import Blueprint
 from dggraph.network.conversion_arguments import check_options, read_given
 from dggraph.network.network import DynamicNetwork
+from dggraph.network.outputs import no_tensors
 from dggraph.network.report import note_checks
 from dggraph.network.self_checks import check_converted_
 from dggraph.network.standin import note_weights_
@@ -121,6 +122,7 @@ def convert(
     with ordinary_surroundings(example.device):
         backbone = copy_model(given)
         traced = trace(backbone, leaves, example)
+        _refuse_no_output(traced.graph, type(given).__name__)
         flow = Flow(traced, profile(traced.module, traced.graph, example))
         found = discover(flow, stages)
         adds = find_adds(flow, found.stages)
@@ -173,6 +175,13 @@ def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
         routing_of(net.lowered, stage).train(model.training)
     net.training = model.training
     return net
+
+
+def _refuse_no_output(graph: fx.Graph, name: str) -> None:
+    """Raise InputError if nothing that a backbone returns is computed in its forward."""
+    (output,) = (fx_node for fx_node in graph.nodes if fx_node.op == "output")
+    if not output.all_input_nodes:
+        raise no_tensors(name)
 
 
 def _routes(graph: DynamicGraph) -> bool:

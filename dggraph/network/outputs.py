@@ -21,6 +21,14 @@ def tensors_in(output: Any) -> list[Tensor]:
     return list(_walk(output))
 
 
+def no_tensors(name: str) -> InputError:
+    """Return the error for a backbone `name` whose output has no tensors."""
+    return InputError(
+        f"no tensor was found in what {name} returns, so nothing can be compared. Return a tensor,"
+        " or tensors in a dict, a tuple or a dataclass."
+    )
+
+
 def structure_of(output: Any) -> Any:
     """Return the structure of `output`: its types, its keys, and the types of other leaves.
 

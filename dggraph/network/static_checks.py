@@ -14,7 +14,7 @@ from dggraph.errors import DggraphError, InputError, LoweringError
 from dggraph.network.gate_contexts import decided_edges, pinned_gates, static_path
 from dggraph.network.gates import Gates, static_weights
 from dggraph.network.network import DynamicNetwork
-from dggraph.network.outputs import structure_of, tensors_in
+from dggraph.network.outputs import no_tensors, structure_of, tensors_in
 from dggraph.ops.additive import Gain
 from dggraph.ops.content_router import ContentRouter
 from dggraph.ops.granularity import ChannelGate, PositionGate
@@ -267,11 +267,7 @@ def _run_reference(net: DynamicNetwork, reference: nn.Module, x: Tensor) -> Any:
         ) from error
     expected = tensors_in(output)
     if not expected:
-        raise InputError(
-            f"{net.graph.name} returns {type(output).__name__}, in which no tensor was found, so"
-            " nothing can be compared. Return a tensor, or tensors in a dict, a tuple or a"
-            " dataclass."
-        )
+        raise no_tensors(net.graph.name)
     if not all(bool(tensor.isfinite().all()) for tensor in expected):
         raise LoweringError(
             f"the output of {net.graph.name} itself is not finite on random images in {x.dtype}, so"

@@ -75,6 +75,8 @@ class Opaque:
         (lambda y, z: y * float("nan"), LoweringError, "not finite"),
         (lambda y, z: {"y": y, "z": z / 0}, LoweringError, "not finite"),
         (lambda y, z: None, InputError, "no tensor was found"),
+        (lambda y, z: (), InputError, "no tensor was found"),
+        (lambda y, z: {"count": y.shape[0]}, InputError, "no tensor was found"),
     ],
 )
 def test_what_proves_nothing_is_refused(make: Any, error: type[Exception], message: str) -> None:
