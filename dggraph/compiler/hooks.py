@@ -13,7 +13,7 @@ and cannot replace it.
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -94,7 +94,7 @@ def watch_(graph_module: fx.GraphModule) -> None:
             refusal, warning = (
                 ("", "")
                 if module in called
-                else _refusal_and_warning(graph_module, path, own, sites, kind)
+                else _refusal_and_warning(graph_module, path, own, sites, called, kind)
             )
             if not vars(module)[kind]:
                 vars(module)[kind] = HookTable(graph_module, path, refusal=refusal, warning=warning)
@@ -196,6 +196,7 @@ def _refusal_and_warning(
     path: str,
     own: Sequence[Site],
     sites: Mapping[str, Site],
+    called: Collection[nn.Module | None],
     kind: str,
 ) -> tuple[str, str]:
     """Return why a hook of `kind` cannot run on the module at `path`, and a warning if it can.
@@ -215,7 +216,7 @@ def _refusal_and_warning(
         inner = [
             name
             for name, child in graph_module.get_submodule(path).named_modules()
-            if child in _called(graph_module)
+            if child in called
         ]
         if not inner:
             return (

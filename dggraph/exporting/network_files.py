@@ -40,7 +40,7 @@ class ExportReport:
 
     Example:
         >>> import dggraph
-        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> net = dggraph.convert("dggraph:resnet8_8")
         >>> report = dggraph.export(net, "net.pt2")
         >>> report.num_conditions, report.num_images
         (0, 6)
@@ -122,10 +122,10 @@ def export(
 
     Example:
         >>> import dggraph
-        >>> net = dggraph.convert("dggraph:resnet20_8")
+        >>> net = dggraph.convert("dggraph:resnet8_8")
         >>> report = dggraph.export(net, "skip.pt2", mode="skip")
         >>> report.num_conditions, report.outputs[0].shape
-        (7, (1, 10))
+        (4, (1, 10))
     """
     target = locate(file)
     if format is None:

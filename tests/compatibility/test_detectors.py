@@ -44,6 +44,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "deeplabv3": lambda: segmentation.deeplabv3_resnet50(**BARE),
 }
 
+OFTEN = ("fasterrcnn", "fasterrcnn mobilenet_v2", "ssdlite", "deeplabv3")
+"""Models in each run of the suite; the others are slow."""
+
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
@@ -62,7 +65,10 @@ def answers(model: nn.Module, batch: list[Tensor]) -> list[Tensor]:
     return list(found)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in MODELS],
+)
 def test_outputs_are_the_same_to_the_bit(name: str) -> None:
     """At two image sizes, with features of the same names; images of a batch may differ in size."""
     model, other = seeded(MODELS[name]), seeded(MODELS[name])

@@ -3,6 +3,7 @@ train.
 """
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from dggraph.errors import (
 from dggraph.graph.wiring import WIRINGS
 from dggraph.network.gate_contexts import pinned_gates
 from dggraph.network.gates import static_weights
+from dggraph.network.network import DynamicNetwork
 from dggraph.ops.gating import GATES
 from dggraph.ops.routing import ROUTERS
 
@@ -60,9 +62,33 @@ def build(name: str, **options: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+@functools.cache
+def _converted(name: str, router: str) -> tuple[nn.Module, DynamicNetwork]:
+    model = randomise(build(name)).eval()
+    return model, dggraph.convert(model, torch.rand(1, 3, KINDS[name], KINDS[name]), router=router)
+
+
+def converted(name: str, router: str = "node") -> tuple[nn.Module, DynamicNetwork]:
+    """A random model and its conversion; copies, made from one conversion for all tests."""
+    return copy.deepcopy(_converted(name, router))
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(name: str) -> None:
-    net = dggraph.convert(build(name))
+    size = 32 if name == "vit_b_16" else 224
+    if name == "maxvit_t":  # its own depths and kinds of blocks, an eighth of its width
+        model: nn.Module = torchvision.models.MaxVit(
+            input_size=(size, size),
+            stem_channels=8,
+            partition_size=7,
+            block_channels=[8, 16, 32, 64],
+            block_layers=[2, 2, 5, 2],
+            head_dim=8,
+            stochastic_depth_prob=0.2,
+        )
+    else:
+        model = build(name, **({"image_size": size} if name == "vit_b_16" else {}))
+    net = dggraph.convert(model, torch.zeros(1, 3, size, size))
     assert [stage.depth for stage in net.report.stages] == LAYOUTS[name]
     if name == "resnet50":
         assert [stage.num_blocks for stage in net.report.stages] == [2, 3, 5, 2]
@@ -75,8 +101,11 @@ def test_a_fresh_conversion_is_the_backbone(name: str, residual: Any) -> None:
     """With untrained routers the network is the backbone; to the bit, unless several residuals of a
     block were lifted.
     """
-    model = randomise(build(name)).eval()
-    net = dggraph.convert(model, torch.rand(1, 3, KINDS[name], KINDS[name]), residual=residual)
+    if residual == "auto":
+        model, net = converted(name)
+    else:
+        model = randomise(build(name)).eval()
+        net = dggraph.convert(model, torch.rand(1, 3, KINDS[name], KINDS[name]), residual=residual)
     x = torch.randn(5, 3, KINDS[name], KINDS[name])
     with torch.no_grad():
         expected, actual = model(x), net(x)
@@ -90,10 +119,9 @@ def test_a_fresh_conversion_is_the_backbone(name: str, residual: Any) -> None:
 @pytest.mark.parametrize("router", ["node", "stage"])
 @pytest.mark.parametrize("name", KINDS)
 def test_random_routers_equal_the_hooked_original(name: str, router: str) -> None:
-    model = randomise(build(name)).eval()
-    size = KINDS[name]
-    net = randomise_routers(dggraph.convert(model, torch.rand(1, 3, size, size), router=router))
-    x = torch.randn(3, 3, size, size)
+    model, net = converted(name, router)
+    randomise_routers(net)
+    x = torch.randn(3, 3, KINDS[name], KINDS[name])
     recording = dggraph.record(net, x)
     outputs, adjacency = hooked(net, model, x)
     for index in range(3):
@@ -358,7 +386,7 @@ def test_wrong_inputs_at_run_time() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_device_moves(name: str, router: str) -> None:
     """Nothing made inside the forward stays on the device it was converted on."""
-    net = dggraph.convert(build(name), torch.rand(1, 3, 64, 64), router=router).to("meta")
+    net = converted(name, router)[1].to("meta")
     for mode in (True, False):
         output, gates = net.train(mode)(torch.rand(2, 3, 64, 64, device="meta"), return_gates=True)
         assert output.device.type == "meta"

@@ -18,7 +18,7 @@ from dggraph.errors import GateError, InputError
 from dggraph.network.gate_contexts import pinned_gates
 from dggraph.network.gates import static_weights
 
-EXAMPLES = 520
+EXAMPLES = 200
 
 
 @cache
@@ -114,15 +114,15 @@ def test_executors_agree_on_random_networks() -> None:
                 for path in recording.paths
             )
     for kind, least in {
-        "batch 0": 60,
-        "batch 1": 60,
-        "all open": 60,
-        "fewest open": 60,
-        "paths differ": 150,
-        "dead node": 150,
+        "batch 0": 20,
+        "batch 1": 20,
+        "all open": 20,
+        "fewest open": 20,
+        "paths differ": 55,
+        "dead node": 55,
     }.items():
         assert seen[kind] >= least, seen
-    assert seen["near tie"] <= 20, seen
+    assert seen["near tie"] <= 8, seen
 
 
 @pytest.mark.parametrize("router", ["node", "stage"])

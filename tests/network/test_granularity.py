@@ -21,6 +21,8 @@ from dggraph.network.gate_contexts import pinned_gates
 
 GRANULARITIES = ("channel", 2, "pixel")
 CASES = [(granularity, router) for granularity in GRANULARITIES for router in ("node", "stage")]
+OFTEN = (("channel", "node"), ("pixel", "stage"))
+"""Cases in each run of the suite where one takes ten seconds; the others are slow."""
 
 
 @cache
@@ -175,7 +177,10 @@ def test_an_archive_brings_it_back(granularity: Any, router: str, tmp_path: Path
         assert torch.equal(again(x), net(x))
 
 
-@pytest.mark.parametrize(("granularity", "router"), CASES)
+@pytest.mark.parametrize(
+    ("granularity", "router"),
+    [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow) for case in CASES],
+)
 def test_compilers_and_exporters_see_the_same_network(granularity: Any, router: str) -> None:
     net, x = build("lifted", granularity, router)
     with torch.no_grad():

@@ -20,6 +20,8 @@ from dggraph.ops import aggregation
 # the other side of a ReLU6's corner.
 OUTPUT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-9
+OFTEN = ("lifted", "concat", "tokens")
+"""Kinds that are trained compiled in each run of the suite; the others are slow."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -73,7 +75,14 @@ def test_inference_is_the_eager_one(kind: str, router: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "router"), [*((kind, "node") for kind in KINDS), ("lifted", "stage")]
+    ("kind", "router"),
+    [
+        *(
+            pytest.param(kind, "node", marks=() if kind in OFTEN else pytest.mark.slow)
+            for kind in KINDS
+        ),
+        ("lifted", "stage"),
+    ],
 )
 def test_training_has_the_eager_gradients(kind: str, router: str) -> None:
     net = converted(kind, router).train().double()

@@ -22,7 +22,7 @@ import dggraph
 from dggraph.graph.schema import from_json, to_json
 from dggraph.network.network import DynamicNetwork
 
-EXAMPLES, MANY_EXAMPLES, NUM_PARTS = 320, 2000, 8
+EXAMPLES, MANY_EXAMPLES, NUM_PARTS = 120, 2000, 8
 """Many examples in parts, which can run in turns: each draws others."""
 
 
@@ -148,13 +148,13 @@ def test_thousands_of_random_networks(check: Callable[..., None], part: int) -> 
 def test_random_networks() -> None:
     draw_networks(check_random_network, EXAMPLES, NUM_PARTS)
     minimum = {
-        "kept": 40,
-        "lifted": 40,
-        "concat": 40,
-        "adapter": 40,
-        "adapter edge": 20,
-        "dead node": 40,
-        "nothing reached out": 40,
+        "kept": 15,
+        "lifted": 15,
+        "concat": 15,
+        "adapter": 15,
+        "adapter edge": 8,
+        "dead node": 15,
+        "nothing reached out": 15,
     }
-    assert sum(seen[kind] for kind in KINDS) >= 300
+    assert sum(seen[kind] for kind in KINDS) >= 110
     assert all(seen[kind] >= count for kind, count in minimum.items()), seen
