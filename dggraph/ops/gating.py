@@ -46,12 +46,23 @@ class AnchoredGate(nn.Module):
     def __init__(self, static: Sequence[bool]) -> None:
         """Register the anchors and the temperature as buffers."""
         super().__init__()
+        self.static = tuple(map(bool, static))
         self.register_buffer(
             "temperature", torch.tensor(self.start_temperature, dtype=torch.float32)
         )
         self.register_buffer(
-            "anchor_E", torch.tensor(static, dtype=torch.float32), persistent=False
+            "anchor_E", torch.tensor(self.static, dtype=torch.float32), persistent=False
         )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load, and set the anchors, which no state dict has: `to_empty` leaves any values."""
+        super()._load_from_state_dict(*args)
+        anchor_E = self.temperature.new_tensor(self.static)
+        if self.anchor_E.device != anchor_E.device:  # `load_state_dict(..., assign=True)`
+            self.anchor_E = anchor_E
+        else:
+            with torch.no_grad():
+                self.anchor_E.copy_(anchor_E)
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Map logits (B, E) to weights in (-1, 2), shape (B, E)."""

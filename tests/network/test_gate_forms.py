@@ -345,3 +345,23 @@ def test_pinned_blocks_stay_open_behind_every_anchored_gate(gate: str) -> None:
     pinned = [p for p, e in enumerate(edges) if e.is_static and "blocks_0" in (e.source, e.target)]
     assert pinned
     assert (gates.weights["blocks"][:, pinned] == 1).all()
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("is_assigned", [False, True])
+def test_weights_loaded_into_an_empty_network_bring_its_anchors(
+    gate: str, is_assigned: bool
+) -> None:
+    """Anchors are in no state dict, and `to_empty` leaves any values in them."""
+    net = converted("stage", gate).eval()
+    empty = copy.deepcopy(net).to("meta")
+    if not is_assigned:
+        empty.to_empty(device="cpu")
+        for buffer in empty.buffers():
+            buffer.fill_(torch.nan if buffer.is_floating_point() else 7)
+    empty.load_state_dict(net.state_dict(), assign=is_assigned)
+    x = images()
+    for executor in ("dense", "sparse"):
+        net.executor = empty.executor = executor
+        with torch.no_grad():
+            assert torch.equal(empty(x), net(x))
