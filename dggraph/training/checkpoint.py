@@ -25,6 +25,7 @@ from dggraph.system.sharding import full_tensor, shard_like
 
 STATE = "state.json"
 FORMAT = 1
+GROUP = "group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,11 @@ def delete_old_checkpoints(folder: Path, keep: int, also: Collection[int] = ()) 
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimiser's state as full tensors by `<parameter>.<name>`, and the rest as JSON.
+    """Return an optimiser's state as full tensors by name, and the rest as JSON.
 
-    If the state is sharded, every process must call this.
+    Names are `<parameter>.<name>`, and `group<number>.<name>` for tensors of a parameter group.
+    Dtypes are left out, since they are options that the next optimiser is built with. If the state
+    is sharded, every process must call this.
     """
     found = optimiser.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -165,7 +168,14 @@ def flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tenso
                 tensors[f"{parameter}.{name}"] = full_tensor(value)
             else:
                 rest.setdefault(str(parameter), {})[name] = value
-    return tensors, {"state": rest, "groups": found["param_groups"]}
+    groups: list[dict[str, Any]] = [{} for _ in found["param_groups"]]
+    for number, group in enumerate(found["param_groups"]):
+        for name, value in group.items():
+            if isinstance(value, Tensor):
+                tensors[f"{GROUP}{number}.{name}"] = value
+            elif not isinstance(value, torch.dtype):
+                groups[number][name] = value
+    return tensors, {"state": rest, "groups": groups}
 
 
 def restore_optimiser(
@@ -176,14 +186,18 @@ def restore_optimiser(
         int(parameter): dict(values) for parameter, values in rest["state"].items()
     }
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for key, tensor in tensors.items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = shard_like(tensor, parameters[int(parameter)])
     groups = [
-        {
+        own
+        | {
             key: tuple(value) if isinstance(value, list) and key == "betas" else value
             for key, value in group.items()
         }
-        for group in rest["groups"]
+        for own, group in zip(optimiser.param_groups, rest["groups"], strict=True)
     ]
+    for key, tensor in tensors.items():
+        owner, _, name = key.partition(".")
+        if owner.startswith(GROUP):
+            groups[int(owner.removeprefix(GROUP))][name] = tensor.to(parameters[0].device)
+        else:
+            state.setdefault(int(owner), {})[name] = shard_like(tensor, parameters[int(owner)])
     optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -27,6 +27,11 @@ ON_SHARES = (
 
 Some of timm's others fail on shards.
 """
+UNFIT = {
+    "adahessian": "it needs second derivatives, which a step does not compute",
+    "kron": "it draws from a generator of its own, so that a run could not resume exactly",
+}
+"""Optimisers of timm that cannot train here, by the beginning of their names, and why."""
 
 
 def param_groups(
@@ -90,8 +95,12 @@ def build_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
     Raises:
         MissingExtraError: timm is not installed.
-        InputError: timm has no optimiser of that name.
+        InputError: timm has no optimiser of that name, or it is one of `UNFIT`.
     """
+    name = config.opt.lower().removeprefix("lookahead_")
+    for unfit, reason in UNFIT.items():
+        if name.startswith(unfit):
+            raise InputError(f"opt = {config.opt!r} cannot train here: {reason}. Choose another.")
     create, groups = (
         _timm("optim").create_optimizer_v2,
         param_groups(model, config.weight_decay, router_lr=config.router_rate),

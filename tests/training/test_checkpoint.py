@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
-from dggraph.errors import CheckpointError
+from dggraph.errors import CheckpointError, InputError
 from dggraph.system import files
 from dggraph.training.checkpoint import (
     delete_old_checkpoints,
@@ -23,6 +24,8 @@ from dggraph.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
+from dggraph.training.config import TrainConfig
+from dggraph.training.optimisers import build_optimiser
 
 
 def parts(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -131,9 +134,22 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [int(entry.name) for entry in list_checkpoints(tmp_path)] == [1, 3, 4]
 
 
+def of_timm(name: str) -> Any:
+    def make(parameters: Any) -> Any:
+        return create_optimizer_v2([{"params": list(parameters)}], opt=name, lr=0.1, momentum=0.9)
+
+    return make
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.1)],
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        of_timm("lamb"),  # counts steps in its groups
+        of_timm("adafactorbv"),  # has a dtype among its options
+        of_timm("lookahead_madgrad"),
+    ],
 )
 def test_an_optimiser_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: Any) -> None:
     def step(net: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -158,3 +174,9 @@ def test_an_optimiser_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: A
         step(net, optimiser)
         step(twin, other)
     assert torch.equal(net.weight, twin.weight)
+
+
+@pytest.mark.parametrize("opt", ["kron", "lookahead_kronw", "adahessian"])
+def test_an_optimiser_that_cannot_train_is_refused_before_the_first_step(opt: str) -> None:
+    with pytest.raises(InputError, match=f"opt = '{opt}' cannot train here: it "):
+        build_optimiser(TrainConfig(model="", opt=opt), nn.Linear(3, 2))
