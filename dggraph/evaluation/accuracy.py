@@ -120,8 +120,8 @@ def evaluate(
             num_classes = logits.shape[1]
             if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
                 raise InputError(
-                    f"a label is {int(labels.max())}, but the model has {num_classes} outputs; set"
-                    " num_classes."
+                    f"there are labels from {int(labels.min())} to {int(labels.max())}, but the"
+                    f" model has {num_classes} outputs, and labels count from 0; set num_classes."
                 )
             best = logits.topk(min(5, num_classes), dim=1).indices
             is_right_B = best[:, 0] == labels

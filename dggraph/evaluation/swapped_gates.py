@@ -102,8 +102,8 @@ def record(net: DynamicNetwork, images: Images, num_classes: int = 0) -> Recorde
         num_classes = max(num_classes, output.shape[1])
         if int(labels.min()) < 0 or int(labels.max()) >= output.shape[1]:
             raise InputError(
-                f"a label is {int(labels.max())}, but the model has {output.shape[1]} outputs; set"
-                " num_classes."
+                f"there are labels from {int(labels.min())} to {int(labels.max())}, but the model"
+                f" has {output.shape[1]} outputs, and labels count from 0; set num_classes."
             )
         parts["labels"].append(labels)
         parts["kept"].append(gates.macs().cpu() / net.macs_table.static)

@@ -275,7 +275,12 @@ class TrainConfig(BaseModel):
         (90, 180, 270), description="Epochs at which the multistep schedule decays."
     )
     decay_rate: float = Field(
-        0.1, gt=0, description="Factor of each decay of the step and multistep schedules."
+        0.1,
+        gt=0,
+        description=(
+            "Factor of each decay of the step and multistep schedules; of poly, its power, 1 for a"
+            " straight line."
+        ),
     )
     model_ema: bool = Field(
         False, description="Track and evaluate an exponential moving average of the weights."

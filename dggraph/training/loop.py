@@ -79,6 +79,7 @@ class RunStart:
     device: str
     num_processes: int
     budget: float | None
+    """None without one, or if the network has no paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def _start_facts(
         weights_origin=prepared.weights_origin,
         device=str(processes.device()),
         num_processes=processes.world_size(),
-        budget=config.budget,
+        budget=None if run.net is None else config.budget,
     )
 
 

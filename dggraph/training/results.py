@@ -34,8 +34,9 @@ def read_results(*folders: str | Path) -> TrainingResults:
     """
     if not folders:
         raise InputError("there is no run to read results from. Name at least one run folder.")
+    places = [locate(folder) for folder in folders]
     configs, lasts = [], []
-    for folder in map(locate, folders):
+    for folder in places:
         config = _config(folder)
         rows, _ = read_rows(folder / METRICS)
         last = [row for row in rows if row.get("epoch") == config.epochs]
@@ -56,7 +57,7 @@ def read_results(*folders: str | Path) -> TrainingResults:
     if configs[0].objective == "distill":
         measure = "agreement"
     key = "AP" if measure == "AP" else "accuracy"
-    parts = _sizes(Path(folders[0]))
+    parts = _sizes(places[0])
     return TrainingResults(
         command=command_of(_without_folders(configs[0])),
         dataset=configs[0].dataset,
@@ -68,7 +69,7 @@ def read_results(*folders: str | Path) -> TrainingResults:
         kept=tuple(float(row["kept"]) for row, _ in lasts if "kept" in row),
         versions={
             str(name): str(value)
-            for name, value in _document(Path(folders[0]) / "environment.json").items()
+            for name, value in _document(places[0] / "environment.json").items()
             if name in ("dggraph", "torch", "python")
         },
         remarks=tuple(dict.fromkeys(one.message for _, one in lasts if one and not one.is_met)),

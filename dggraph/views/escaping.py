@@ -90,7 +90,7 @@ def for_terminal(text: str) -> Text:
 def count(number: int) -> str:
     """Return a number of MACs with three digits, for example `1.23G`."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # which has four digits in the smaller unit
             return f"{number / size:.3g}{unit}"
     return str(number)
 

@@ -136,6 +136,16 @@ def test_what_begins_is_said_and_how_far_it_is(tmp_path: Path, capsys: Any) -> N
     assert "dggraph eval" in out
 
 
+def test_a_static_network_has_no_budget(tmp_path: Path, capsys: Any) -> None:
+    """Recipes have budgets, and train the static backbone too."""
+    keys = ("--model", "dggraph:resnet8_4", "--dataset", "toy_data:make", "--input-size", "16")
+    keys += ("--epochs", "1", "--batch-size", "24", "--warmup-epochs", "0")
+    keys += ("--router", "none", "--budget", "0.9")
+    code, _, err = run(capsys, *keys, "--output", str(tmp_path))
+    assert code == 0, err
+    assert err.splitlines()[2].startswith("3 steps in 1 epoch; no budget; on ")
+
+
 def test_a_configuration_is_corrected_in_plain_words(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bad.toml").write_text(
         'model = "resnet18"\nepochs = "ten"\nbatch_size = 2.5\namp = "fp16"\nscale = [1]\n'

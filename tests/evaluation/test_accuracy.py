@@ -69,7 +69,9 @@ def test_what_paths_cost_is_what_records_say(router: str, batch_size: int) -> No
 
 
 def test_what_cannot_be_counted_is_refused() -> None:
-    with pytest.raises(InputError, match="a label is 6, but the model has 6 outputs"):
+    with pytest.raises(InputError, match="labels from 6 to 6, but the model has 6 outputs"):
         evaluate(nn.Identity(), TensorDataset(torch.zeros(1, 6), torch.tensor([6])))
+    with pytest.raises(InputError, match=r"labels from -1 to 5, .* labels count from 0"):
+        evaluate(nn.Identity(), TensorDataset(torch.zeros(2, 6), torch.tensor([5, -1])))
     with pytest.raises(InputError, match="no images"):
         evaluate(nn.Identity(), TensorDataset(torch.zeros(0, 6), torch.zeros(0)))

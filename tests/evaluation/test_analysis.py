@@ -299,7 +299,7 @@ def test_too_few_images(count: int) -> None:
 def test_a_label_beyond_the_outputs() -> None:
     data = Coloured(10)
     data.labels = data.labels + 4
-    with pytest.raises(InputError, match="a label is 8, but the model has 5 outputs"):
+    with pytest.raises(InputError, match="labels from 4 to 8, but the model has 5 outputs"):
         analyse(routed(), data, CLASSES)
 
 

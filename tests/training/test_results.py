@@ -36,6 +36,11 @@ def test_seeds_of_one_recipe_become_one_card(folders: list[Path], tmp_path: Path
     assert "trained by dggraph" in card.replace("\\", "")
 
 
+def test_a_run_in_the_home_folder(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folders[0].parent))
+    assert read_results(f"~/{folders[0].name}") == read_results(folders[0])
+
+
 def test_paths_of_this_machine_stay_here(tmp_path: Path) -> None:
     config = keys(tmp_path, data_dir=tmp_path / "private" / "flowers", **SHORT)
     found = read_results(train(config).folder)

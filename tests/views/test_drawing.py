@@ -18,7 +18,7 @@ import dggraph
 from dggraph.errors import GraphError, InputError, MissingExtraError
 from dggraph.graph.ir import DynamicGraph
 from dggraph.views.drawing import FORMATS, dot_command, draw, render
-from dggraph.views.escaping import fit, for_terminal, text_width, visible
+from dggraph.views.escaping import count, fit, for_terminal, text_width, visible
 from dggraph.views.layout import lay_out
 from dggraph.views.mermaid_picture import write_mermaid
 from dggraph.views.picture import Picture, picture_difference, picture_graph, picture_path
@@ -349,3 +349,8 @@ def test_a_graph_without_stages_is_drawn() -> None:
     graph = DynamicGraph("plain", stages=[], nodes=[], edges=[])
     assert "0 stages" in write_svg(picture_graph(graph))
     assert "0 stages" in str(render(graph).source)
+
+
+def test_macs_have_three_digits() -> None:
+    numbers = (999, 1000, 999_499, 999_999, 1_234_567, 999_950_000)
+    assert [count(number) for number in numbers] == ["999", "1k", "999k", "1M", "1.23M", "1G"]
