@@ -10,6 +10,7 @@
 """
 
 import sys
+import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -66,14 +67,16 @@ class Capture:
 def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[None]:
     """Record in `capture` what `tracer` traces of `root`.
 
-    Gradients are on within this context, whatever the caller set.
+    Gradients are on within this context, whatever the caller set. What other threads do meanwhile
+    is not recorded.
     """
     replaced: list[tuple[Any, str, Any]] = []
 
     def replace(owner: Any, name: str, value: Any) -> None:
         # Read from `vars`, which returns a static method itself and not its function.
-        replaced.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, value)
+        ordinary = vars(owner).get(name)
+        replaced.append((owner, name, ordinary))
+        setattr(owner, name, value if name == "apply" else _in_this_thread(value, ordinary))
 
     apply = _apply(capture, tracer)
     replace(torch.autograd.Function, "apply", classmethod(apply))
@@ -95,6 +98,17 @@ def capturing(capture: Capture, tracer: fx.Tracer, root: nn.Module) -> Iterator[
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
+
+
+def _in_this_thread(special: Callable[..., Any], ordinary: Any) -> Callable[..., Any]:
+    """Return a function that is `special` in this thread and `ordinary` in all others."""
+    tracing = threading.get_ident()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        is_here = threading.get_ident() == tracing
+        return special(*args, **kwargs) if is_here else ordinary(*args, **kwargs)
+
+    return run
 
 
 def keep(value: Any, path: str, name: str) -> None:

@@ -3,9 +3,11 @@
 Notebooks convert within `torch.inference_mode()`, under autocast, or after
 `torch.set_default_device("cuda")`. Routers made in that state would be tensors that cannot be
 trained, or would be on another device than the backbone, and a trace would write that device into
-its graph.
+its graph. A trace also replaces functions of Python and torch for the whole process, so threads
+convert in turns.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,11 +16,16 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
+_turn = threading.RLock()
+
 
 @contextmanager
 def ordinary_surroundings(device: torch.device) -> Iterator[None]:
-    """Make tensors trainable, on `device`, and of the dtype that the code asks for."""
-    with ExitStack() as stack:
+    """Make tensors trainable, on `device`, and of the dtype that the code asks for.
+
+    Other threads wait here until this context ends.
+    """
+    with _turn, ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in dict.fromkeys(("cpu", device.type)):
             if torch.amp.is_autocast_available(kind):

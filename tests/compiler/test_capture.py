@@ -3,6 +3,7 @@ buffers, output types, checkpointing.
 """
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -206,6 +207,40 @@ def test_tracing_leaves_torch_as_it_was() -> None:
     assert vars(torch.autograd.Function)["apply"] is apply
     assert round_ is alias
     assert vars(nn.Module)["__setattr__"] is written
+
+
+def in_another_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_what_another_thread_does_meanwhile_is_not_traced() -> None:
+    """It enters autocast, leaves one that it had entered before, and counts."""
+    counting, errors = nn.Linear(1, 1), list[BaseException]()
+    counting.calls = 0
+    earlier = torch.autocast("cpu", dtype=torch.bfloat16)
+    in_another_thread(earlier.__enter__)
+
+    def meanwhile() -> None:
+        try:
+            earlier.__exit__(None, None, None)
+            torch.autocast("cpu", dtype=torch.bfloat16).__enter__()
+            counting.calls += 1
+        except BaseException as error:
+            errors.append(error)
+
+    class Watched(Net):
+        def features(self, x: Tensor) -> Tensor:
+            in_another_thread(meanwhile)
+            return super().features(x)
+
+    model = Watched().eval()
+    net = dggraph.convert(model, X)
+    assert torch.equal(net(X), model(X))
+    assert not errors
+    assert not net.report.assumptions
+    assert "autocast" not in net.lowered.code
 
 
 class Keeping(Inner):

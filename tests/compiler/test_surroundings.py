@@ -1,5 +1,7 @@
 """What is set for all of torch around a conversion does not leak into what conversion makes."""
 
+import builtins
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -156,3 +158,29 @@ def test_shared_modules_stay_shared() -> None:
     assert net.lowered.get_submodule("blocks.1") is net.lowered.get_submodule("blocks.0")
     assert torch.equal(net(X), model(X))
     assert isinstance(model.blocks[0], nn.Module)
+
+
+def test_threads_convert_in_turns() -> None:
+    """A trace replaces functions of the whole process, and puts them back in its turn."""
+    order, others = list[str](), list[threading.Thread]()
+
+    class Second(Net):
+        def features(self, x: Tensor) -> Tensor:
+            order.append("second")
+            return super().features(x)
+
+    class First(Net):
+        def features(self, x: Tensor) -> Tensor:
+            if not others:
+                others.append(threading.Thread(target=dggraph.convert, args=(Second(), X)))
+                others[0].start()
+                others[0].join(0.2)  # it cannot end, since this conversion has not
+            order.append("first")
+            return super().features(x)
+
+    before = builtins.isinstance, builtins.len, vars(nn.Module)["__setattr__"]
+    dggraph.convert(First(), X)
+    others[0].join()
+    assert order == sorted(order)
+    assert {"first", "second"} == set(order)
+    assert (builtins.isinstance, builtins.len, vars(nn.Module)["__setattr__"]) == before
