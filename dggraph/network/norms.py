@@ -7,7 +7,7 @@ reach it, so one sparse pass sees the right rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import (
     _BatchNorm,
 )  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
 
-from dggraph.errors import InputError
+from dggraph.compiler.contexts import called_module
+from dggraph.errors import HookError, InputError
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.requirements import require_converted
 from dggraph.system.devices import first_weight
@@ -41,7 +42,10 @@ class Recalibration:
 
     updated: tuple[str, ...]
     kept: tuple[str, ...]
-    """Norms with fewer than two values per channel, whose statistics did not change."""
+    """Norms with fewer than two values per channel, whose statistics did not change.
+
+    A norm that is only called in training, as in an auxiliary head, gets none.
+    """
     mixed: tuple[str, ...]
     """Norms that were updated from live and dead rows.
 
@@ -173,11 +177,9 @@ def _watched(
     """
     momenta, executor = {name: norm.momentum for name, norm in norms.items()}, net.executor
     handles = []
-    net.executor = "sparse"
-    for name, norm in norms.items():
-        norm.momentum = 0.0
 
-        def look(module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+    def watch(name: str, norm: nn.Module) -> None:
+        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             module.training = (
                 seen[name].add(args[0]) > 1
             )  # one value per channel has no variance, so the old statistics are used
@@ -190,8 +192,15 @@ def _watched(
         def rest(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             module.training = False  # with a norm in train mode the next batch would run dense
 
-        handles += [norm.register_forward_pre_hook(look), norm.register_forward_hook(rest)]
+        handles.append(norm.register_forward_pre_hook(look))
+        handles.append(norm.register_forward_hook(rest))
+
     try:
+        net.executor = "sparse"
+        for name, norm in norms.items():
+            norm.momentum = 0.0
+            with suppress(HookError):  # never called in eval mode, as in an auxiliary head
+                watch(name, norm)
         with keeping_modes(net):
             net.eval()
             yield
@@ -213,7 +222,7 @@ def _run_on_whole_batches(net: DynamicNetwork) -> set[str]:
         for name in block.fx_nodes
     }
     return {
-        str(fx_node.target)
+        path
         for fx_node in net.lowered.graph.nodes
-        if fx_node.op == "call_module" and fx_node.name in inside
+        if fx_node.name in inside and (path := called_module(fx_node)) is not None
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import converted
+from small import Net
 from torch import Tensor, nn
 
 import dggraph
@@ -164,6 +165,30 @@ def test_a_stage_that_only_runs_whole_is_reported() -> None:
     assert found.mixed == tuple(
         f"layers.{block}.norm{norm}" for block in range(3) for norm in (1, 2)
     )
+
+
+class Auxiliary(Net):
+    """Its second head runs in training only, as those of GoogLeNet and Inception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.features(x)
+        logits = self.head(features)
+        return (logits, self.auxiliary(features)) if self.training else logits
+
+
+def test_norms_that_only_training_calls_keep_their_statistics() -> None:
+    net = dggraph.convert(Auxiliary(), X)
+    before = statistics_of(net.auxiliary[1])
+    found = dggraph.recalibrate_norms_(net, [X])
+    assert found.kept == ("auxiliary.1",)
+    assert found.updated == tuple(f"blocks.{index}.norm" for index in range(3))
+    assert all(map(torch.equal, statistics_of(net.auxiliary[1]), before))
+    assert net.auxiliary[1].momentum == 0.1
+    assert net.executor == "auto"
 
 
 def test_errors_leave_the_statistics_alone() -> None:
