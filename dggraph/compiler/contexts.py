@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
-CONTEXTS = "dg_contexts"
-"""Key of an fx node's `meta`: its contexts, outermost first."""
+CONTEXTS, CALLED = "dg_contexts", "dg_called"
+"""Keys of an fx node's `meta`.
+
+`CONTEXTS`: its contexts, outermost first. `CALLED`: path of the module that it calls within them.
+"""
 
 Context = tuple[Any, ...]
 """A name and its options.
@@ -42,11 +45,18 @@ def restore_contexts(graph: fx.Graph) -> None:
                 module = graph.create_node(
                     "get_attr", fx_node.target, name=f"{fx_node.name}_module"
                 )
+            fx_node.meta[CALLED] = fx_node.target
             fx_node.op, fx_node.target, fx_node.args = (
                 "call_function",
                 _within(contexts, _call),
                 (module, *fx_node.args),
             )
+
+
+def called_module(fx_node: fx.Node) -> str | None:
+    """Return the path of the module that an op calls, in contexts or not; None if it calls none."""
+    called = fx_node.target if fx_node.op == "call_module" else fx_node.meta.get(CALLED)
+    return None if called is None else str(called)
 
 
 def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from dggraph.compiler.contexts import called_module
 from dggraph.compiler.hooked_calls import enter, entered, leave
 from dggraph.compiler.hooks import has_hooks
 from dggraph.compiler.planning import StagePlan
@@ -29,8 +30,8 @@ def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tu
     hooked = {
         fx_node.name
         for fx_node in graph_module.graph.nodes
-        if fx_node.op == "call_module"
-        and has_hooks(graph_module.get_submodule(str(fx_node.target)))
+        if (path := called_module(fx_node)) is not None
+        and has_hooks(graph_module.get_submodule(path))
     }
     return tuple(
         _on_whole_batches(stage) if not _inside(stage).isdisjoint(hooked) else stage

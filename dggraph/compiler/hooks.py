@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx, nn
 
 from dggraph.compiler.calls import STACK, Site, find_sites, stand_in
+from dggraph.compiler.contexts import called_module
 from dggraph.compiler.hooked_calls import enter, entered, leave
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.errors import DggraphWarning, HookError
@@ -292,7 +293,5 @@ def _module_at(graph_module: fx.GraphModule, path: str) -> nn.Module | None:
 
 def _called(graph_module: fx.GraphModule) -> set[nn.Module | None]:
     """Return the modules that the graph calls directly."""
-    targets = {
-        str(fx_node.target) for fx_node in graph_module.graph.nodes if fx_node.op == "call_module"
-    }
-    return {_module_at(graph_module, target) for target in targets}
+    paths = set(map(called_module, graph_module.graph.nodes))
+    return {_module_at(graph_module, path) for path in paths if path is not None}

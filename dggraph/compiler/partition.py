@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
-from dggraph.compiler.contexts import CONTEXTS
+from dggraph.compiler.contexts import called_module
 from dggraph.compiler.edge_writer import stage_topology
 from dggraph.compiler.lowered import LoweredModule, StageRouting
 from dggraph.compiler.naming import read_taken_names_
@@ -164,10 +164,11 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
             ordered[-1].append(fx_node)  # type: ignore[union-attr]
     ordered = [part for part in ordered if part]
     called = {
-        str(by_name[name].target)
+        path
         for stage in stages
         for block in stage.blocks
-        for name in _modules_in(by_name, block)
+        for name in block.fx_nodes
+        if (path := called_module(by_name[name])) is not None
     }
     norms = tuple(
         tuple(path.split(".")) for module in sorted(called) for path in batch_norms(lowered, module)
@@ -242,24 +243,6 @@ def piece(
     names = tuple(outputs)
     graph.output(tuple(by_name[name] for name in names))
     return Piece(tuple(read.name for read in values), names, function_of(graph), graph)
-
-
-def _modules_in(by_name: dict[str, fx.Node], block: BlockPlan) -> list[str]:
-    """Return the fx nodes that read a module of `block`.
-
-    These are calls, and the reads that `contexts` wrote to call a module within its contexts.
-    """
-    calls = [by_name[name] for name in block.fx_nodes]
-    owners = [
-        source
-        for call in calls
-        if CONTEXTS in call.meta
-        for source in call.all_input_nodes
-        if source.op == "get_attr"
-    ]
-    return [
-        fx_node.name for fx_node in (*calls, *owners) if fx_node.op in ("call_module", "get_attr")
-    ]
 
 
 def _stage_program(

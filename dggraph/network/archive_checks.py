@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from dggraph.compiler.contexts import called_module
 from dggraph.compiler.copying import computed_weights
 from dggraph.compiler.fingerprints import qualified_name
 from dggraph.compiler.lowered import ROUTING, LoweredModule, routing_name
@@ -80,9 +81,9 @@ def replaced_modules(lowered: LoweredModule, outline: Outline) -> set[str]:
     """
     then, leaves = dict(outline), fx.Tracer()
     called = {
-        str(fx_node.target): lowered.get_submodule(str(fx_node.target))
+        path: lowered.get_submodule(path)
         for fx_node in lowered.graph.nodes
-        if fx_node.op == "call_module"
+        if (path := called_module(fx_node)) is not None
     }
     return {
         path

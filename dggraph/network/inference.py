@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dggraph.compiler.calls import stand_in
+from dggraph.compiler.contexts import called_module
 from dggraph.compiler.inlining import Inliner, PreparedInliner, compiled
 from dggraph.compiler.lowered import LoweredModule, routing_of, weight_dtype
 from dggraph.compiler.partition import Program
@@ -197,10 +198,9 @@ def _pairs(lowered: LoweredModule, plan: Sequence[StagePlan]) -> list[tuple[fx.N
     }
     calls: Counter[int] = Counter()
     for fx_node in lowered.graph.nodes:
-        if fx_node.op == "call_module":
-            calls.update(
-                {id(module) for module in lowered.get_submodule(str(fx_node.target)).modules()}
-            )
+        path = called_module(fx_node)
+        if path is not None:
+            calls.update({id(module) for module in lowered.get_submodule(path).modules()})
         elif fx_node.op == "get_attr":
             calls[id(lowered.get_submodule(str(fx_node.target).rpartition(".")[0]))] += 1
     pairs = []

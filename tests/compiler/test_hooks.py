@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import dggraph
 from dggraph.errors import DggraphWarning, HookError
+from dggraph.network.gate_contexts import pinned_gates
+from dggraph.network.gates import static_weights
 
 X = torch.linspace(-1, 1, 3 * 3 * 16 * 16).reshape(3, 3, 16, 16)
 HOOKABLE = [kind for kind in KINDS if kind not in ("lifted", "tokens")]
@@ -178,6 +180,30 @@ def test_every_call_of_a_module_runs_its_hooks() -> None:
         )
     assert torch.equal(net(X), model(X))
     assert len(calls) == 4
+
+
+class WithoutGradients(Block):
+    """Calls its norm within `no_grad`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        with torch.no_grad():
+            scale = self.norm(y)
+        return torch.relu(x + y * scale.sigmoid())
+
+
+@pytest.mark.parametrize("executor", ["auto", "dense"])
+def test_hooks_on_a_layer_called_within_no_grad_run_once(executor: str) -> None:
+    net, sizes = dggraph.convert(Net(WithoutGradients), X).eval(), list[int]()
+    net.executor = executor
+    net.blocks[1].norm.register_forward_hook(lambda _m, _args, y: (sizes.append(len(y)), y + 1)[1])
+    with pinned_gates(net, static_weights(net.graph)):
+        with torch.no_grad():
+            changed = net(X)
+        net.blocks[1].norm.bias.data += 1
+        net.blocks[1].norm._forward_hooks.clear()
+        assert torch.allclose(net(X), changed, atol=1e-5)
+    assert sizes == [3]
 
 
 def test_a_lifted_block_shows_x_plus_f_without_gradient() -> None:

@@ -101,14 +101,14 @@ def test_kernels_are_channels_last() -> None:
 
 
 class Awkward(nn.Module):
-    """A stem with a convolution read twice, a norm called twice, a norm without statistics; then
-    blocks.
+    """A stem with a convolution read twice, a norm called twice, a norm without statistics, a
+    convolution called again without gradients; then blocks.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5))
-        self.read_twice, self.twice, self.hooked = (nn.BatchNorm2d(8) for _ in range(3))
+        self.conv = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(6))
+        self.read_twice, self.twice, self.hooked, self.again = (nn.BatchNorm2d(8) for _ in range(4))
         self.stateless = nn.BatchNorm2d(8, track_running_stats=False)
         self.blocks = nn.Sequential(*(Kept() for _ in range(3)))
 
@@ -117,6 +117,9 @@ class Awkward(nn.Module):
         x = self.read_twice(y) + y
         x = self.twice(self.conv[2](self.twice(self.conv[1](x))))
         x = self.hooked(self.conv[3](x))
+        with torch.no_grad():
+            z = self.conv[5](x)
+        x = self.again(self.conv[5](x)) + z
         result: Tensor = self.blocks(self.stateless(self.conv[4](x)))
         return result
 
@@ -125,7 +128,7 @@ def test_what_may_not_be_folded_stays() -> None:
     net = randomise_routers(dggraph.convert(randomise(Awkward()), torch.rand(1, 3, 8, 8))).eval()
     net.lowered.hooked.register_forward_hook(lambda _module, _args, output: output * 2)
     twin = dggraph.optimize_for_inference(net)
-    assert norms_in(twin) == 4
+    assert norms_in(twin) == 5
     assert isinstance(twin.lowered.hooked, nn.BatchNorm2d)
     x = torch.randn(4, 3, 8, 8)
     output, edges = gates_of(twin, x)
