@@ -17,6 +17,7 @@ from dggraph.cli.options import (
     model_options,
     score_option,
 )
+from dggraph.cli.parameters import LocatedPath, WholeNumber
 from dggraph.cli.progress import counting
 from dggraph.cli.sections import SectionedCommand
 from dggraph.errors import InputError
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @model_options
-@click.argument("images", type=click.Path(path_type=Path))
+@click.argument("images", type=LocatedPath())
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=LocatedPath(),
     help="HTML file; the numbers go beside it as .json.",
 )
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="At most N images, evenly spread over the set.",
 )
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     "--instances",
     default=40,
     show_default=True,
-    type=click.IntRange(1, 400),
+    type=WholeNumber(1, 400),
     help="Images shown with their paths.",
 )
 @click.option(

@@ -299,7 +299,7 @@ def _data_of(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
             f"the data set of {model} is code, {config.dataset!r}, which is run only where you name"
             f" it: --dataset {config.dataset}."
         )
-    return {"dataset": config.dataset, "data_dir": config.data_dir}
+    return {key: getattr(config, key) for key in ("dataset", "data_dir", "domains")}
 
 
 def _is_detection(model: str, dataset: str | None) -> bool:
@@ -326,6 +326,7 @@ def _refuse_for_boxes(given: dict[str, Any], options: dict[str, Any]) -> None:
                 "std",
                 "interpolation",
                 "crop_pct",
+                "domains",
             )
             if given[name]
         ),

@@ -80,6 +80,8 @@ def evaluate_boxes(
                 expected = open_named(keys)
                 refuse_other_categories(detector.classes, "this detector", expected)
             else:
+                if backbone is not None:
+                    raise click.UsageError(f"--backbone goes with a run, and {model} is none.")
                 keys = read_config(
                     None, {"model": model, "task": "detection", "router": "none"} | given
                 )

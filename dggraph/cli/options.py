@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dggraph.cli.parameters import Device, LocatedPath, Number, WholeNumber, locate_model
 from dggraph.cli.sections import SectionedOption
@@ -131,7 +132,7 @@ def refuse_answered(what: str, **options: Any) -> None:
     """Refuse model options that `what` has answered already.
 
     Raises:
-        click.UsageError: names one that is not at its default.
+        click.UsageError: names one that is given, or is not at its default.
     """
     defaults = {
         "pretrained": False,
@@ -142,7 +143,16 @@ def refuse_answered(what: str, **options: Any) -> None:
         "aggregation": "sum",
         "threshold": 0.5,
     }
-    given = next((name for name, value in options.items() if value != defaults.get(name)), None)
+    context = click.get_current_context(silent=True)
+    written = {
+        name
+        for name in defaults
+        if context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    given = next(
+        (name for name, value in options.items() if value != defaults.get(name) or name in written),
+        None,
+    )
     if given is not None:
         raise click.UsageError(f"--{given.replace('_', '-')} does not go with {what}")
 

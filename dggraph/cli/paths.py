@@ -125,7 +125,7 @@ def command(
     if random_routers is not None:
         randomise_routers(net, random_routers)
     layout = lay_out_network(net, collapse, width)
-    program = (output.parent if targets == [output] else output) / PROGRAM
+    program = (output.parent if diff_target == output else output) / PROGRAM
     draw = choose_writer(predictor, kind, scheme, program)
     document: dict[str, Any] = {"collapse": layout.level} | (
         {"score": score} if predictor.is_detector else {}

@@ -95,13 +95,14 @@ def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
 
 
 def as_image(image: "Picturable") -> Image.Image:
-    """Open a path, wrap an array or a tensor, or return a PIL image unchanged.
+    """Open a path, wrap an array or a tensor, or return a PIL image, unturned, in 8 bits.
 
     Raises:
-        InputError: `image` is none of these, or cannot be read.
+        InputError: `image` is none of these, or cannot be read, as for `open_image`.
     """
     if isinstance(image, Image.Image):
-        return image
+        _refuse_unscaled(image, "the image")
+        return in_eight_bits(image)
     if isinstance(image, np.ndarray):
         pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if pixels.dtype != np.uint8 or not (
@@ -302,14 +303,7 @@ def _identified(
                     f"{name} has {image.width}x{image.height} pixels; the limit is {max_pixels}."
                     " Scale it down."
                 )
-            if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
-                what = (
-                    "32-bit floats" if image.mode == "F" else "integers of 32 bits, or signed ones"
-                )
-                raise InputError(
-                    f"{name} holds {what}, and the file does not say which value is black and which"
-                    " is white. Scale it to the range that you mean and save it with 8 or 16 bits."
-                )
+            _refuse_unscaled(image, name)
             yield image
     except InputError:
         raise
@@ -321,6 +315,15 @@ def _identified(
         raise InputError(
             f"{name} is not an image that can be read: {str(error).rstrip('.')}."
         ) from error
+
+
+def _refuse_unscaled(image: Image.Image, name: str) -> None:
+    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+        what = "32-bit floats" if image.mode == "F" else "integers of 32 bits, or signed ones"
+        raise InputError(
+            f"{name} holds {what}, and does not say which value is black and which is white. Scale"
+            " it to the range that you mean, in 8 or 16 bits."
+        )
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:

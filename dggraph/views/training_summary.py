@@ -49,6 +49,12 @@ class Record:
         return self.config.get("task") == "detection"
 
     @property
+    def has_paths(self) -> bool:
+        """Whether the network is a dynamic graph, and not static or that of a baseline."""
+        method = self.config.get("method", "dynamic_graph")  # older runs have no other
+        return bool(self.config["router"] != "none" and method == "dynamic_graph")
+
+    @property
     def measure(self) -> str:
         """Name of the score: `AP` (COCO's mean average precision), `accuracy` or `agreement`.
 
@@ -230,14 +236,14 @@ def _charts(record: Record) -> list[tuple[str, str]]:
         ),
         chart("Learning rate", Series(name="rate", points=over(steps, "lr"))),
     ]
-    if record.config["router"] != "none":
+    if record.has_paths:
         training = Series(name="training", points=over(steps, "kept", 100))
         validation = Series(name="validation", points=over(epochs, "kept", 100), is_sparse=True)
         target = None if budget is None else (f"budget {percent(budget, digits=0)}", 100 * budget)
         charts += [
             chart("MACs ratio", training, validation, unit=unit, target=target),
         ]
-    if record.config["router"] != "none" and not record.is_detection:
+    if record.has_paths and not record.is_detection:
         charts += [
             by_epoch("Different paths in validation", "num_paths"),
             by_epoch("Path entropy in validation, bits", "path_entropy_bits"),
@@ -249,7 +255,7 @@ def _heads(record: Record) -> list[str]:
     """Return the column names of the table of epochs, without the first."""
     scores = OF_DETECTION if record.is_detection else ("top 5",)
     heads = ["step", record.measure, *scores]
-    if record.config["router"] != "none":
+    if record.has_paths:
         heads += ["MACs ratio"] if record.is_detection else ["MACs ratio", "paths", "entropy, bits"]
     return [*heads, "training loss", "images/s"]
 

@@ -214,6 +214,7 @@ def test_what_cannot_be_is_refused(
         ((archive, *TOY, "--save", tmp_path / "a"), 2, "give at least one --budget"),
         ((archive, *TOY, "--budget", 0), 2, "'--budget'"),
         ((archive, *TOY, "--router", "stage"), 2, "--router does not go with an archive"),
+        ((archive, *TOY, "--threshold", 0.5), 2, "--threshold does not go with an archive"),
         ((archive, *TOY, "--budget", 0.9, "--save", tmp_path), 4, "exists and is not"),
         (
             (archive, "--dataset", "fashion"),

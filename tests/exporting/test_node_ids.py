@@ -109,3 +109,15 @@ def test_the_command_writes_a_file_for_each_image(capsys: Any, tmp_path: Path) -
     assert set(document["results"]) <= set(names_in(tmp_path / "out" / "network.pt2"))
     assert document["name"] == "a.png"
     assert {one["value"] for one in document["results"].values()} == {"used"}
+
+
+def test_a_difference_alone_has_its_program_beside_it(capsys: Any, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        Image.new("RGB", (30, 30), name).save(tmp_path / f"{name}.png")
+    code, _, err = run(
+        capsys, "paths", "small:Net", "--input-size", "16", "--diff", str(tmp_path / "red.png"),
+        str(tmp_path / "blue.png"), "--format", "model-explorer", "-o", str(tmp_path / "d.json"),
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads((tmp_path / "d.json").read_text())
+    assert set(document["results"]) <= set(names_in(tmp_path / "network.pt2"))

@@ -10,11 +10,13 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dggraph.errors import InputError
-from dggraph.models.preprocessing import open_image
+from dggraph.models.preprocessing import Preprocess, open_image
 
 RED = (200, 30, 30)
 
@@ -118,6 +120,18 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     for value in (0, 256, 40_000, 65_535):
         Image.new("I;16", (4, 3), value).save(tmp_path / "x.png")
         assert open_image(tmp_path / "x.png").getpixel((0, 0)) == (value // 256,) * 3
+
+
+def test_a_pil_image_has_the_pixels_of_its_file(tmp_path: Path) -> None:
+    preprocess = Preprocess(input_size=(3, 16, 16))
+    Image.fromarray(np.arange(0, 65_536, 64, dtype=np.uint16).reshape(32, 32)).save(
+        tmp_path / "x.png"
+    )
+    with Image.open(tmp_path / "x.png") as image:
+        assert torch.equal(preprocess(image), preprocess(tmp_path / "x.png"))
+    for mode, what in (("F", "32-bit floats"), ("I", "integers of 32 bits")):
+        with pytest.raises(InputError, match=f"the image holds {what}"):
+            preprocess(Image.new(mode, (20, 20)))
 
 
 def test_cmyk_and_palettes_keep_their_colour(tmp_path: Path) -> None:

@@ -148,6 +148,13 @@ def test_models_and_outputs_are_located(
     with pytest.raises(SystemExit) as ended:
         main(["inspect", f"~/{TAKEN_APART}", "--json"])
     assert ended.value.code == 0
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as ended:
+        main(["atlas", "~/net", "~", "-o", "~/net.html", "--limit", "1.0", "--json"])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["report"] == str(
+        tmp_path / "net.html"
+    )
     assert os.listdir(tmp_path / "work") == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from idx_files import write_mnist
 from toy_data import make, plain_net
 from toy_runs import keys
 
@@ -125,6 +126,20 @@ def test_eval_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert code == 4
     assert "is not an archive" in document["error"]["message"]
     assert command(capsys, "inspect", folder)[0] == 0
+
+
+def test_the_domains_of_a_run_are_those_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_mnist(tmp_path)
+    data = {"dataset": "diverse_fashion", "domains": "D1", "data_dir": tmp_path}
+    own = {"num_classes": None, "input_size": 32, "epochs": 1}
+    result = train(keys(tmp_path, model="dggraph:resnet8_4", **data, **own))
+    assert result.evaluation is not None
+    code, document, _ = command(capsys, "eval", result.folder)
+    assert (code, document["num_images"]) == (0, 40)
+    assert document["top1"] == result.evaluation.top1
 
 
 def test_a_run_of_a_static_backbone(tmp_path: Path) -> None:

@@ -304,6 +304,7 @@ def test_eval_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ([], 4, f"is run only where you name it: --backbone {MODEL}"),
         (["--backbone", MODEL, "--budget", "0.8"], 2, "--budget is for classifiers"),
+        (["--backbone", MODEL, "--domains", "D0"], 2, "--domains is for classifiers"),
         (["--backbone", MODEL, "--router", "stage"], 2, "--router does not go with a detector"),
         (["--backbone", MODEL, "--input-size", "64"], 2, "--input-size does not go with a run"),
         (["--backbone", MODEL, "--dataset", "voc"], 4, "there is no XML file in"),
@@ -315,6 +316,13 @@ def test_eval_that_makes_no_sense(
     found, _, err = run(capsys, "eval", str(trained), *arguments)
     assert found == code
     assert message in err
+
+
+def test_a_detector_of_a_name_takes_no_backbone(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_fpn"
+    code, _, err = run(capsys, "eval", name, "--dataset", "coco", "--backbone", MODEL)
+    assert code == 2
+    assert f"--backbone goes with a run, and {name} is none" in err
 
 
 def test_a_run_with_code_of_its_own_is_not_run_unasked(

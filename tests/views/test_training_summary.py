@@ -141,6 +141,14 @@ def test_a_run_without_a_budget_has_no_line_for_it() -> None:
     assert 'class="target"' in write_summary(DYNAMIC)
 
 
+def test_a_run_of_another_method_has_no_routers_and_no_paths() -> None:
+    html = write_summary(replace(STATIC, config=STATIC.config | {"router": "node", "method": "se"}))
+    assert charts(html) == ["Training loss", "Validation accuracy", "Learning rate"]
+    assert "method <bdi>se</bdi>." in html
+    assert "routers" not in texts(html)
+    assert "MACs ratio" not in html
+
+
 def test_a_static_run_says_nothing_of_paths() -> None:
     html = write_summary(STATIC)
     assert charts(html) == ["Training loss", "Validation accuracy", "Learning rate"]
