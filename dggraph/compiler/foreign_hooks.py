@@ -10,11 +10,12 @@ from torch import fx, nn
 
 from dggraph.compiler.copying import rebind_
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
+"""Tables of `nn.Module` for hooks around forward and backward; private, torch 2.10 to 2.15."""
 
 
 def copy_to_trace(module: nn.Module) -> nn.Module:
@@ -47,7 +48,7 @@ def drop_hooks(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
     }
     reported = tuple(path for path, inner in dropped.items() if _clear_foreign_hooks(inner))
     for inner in dropped.values():
-        for name in _HOOKS:
+        for name in HOOKS:
             getattr(inner, name, {}).clear()
     return reported
 
@@ -58,7 +59,7 @@ def _clear_foreign_hooks(module: nn.Module) -> bool:
     Returns:
         Whether there were any.
     """
-    hooks = [held for name, held in vars(module).items() if name in _HOOKS]
+    hooks = [held for name, held in vars(module).items() if name in HOOKS]
     foreign = {
         key
         for held in hooks

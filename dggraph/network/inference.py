@@ -20,8 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dggraph.compiler.calls import stand_in
 from dggraph.compiler.contexts import called_module
+from dggraph.compiler.copying import STATE_HOOKS
+from dggraph.compiler.foreign_hooks import HOOKS
 from dggraph.compiler.inlining import Inliner, PreparedInliner, compiled
-from dggraph.compiler.lowered import LoweredModule, routing_of, weight_dtype
+from dggraph.compiler.lowered import OWNED, LoweredModule, routing_of, weight_dtype
 from dggraph.compiler.partition import Program
 from dggraph.compiler.planning import BlockPlan, StagePlan
 from dggraph.errors import InputError
@@ -144,8 +146,12 @@ def optimize_for_inference(
         blueprint=net.blueprint,
         converted=net.converted,
     )
-    own = {*vars(nn.Module()), "lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
-    vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
+    own = {"lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
+    own.update(OWNED, STATE_HOOKS)
+    # without what `compile` made, which would run `net`
+    state = net.__getstate__()  # type: ignore[no-untyped-call]
+    vars(twin).update({name: value for name, value in state.items() if name not in own})
+    vars(twin).update({name: copy.copy(vars(net)[name]) for name in HOOKS})
     if dtype is not None:
         twin.to(dtype)
         for stage in twin.graph.stages:

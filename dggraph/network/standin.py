@@ -181,7 +181,9 @@ class StandIn(nn.Module):
         memo[id(self)] = twin
         vars(twin)["lowered"] = copy.deepcopy(self.lowered, memo)
         twin._own(copy_shell(self._shell, twin.lowered, memo))
-        others = {name: value for name, value in vars(self).items() if name not in vars(twin)}
+        # without what `compile` made, which would run this network
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        others = {name: value for name, value in state.items() if name not in vars(twin)}
         vars(twin).update(copy.deepcopy(others, memo))
         return twin
 

@@ -412,6 +412,17 @@ def test_hooks_on_a_lifted_block_of_a_prepared_network() -> None:
     assert is_close(seen[1], seen[0], 1e-4)
 
 
+def test_hooks_on_the_network_itself_come_along() -> None:
+    net = converted("kept", "stage")
+    handle = net.register_forward_hook(lambda _module, _args, output: output * 2)
+    net.register_forward_pre_hook(lambda _module, args: args[0] + 1)
+    twin = dggraph.optimize_for_inference(net)
+    with torch.no_grad():
+        expected = net(X)
+        handle.remove()
+        assert is_close(twin(X), expected, 1e-4)
+
+
 def test_bfloat16_on_request() -> None:
     net = converted("kept", "stage")
     randomise_routers(net)

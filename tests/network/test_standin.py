@@ -148,6 +148,16 @@ def test_a_copy_is_a_network_of_its_own() -> None:
     )
 
 
+def test_copies_of_a_network_compiled_in_place_run_their_own_weights() -> None:
+    net = converted().eval()
+    net.compile(backend="eager")
+    for twin in (copy.deepcopy(net), dggraph.optimize_for_inference(net)):
+        nn.init.zeros_(twin.head[2].weight)
+        nn.init.ones_(twin.head[2].bias)
+        with torch.no_grad():
+            assert torch.equal(twin(X), torch.ones(2, 5))
+
+
 def test_pickling_is_refused() -> None:
     for attempt in (pickle.dumps, lambda net: torch.save(net, io.BytesIO())):
         with pytest.raises(LoweringError, match=r"cannot be pickled.*dggraph\.save"):
