@@ -31,7 +31,7 @@ def hooked_layers(graph_module: fx.GraphModule, plan: Sequence[StagePlan]) -> tu
         fx_node.name
         for fx_node in graph_module.graph.nodes
         if (path := called_module(fx_node)) is not None
-        and has_hooks(graph_module.get_submodule(path))
+        and any(map(has_hooks, graph_module.get_submodule(path).modules()))
     }
     return tuple(
         _on_whole_batches(stage) if not _inside(stage).isdisjoint(hooked) else stage

@@ -13,7 +13,7 @@ and cannot replace it.
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -41,8 +41,8 @@ FORWARD_KINDS = (_PRE, _FORWARD)
 class HookTable(OrderedDict[int, Any]):
     """The hooks of one kind on one module.
 
-    A new hook is reported to the graph or refused. A copy is a plain dictionary. Two empty tables
-    differ, as modules do.
+    A new hook is reported to the graph or refused, as long as the module is part of it. A copy is a
+    plain dictionary. Two empty tables differ, as modules do.
     """
 
     __eq__, __ne__ = object.__eq__, object.__ne__
@@ -60,13 +60,17 @@ class HookTable(OrderedDict[int, Any]):
 
     def __setitem__(self, number: int, hook: Any) -> None:
         graph_module = self.graph_module()
-        if graph_module is not None:
+        if graph_module is not None and self._is_part_of(graph_module):
             if self.refusal:
                 raise HookError(self.refusal)
             if self.warning:
                 warnings.warn(self.warning, DggraphWarning, stacklevel=3)
             _note_(graph_module, self.path)
         super().__setitem__(number, hook)
+
+    def _is_part_of(self, graph_module: fx.GraphModule) -> bool:
+        module = _module_at(graph_module, self.path)
+        return module is not None and any(vars(module)[kind] is self for kind in KINDS)
 
     def __reduce__(self) -> Any:
         return OrderedDict, (), None, None, iter(self.items())
@@ -79,22 +83,20 @@ def watch_(graph_module: fx.GraphModule) -> None:
         HookError: a module already has hooks that cannot run.
     """
     called = _called(graph_module)
-    inside = tuple(f"{path}." for path, module in graph_module.named_modules() if module in called)
     sites = find_sites(graph_module.graph)
     by_module: dict[int, list[Site]] = {}
     for site in sites.values():
         by_module.setdefault(id(_module_at(graph_module, site.path)), []).append(site)
-    vars(graph_module)[_IS_HOOKED] = False
-    for path, module in graph_module.named_modules():
-        if path.startswith((*inside, "dg_")) or type(module).forward is nn.Module.forward:
-            # The module around it runs it, or it is routing, or a list of modules, which the
-            # backbone does not call either.
-            continue
+    vars(graph_module)[_IS_HOOKED] = any(
+        fx_node.target is enter for fx_node in graph_module.graph.nodes
+    )
+    for path, module in _watched(graph_module):
+        is_run = _is_run(graph_module, path, called)
         own = by_module.get(id(module), [])
         for kind in KINDS:
             refusal, warning = (
                 ("", "")
-                if module in called
+                if is_run
                 else _refusal_and_warning(graph_module, path, own, sites, called, kind)
             )
             if not vars(module)[kind]:
@@ -103,6 +105,25 @@ def watch_(graph_module: fx.GraphModule) -> None:
                 raise HookError(refusal)
         if has_hooks(module):
             _note_(graph_module, path)
+
+
+def watch_new_(graph_module: fx.GraphModule) -> None:
+    """Call `watch_` if there are modules that it has not seen, as those that replaced others."""
+    for _, module in _watched(graph_module):
+        table = vars(module)[_FORWARD]
+        if not isinstance(table, HookTable) or table.graph_module() is not graph_module:
+            watch_(graph_module)
+            return
+
+
+def _watched(graph_module: fx.GraphModule) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that may have hooks, and their paths.
+
+    The others are routing, and lists of modules, which the backbone does not call either.
+    """
+    for path, module in graph_module.named_modules():
+        if not path.startswith("dg_") and type(module).forward is not nn.Module.forward:
+            yield path, module
 
 
 def is_hooked(graph_module: fx.GraphModule) -> bool:
@@ -140,11 +161,11 @@ def drop_idle_calls_(graph_module: fx.GraphModule) -> None:
 def _note_(graph_module: fx.GraphModule, path: str) -> None:
     """Record that there are hooks, and put `enter` and `leave` around every call of the module.
 
-    The module at `path` needs no such ops if the graph calls it itself.
+    The module at `path` needs no such ops if the graph calls it, or a module around it.
     """
     vars(graph_module)[_IS_HOOKED] = True
     graph, module = graph_module.graph, graph_module.get_submodule(path)
-    if module in _called(graph_module) or any(
+    if _is_run(graph_module, path, _called(graph_module)) or any(
         fx_node.target is enter and _module_at(graph_module, str(fx_node.args[0].target)) is module
         for fx_node in graph.nodes
     ):
@@ -289,6 +310,13 @@ def _module_at(graph_module: fx.GraphModule, path: str) -> nn.Module | None:
         return graph_module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def _is_run(graph_module: fx.GraphModule, path: str, called: Collection[nn.Module | None]) -> bool:
+    """Whether the module at `path`, or one around it, is among the `called` ones."""
+    parts = path.split(".")
+    ends = range(1, len(parts) + 1) if path else ()
+    return any(_module_at(graph_module, ".".join(parts[:end])) in called for end in ends)
 
 
 def _called(graph_module: fx.GraphModule) -> set[nn.Module | None]:

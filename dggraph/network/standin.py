@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from dggraph.compiler.copying import STATE_HOOKS
-from dggraph.compiler.hooks import watch_
+from dggraph.compiler.hooks import watch_, watch_new_
 from dggraph.compiler.lowered import OWNED, LoweredModule
 from dggraph.compiler.naming import shadows_graph_module
 from dggraph.errors import BackboneOnlyError
@@ -244,7 +244,10 @@ class StandIn(nn.Module):
         """
         if self._structure.code != self.lowered.code:
             self._structure = Structure(self.lowered)
+        seen = self._structure.seen
         self._structure.refuse_changes(self.lowered)
+        if self._structure.seen is not seen:
+            watch_new_(self.lowered)
 
 
 def note_weights_(net: StandIn, told: str) -> None:

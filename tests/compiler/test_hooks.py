@@ -127,6 +127,47 @@ def test_hooks_on_layers_in_blocks_see_whole_batches_unless_sparse_is_asked_for(
         assert sum(sizes[3:]) < 9
 
 
+def note_sizes(module: nn.Module, sizes: list[int]) -> None:
+    module.register_forward_hook(lambda _m, _args, y: sizes.append(len(y)))
+
+
+def test_hooks_on_a_layer_that_replaced_another_see_whole_batches() -> None:
+    net, sizes = converted("kept"), list[int]()
+    for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))):
+        net.layers[1].conv1 = layer
+        with torch.no_grad():
+            net(X)
+            note_sizes(layer, sizes)
+            note_sizes(next(iter(layer.children()), layer), sizes)
+            net(X)
+    assert sizes == [3] * 4
+
+
+def test_hooks_inside_a_block_that_is_one_call_see_whole_batches() -> None:
+    net = dggraph.convert(KINDS["kept"](), X, leaves=(Kept,), router="stage").eval()
+    ((stage, static_E),) = static_weights(net.graph).items()
+    ends = [(edge.source, edge.target) for edge in net.graph.edges(stage)]
+    past_E = torch.tensor([float(end == ("layers_in", "layers_out")) for end in ends])
+    sizes: list[int] = []
+    note_sizes(net.layers[1].conv1, sizes)
+    with torch.no_grad(), pinned_gates(net, {stage: torch.stack([static_E, past_E, past_E])}):
+        net(X)
+        net.executor = "sparse"
+        net(X)
+    assert sizes == [3, 1]
+
+
+def test_a_module_that_left_the_network_takes_any_hook() -> None:
+    net = dggraph.convert(Net(), X)
+    net.spare = nn.Linear(2, 2)
+    spare = net.spare
+    with pytest.raises(HookError, match="is never called by the forward"):
+        spare.register_forward_hook(double)
+    del net.spare
+    spare.register_forward_hook(double)
+    assert torch.equal(spare(torch.ones(2)), 2 * (spare.weight.sum(1) + spare.bias))
+
+
 def test_without_hooks_nothing_is_left() -> None:
     net = converted("kept")
     code = net.lowered.code
