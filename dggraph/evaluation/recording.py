@@ -221,6 +221,8 @@ def activated_paths(graph: DynamicGraph, gates: Gates) -> tuple[ActivatedPath, .
 def _batch_of(net: DynamicNetwork, images: Picturable | ImageList) -> Tensor:
     preprocess = require_preprocess(net.preprocess)
     several = images if isinstance(images, list | tuple) else [images]
+    if not several:
+        raise InputError("there are no images to record: the list is empty.")
     if any(isinstance(one, Tensor) and one.ndim == 4 for one in several):
         raise InputError(
             "record takes a batch (B, C, H, W) by itself, and a list of images (3, H, W). Give"

@@ -197,7 +197,7 @@ def _refuse(net: Any, target: Path, format: str, mode: str) -> None:
 
 def _named_by(target: Path) -> Format | None:
     """Return the format whose suffix the file has."""
-    return next((known for known in FORMATS if target.suffix == f".{known}"), None)
+    return next((known for known in FORMATS if target.suffix.lower() == f".{known}"), None)
 
 
 def _paths(net: DynamicNetwork | BaselineNetwork, images: Tensor) -> Sequence[ActivatedPath]:

@@ -45,7 +45,9 @@ def bind(port: int) -> socket.socket:
 def hosts_of(bound: socket.socket) -> frozenset[str]:
     """Return the names and ports by which a browser on this computer asks for the page."""
     port = bound.getsockname()[1]
-    return frozenset(f"{name}:{port}" for name in (LOOPBACK, "localhost"))
+    names = (LOOPBACK, "localhost")
+    # browsers leave out the port that HTTP has anyway
+    return frozenset(f"{name}:{port}" for name in names) | (set(names) if port == 80 else set())
 
 
 def serve(app: Flask, bound: socket.socket) -> None:

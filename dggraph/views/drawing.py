@@ -82,7 +82,13 @@ def draw(picture: Picture, file: str | os.PathLike[str]) -> None:
     content = (
         TEXT_WRITERS[kind](picture).encode() if kind in TEXT_WRITERS else _print(picture, kind)
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {str(file.parent)!r}: {error.strerror or error}. Choose"
+            " another place."
+        ) from error
     write_whole(file, content)
 
 

@@ -72,5 +72,7 @@ def test_record_restores_the_mode_and_needs_images() -> None:
     assert before == {name: module.training for name, module in net.named_modules()}
     with pytest.raises(InputError, match="batch"):
         dggraph.record(net, torch.rand(3, 64, 64))
+    with pytest.raises(InputError, match="no images to record: the list is empty"):
+        dggraph.record(net, [])
     with pytest.raises(InputError, match="batch_size"):
         dggraph.record(net, torch.rand(1, 3, 64, 64), batch_size=0)

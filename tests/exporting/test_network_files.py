@@ -148,6 +148,7 @@ def test_the_command_compares_and_times(tmp_path: Path, capsys: pytest.CaptureFi
         ({"format": "tflite"}, "format='tflite' is not one of onnx, pt2"),
         ({"format": ""}, "format='' is not one of onnx, pt2"),
         ({"format": "onnx"}, "'net.pt2' is named like a file of another format"),
+        ({"file": "net.ONNX"}, "'net.ONNX' is named like a file of another format"),
         ({"mode": "cond"}, "mode='cond' is not one of dense, skip"),
         (
             {"images": torch.zeros(1, 4, 16, 16)},

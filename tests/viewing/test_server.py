@@ -13,6 +13,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from command_line import run
@@ -25,7 +26,7 @@ from toy_page import served
 
 from dggraph.cli import view
 from dggraph.errors import InputError
-from dggraph.viewing.server import IDLE_SECONDS, NUM_THREADS, REQUEST_SECONDS, bind
+from dggraph.viewing.server import IDLE_SECONDS, NUM_THREADS, REQUEST_SECONDS, bind, hosts_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,15 @@ def read(address: str) -> tuple[int, Any]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(address, timeout=900) as answer:
         return answer.status, json.loads(answer.read())
+
+
+@pytest.mark.parametrize(("port", "is_left_out"), [(80, True), (8080, False)])
+def test_browsers_leave_out_the_port_of_http(port: int, is_left_out: bool) -> None:
+    bound = Mock(spec=socket.socket)
+    bound.getsockname.return_value = ("127.0.0.1", port)
+    hosts = hosts_of(bound)
+    assert {f"127.0.0.1:{port}", f"localhost:{port}"} <= hosts
+    assert ({"127.0.0.1", "localhost"} <= hosts) == is_left_out
 
 
 def test_a_hundred_at_once_beside_slow_ones_are_all_answered(photos: Path) -> None:

@@ -304,6 +304,9 @@ def test_a_file_that_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'gif'"):
         draw(picture_graph(GRAPH), tmp_path / "x.gif")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot make the folder '.*file'"):
+        draw(picture_graph(GRAPH), tmp_path / "file" / "x.svg")
 
 
 def test_formats_without_graphviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
