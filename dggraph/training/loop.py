@@ -99,7 +99,7 @@ class TrainResult:
     is_finished: bool
     """False if a signal ended the run; the same call continues it."""
     evaluation: Evaluation | None
-    """That of the last epoch in this call; None without one, as where the run was finished before."""
+    """That of the last epoch in this call; None without one, or if it had finished before."""
     model: nn.Module | None = field(default=None, repr=False)
     """The trained network, or the average of its weights; None if the run is not finished."""
     budget: BudgetVerdict | None = None
