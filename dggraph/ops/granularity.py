@@ -209,7 +209,10 @@ def close_parts(
 
 def shrink_parts(settled_BEP: Tensor, threshold: Tensor | float) -> Tensor:
     """Compute `gating.shrink` for all parts: those of an open edge that lie below become 0."""
-    tau = torch.as_tensor(threshold).to(settled_BEP)
+    if isinstance(threshold, Tensor):
+        tau = threshold.to(settled_BEP)
+    else:
+        tau = settled_BEP.new_tensor(threshold)
     shrunk_BEP = (settled_BEP - tau).clamp_min(0) / (1 - tau)
     return straight_through(shrunk_BEP, settled_BEP / (1 - tau))
 

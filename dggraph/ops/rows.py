@@ -170,7 +170,7 @@ def _sum_blocks(total: Tensor, sources: Sequence[Tensor], weights_RE: Weights) -
 
     Blocks are as large as the cache allows, since each op has a fixed cost.
     """
-    weights = torch.as_tensor(weights_RE, dtype=total.dtype).reshape(
+    weights = torch.as_tensor(weights_RE, dtype=total.dtype, device="cpu").reshape(
         len(total), -1, *[1] * (total.ndim - 1)
     )
     first, *others = sources

@@ -209,7 +209,7 @@ def weights_for(
             if any(weight != weights[edge] for weight in column):
                 columns[edge] = column
         if columns:
-            values = torch.tensor(list(columns.values()), dtype=like.dtype)
+            values = torch.tensor(list(columns.values()), dtype=like.dtype, device="cpu")
             shape = (len(columns), len(rows), *[1] * (like.ndim - 1))
             each = to_device(values, like.device).view(shape).unbind(0)
             for edge, weight_B in zip(columns, each, strict=True):

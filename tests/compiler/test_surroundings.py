@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import Kept
+from reference import randomise_routers
 from small import Net, X
 from torch import Tensor, nn
 
@@ -93,6 +95,32 @@ def test_everyday_calls_under_another_default_device() -> None:
         dggraph.calibrate(net, [X])
         dggraph.recalibrate_norms_(net, [X])
         assert dggraph.optimize_for_inference(net)(X).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"router": "node"},
+        {"router": "stage"},
+        {"router": "stage", "gate": "shrink", "granularity": "channel"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("side", [16, 128])
+def test_networks_run_under_another_default_device(options: dict[str, str], side: int) -> None:
+    net = randomise_routers(dggraph.convert(Net(Kept), X, **options)).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, side, side, generator=generator)
+    with torch.no_grad():
+        for threshold in (0.0, 0.5):
+            net.set_threshold(threshold)
+            for one in (net, dggraph.optimize_for_inference(net)):
+                for images in (x, x[:1]):
+                    expected = one(images)
+                    with default_device("meta"):
+                        assert torch.equal(one(images), expected)
+                        _, gates = one(images, return_gates=True)
+                        assert gates.macs().device.type == "cpu"
 
 
 def test_inference_tensors_become_ordinary_ones() -> None:
