@@ -76,21 +76,21 @@ def pinned_gates(net: DynamicNetwork, weights: Mapping[str, Tensor]) -> Iterator
     from (B, E, ...).
     """
     handles = []
-    for stage, pinned in weights.items():
-        routing = routing_of(net.lowered, stage)
-        for index, places in decided_edges(net, stage).items():
-            taken = pinned[places] if pinned.ndim == 1 else pinned[:, places]
-
-            def hook(
-                _module: nn.Module,
-                _args: Any,
-                row_BE: Tensor,
-                values: Tensor = taken,
-            ) -> Tensor:
-                return values.to(row_BE).expand(*row_BE.shape[:2], *values.shape[2:])
-
-            handles.append(routing.gate(index).register_forward_hook(hook))
     try:
+        for stage, pinned in weights.items():
+            routing = routing_of(net.lowered, stage)
+            for index, places in decided_edges(net, stage).items():
+                taken = pinned[places] if pinned.ndim == 1 else pinned[:, places]
+
+                def hook(
+                    _module: nn.Module,
+                    _args: Any,
+                    row_BE: Tensor,
+                    values: Tensor = taken,
+                ) -> Tensor:
+                    return values.to(row_BE).expand(*row_BE.shape[:2], *values.shape[2:])
+
+                handles.append(routing.gate(index).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

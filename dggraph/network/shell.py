@@ -24,6 +24,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dggraph.compiler.copying import STATE_HOOKS, rebind_
+from dggraph.compiler.identities import is_literal
 from dggraph.compiler.lowered import OWNED
 from dggraph.errors import BackboneOnlyError, InputError
 
@@ -114,10 +115,12 @@ def only_images(shell: nn.Module, images: Any, named: dict[str, Any]) -> Any:
             raise InputError(
                 f"{kind} has no argument {name!r}. It takes images: net(x) or net({first}=x)."
             )
-        if value is not parameters[name].default:
+        default = parameters[name].default
+        is_equal = is_literal(value) and is_literal(default) and value == default
+        if value is not default and not is_equal:
             raise BackboneOnlyError(
                 f"{name!r} cannot be passed to a converted {kind}: conversion used its default,"
-                f" {parameters[name].default!r}. Compute a loss from the network's output. Set"
+                f" {default!r}. Compute a loss from the network's output. Set"
                 " other things in the backbone's configuration, or wrap the backbone in a module"
                 f" whose forward passes {name!r}, and convert that."
             )

@@ -125,6 +125,17 @@ def test_executors_agree_on_random_networks() -> None:
     assert seen["near tie"] <= 8, seen
 
 
+def test_an_error_while_gates_are_pinned_leaves_none_pinned() -> None:
+    net = randomise_routers(dggraph.convert(Net("kept", 3), torch.zeros(1, 3, SIDE, SIDE))).eval()
+    weights, x = static_weights(net.graph), torch.randn(2, 3, SIDE, SIDE)
+    expected = net(x)
+    with pytest.raises(KeyError, match="nowhere"), pinned_gates(net, weights | {"nowhere": x}):
+        pass
+    with pytest.raises(ZeroDivisionError), pinned_gates(net, weights):
+        _ = 1 / 0
+    assert torch.equal(net(x), expected)
+
+
 @pytest.mark.parametrize("router", ["node", "stage"])
 def test_weights_at_the_threshold_are_closed_by_every_executor(router: str) -> None:
     model = randomise(Net("kept", 4)).eval()

@@ -279,10 +279,10 @@ def test_what_tracing_has_fixed_cannot_be_set() -> None:
 
 
 class ByName(Net):
-    """Takes its images by another name than ours, and a switch."""
+    """Takes its images by another name than ours, a switch and a factor."""
 
-    def forward(self, pixel_values: Tensor, doubled: bool = False) -> Tensor:
-        logits = super().forward(pixel_values)
+    def forward(self, pixel_values: Tensor, doubled: bool = False, scale: float = 0.5) -> Tensor:
+        logits = super().forward(pixel_values) * scale
         return 2 * logits if doubled else logits
 
 
@@ -290,6 +290,7 @@ def test_images_by_the_name_that_the_backbone_has_for_them() -> None:
     net = converted(ByName().eval()).eval()
     assert torch.equal(net(pixel_values=X), net(X))
     assert torch.equal(net(pixel_values=X, doubled=False), net(X))
+    assert torch.equal(net(pixel_values=X, scale=float("0.5")), net(X))
     _, gates = net(pixel_values=X, return_gates=True)
     assert list(gates.weights) == ["blocks"]
     with pytest.raises(
