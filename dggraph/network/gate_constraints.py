@@ -144,6 +144,12 @@ def _hold(
                 " are pinned by logits of 0, which needs a node or stage router and the gate"
                 ' "anchored". Convert with those, or pin nothing.'
             )
+        before = getattr(router, "follows_E", None)
+        if isinstance(before, Tensor):  # what an earlier call fixed stays so
+            follows = [
+                was if was == HELD or now == own else now
+                for own, (was, now) in enumerate(zip(before.tolist(), follows, strict=True))
+            ]
         is_held_E = torch.tensor(
             [place != own for own, place in enumerate(follows)], device=router.bias.device
         )
@@ -154,7 +160,8 @@ def _hold(
         router.register_buffer(
             "follows_E", torch.tensor(follows, device=router.bias.device), persistent=False
         )
-        router.register_forward_hook(_followed)
+        if before is None:
+            router.register_forward_hook(_followed)
 
 
 def _followed(router: Any, _inputs: Any, logits_BE: Tensor) -> Tensor:

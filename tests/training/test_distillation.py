@@ -180,6 +180,22 @@ def test_what_cannot_be_decided_about_as_one() -> None:
         decide_blocks_(convert(router="stage", residual="keep"))
 
 
+@pytest.mark.parametrize("router", ["stage", "node"])
+def test_blocks_pinned_one_after_the_other_are_all_pinned(router: str) -> None:
+    once, twice = convert(router=router), convert(router=router)
+    pin_open_(once, ["layers_0", "layers_2"])
+    pin_open_(twice, ["layers_0"])
+    pin_open_(twice, ["layers_2"])
+    for net in (once, twice):
+        for name, parameter in net.named_parameters():
+            if name.startswith("dg_"):
+                torch.nn.init.constant_(parameter, -1.0)
+    expected, found = (net(X, return_gates=True)[1].raw["layers"] for net in (once, twice))
+    assert torch.equal(found, expected)
+    assert bool((found == 1).any())
+    assert not bool((found == 1).all())
+
+
 def test_what_cannot_be_pinned() -> None:
     with pytest.raises(InputError, match="'layers_9' is not a block"):
         pin_open_(convert(), ["layers_9"])
