@@ -1,7 +1,7 @@
 """An image folder of twelve classes: one cut-out on a photograph, 64 x 64 pixels.
 
     sh benchmarks/fetch_photos.sh PHOTOS
-    python benchmarks/object_photos.py PHOTOS OUTPUT [--train 500] [--val 100]
+    python benchmarks/object_photos.py PHOTOS OUTPUT [--train 2000] [--val 100]
 
 writes OUTPUT/train/CLASS and OUTPUT/val/CLASS, the images of each class by number. Photographs are
 dealt to one part or the other as in photos.py, near-duplicates together; the cut-outs (Tux Paint's
@@ -68,7 +68,7 @@ def main() -> None:
     )
     parser.add_argument("photos", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--train", type=int, default=500, help="Images of each class.")
+    parser.add_argument("--train", type=int, default=2000, help="Images of each class.")
     parser.add_argument("--val", type=int, default=100, help="Images of each class.")
     arguments = parser.parse_args()
     unpacked = arguments.photos / "unpacked"
