@@ -44,10 +44,11 @@ def comparison_images(net: DynamicNetwork | BaselineNetwork, images: Tensor | No
     """
     shape = net.blueprint.input_shape if isinstance(net, DynamicNetwork) else net.input_shape
     if images is None:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(NUM_IMAGES, *shape, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.randn(NUM_IMAGES, *shape, generator=generator, device="cpu")
         # routers see colour, so that images of one colour take different paths
-        images = noise + 2 * torch.randn(NUM_IMAGES, shape[0], 1, 1, generator=generator)
+        colours = torch.randn(NUM_IMAGES, shape[0], 1, 1, generator=generator, device="cpu")
+        images = noise + 2 * colours
     check_images(images, shape[0])
     images = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
     return images.to(first_weight(net))
@@ -106,10 +107,12 @@ def compare(
         sizes.append([float(own.abs().max()) for own in wanted])
     difference_OB = [torch.cat(rows) for rows in zip(*differences, strict=True)]
     largest = [max(one) for one in zip(*sizes, strict=True)]
-    is_wrong_B = torch.zeros(len(difference_OB[0]), dtype=torch.bool)
+    is_wrong_B = torch.zeros_like(difference_OB[0], dtype=torch.bool)
     for difference_B, most in zip(difference_OB, largest, strict=True):
         is_wrong_B |= ~(difference_B <= TOLERANCE * most)  # NaN is wrong
-    is_close_B = torch.tensor([margin < MARGIN for margin in margins] or [False] * len(is_wrong_B))
+    is_close_B = is_wrong_B.new_tensor(
+        [margin < MARGIN for margin in margins] or [False] * len(is_wrong_B)
+    )
     faults = (is_wrong_B & ~is_close_B).nonzero().flatten().tolist()
     if faults or is_wrong_B.all():
         worst = [

@@ -19,6 +19,7 @@ from dggraph.compiler.edge_writer import stage_topology
 from dggraph.compiler.lowered import routing_of, weight_dtype
 from dggraph.compiler.partition import as_modules_are
 from dggraph.compiler.planning import EFFECT, StagePlan
+from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.errors import InputError
 from dggraph.exporting.comparison import check_images
 from dggraph.exporting.plain_graphs import erase_idle_, module_of, plain_graph
@@ -68,6 +69,11 @@ def static(
         True
     """
     require_converted(net, "static")
+    with ordinary_surroundings(torch.device("cpu")):  # where the weights of edges are
+        return _static(net, path, images)
+
+
+def _static(net: DynamicNetwork, path: Path, images: Tensor | None) -> fx.GraphModule:
     weights = _weights_of(net, path, images)
     lowered = copy.deepcopy(net.lowered)
     graph, by_name = plain_graph(lowered)
@@ -196,7 +202,7 @@ def no_features(like: Tensor, num_channels: int, channel_axis: int) -> Tensor:
 def _settled(graph: DynamicGraph, stage: str, given_E: Tensor) -> _Settled:
     topology = stage_topology(graph, stage)
     raw_BE = largest(given_E[None])
-    closed = torch.zeros((), dtype=raw_BE.dtype)
+    closed = raw_BE.new_zeros(())
     weights_BE = settle(raw_BE, topology, closed, False)
     open_BE = weights_BE != 0
     runs_V = (live_vertices(open_BE, topology) & leads_to_out(open_BE, topology))[0]
@@ -274,7 +280,7 @@ def _mean_weights(net: DynamicNetwork, images: Tensor | None) -> dict[str, Tenso
                 "the mean path is a mean over images, and none were given. Pass images=, or another"
                 " path: backbone, or one that dggraph.record returned."
             )
-        images = torch.zeros(1, *net.blueprint.input_shape)
+        images = first_weight(net).new_zeros(1, *net.blueprint.input_shape)
     check_images(images, net.blueprint.input_shape[0])
     images = images.to(first_weight(net))
     with evaluating(net):

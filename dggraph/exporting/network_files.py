@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dggraph.baselines.network import BaselineNetwork
+from dggraph.compiler.surroundings import ordinary_surroundings
 from dggraph.errors import ExportError, InputError
 from dggraph.evaluation.recording import record
 from dggraph.exporting.comparison import Output, compare, comparison_images
@@ -133,7 +134,7 @@ def export(
     _refuse(net, target, format, mode)
     if format == "onnx":
         require_onnx()
-    with evaluating(net):
+    with ordinary_surroundings(first_weight(net).device), evaluating(net):
         compared = comparison_images(net, images)
         if mode == "skip":
             assert isinstance(net, DynamicNetwork)

@@ -203,3 +203,18 @@ def test_modes_and_values_stay(net: Any, tmp_path: Path) -> None:
     finally:
         net.eval()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_what_is_set_around_the_calls_does_not_matter(net: Any, tmp_path: Path) -> None:
+    """Another default device, as in notebooks that work on a GPU, autocast and inference mode."""
+    x = images()
+    path = dggraph.record(net, x).paths[0]
+    expected = dggraph.static(net, path)(x)
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        report = dggraph.export(net, tmp_path / "net.pt2")
+        plain = dggraph.static(net, path)
+    assert report.num_images == 6
+    assert report.outputs[0].difference <= 1e-5
+    assert torch.equal(plain(x), expected)
+    plain(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
