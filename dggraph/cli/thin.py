@@ -107,6 +107,7 @@ def command(
         before = evaluate(static(net, "backbone").eval(), judged)
         after = evaluate(plain, judged)
     removed = [*earlier, *(block.module_path for block in thinned.removed)]
+    _refuse_other(output, removed)
     document: dict[str, Any] = {
         "model": name,
         "options": dict(net.source_options),
@@ -165,6 +166,21 @@ def _plain(whole: "nn.Module", name: str, thinned: "Thinned", image: "Tensor") -
             " dggraph.thin returns the path itself as a module."
         )
     return plain
+
+
+def _refuse_other(output: Path, removed: list[str]) -> None:
+    """Raise InputError if `output` has a fine-tuned network without other blocks."""
+    if not (output / TUNED).exists():
+        return
+    try:
+        others = json.loads((output / FACTS).read_bytes())["removed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        others = None
+    if others != removed:
+        raise InputError(
+            f"{output} has a network that was fine-tuned without other blocks, which this one would"
+            " replace in part. Choose another folder with -o."
+        )
 
 
 def _write(output: Path, plain: "nn.Module", document: Mapping[str, Any]) -> None:

@@ -85,6 +85,12 @@ def test_the_files_hold_the_smaller_network_and_it_is_fine_tuned(
     with torch.no_grad():
         assert found["top1"] == int((model(toy.images).argmax(1) == toy.labels).sum())
 
+    before = {file.name: file.read_bytes() for file in out.glob("*.*")}
+    code, _, told = run(capsys, archive, *TOY, "--budget", 0.9, "-o", out)
+    assert code == 4
+    assert "fine-tuned without other blocks" in told
+    assert {file.name: file.read_bytes() for file in out.glob("*.*")} == before
+
     # its name alone would build the blocks again, so an archive of it needs the smaller model
     opened, _ = open_classifier(out / "fine-tuned")
     opened.save_pretrained(tmp_path / "shared")
