@@ -22,7 +22,7 @@ from dggraph.evaluation.adjacency_statistics import (
     path_gain,
     rank_correlation,
 )
-from dggraph.evaluation.analysis_passes import compare, growths_of
+from dggraph.evaluation.analysis_passes import THRESHOLDS, compare, growths_of
 from dggraph.evaluation.swapped_gates import SWAPS, Counts, Images, Recorded, record
 from dggraph.graph.analysis import Analysis, ClassFacts, EdgeFacts, StageGain, ThresholdFacts
 from dggraph.network.gate_contexts import decided_edges
@@ -121,8 +121,12 @@ def analyse(
 
 
 def _own_threshold(net: DynamicNetwork) -> float:
-    """Return the threshold of the first stage; all have one unless someone set them apart."""
-    return float(routing_of(net.lowered, next(iter(net.graph.stages))).threshold)
+    """Return the threshold of the first stage; all have one unless someone set them apart.
+
+    One of `THRESHOLDS` is returned as it is there: the network has it in float32.
+    """
+    own = routing_of(net.lowered, next(iter(net.graph.stages))).threshold
+    return next((one for one in THRESHOLDS if own == one), float(own))
 
 
 def _groupings(labels_M: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -270,6 +270,16 @@ def test_a_threshold_between_those_that_are_tried_is_kept() -> None:
     assert float(net.lowered.get_buffer("dg_blocks.threshold")) == pytest.approx(0.93)
 
 
+def test_a_threshold_of_those_that_are_tried_is_listed_once() -> None:
+    """0.3 is another number in float32."""
+    net = routed()
+    net.set_threshold(0.3)
+    found = analyse(net, DATA, CLASSES, batch_size=7)
+    assert [one.threshold for one in found.thresholds] == [place / 10 for place in range(10)]
+    (own,) = [one for one in found.thresholds if one.is_own]
+    assert (own.threshold, own.accuracy) == (0.3, evaluate(net, DATA).accuracy)
+
+
 def test_domains_group_images_too() -> None:
     attributes = {
         "rotation": torch.arange(23) % 2,
