@@ -56,8 +56,8 @@ def list_images(folder: Path, above: Iterable[Path] = ()) -> tuple[list[str], Co
     """List the images in `folder` at any depth, in torchvision's order: by folder, then by name.
 
     Links to folders are followed, but each folder is read once, so that a link to a folder above it
-    or next to it ends there. A link to a file that does not exist counts as an image that cannot be
-    read.
+    or next to it ends there. A link to a file that does not exist, or to itself, counts as an image
+    that cannot be read.
 
     Args:
         folder: the folder to list.
@@ -100,10 +100,10 @@ def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
     try:
         for entry in os.scandir(folder):
             if is_hidden(entry.name):
-                ignored[HIDDEN_FOLDERS if entry.is_dir() else HIDDEN] += 1
-            elif entry.is_dir():
+                ignored[HIDDEN_FOLDERS if _is_folder(entry) else HIDDEN] += 1
+            elif _is_folder(entry):
                 folders.append(entry.name)
-            elif not (entry.is_file() or entry.is_symlink()):
+            elif not (entry.is_symlink() or entry.is_file()):
                 ignored[NO_FILE] += 1
             elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES:
                 files.append(entry.name)
@@ -116,6 +116,14 @@ def scan(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
             f"cannot read the folder {str(folder)!r}: {error.strerror or error}."
         ) from error
     return sorted(files), sorted(folders), ignored
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, or a link to one; a link that cannot be followed is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_hidden(name: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from dggraph.data.listing import SUFFIXES, describe_ignored, list_images, num_files
 from dggraph.errors import InputError
+from dggraph.models.preprocessing import open_image
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -125,9 +126,16 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
         }
 
 
-def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_link_to_nothing_or_itself_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
-    assert list_images(tmp_path)[0] == ["gone.png"]
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    (tmp_path / ".hidden").symlink_to(tmp_path / ".hidden")
+    found, ignored = list_images(tmp_path)
+    assert found == ["gone.png", "round.png"]
+    assert ignored == {"hidden": 1}
+    for name in found:
+        with pytest.raises(InputError, match=name):
+            open_image(tmp_path / name)
 
 
 def test_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
