@@ -31,7 +31,7 @@ from dggraph.network.network import DynamicNetwork
 from dggraph.network.requirements import require_converted
 from dggraph.network.standin import note_weights_
 from dggraph.system.attributes import share_keys_
-from dggraph.system.torch_private import has_forward_hooks
+from dggraph.system.torch_private import COMPILED, has_forward_hooks
 
 _CONVOLUTIONS: set[type[nn.Module]] = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _NORMS: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
@@ -146,11 +146,9 @@ def optimize_for_inference(
         blueprint=net.blueprint,
         converted=net.converted,
     )
-    own = {"lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
+    own = {COMPILED, "lowered", "plan", "_inliner", "_shell", "_structure", "_constants"}
     own.update(OWNED, STATE_HOOKS)
-    # without what `compile` made, which would run `net`
-    state = net.__getstate__()  # type: ignore[no-untyped-call]
-    vars(twin).update({name: value for name, value in state.items() if name not in own})
+    vars(twin).update({name: value for name, value in vars(net).items() if name not in own})
     vars(twin).update({name: copy.copy(vars(net)[name]) for name in HOOKS})
     if dtype is not None:
         twin.to(dtype)

@@ -27,6 +27,7 @@ from dggraph.network.shell import (
 )
 from dggraph.network.structure import Structure
 from dggraph.network.weights_origin import Origin, origin_now, origin_of
+from dggraph.system.torch_private import COMPILED
 
 Self = TypeVar("Self", bound="StandIn")
 
@@ -181,9 +182,8 @@ class StandIn(nn.Module):
         memo[id(self)] = twin
         vars(twin)["lowered"] = copy.deepcopy(self.lowered, memo)
         twin._own(copy_shell(self._shell, twin.lowered, memo))
-        # without what `compile` made, which would run this network
-        state = self.__getstate__()  # type: ignore[no-untyped-call]
-        others = {name: value for name, value in state.items() if name not in vars(twin)}
+        own = {*vars(twin), COMPILED}
+        others = {name: value for name, value in vars(self).items() if name not in own}
         vars(twin).update(copy.deepcopy(others, memo))
         return twin
 

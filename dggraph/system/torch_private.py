@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "COMPILED",
     "FakeTensorMode",
     "NamingCodeGen",
     "TorchDispatchMode",
@@ -30,6 +31,12 @@ __all__ = [
 # FakeTensorMode: shapes without memory. The public interface, torch.export, also traces the model.
 # TorchDispatchMode: sees every operation, also those of a backward pass. No public class does.
 # tree_leaves: walks the containers that torch itself supports. No public function does.
+
+COMPILED = "_compiled_call_impl"
+"""Attribute in which a module keeps what its `compile` made, which runs that module.
+
+`nn.Module.__getstate__` leaves it out, but refuses modules with parametrizations.
+"""
 
 
 def activations(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
