@@ -4,7 +4,7 @@ Each op enters its own contexts. Lowering may therefore move ops apart, and an e
 leaves nothing switched off.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -57,6 +57,11 @@ def called_module(fx_node: fx.Node) -> str | None:
     """Return the path of the module that an op calls, in contexts or not; None if it calls none."""
     called = fx_node.target if fx_node.op == "call_module" else fx_node.meta.get(CALLED)
     return None if called is None else str(called)
+
+
+def called_modules(fx_nodes: Iterable[fx.Node]) -> Iterator[str]:
+    """Yield the paths of the modules that `fx_nodes` call, one for each call."""
+    return (path for fx_node in fx_nodes if (path := called_module(fx_node)) is not None)
 
 
 def _within(contexts: tuple[Context, ...], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import fx, nn
 
 from dggraph.compiler.calls import STACK, Site, find_sites, stand_in
-from dggraph.compiler.contexts import called_module
+from dggraph.compiler.contexts import called_modules
 from dggraph.compiler.hooked_calls import enter, entered, leave
 from dggraph.compiler.naming import read_taken_names_
 from dggraph.errors import DggraphWarning, HookError
@@ -321,5 +321,5 @@ def _is_run(graph_module: fx.GraphModule, path: str, called: Collection[nn.Modul
 
 def _called(graph_module: fx.GraphModule) -> set[nn.Module | None]:
     """Return the modules that the graph calls directly."""
-    paths = set(map(called_module, graph_module.graph.nodes))
-    return {_module_at(graph_module, path) for path in paths if path is not None}
+    paths = set(called_modules(graph_module.graph.nodes))
+    return {_module_at(graph_module, path) for path in paths}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from dggraph.compiler.aliasing import may_overwrite
-from dggraph.compiler.contexts import called_module
+from dggraph.compiler.contexts import called_modules
 from dggraph.compiler.edge_writer import stage_topology
 from dggraph.compiler.lowered import LoweredModule, StageRouting
 from dggraph.compiler.naming import read_taken_names_
@@ -163,13 +163,8 @@ def cut(lowered: LoweredModule, graph: DynamicGraph, plan: Sequence[StagePlan]) 
         ):
             ordered[-1].append(fx_node)  # type: ignore[union-attr]
     ordered = [part for part in ordered if part]
-    called = {
-        path
-        for stage in stages
-        for block in stage.blocks
-        for name in block.fx_nodes
-        if (path := called_module(by_name[name])) is not None
-    }
+    blocks = [block for stage in stages for block in stage.blocks]
+    called = set(called_modules(by_name[name] for block in blocks for name in block.fx_nodes))
     norms = tuple(
         tuple(path.split(".")) for module in sorted(called) for path in batch_norms(lowered, module)
     )

@@ -118,11 +118,7 @@ def evaluate(
                 output = model(images.to(device))
             logits = output.cpu()
             num_classes = logits.shape[1]
-            if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-                raise InputError(
-                    f"there are labels from {int(labels.min())} to {int(labels.max())}, but the"
-                    f" model has {num_classes} outputs, and labels count from 0; set num_classes."
-                )
+            refuse_other_labels(labels, num_classes)
             best = logits.topk(min(5, num_classes), dim=1).indices
             is_right_B = best[:, 0] == labels
             counts += torch.tensor(
@@ -163,6 +159,15 @@ def evaluate(
         num_paths=len(merged) if static is not None else None,
         path_entropy_bits=entropy_bits(merged) if static is not None else None,
     )
+
+
+def refuse_other_labels(labels_B: torch.Tensor, num_outputs: int) -> None:
+    """Raise InputError if a label is not the index of an output."""
+    if int(labels_B.min()) < 0 or int(labels_B.max()) >= num_outputs:
+        raise InputError(
+            f"there are labels from {int(labels_B.min())} to {int(labels_B.max())}, but the model"
+            f" has {num_outputs} outputs, and labels count from 0; set num_classes."
+        )
 
 
 def own_batches(num_images: int, batch_size: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Subset
 
 from dggraph.data.image_sets import evenly_spaced
 from dggraph.errors import InputError
-from dggraph.evaluation.accuracy import own_batches
+from dggraph.evaluation.accuracy import own_batches, refuse_other_labels
 from dggraph.graph.analysis import Change
 from dggraph.network.decisions import refuse_nan
 from dggraph.network.gate_contexts import own_thresholds, pinned_gates
@@ -100,11 +100,7 @@ def record(net: DynamicNetwork, images: Images, num_classes: int = 0) -> Recorde
     for batch, labels in images.read():
         output, gates = net(batch, return_gates=True)
         num_classes = max(num_classes, output.shape[1])
-        if int(labels.min()) < 0 or int(labels.max()) >= output.shape[1]:
-            raise InputError(
-                f"there are labels from {int(labels.min())} to {int(labels.max())}, but the model"
-                f" has {output.shape[1]} outputs, and labels count from 0; set num_classes."
-            )
+        refuse_other_labels(labels, output.shape[1])
         parts["labels"].append(labels)
         parts["kept"].append(gates.macs().cpu() / net.macs_table.static)
         for stage in net.graph.stages:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from dggraph.compiler.contexts import called_module
+from dggraph.compiler.contexts import called_modules
 from dggraph.compiler.copying import computed_weights
 from dggraph.compiler.fingerprints import qualified_name
 from dggraph.compiler.lowered import ROUTING, LoweredModule, routing_name
@@ -80,11 +80,7 @@ def replaced_modules(lowered: LoweredModule, outline: Outline) -> set[str]:
         outline: The structure that it was built with.
     """
     then, leaves = dict(outline), fx.Tracer()
-    called = {
-        path: lowered.get_submodule(path)
-        for fx_node in lowered.graph.nodes
-        if (path := called_module(fx_node)) is not None
-    }
+    called = {path: lowered.get_submodule(path) for path in called_modules(lowered.graph.nodes)}
     return {
         path
         for path, module in called.items()

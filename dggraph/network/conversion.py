@@ -179,8 +179,7 @@ def _in_mode_of_(net: DynamicNetwork, model: nn.Module) -> DynamicNetwork:
 
 def _refuse_no_output(graph: fx.Graph, name: str) -> None:
     """Raise InputError if nothing that a backbone returns is computed in its forward."""
-    (output,) = (fx_node for fx_node in graph.nodes if fx_node.op == "output")
-    if not output.all_input_nodes:
+    if not graph.output_node().all_input_nodes:
         raise no_tensors(name)
 
 

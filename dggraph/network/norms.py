@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import (
     _BatchNorm,
 )  # no public name covers 1d, 2d, 3d and SyncBatchNorm; update_bn imports it too
 
-from dggraph.compiler.contexts import called_module
+from dggraph.compiler.contexts import called_modules
 from dggraph.errors import HookError, InputError
 from dggraph.network.network import DynamicNetwork
 from dggraph.network.requirements import require_converted
@@ -221,8 +221,5 @@ def _run_on_whole_batches(net: DynamicNetwork) -> set[str]:
         for block in stage.blocks
         for name in block.fx_nodes
     }
-    return {
-        path
-        for fx_node in net.lowered.graph.nodes
-        if fx_node.name in inside and (path := called_module(fx_node)) is not None
-    }
+    fx_nodes = net.lowered.graph.nodes
+    return set(called_modules(fx_node for fx_node in fx_nodes if fx_node.name in inside))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dggraph.compiler.contexts import called_module
+from dggraph.compiler.contexts import called_modules
 from dggraph.compiler.identities import Identities
 from dggraph.compiler.lowered import LoweredModule
 from dggraph.errors import StructureError
@@ -37,9 +37,7 @@ class Place(NamedTuple):
 
 def places_of(lowered: LoweredModule) -> tuple[Place, ...]:
     """Return every module that the graph of `lowered` reaches, owners first."""
-    calls = dict.fromkeys(
-        path for fx_node in lowered.graph.nodes if (path := called_module(fx_node)) is not None
-    )
+    calls = dict.fromkeys(called_modules(lowered.graph.nodes))
     reads = dict.fromkeys(
         str(fx_node.target).rpartition(".")[0]
         for fx_node in lowered.graph.nodes

@@ -209,10 +209,7 @@ def close_parts(
 
 def shrink_parts(settled_BEP: Tensor, threshold: Tensor | float) -> Tensor:
     """Compute `gating.shrink` for all parts: those of an open edge that lie below become 0."""
-    if isinstance(threshold, Tensor):
-        tau = threshold.to(settled_BEP)
-    else:
-        tau = settled_BEP.new_tensor(threshold)
+    tau = torch.as_tensor(threshold, dtype=settled_BEP.dtype, device=settled_BEP.device)
     shrunk_BEP = (settled_BEP - tau).clamp_min(0) / (1 - tau)
     return straight_through(shrunk_BEP, settled_BEP / (1 - tau))
 
